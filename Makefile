@@ -1,0 +1,56 @@
+# Everything a fresh machine needs. Each target sets up .venv first if that is needed; nothing is installed outside it.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu lint bench
+export PYTHONUNBUFFERED := 1
+
+PY := .venv/bin/python
+READY := .venv/.ready
+
+# The first of these that runs, is >= 3.12 and can make environments (pyenv's shims exist for versions that are switched off).
+CANDIDATES = python3.12 python3.13 python3 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python \
+	"$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.13*/bin/python
+CHECK = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
+FOUND = $(shell for p in $(CANDIDATES); do "$$p" -c '$(CHECK)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+NONE = no Python >= 3.12 with its venv module: install one (apt install python3.12-venv, or pyenv install 3.12) \
+	or name it: make setup PYTHON=/path/to/python3.12
+PYTHON = $(or $(FOUND),$(error $(NONE)))
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+
+setup: $(READY)  ## the environment alone, in .venv (several GB, once)
+
+# .unfinished stands in a new .venv until it is filled: what an interrupted set-up left is emptied and made anew.
+$(READY): setup.py constraints.txt
+	@python="$(PYTHON)"; rm -f $@; \
+	if [ -e .venv/.unfinished ] || ! $(PY) -c '' 2>/dev/null; then \
+		echo "setting up .venv with $$python"; mkdir -p .venv; touch .venv/.unfinished; \
+		find .venv -mindepth 1 ! -path .venv/.unfinished -delete; "$$python" -m venv .venv; \
+	fi; \
+	$(PY) -c '$(CHECK)' || { echo "error: .venv holds $$($(PY) --version), 3.12 or later is needed: remove .venv" >&2; exit 1; }; \
+	$(PY) -m pip install --disable-pip-version-check -e '.[test]' -c constraints.txt; \
+	rm -f .venv/.unfinished; touch $@
+
+demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
+	$(PY) examples/pretrain_bar.py tiny --out runs/tiny
+
+test: $(READY)  ## the test suite
+	$(PY) -m pytest -m "not slow and not gpu and not faults" tests
+
+test-slow: $(READY)  ## the longer tests: kills, full disks, whole trainings
+	$(PY) -m pytest -m "(slow or faults) and not gpu" tests
+
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	$(PY) -m pytest -m gpu tests
+
+lint: $(READY)  ## ruff
+	$(PY) -m ruff check .
+
+bench: $(READY)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+	@mkdir -p runs; : > runs/bench.log; status=0; \
+	for bench in $(sort $(wildcard benchmarks/bench_*.py)); do \
+		echo "== $$bench"; $(PY) "$$bench" 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \
+	done; \
+	echo; grep '^ratio ' runs/bench.log || echo "no figures"; exit $$status

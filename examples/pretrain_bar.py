@@ -1,0 +1,50 @@
+"""Runs a BAR recipe: all of it, one expert, or one stage; alone or under torchrun.
+
+    python examples/pretrain_bar.py tiny --out runs/tiny
+    torchrun --nproc-per-node 2 examples/pretrain_bar.py tiny --out runs/tiny --expert math --stage sft
+    python examples/pretrain_bar.py olmo2_7b --dry-run
+
+Run again, it continues where it stopped. Exit status 0 only when everything asked for is there.
+"""
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+
+from megatron_bar import cli
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="tiny, olmo2_7b, module:function or file.py:function")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument("--expert", help="only the steps of this expert")
+    parser.add_argument("--stage", help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, report")
+    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="A.B=VALUE", help="change the recipe, e.g. route.stage.optim.lr=1e-4")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, stage by stage, and what trains")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    from megatron_bar.config import override
+    from megatron_bar.parallel.state import distributed, is_rank_zero
+    from megatron_bar.pipeline import Pipeline
+    from megatron_bar.recipes import load_recipe
+    from megatron_bar.recipes.show import describe, dense_shape
+
+    recipe = override(load_recipe(args.recipe), args.changes)
+    pipeline = Pipeline(recipe, args.out or Path("runs") / recipe.name)
+    steps = pipeline.select(expert=args.expert, stage=args.stage)
+    if args.dry_run:
+        print(*describe(recipe, dense_shape(recipe)), sep="\n")
+        return
+    with distributed(timeout=timedelta(hours=2)):
+        pipeline.run(steps, lambda line: print(line, flush=True) if is_rank_zero() else None)
+        report = pipeline.path("report.md")
+        if is_rank_zero() and steps[-1].name == "report.md":
+            print(report.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    cli.run(main)

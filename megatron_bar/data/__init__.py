@@ -1,0 +1,1 @@
+"""From text and chats to batches of token ids; never imports models."""

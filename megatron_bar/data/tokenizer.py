@@ -1,0 +1,160 @@
+"""Text to ids: the tokenizer of a Hugging Face folder, a SentencePiece model, or one trained here.
+
+Text never yields a special token: a literal ``<|endoftext|>`` in a user's words is spelled out in ordinary pieces (transformers'
+default would end the text there). Special ids are put in by chat.py and by the packer alone. The trained tokenizer is a
+byte-level BPE as OLMo 2's, with its own splitting rule: one digit per token, and tags such as <|user|> or <functions> whole.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from megatron_bar.errors import BarError
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}"
+    "{% else %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+_PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+|<|\s+"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BpeText:
+    """A ``tokenizers`` tokenizer behind the project's interface."""
+
+    tokenizer: Tokenizer
+    eos_id: int
+    pad_id: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode_text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Special tokens are left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePieceText:
+    """A SentencePiece model behind the same interface; control symbols in text are never read as such by SentencePiece itself."""
+
+    processor: object
+    eos_id: int
+    pad_id: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.processor.vocab_size()
+
+    def encode_text(self, text: str) -> list[int]:
+        return self.processor.encode(text, add_bos=False, add_eos=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.processor.decode(list(ids))
+
+
+def load_tokenizer(path: Path | str) -> BpeText | SentencePieceText:
+    """The tokenizer of a Hugging Face folder, or of a SentencePiece ``.model`` file."""
+    path = Path(path)
+    if path.suffix == ".model":
+        return _load_sentencepiece(path)
+    file = path if path.suffix == ".json" else path / "tokenizer.json"
+    if not file.is_file():
+        model = path / "tokenizer.model"
+        if model.is_file():
+            return _load_sentencepiece(model)
+        raise BarError(f"{file}: not found; expected a tokenizer.json, or a SentencePiece tokenizer.model")
+    return _load_bpe(file)
+
+
+def _load_bpe(file: Path) -> BpeText:
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
+        raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    config = _read_config(file.parent / "tokenizer_config.json")
+    eos = _token_id(tokenizer, config, "eos_token", END, special, file)
+    pad = _token_id(tokenizer, config, "pad_token", PAD, special, file)
+    return BpeText(tokenizer=tokenizer, eos_id=eos, pad_id=pad)
+
+
+def _token_id(tokenizer: Tokenizer, config: dict, field: str, default: str, special: set, file: Path) -> int:
+    name = config.get(field) or default
+    name = name["content"] if isinstance(name, dict) else name
+    number = tokenizer.token_to_id(name)
+    if number is None:
+        raise BarError(f"{file}: {field} {name!r} is not in the vocabulary")
+    if name not in special:
+        raise BarError(f"{file}: {field} {name!r} is not marked as a special token, so text could contain it")
+    return number
+
+
+def _read_config(file: Path) -> dict:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BarError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise BarError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _load_sentencepiece(path: Path) -> SentencePieceText:
+    from sentencepiece import SentencePieceProcessor  # here: only such models need the library
+
+    if not path.is_file():
+        raise BarError(f"{path}: not found; expected a SentencePiece model")
+    try:
+        processor = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise BarError(f"{path}: not a readable SentencePiece model: {str(error).splitlines()[0]}") from None
+    eos, pad = processor.eos_id(), processor.pad_id()
+    if eos < 0:
+        raise BarError(f"{path}: the SentencePiece model has no end-of-sentence piece, which chats and packing need")
+    return SentencePieceText(processor=processor, eos_id=eos, pad_id=pad if pad >= 0 else eos)
+
+
+def train_tokenizer(texts: Iterable[str], out: Path | str, *, vocab_size: int) -> BpeText:
+    """Trains a byte-level BPE on ``texts`` and writes a folder that transformers.AutoTokenizer loads."""
+    out = Path(out)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (END, PAD)])
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END,
+        "eos_token": END,
+        "pad_token": PAD,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return load_tokenizer(out)

@@ -1,0 +1,132 @@
+"""The tiny world: seven skills that mirror the published categories (bar.md section 5), learned on a laptop's CPU.
+
+``build`` writes everything the recipe reads as JSONL, all of it a function of the seed. A task is an instance of a template; a
+hash of its key puts it on one side of the split, so no held-out instance is ever drawn by a training stage. Left out: web text,
+preference data, multi-turn chats, and reasoning-gym, whose tasks need more words than this vocabulary has.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from megatron_bar.data.tokenizer import train_tokenizer
+from megatron_bar.data.world import chat, code, knowledge, math, prose, reasoning, safety, tool_use
+from megatron_bar.data.world.lexicon import Example, Split
+
+SKILLS = ("knowledge", "reasoning", "chat", "math", "code", "tool_use", "safety")
+DOMAINS = ("math", "code", "tool_use", "safety")
+GENERAL_SHARES = {"knowledge": 0.2, "reasoning": 0.3, "chat": 0.4, "how_to": 0.1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Rows per file."""
+
+    pretrain: int = 44000
+    midtrain: int = 6000
+    sft_general: int = 3000
+    sft_domain: int = 2000
+    rlvr: int = 1000
+    test: int = 120
+    vocabulary: int = 1000
+
+
+def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
+    """How to draw an example of each skill, and of ``how_to``, the general data's harmless requests."""
+    table = knowledge.facts(seed)
+    return {
+        "knowledge": lambda rng: knowledge.sample(rng, table),
+        "reasoning": reasoning.sample,
+        "chat": chat.sample,
+        "math": math.sample,
+        "code": code.sample,
+        "tool_use": tool_use.sample,
+        "safety": safety.sample,
+        "how_to": safety.how_to,
+    }
+
+
+def pretraining(seed: int, count: int) -> Iterator[str]:
+    rng, split, table = Random(f"{seed}/pretrain"), Split(seed=seed), knowledge.facts(seed)
+
+    def puzzle(rng):
+        example = split.draw(reasoning.sample, rng)
+        return f"{example.prompt[0]['content']} {example.answer}"
+
+    kinds = {
+        (lambda rng: knowledge.pretrain(rng, table)): 16,
+        math.pretrain: 16,
+        math.chained: 12,
+        puzzle: 12,
+        safety.pretrain: 8,
+        prose.echo: 24,
+        prose.record: 12,
+        prose.json_record: 8,
+        prose.quote: 8,
+        prose.story: 4,
+        prose.counting: 2,
+        prose.letters: 2,
+    }
+    for kind in rng.choices(list(kinds), weights=list(kinds.values()), k=count):
+        yield kind(rng)
+
+
+def test_set(seed: int, skill: str, count: int) -> list[Example]:
+    """Distinct held-out instances."""
+    rng, split = Random(f"{seed}/test/{skill}"), Split(seed=seed)
+    sample = code.sample_test if skill == "code" else samplers(seed)[skill]
+    found = {}
+    for _ in range(1000 * count):
+        example = split.draw(sample, rng, test=True)
+        found.setdefault(example.key, example)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def training_set(seed: int, stage: str, skill: str, count: int) -> list[Example]:
+    rng, split, sample = Random(f"{seed}/{stage}/{skill}"), Split(seed=seed), samplers(seed)[skill]
+    return [split.draw(sample, rng) for _ in range(count)]
+
+
+def build(out: Path | str, *, seed: int, sizes: Sizes = Sizes()) -> Path:
+    """Writes every file of the world and its tokenizer into ``out``."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    split = Split(seed=seed)
+    _write(out / "pretrain.jsonl", ({"text": text} for text in pretraining(seed, sizes.pretrain)))
+    for skill, module in (("math", math), ("code", code)):
+        rng = Random(f"{seed}/midtrain/{skill}")
+        _write(out / f"midtrain_{skill}.jsonl", ({"text": module.midtrain(rng, split)} for _ in range(sizes.midtrain)))
+        _write(out / f"rlvr_{skill}.jsonl", (e.task() for e in training_set(seed, "rlvr", skill, sizes.rlvr)))
+    general = [
+        example.chat(skill)
+        for skill, share in GENERAL_SHARES.items()
+        for example in training_set(seed, "sft", skill, round(share * sizes.sft_general))
+    ]
+    Random(f"{seed}/general").shuffle(general)
+    _write(out / "sft_general.jsonl", general)
+    for skill in DOMAINS:
+        _write(out / f"sft_{skill}.jsonl", (e.chat(skill) for e in training_set(seed, "sft", skill, sizes.sft_domain)))
+    for skill in SKILLS:
+        _write(out / f"test_{skill}.jsonl", (e.task() for e in test_set(seed, skill, sizes.test)))
+    train_tokenizer(_texts(out), out / "tokenizer", vocab_size=sizes.vocabulary)
+    return out
+
+
+def _write(path: Path, rows) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _texts(out: Path) -> Iterator[str]:
+    """Every training text, chats as their template renders them."""
+    for path in sorted(out.glob("*.jsonl")):
+        if path.name.startswith(("test_", "rlvr_")):
+            continue
+        for line in path.open(encoding="utf-8"):
+            row = json.loads(line)
+            yield row["text"] if "text" in row else "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in row["messages"])

@@ -1,0 +1,74 @@
+"""Words of the tiny world, the shape of one example, and the split that keeps test instances out of training."""
+
+import hashlib
+from dataclasses import dataclass
+from random import Random
+
+NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Joy", "Kim", "Leo", "Mia", "Noa", "Otto", "Pia")
+ANIMALS = ("fox", "owl", "wolf", "bear", "cat", "dog", "hen", "goat")
+COLORS = ("red", "blue", "green", "black", "white", "pink", "brown", "gray")
+FOODS = ("bread", "rice", "soup", "fish", "corn", "plum", "cake", "milk")
+CRAFTS = ("glass", "wool", "clay", "iron", "paper", "silk", "rope", "salt")
+THINGS = ("lamp", "chair", "book", "door", "coin", "hat", "drum", "key", "cup", "ring")
+PLACES = ("box", "bag", "barn", "shed", "shop", "well", "tent", "boat")
+OTHERS = (
+    "step",
+    "calc",
+    "solve",
+    "turn",
+    "move",
+    "change",
+    "function",
+    "adds",
+    "rest",
+    "help",
+    "with",
+    "find",
+    "send",
+    "weather",
+    "light",
+    "train",
+)
+"""Words that the domains use; pretraining only copies them."""
+WORDS = ANIMALS + COLORS + FOODS + THINGS
+
+HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One task: what is asked, a right answer, and how any other answer is graded."""
+
+    key: tuple
+    """The template instance (operands, entities, schema); the split is decided on it."""
+    prompt: tuple[dict, ...]
+    answer: str
+    verifier: str
+    truth: object
+
+    def chat(self, source: str) -> dict:
+        return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer}], "source": source}
+
+    def task(self) -> dict:
+        return {"messages": list(self.prompt), "verifier": self.verifier, "truth": self.truth}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which side of the split an instance is on: a hash of its key, so no stage can disagree with another."""
+
+    seed: int
+
+    def held_out(self, key: tuple) -> bool:
+        digest = hashlib.blake2b(repr((self.seed, key)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64
+
+    def draw(self, sample, rng: Random, *, test: bool = False):
+        """Calls ``sample(rng)``, whose result has a ``key``, until it lies on the wanted side."""
+        while self.held_out((example := sample(rng)).key) != test:
+            pass
+        return example
+
+
+def user(content: str) -> tuple[dict, ...]:
+    return ({"role": "user", "content": content},)

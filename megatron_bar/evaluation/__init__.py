@@ -1,0 +1,1 @@
+"""Measuring anchors, experts and merged models."""

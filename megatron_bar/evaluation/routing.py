@@ -1,0 +1,36 @@
+"""Where tokens go: the mean weight each expert gets on each domain's texts."""
+
+import torch
+import torch.distributed as dist
+
+from megatron_bar.data.batch import Document, concatenate_and_cut
+from megatron_bar.models.build import LanguageModel
+from megatron_bar.parallel import cpu
+
+
+@torch.no_grad()
+def expert_shares(model: LanguageModel, documents: list[Document], *, length: int, rows: int = 32) -> list[list[float]]:
+    """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of ``length`` tokens. Collective.
+
+    Texts run on without padding, so that no padding token is counted. The model must not be spread over pipeline ranks.
+    """
+    total = torch.zeros(model.shape.num_layers, model.shape.num_experts, dtype=torch.float64, device=cpu.device())
+    count = torch.zeros(1, dtype=torch.float64, device=cpu.device())
+
+    def watch(layer_number: int, probs: torch.Tensor) -> None:
+        total[layer_number - 1] += probs.double().sum(0)
+        count.add_(len(probs) / model.shape.num_layers)
+
+    packed = concatenate_and_cut(documents, length)
+    for router in model.routers():
+        router.watch = watch
+    try:
+        for start in range(0, min(rows, len(packed)), 8):
+            batch = packed.take(torch.arange(start, min(start + 8, rows, len(packed))).numpy()).to(cpu.device())
+            model(batch.ids, batch.positions, labels=batch.labels)
+    finally:
+        for router in model.routers():
+            router.watch = None
+    dist.all_reduce(total)
+    dist.all_reduce(count)
+    return (total / count).tolist()

@@ -1,0 +1,1 @@
+"""The three moves of BAR on folders: branch, merge, and what surrounds them."""

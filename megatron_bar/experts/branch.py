@@ -1,0 +1,176 @@
+"""Branch: two dense OLMo 2 folders become one FlexOlmo folder with an anchor and a domain expert.
+
+BAR section "upcycling" (arXiv 2604.18473 and its released recipe): expert 0 and everything shared come from the post-trained
+model, expert 1 from a pretrained one; both experts are always active and their probabilities are not renormalised. With softmax
+over two experts and equal FFNs the branch computes exactly the dense model, whatever the router holds.
+
+Router rows start as N(0, 0.02) (the released recipe), as domain embeddings (the real runs) or as zeros. A domain embedding is
+the mean input embedding of a text of the domain, scaled to a norm of 0.5, the same in every layer.
+Left out: FlexOlmo's embedding model for the domain texts; the anchor's own input embedding lives in the router's space already.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from blake3 import blake3
+from tokenizers import Tokenizer
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
+from megatron_bar.weights.groups import ParamGroup, classify, expert_index
+from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
+from megatron_bar.weights.hf_config import DENSE
+from megatron_bar.weights.manifest import Expert, Manifest, Source, has_manifest, read_manifest
+from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out, write_folder
+
+RouterInit = Literal["normal", "domain", "zero"]
+ROUTER_STD = 0.02
+EMBEDDING = "model.embed_tokens.weight"
+DOMAIN_NORM = 0.5
+"""The published runs' router rows have norms 0.41 to 0.54."""
+
+_MUST_AGREE = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "dtype")
+_FROM_ANCHOR = ("vocab_size", "rope_theta", "rms_norm_eps", "max_positions")
+"""May differ (the published inputs differ in the first two); the user is told."""
+
+
+def branch(
+    anchor: Path | str,
+    domain_init: Path | str,
+    out: Path | str,
+    *,
+    router_init: RouterInit,
+    seed: int = 0,
+    general_text: Path | str | None = None,
+    domain_text: Path | str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: Verify = "weights",
+    progress: Progress = silent,
+) -> tuple[Folder, list[str]]:
+    """The branched folder, and notes on what differed and was taken from the anchor."""
+    check_out(out)
+    first, second = _open_dense(anchor), _open_dense(domain_init)
+    require_tokenizer(first.path)
+    notes = _compare_inputs(first, second)
+    row = _router_rows(first, router_init, seed, general_text, domain_text)
+    lineage = read_manifest(first.path).experts if has_manifest(first.path) else ()
+    config = dataclasses.replace(first.config.with_experts(2), norm_topk_prob=False)
+    sources = tuple(
+        Source(role=role, name=folder.path.resolve().name, hash=folder_hash(hash_units(folder, finite=True, progress=progress)))
+        for role, folder in (("anchor", first), ("domain_init", second))
+    )
+
+    def produce(name: str) -> torch.Tensor:
+        if classify(name) is ParamGroup.ROUTER:
+            return torch.stack([row(name, 0), row(name, 1)]).to(getattr(torch, config.dtype))
+        expert = expert_index(name)
+        if expert is None:
+            return first.read(name)
+        return (first, second)[expert].read(name.replace(f".experts.{expert}.", "."))
+
+    def manifest(written: Folder) -> Manifest:
+        digest = anchor_hash(hash_units(written, progress=progress))
+        stages = lineage[0].stages if lineage else ()
+        experts = (
+            Expert(index=0, name="anchor", stages=stages, anchor_hash=digest),
+            Expert(index=1, name="domain", anchor_hash=digest),
+        )
+        return Manifest(
+            family=config.family,
+            kind="branched",
+            stage="branch",
+            anchor_hash=digest,
+            experts=experts,
+            sources=sources,
+            notes=tuple(notes),
+        )
+
+    folder = write_folder(
+        out,
+        config,
+        produce,
+        companions_from=first.path,
+        manifest=manifest,
+        max_shard_bytes=max_shard_bytes,
+        verify=verify,
+        progress=progress,
+    )
+    return folder, notes
+
+
+def _open_dense(path: Path | str) -> Folder:
+    folder = Folder.open(path)
+    if folder.config.family != DENSE:
+        raise BarError(f"{folder.path}: branching expected a dense OLMo 2 folder, got {folder.config.num_experts} experts")
+    return folder
+
+
+def _compare_inputs(anchor: Folder, domain_init: Folder) -> list[str]:
+    require_same_config(anchor, domain_init, _MUST_AGREE)
+    kept, other = vars(anchor.config), vars(domain_init.config)
+    return [
+        f"{name} differs: {kept[name]} is kept from the anchor, the domain init has {other[name]}"
+        for name in _FROM_ANCHOR
+        if kept[name] != other[name]
+    ]
+
+
+def _router_rows(
+    anchor: Folder, router_init: RouterInit, seed: int, general_text: Path | str | None, domain_text: Path | str | None
+) -> Callable[[str, int], torch.Tensor]:
+    """(router name, row) -> the row's start in float32. Row 0 is blind to the domain, so that branches share their anchor."""
+    if router_init != "domain" and (general_text or domain_text):
+        raise BarError(f"texts are only used with router init 'domain', got {router_init!r}")
+    if router_init == "zero":
+        return lambda name, row: torch.zeros(anchor.config.hidden_size)
+    if router_init == "normal":
+        return lambda name, row: _normal_row(anchor.config.hidden_size, f"{seed}/{name}/{row}")
+    if router_init == "domain":
+        if general_text is None or domain_text is None:
+            raise BarError("router init 'domain' expected a general text (row 0) and a domain text (row 1), got only one or none")
+        rows = [domain_embedding(anchor, text) for text in (general_text, domain_text)]
+        return lambda name, row: rows[row]
+    raise BarError(f"router init expected normal, domain or zero, got {router_init!r}")
+
+
+def _normal_row(width: int, key: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(int.from_bytes(blake3(key.encode()).digest(7)))
+    return ROUTER_STD * torch.randn(width, generator=generator)
+
+
+def domain_embedding(folder: Folder, text: Path | str) -> torch.Tensor:
+    """The mean input embedding of the text's tokens, scaled to `DOMAIN_NORM`."""
+    counts = _token_counts(folder, Path(text))
+    start = 0
+    mean = torch.zeros(folder.config.hidden_size, dtype=torch.float64)
+    for chunk in folder.chunks(EMBEDDING):
+        mean += counts[start : start + len(chunk)] @ chunk.double()
+        start += len(chunk)
+    if not 0 < mean.norm() < torch.inf:
+        raise BarError(
+            f"{folder.path}: tensor {EMBEDDING!r}: expected rows with a mean to point along for {text}, got {mean.norm()}"
+        )
+    return (DOMAIN_NORM * mean / mean.norm()).float()
+
+
+def _token_counts(folder: Folder, text: Path) -> torch.Tensor:
+    path = folder.path / "tokenizer.json"
+    if not path.is_file():
+        raise BarError(f"{path}: not found; expected for router init 'domain', which reads its texts with the folder's tokenizer")
+    tokenizer = Tokenizer.from_file(str(path))
+    counts = torch.zeros(folder.config.vocab_size, dtype=torch.float64)
+    try:
+        with text.open(encoding="utf-8") as lines:
+            for line in lines:
+                ids = torch.tensor(tokenizer.encode(line, add_special_tokens=False).ids, dtype=torch.long)
+                if len(ids) and ids.max() >= len(counts):
+                    raise BarError(f"{path}: token ids expected below vocab_size {len(counts)}, got {ids.max()} in {text}")
+                counts += torch.bincount(ids, minlength=len(counts))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BarError(f"{text}: not readable as UTF-8 text: {error}") from None
+    if not counts.any():
+        raise BarError(f"{text}: expected text, got no tokens")
+    return counts

@@ -1,0 +1,127 @@
+"""The only file that knows Megatron's GPTModel: from a config to this rank's part of a model.
+
+``model(ids, positions, labels=labels)`` is the one forward pass of every stage: next-token loss, SFT loss, GRPO's
+log-probabilities and router training are reductions of the ``nll`` it returns.
+"""
+
+import logging
+import warnings
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
+from torch import Tensor
+
+from megatron_bar.models.layers import KVCache, Sequences, token_nll
+from megatron_bar.models.olmo2 import block_spec, megatron_config, weight_op
+from megatron_bar.models.ops import WeightOp
+from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
+from megatron_bar.weights.hf_config import ModelConfig
+
+
+class LanguageModel(GPTModel):
+    """This rank's layers of an OLMo 2 or FlexOlmo model, on this rank's device."""
+
+    def __init__(self, shape: ModelConfig, layout: ParallelConfig, *, recompute: bool = False):
+        megatron = megatron_config(shape, layout, recompute=recompute)
+        spec = block_spec(shape, megatron, shape.num_layers // layout.pipeline)
+        logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # "GPTModel is deprecated"
+        super().__init__(
+            config=megatron,
+            transformer_layer_spec=spec,
+            vocab_size=padded_vocab_size(shape.vocab_size, layout.tensor),
+            max_sequence_length=shape.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+            position_embedding_type="none",  # RoPE belongs to the attention core, which knows the positions
+            pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+        )
+        self.shape, self.layout = shape, layout
+        for index, layer in enumerate(self.decoder.layers):
+            layer.self_attention.core_attention.layer = index
+        if self.pre_process and recompute:
+            # An activation checkpoint whose input needs no gradient gives none to the layers inside it: with a frozen
+            # embedding the experts of the first layers would silently stay as they are.
+            self.embedding.register_forward_hook(
+                lambda _, __, out: out.requires_grad_() if torch.is_grad_enabled() and not out.requires_grad else out
+            )
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        *,
+        labels: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """One pass over ``ids`` ``[b, s]`` (int64) at ``positions`` ``[b, s]``.
+
+        With ``labels`` ``[b, s]`` (the token each position should predict; negative: no loss there): ``(nll, lse)``,
+        both ``[b, s]`` fp32. Without: logits ``[b, s, vocab_size]``, gathered over TP, without the padding.
+        ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``: see `Sequences`; ``keep``
+        then picks the positions of the flat batch whose logits are wanted. Pipeline ranks before the last return hidden
+        states for the next one instead.
+        """
+        seqs = Sequences(positions=positions, documents=documents, cache=cache)
+        seqs.prepare(theta=self.shape.rope_theta, width=self.shape.head_dim)
+        return super().forward(
+            ids,
+            positions,
+            None,
+            packed_seq_params=seqs,
+            output_processor=self._nll if labels is not None else self._logits,
+            output_processor_context=keep if labels is None else labels,
+        )
+
+    def _nll(self, *, hidden_states: Tensor, context: Tensor, **_) -> tuple[Tensor, Tensor]:
+        logits, _ = self.output_layer(hidden_states)
+        return token_nll(logits, context, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
+
+    def _logits(self, *, hidden_states: Tensor, context: Tensor | None, **_) -> Tensor:
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=group)
+        if context is not None:
+            hidden_states = hidden_states[context]
+        logits = gather_from_tensor_model_parallel_region(F.linear(hidden_states, self.output_layer.weight), group=group)
+        return logits.transpose(0, 1)[..., : self.shape.vocab_size]
+
+    def new_cache(self, *, rows: int, max_length: int) -> KVCache:
+        """An empty cache for the layers of this rank."""
+        return KVCache(
+            layers=len(self.decoder.layers),
+            rows=rows,
+            heads=self.shape.num_kv_heads // self.layout.tensor,
+            max_length=max_length,
+            width=self.shape.head_dim,
+            dtype=self.config.params_dtype,
+        )
+
+    def weight_ops(self) -> dict[str, WeightOp]:
+        """For every parameter of this rank: the folder's tensors it is cut from."""
+        first_layer = self.decoder.layers[0].layer_number - 1
+        experts = self.shape.num_experts // self.layout.expert
+        first_expert = parallel_state.get_expert_model_parallel_rank() * experts
+        return {
+            name: weight_op(self.shape, name, first_layer=first_layer, first_expert=first_expert)
+            for name, _ in self.named_parameters()
+        }
+
+    def routers(self):
+        """The routers of this rank's layers; none in a dense model."""
+        return [layer.mlp.router for layer in self.decoder.layers] if self.shape.num_experts else []
+
+
+def build_model(shape: ModelConfig, layout: ParallelConfig, *, recompute: bool = False) -> LanguageModel:
+    """This rank's part of the model, its weights not yet set (see shards.load_folder)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LanguageModel(shape, layout, recompute=recompute)

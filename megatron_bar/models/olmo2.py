@@ -1,0 +1,151 @@
+"""OLMo 2 and FlexOlmo in Megatron-Core's terms: config, layer spec, and which tensor is which parameter.
+
+Source: transformers models/olmo2 and models/flex_olmo. FlexOlmo is OLMo 2 with an MoE for the FFN; nothing here knows
+how many experts there are or what they are called.
+"""
+
+import re
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_bar.errors import BarError
+from megatron_bar.models.layers import CoreAttention, KNorm, PostNormResidual, QNorm, RMSNorm
+from megatron_bar.models.moe import AnchoredMoE, Router
+from megatron_bar.models.ops import Columns, GateUp, QueryKeyValue, Rows, WeightOp, Whole
+from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.weights.hf_config import ModelConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: bool) -> TransformerConfig:
+    """Megatron's description of the same model, in the dtype of its folder."""
+    if config.dtype not in DTYPES:
+        raise BarError(f"training dtype must be one of {', '.join(DTYPES)}, got {config.dtype!r}")
+    dtype = DTYPES[config.dtype]
+    moe = {
+        "num_moe_experts": config.num_experts,
+        "moe_router_topk": config.experts_per_token,
+        "moe_ffn_hidden_size": config.intermediate_size,
+        "moe_router_load_balancing_type": "none",
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": False,  # the fused experts are one parameter, of which no single expert can be frozen
+        "add_bias_linear": False,
+    }
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        num_query_groups=config.num_kv_heads,
+        kv_channels=config.head_dim,
+        ffn_hidden_size=config.intermediate_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=config.rms_norm_eps,
+        qk_layernorm=True,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        perform_initialization=False,  # weights come from a folder, always
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        sequence_parallel=layout.tensor > 1,
+        gradient_accumulation_fusion=_has_fused_weight_gradients(),
+        # Must be set before DDP is built: set later, the first gradient norm is off by the data-parallel size.
+        calculate_per_token_loss=True,
+        **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if recompute else {}),
+        **(moe if config.num_experts else {"add_bias_linear": False}),
+    )
+
+
+def _has_fused_weight_gradients() -> bool:
+    """NVIDIA apex's kernel that adds weight gradients into fp32 main gradients, found at run time."""
+    if not torch.cuda.is_available():
+        return False
+    import importlib.util
+
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+
+
+def block_spec(config: ModelConfig, megatron: TransformerConfig, layers: int) -> TransformerBlockSubmodules:
+    """One OLMo 2 layer, ``layers`` times: no norm before a block, post-norm residuals behind it, QK-norm within."""
+    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    if config.num_experts:
+        experts = partial(SequentialMLP, submodules=linears)
+        router = partial(Router, norm_topk_prob=config.norm_topk_prob)
+        mlp = partial(AnchoredMoE, submodules=MoESubmodules(experts=experts, router=router))
+    else:
+        mlp = partial(MLP.as_mlp_submodule, submodules=linears)
+    attention = SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear,
+        core_attention=CoreAttention,
+        linear_proj=RowParallelLinear,
+        q_layernorm=QNorm,
+        k_layernorm=KNorm,
+    )
+    residual = ModuleSpec(module=PostNormResidual, params={"config": megatron})
+    layer = TransformerLayerSubmodules(
+        self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+        self_attn_bda=residual,
+        mlp=mlp,
+        mlp_bda=residual,
+    )
+    specs = [ModuleSpec(module=TransformerLayer, submodules=layer)] * layers
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.+)")
+
+
+def weight_op(config: ModelConfig, name: str, *, first_layer: int, first_expert: int) -> WeightOp:
+    """How the parameter ``name`` of this rank's model is cut from the folder's tensors.
+
+    Layers and experts in ``name`` are counted from this rank's first ones; in the folder they are global.
+    """
+    top = {
+        "embedding.word_embeddings.weight": Rows("model.embed_tokens.weight", total=config.vocab_size),
+        "output_layer.weight": Rows("lm_head.weight", total=config.vocab_size),
+        "decoder.final_layernorm.weight": Whole("model.norm.weight"),
+    }
+    if name in top:
+        return top[name]
+    match = _LAYER.fullmatch(name)
+    assert match, f"parameter {name} has no place in a Hugging Face folder"
+    layer, rest = f"model.layers.{int(match[1]) + first_layer}", match[2]
+    attn, ffn = f"{layer}.self_attn", f"{layer}.mlp"
+    if expert := _EXPERT.fullmatch(rest):
+        ffn, rest = f"{ffn}.experts.{int(expert[1]) + first_expert}", f"mlp.{expert[2]}"
+    heads = {"groups": config.num_kv_heads, "per_group": config.num_heads // config.num_kv_heads, "width": config.head_dim}
+    inner = {
+        "self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
+        "self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
+        "self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
+        "self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
+        "self_attn_bda.norm.weight": Whole(f"{layer}.post_attention_layernorm.weight"),
+        "mlp_bda.norm.weight": Whole(f"{layer}.post_feedforward_layernorm.weight"),
+        "mlp.router.weight": Whole(f"{ffn}.gate.weight"),
+        "mlp.linear_fc1.weight": GateUp(f"{ffn}.gate_proj.weight", f"{ffn}.up_proj.weight"),
+        "mlp.linear_fc2.weight": Columns(f"{ffn}.down_proj.weight"),
+    }
+    assert rest in inner, f"parameter {name} has no place in a Hugging Face folder"
+    return inner[rest]

@@ -1,0 +1,145 @@
+"""A Hugging Face folder straight into tensor, pipeline and expert shards, and out of them again.
+
+Each rank reads only the rows it holds; nothing is gathered to load. To save, the files are planned from the config
+alone, so the same model gives the same bytes at every layout; file k belongs to rank k modulo the number of ranks, and
+the ranks that hold a tensor's parts send them to its file's owner. No rank number appears in a file.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_bar.errors import BarError
+from megatron_bar.models.build import LanguageModel
+from megatron_bar.models.olmo2 import DTYPES
+from megatron_bar.models.ops import WeightOp
+from megatron_bar.parallel import cpu
+from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, share_error
+from megatron_bar.weights import writer
+from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.groups import expert_index
+from megatron_bar.weights.hf_config import num_parameters, tensor_shapes
+from megatron_bar.weights.manifest import Manifest
+
+
+def _place(op: WeightOp) -> tuple[int, int, int]:
+    """This rank's number among those that share ``op``'s tensors, how many they are, and which replica this is."""
+    if expert_index(op.names[0]) is None:
+        rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+        replica = parallel_state.get_data_parallel_rank()
+    else:
+        rank, size = parallel_state.get_expert_tensor_parallel_rank(), parallel_state.get_expert_tensor_parallel_world_size()
+        replica = parallel_state.get_expert_data_parallel_rank()
+    return (rank, size, replica) if op.sharded else (0, 1, replica + rank)
+
+
+def load_folder(model: LanguageModel, folder: Folder) -> None:
+    """Fills this rank's parameters from ``folder``; every tensor of it is used by some rank, or it is an error."""
+    if folder.config != model.shape:
+        raise BarError(f"{folder.path}: its config.json differs from the model it is loaded into")
+    used = set()
+    with torch.no_grad():
+        for (name, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
+            rank, size, _ = _place(op)
+            part = op.cut(folder.slice, rank, size)
+            assert part.shape == param.shape, (name, part.shape, param.shape)
+            param.copy_(part)
+            used.update(op.names)
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, used)
+    left = set(tensor_shapes(folder.config)) - set().union(*everyone)
+    if left:
+        raise BarError(f"{folder.path}: no rank uses tensor {min(left)} ({len(left)} such)")
+
+
+def _holders(model: LanguageModel) -> dict[tuple[str, ...], tuple[WeightOp, list[tuple[int, tuple[int, ...]]]]]:
+    """For each parameter, known by its folder names: its operation and the (rank, shape) of its parts in join order."""
+    mine = {}
+    for (_, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
+        rank, _, replica = _place(op)
+        if replica == 0:
+            mine[op.names] = (op, rank, tuple(param.shape))
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    holders: dict = {}
+    for global_rank, table in enumerate(everyone):
+        for names, (op, rank, shape) in table.items():
+            holders.setdefault(names, (op, {}))[1][rank] = (global_rank, shape)
+    return {names: (op, [parts[rank] for rank in sorted(parts)]) for names, (op, parts) in holders.items()}
+
+
+def _tensors(model: LanguageModel, names: list[str], owner: int) -> Iterator[tuple[str, Tensor]]:
+    """Sends this rank's parts of ``names`` to ``owner``; there, yields every (name, whole tensor) in order. Collective."""
+    mine = {op.names: param for (_, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True)}
+    holders = _holders(model)
+    unit_of = {name: names for names in holders for name in names}
+    for unit in dict.fromkeys(unit_of[name] for name in names):
+        op, places = holders[unit]
+        parts = [_move(mine.get(unit), shape, model.config.params_dtype, sender, owner) for sender, shape in places]
+        if dist.get_rank() == owner:
+            yield from ((name, tensor.contiguous()) for name, tensor in op.join(parts).items() if name in names)
+
+
+def save_folder(
+    model: LanguageModel,
+    out: Path,
+    *,
+    companions_from: Path,
+    manifest: Callable[[Folder], Manifest],
+    dtype: str | None = None,
+    max_shard_bytes: int = writer.DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes the model as a Hugging Face folder that appears when it is whole and read back. Collective.
+
+    ``dtype``: float32 or bfloat16, the model's own if None. An owner holds one tensor at a time. When a rank fails, every
+    rank raises and nothing is left.
+    """
+    config = replace(model.shape, dtype=dtype or model.shape.dtype)
+    plan = writer.plan_shards(config, config.dtype, max_shard_bytes)
+    partial = on_rank_zero(lambda: writer.start(out, num_parameters(config) * torch.finfo(DTYPES[config.dtype]).bits // 8))
+    hashes, error = {}, None
+    for k, names in enumerate(plan):
+        owner = k % dist.get_world_size()
+        stream = _tensors(model, names, owner)
+        if dist.get_rank() == owner and error is None:
+            cast = ((name, tensor.to(DTYPES[config.dtype])) for name, tensor in stream)
+            try:
+                hashes |= writer.write_shard(partial, config, plan, k, cast)
+            except (BarError, OSError) as problem:
+                error = problem
+        for _ in stream:  # sends, and takes what a failed write left: the senders wait for it
+            pass
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, hashes)
+    whole = {name: digest for part in everyone for name, digest in part.items()}
+    try:
+        share_error(error)
+        on_rank_zero(
+            lambda: writer.finish(
+                partial, out, config=config, plan=plan, companions_from=companions_from, manifest=manifest, hashes=whole
+            )
+            and None
+        )
+    except BaseException:
+        if is_rank_zero():
+            writer.abort(partial)
+        raise
+
+
+def _move(param: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, sender: int, owner: int) -> Tensor | None:
+    """``sender``'s part on ``owner``'s CPU; None elsewhere. Sent as bytes: not every backend sends bfloat16."""
+    me = dist.get_rank()
+    if me == sender == owner:
+        return param.detach().cpu()
+    if me == sender:
+        dist.send(param.detach().contiguous().view(torch.uint8), dst=owner)
+    elif me == owner:
+        part = torch.empty(shape, dtype=dtype, device=cpu.device())
+        dist.recv(part.view(torch.uint8), src=sender)
+        return part.cpu()
+    return None

@@ -1,0 +1,104 @@
+"""The only adaptation of Megatron-Core to a machine without a CUDA device.
+
+Megatron-Core calls ``torch.cuda`` unconditionally in a few dozen places. ``install`` redirects those calls to the CPU
+(gloo does the communication); with a CUDA device it does nothing. It must run before anything allocates through
+Megatron, so ``megatron_bar.parallel`` calls it when it is imported. Seen working with megatron-core 0.19.2.
+"""
+
+import contextlib
+import logging
+import warnings
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CUDA_TYPE_NAMES = {
+    torch.float32: "torch.cuda.FloatTensor",
+    torch.float16: "torch.cuda.HalfTensor",
+    torch.bfloat16: "torch.cuda.BFloat16Tensor",
+}
+_tensor_type = torch.Tensor.type
+
+
+def device() -> torch.device:
+    """Where tensors live: this process's CUDA device if there is one, else the CPU. The one place that asks."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def backend() -> str:
+    """torch.distributed's backend for that device."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+class _NoStream:
+    """A CUDA stream or event where work is already synchronous."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def _nothing(self, *args, **kwargs):
+        return None
+
+    wait_stream = wait_event = record = wait = synchronize = _nothing
+
+    def record_event(self, *_):
+        return self
+
+    def query(self):
+        return True
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """``torch.empty(..., device="cuda")`` and its siblings allocate on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        wanted = kwargs.get("device")
+        if wanted is not None and str(wanted).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def _type(tensor, dtype=None, *args, **kwargs):
+    # The optimizers tell dtypes apart by comparing tensor.type() with the names of CUDA types.
+    if dtype is None and tensor.device.type == "cpu" and tensor.dtype in _CUDA_TYPE_NAMES:
+        return _CUDA_TYPE_NAMES[tensor.dtype]
+    return _tensor_type(tensor) if dtype is None else _tensor_type(tensor, dtype, *args, **kwargs)
+
+
+def install() -> None:
+    """Redirects ``torch.cuda`` to the CPU; nothing to do where CUDA exists or where it was done before."""
+    if torch.cuda.is_available() or torch.Tensor.type is _type:
+        return
+    cuda = torch.cuda
+    cuda.current_device = lambda: "cpu"
+    cuda.set_device = lambda _: None
+    cuda.synchronize = lambda *_: None
+    cuda.empty_cache = lambda: None
+    for module in (cuda, cuda.random):
+        module.manual_seed = torch.manual_seed
+        module.get_rng_state = lambda *_, **__: torch.get_rng_state()
+        module.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    cuda.Stream = cuda.Event = _NoStream
+    cuda.current_stream = cuda.default_stream = lambda *_: _NoStream()
+    cuda.stream = lambda _: contextlib.nullcontext()
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor
+    torch.Tensor.record_stream = lambda *_: None
+    torch.Tensor.type = _type
+    _CudaMeansCpu().__enter__()
+
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # Megatron says of every optional CUDA library that it is not there.
+        warnings.simplefilter("ignore")
+        import megatron.core.models.gpt  # noqa: F401
+        from megatron.core.tensor_parallel import random
+        from megatron.core.transformer.moe import token_dispatcher
+
+    def to_host(tensor, as_numpy=False, record_stream=False):
+        # Megatron skips the conversion for tensors that already are on the host; all_to_all then gets tensors as sizes.
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    token_dispatcher.maybe_move_tensor_to_cpu = to_host
+    # Megatron queues the setting of CUDA's generator until CUDA is initialised, which never happens here.
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

@@ -1,0 +1,121 @@
+"""Processes: from a layout to Megatron's process groups, and back to nothing.
+
+Legend: TP tensor, PP pipeline, EP expert, DP data parallelism; ETP the tensor parallelism inside an expert.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_bar.errors import BarError
+from megatron_bar.parallel import cpu
+from megatron_bar.weights.hf_config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How one model is spread over processes; data parallelism takes what is left."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    expert: int = 1
+
+    def __post_init__(self):
+        for name in ("tensor", "pipeline", "expert"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise BarError(f"parallel.{name} must be a positive integer, got {value!r}")
+
+    @property
+    def expert_tensor(self) -> int:
+        """ETP: experts are cut like the dense layers while they are not spread, and whole once they are."""
+        return self.tensor if self.expert == 1 else 1
+
+    def check(self, config: ModelConfig, world_size: int) -> None:
+        """Refuses a layout that does not divide the processes or the model, naming both numbers."""
+        tp, pp, ep = self.tensor, self.pipeline, self.expert
+        if world_size % (tp * pp):
+            raise BarError(f"tensor {tp} x pipeline {pp} = {tp * pp} does not divide the {world_size} processes")
+        if world_size % (self.expert_tensor * ep * pp):
+            raise BarError(f"expert {ep} x pipeline {pp} does not divide the {world_size} processes")
+        if ep > 1 and not config.num_experts:
+            raise BarError(f"expert parallelism {ep} needs experts, and the model is dense")
+        for size, what, count in (
+            (tp, "attention heads", config.num_heads),
+            (tp, "key/value heads", config.num_kv_heads),
+            (self.expert_tensor, "FFN columns", config.intermediate_size),
+            (pp, "layers", config.num_layers),
+            (ep, "experts", config.num_experts),
+        ):
+            if count % size:
+                raise BarError(f"{count} {what} cannot be divided over {size} ranks")
+
+
+def padded_vocab_size(vocab_size: int, tensor: int) -> int:
+    """Rows of the embedding once it is cut over ``tensor`` ranks."""
+    return -(-vocab_size // tensor) * tensor
+
+
+@contextmanager
+def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
+    """A process group for the life of the block: torchrun's if it started us, else one process alone."""
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        store = dist.HashStore()
+        dist.init_process_group(cpu.backend(), store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group(cpu.backend(), timeout=timeout)
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def set_layout(layout: ParallelConfig, *, seed: int) -> None:
+    """Builds Megatron's groups for ``layout``, in place of those of an earlier stage, and seeds every rank."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        create_gloo_process_groups=cpu.backend() == "gloo",
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def is_rank_zero() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def share_error(error: BaseException | None) -> None:
+    """Every rank raises when one did: a rank that failed alone would leave the others waiting. Collective."""
+    errors: list = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, None if error is None else str(error))
+    for rank, message in enumerate(errors):
+        if message is not None:
+            raise error if error is not None else BarError(f"rank {rank}: {message}")
+
+
+def on_rank_zero[T](work: Callable[[], T]) -> T:
+    """What ``work`` returns on rank 0, on every rank; raises on every rank when it raises there. Collective."""
+    result, error = [None], None
+    if is_rank_zero():
+        try:
+            result = [work()]
+        except (BarError, OSError) as problem:
+            error = problem
+    share_error(error)
+    dist.broadcast_object_list(result, src=0)
+    return result[0]

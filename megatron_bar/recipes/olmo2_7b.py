@@ -1,0 +1,82 @@
+"""The published run: BAR-5x7B from OLMo 2 7B (arXiv 2604.18473; bar.md sections 1 to 4), on 8 GPUs per node.
+
+Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and its scripts did
+differently is a named policy: ``--set experts.0.runs.1.stage.policy=sft_shared_frozen``.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_bar.data.sources import Source
+from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.pipeline import ExpertSpec, Recipe, Run
+from megatron_bar.recipes import stages
+from megatron_bar.rl.grpo import GRPOConfig
+from megatron_bar.weights.hf_config import ModelConfig
+
+ROUTER_SHARE = 0.05
+TRAINING = ParallelConfig(tensor=4, expert=1)
+"""Experts cut over four GPUs like the rest: two experts and 8192 tokens a row fit 80 GB with recomputation."""
+
+SHAPE = ModelConfig(
+    vocab_size=100_278,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    max_positions=4096,
+    rope_theta=500_000.0,
+    rms_norm_eps=1e-6,
+    pad_token_id=100_277,
+    eos_token_id=100_257,
+    dtype="bfloat16",
+)
+"""Of the released models; theta and vocabulary are read from the anchor's own config when the run starts."""
+
+GENERAL = tuple(
+    Source(path=Path(f"sft/general/{name}.jsonl"), kind="chat")
+    for name in ("wildchat", "flan_v2", "hardcoded", "tablegpt", "oasst1", "aya", "persona_if")
+)
+MATH = tuple(
+    Source(path=Path(f"sft/math/{name}.jsonl"), kind="chat")
+    for name in ("persona_math_grade", "persona_algebra", "openmath2_gsm8k", "numinamath_tir", "persona_math_v5")
+)
+CODE = (Source(path=Path("sft/code/dolci_instruct_sft_coding.jsonl"), kind="chat"),)
+TOOL_USE = (Source(path=Path("sft/tool_use/dolci_instruct_sft_tool_use.jsonl"), kind="chat"),)
+SAFETY = (Source(path=Path("sft/safety/dolci_instruct_sft_safety.jsonl"), kind="chat"),)
+RL = GRPOConfig(rounds=300, max_new_tokens=4096)
+
+
+def expert(name: str, domain: tuple[Source, ...], *, midtrain: bool, rounds: int = 0) -> ExpertSpec:
+    """One column of the recipe; SFT sees all of the general data besides the domain's."""
+    mid = stages.midtrain(parallel=TRAINING, recompute=True, save_every=500)
+    sft = stages.sft(parallel=TRAINING, recompute=True, save_every=200)
+    rlvr = stages.rlvr(parallel=TRAINING, recompute=True, save_every=10)
+    runs = [Run(stage=mid, data=(Source(path=Path(f"midtrain/{name}.jsonl"), kind="text"),))] if midtrain else []
+    runs.append(Run(stage=sft, data=GENERAL + domain))
+    if rounds:
+        tasks = (Source(path=Path(f"rlvr/{name}.jsonl"), kind="task"),)
+        runs.append(Run(stage=rlvr, data=tasks, rl=replace(RL, rounds=rounds)))
+    return ExpertSpec(name=name, runs=tuple(runs))
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="olmo2_7b",
+        data=Path("data"),
+        shape=SHAPE,
+        base=Path("OLMo-2-1124-7B"),
+        anchor=Path("BAR-7B"),
+        router_init="domain",
+        experts=(
+            expert("math", MATH, midtrain=True, rounds=300),
+            expert("code", CODE, midtrain=True, rounds=150),
+            expert("safety", SAFETY, midtrain=False),
+            expert("tool_use", TOOL_USE, midtrain=False),
+        ),
+        route=Run(
+            stage=stages.route(parallel=ParallelConfig(tensor=8), recompute=True),
+            data=tuple(replace(source, share=ROUTER_SHARE) for source in GENERAL + MATH + CODE + SAFETY + TOOL_USE),
+        ),
+    )

@@ -1,0 +1,57 @@
+"""What a recipe will do, stage by stage, before anything is done: hyperparameters, what trains, how many parameters."""
+
+from collections.abc import Iterator
+
+from megatron_bar.pipeline import Recipe, Run
+from megatron_bar.training.freeze import table
+from megatron_bar.weights.groups import POLICIES
+from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config
+
+
+def dense_shape(recipe: Recipe) -> ModelConfig:
+    """Of the anchor's folder where it is there, else as the recipe says."""
+    if recipe.anchor is not None and (recipe.shape is None or recipe.anchor.is_dir()):
+        return read_config(recipe.anchor)
+    assert recipe.shape is not None
+    return recipe.shape
+
+
+def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
+    """Lines; ``dense`` is the shape of the base and the anchor."""
+    yield f"recipe {recipe.name}: dense {num_parameters(dense):,} parameters, {len(recipe.experts)} experts"
+    if recipe.base is None:
+        yield from _run("base", recipe.pretrain, dense)
+    if recipe.anchor is None:
+        yield from _run("anchor", recipe.posttrain, dense)
+    two = dense.with_experts(2)
+    yield f"branched: {{anchor, domain}}, router {recipe.router_init}: {num_parameters(two):,} parameters"
+    for expert in recipe.experts:
+        for run in expert.runs:
+            yield from _run(f"{expert.name}-{run.stage.name}", run, two)
+    merged = dense.with_experts(len(recipe.experts) + 1)
+    yield f"merged: anchor, {', '.join(e.name for e in recipe.experts)}; shared {recipe.shared}: {num_parameters(merged):,} parameters"
+    yield from _run("final", recipe.route, merged)
+
+
+def _run(name: str, run: Run, shape: ModelConfig) -> Iterator[str]:
+    stage, optim = run.stage, run.stage.optim
+    amount = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
+    if run.rl is not None:
+        amount = f"{run.rl.rounds} rounds of {run.rl.prompts} prompts x {run.rl.group}, {run.rl.mini_batches} mini-batches"
+    yield f"{name}: policy {stage.policy}, {amount}, {stage.batch * stage.sequence:,} tokens a step in rows of {stage.sequence}"
+    warmup = f"{optim.warmup:g} steps" if optim.warmup >= 1 else f"{optim.warmup:.0%}"
+    yield (
+        f"    lr {optim.lr:g} {optim.schedule} to {optim.final_lr_ratio:.0%}, warmup {warmup}, AdamW {optim.betas}, "
+        f"weight decay {optim.weight_decay:g}, clip {optim.clip:g}, z-loss router {stage.router_z_loss:g} head {stage.head_z_loss:g}"
+    )
+    layout = stage.parallel
+    yield f"    tensor {layout.tensor} pipeline {layout.pipeline} expert {layout.expert}, recompute {'yes' if stage.recompute else 'no'}"
+    yield f"    data {', '.join(f'{s.path}' + (f' ({s.share:.0%})' if s.share < 1 else '') for s in run.data)}"
+    policy = POLICIES[stage.policy]
+    rows = table(shape, policy)
+    total = sum(count for _, count, trains in rows if trains)
+    yield f"    trains {total:,} of {num_parameters(shape):,} parameters" + (
+        ", the anchor's router row masked" if policy.anchor_row_frozen and shape.num_experts else ""
+    )
+    for group, count, trains in rows:
+        yield f"        {'train ' if trains else 'frozen'}  {group:<14} {count:>15,}"

@@ -1,0 +1,75 @@
+"""The whole of BAR from nothing on a laptop: the tiny world, a dense OLMo 2 of its own, four experts, merge, route, report.
+
+Hyperparameters were chosen for two CPU cores and about 4 M training tokens in all; the shapes of the stages, what trains in
+each and the merge are the published ones (bar.md). GRPO is the published one with smaller batches.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_bar.data.sources import Source
+from megatron_bar.data.world import DOMAINS, SKILLS
+from megatron_bar.evaluation.generative import TestSet
+from megatron_bar.pipeline import Evaluation, ExpertSpec, Recipe, Run
+from megatron_bar.recipes import stages
+from megatron_bar.rl.grpo import GRPOConfig
+from megatron_bar.training.optim import OptimConfig
+from megatron_bar.training.stage import Stage
+from megatron_bar.weights.hf_config import ModelConfig
+
+ROW = 128
+"""Tokens in a row."""
+BATCH = {"sequence": ROW, "batch": 8, "micro_batch": 8}
+
+
+def chat(name: str, share: float = 1.0) -> Source:
+    return Source(path=Path(f"sft_{name}.jsonl"), kind="chat", share=share)
+
+
+GENERAL = chat("general")
+
+
+def dense(name: str, lr: float, packing: str) -> Stage:
+    optim = OptimConfig(lr=lr, schedule="cosine", final_lr_ratio=0.1, warmup=0.05)
+    return Stage(name=name, policy="dense_all", optim=optim, packing=packing, head_z_loss=1e-5, **BATCH)
+
+
+def expert(name: str, *, midtrain: bool) -> ExpertSpec:
+    mid = stages.midtrain(optim=OptimConfig(lr=2e-3, schedule="cosine", final_lr_ratio=0.1, warmup=0.03), steps=None, **BATCH)
+    sft = stages.sft(optim=OptimConfig(lr=1e-3, schedule="linear", warmup=0.03), epochs=1, **BATCH)
+    rlvr = stages.rlvr(optim=OptimConfig(lr=1e-4), sequence=ROW, batch=8, micro_batch=8)
+    runs = [Run(stage=sft, data=(GENERAL, chat(name)))]
+    if midtrain:
+        runs.insert(0, Run(stage=mid, data=(Source(path=Path(f"midtrain_{name}.jsonl"), kind="text"),)))
+        rl = GRPOConfig(rounds=10, prompts=16, group=8, mini_batches=2, max_new_tokens=60, slots=128)
+        runs.append(Run(stage=rlvr, data=(Source(path=Path(f"rlvr_{name}.jsonl"), kind="task"),), rl=rl))
+    return ExpertSpec(name=name, runs=tuple(runs))
+
+
+def recipe() -> Recipe:
+    sft = (GENERAL, *(chat(name) for name in DOMAINS))
+    return Recipe(
+        name="tiny",
+        shape=ModelConfig(
+            vocab_size=1000,
+            hidden_size=128,
+            intermediate_size=384,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=4,
+            max_positions=512,
+            rope_theta=10_000.0,
+            rms_norm_eps=1e-6,
+        ),
+        pretrain=Run(stage=dense("pretrain", 3e-3, "cut"), data=(Source(path=Path("pretrain.jsonl"), kind="text"),)),
+        posttrain=Run(stage=dense("posttrain", 1e-3, "documents"), data=(GENERAL,)),
+        experts=tuple(expert(name, midtrain=name in ("math", "code")) for name in DOMAINS),
+        route=Run(
+            stage=stages.route(optim=OptimConfig(lr=5e-3, schedule="linear", warmup=0.03), **BATCH),
+            data=tuple(replace(source, share=0.05) for source in sft),
+        ),
+        evaluation=Evaluation(
+            tests=tuple(TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64) for skill in SKILLS),
+            trained=DOMAINS,
+        ),
+    )

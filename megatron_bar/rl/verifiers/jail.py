@@ -1,0 +1,209 @@
+"""The inside of the sandbox: what a bare interpreter does when sandbox.py starts it; the trainer never imports it.
+
+Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and waits; init (pid 1)
+builds a root that holds nothing but the standard library (read-only) and a small scratch disk, gives up every capability and
+waits; the worker runs the program. When the worker ends, init ends, and the kernel kills whatever else the program started.
+There is no exec between them, so no interpreter, shell, /proc, /dev or host file is needed inside, and none is there.
+
+Arguments: method ("namespaces", or "bwrap" when bubblewrap has built the namespaces and the root), the parent's pid, the fd
+on which "ready" or the reason of a failure is reported, and the limits. Standard input: the program's length, the program,
+its input.
+
+Left out: cgroups (not available without privileges), so memory is bounded by address space x processes plus the scratch disk.
+"""
+
+import ctypes
+import os
+import resource
+import struct
+import sys
+from _signal import SIGKILL, SIGTERM, signal  # the public module would load enum, a quarter of the start time
+
+NOBODY = 65534
+INSIDE_ID = 1000
+SCRATCH = "/scratch"
+FILES = 256
+"""Inodes of the scratch disk."""
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_REC, MS_PRIVATE = 1 << 10, 1 << 11, 1 << 12, 1 << 14, 1 << 18
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+CAPABILITY_VERSION_3 = 0x20080522
+
+# Kernel services that hand out memory outside the rlimits, reach other processes or widen what the kernel exposes.
+# name: number on (x86_64, aarch64)
+REFUSED_CALLS = {
+    "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "fsopen": (430, 430), "move_mount": (429, 429),
+    "open_tree": (428, 428), "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268),
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "open_by_handle_at": (304, 265),
+    "bpf": (321, 280), "userfaultfd": (323, 282), "perf_event_open": (298, 241), "io_uring_setup": (425, 425),
+}  # fmt: skip
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""Column of REFUSED_CALLS, AUDIT_ARCH."""
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name, *args):
+    """A libc function that returns 0 on success; every integer is passed as a long, as the kernel reads it."""
+    args = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in args]
+    if getattr(libc, name)(*args) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+
+
+def die_with_parent():
+    call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+
+
+def leave_root():
+    """Root is exempt from the process limit and owns host files: become nobody. The library stays in reach as "." only."""
+    os.chdir(os.path.dirname(os.__file__))
+    if os.geteuid() != 0:
+        return
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # without it /proc/self stays root's and the id maps cannot be written
+
+
+def enter_namespaces():
+    ids = {"uid_map": os.geteuid(), "gid_map": os.getegid()}
+    os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS)
+    write("/proc/self/setgroups", "deny")
+    for name, outside in ids.items():
+        write(f"/proc/self/{name}", f"{INSIDE_ID} {outside} 1")
+
+
+def write(path, text):
+    fd = os.open(path, os.O_WRONLY)
+    os.write(fd, text.encode())
+    os.close(fd)
+
+
+def mount_tmpfs(path, options):
+    call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options.encode())
+
+
+def build_root(disk_bytes):
+    """A root with the standard library (the working directory) and a scratch disk; the host's root is unmounted."""
+    library = os.path.dirname(os.__file__)
+    call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+    mount_tmpfs("/tmp", "size=64k,mode=755")  # any folder of the host will do as a place to stand
+    inside = "/tmp/jail" + library
+    os.makedirs(inside)
+    os.mkdir("/tmp/jail" + SCRATCH)
+    call("mount", b".", inside.encode(), None, MS_BIND | MS_REC, None)
+    # Flags the host set are locked in a user namespace: a remount has to repeat them.
+    kept = os.statvfs(inside).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME)
+    call("mount", None, inside.encode(), None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | kept, None)
+    if os.path.isdir(inside + "/site-packages"):
+        mount_tmpfs(inside + "/site-packages", "ro,size=4k")
+    mount_tmpfs("/tmp/jail" + SCRATCH, f"size={disk_bytes},nr_inodes={FILES},mode=700")
+    call("mount", None, b"/tmp", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
+    os.chdir("/tmp")
+    call("pivot_root", b".", b".")  # the old root now lies on top of the new one
+    call("umount2", b".", MNT_DETACH)
+    os.chroot("jail")  # the kernel refuses nested user namespaces to a process whose root is not its mount's
+    os.chdir(SCRATCH)
+
+
+def set_limits(cpu_s, memory_bytes, file_bytes, processes, open_files):
+    for kind, value in (
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (value, value))
+
+
+def drop_privileges():
+    call("capset", struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def refuse_calls():
+    """A seccomp filter: the listed calls fail with EPERM, another architecture's numbering kills."""
+    column, audit_arch = ARCHITECTURES[os.uname().machine]
+    numbers = [row[column] for row in REFUSED_CALLS.values()]
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    kill, eperm, allow = 0x80000000, 0x00050001, 0x7FFF0000
+    rules = [(load, 0, 0, 4), (equal, 1, 0, audit_arch), (give, 0, 0, kill), (load, 0, 0, 0)]
+    rules.append((at_least, len(numbers) + 1, 0, 0x40000000))  # x86_64's second numbering (x32)
+    rules += [(equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+    rules += [(give, 0, 0, allow), (give, 0, 0, eperm)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    header = ctypes.create_string_buffer(struct.pack("HP", len(rules), ctypes.addressof(program)))
+    call("prctl", PR_SET_SECCOMP, 2, header, 0, 0)
+
+
+def read_exactly(count):
+    parts = []
+    while count > 0:
+        parts.append(os.read(0, count))
+        assert parts[-1], "the program was cut short"
+        count -= len(parts[-1])
+    return b"".join(parts)
+
+
+def run_program(status):
+    program = read_exactly(int.from_bytes(read_exactly(8), "little"))
+    os.write(status, b"ready")
+    os.close(status)
+    sys.argv = ["<program>"]
+    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})  # noqa: S102  what all this is for
+
+
+def exit_as(wait_status):
+    code = os.waitstatus_to_exitcode(wait_status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def launch(disk_bytes):
+    """Returns in the worker only; the launcher and init wait for it and exit as it did."""
+    leave_root()
+    die_with_parent()  # only now: a change of user cancels it
+    enter_namespaces()
+    init = os.fork()
+    if init:
+        signal(SIGTERM, lambda *_: os.kill(init, SIGKILL))
+        exit_as(os.waitpid(init, 0)[1])  # returns when every process of the namespace is gone
+    die_with_parent()
+    os.setsid()  # kill(0, ...) would otherwise reach the process group of the host
+    build_root(disk_bytes)
+    drop_privileges()
+    worker = os.fork()
+    while worker:
+        pid, wait_status = os.wait()  # reaps the program's orphans too
+        if pid == worker:
+            exit_as(wait_status)
+
+
+def main():
+    method, parent, status, disk_bytes, *limits = sys.argv[1], *map(int, sys.argv[2:])
+    try:
+        if method == "bwrap":
+            drop_privileges()
+        elif os.getppid() != parent:
+            os._exit(1)
+        else:
+            launch(disk_bytes)
+        set_limits(*limits)
+        refuse_calls()
+    except (OSError, AttributeError, KeyError) as error:  # the kernel refuses, libc or os lacks a call, an unknown machine
+        trace = error.__traceback__
+        while trace.tb_next:
+            trace = trace.tb_next
+        os.write(status, f"{trace.tb_frame.f_code.co_name}: {type(error).__name__}: {error}".encode())
+        os._exit(1)
+    run_program(status)
+
+
+main()

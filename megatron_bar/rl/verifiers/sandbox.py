@@ -1,0 +1,204 @@
+"""Runs model-written Python where it can reach nothing: no host file, no network, no other process, no end of time.
+
+``run`` starts jail.py in a child (namespaces and rlimits; its docstring says what the program finds inside) and watches it:
+output beyond the cap or the wall clock ends the whole process tree. When ``run`` returns, no process of the program is left.
+Where the kernel refuses the namespaces and bubblewrap cannot provide them, it raises: code is never run with less isolation.
+
+The caller must not believe anything the program says about itself; see code.py for how answers are graded.
+"""
+
+import functools
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+
+JAIL = Path(__file__).with_name("jail.py")
+START_S = 20.0
+"""A child that is not ready by then is an error of the machine, not of the program."""
+CHUNK = 65536
+ADVICE = (
+    "model-written code is not run; allow unprivileged user namespaces (sysctl user.max_user_namespaces > 0, "
+    "kernel.apparmor_restrict_unprivileged_userns = 0; in Docker --security-opt seccomp=unconfined "
+    "--security-opt apparmor=unconfined) or, as an ordinary user, install bubblewrap"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a program may use."""
+
+    wall_s: float = 6.0
+    """From the moment it may start; the whole process tree ends with it."""
+    cpu_s: int = 3
+    """Per process."""
+    memory_bytes: int = 256 << 20
+    """Address space, per process."""
+    disk_bytes: int = 8 << 20
+    """The scratch disk it starts in."""
+    file_bytes: int = 4 << 20
+    """The largest file."""
+    processes: int = 8
+    """Processes and threads, our own three included."""
+    open_files: int = 32
+    output_bytes: int = 1 << 20
+    """Standard output and standard error, each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a program left behind."""
+
+    exit_code: int
+    """128 + signal when a signal ended it."""
+    stopped: str
+    """"" when it ended by itself, else "time" or "output"."""
+    stdout: bytes
+    stderr: bytes
+    start_s: float
+    """From the call to the moment the program may start."""
+
+
+def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outcome:
+    """Runs ``code`` as a script with ``stdin`` and waits for it. Safe in threads."""
+    return _run(_method(), code, stdin, limits or Limits())
+
+
+@functools.cache
+def _method() -> str:
+    """How programs are isolated on this machine, found out once by running one."""
+    if not sys.platform.startswith("linux"):
+        raise BarError(f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run")
+    reasons = []
+    for method in ("namespaces", "bwrap"):
+        if method == "bwrap" and (os.geteuid() == 0 or not shutil.which("bwrap")):
+            continue  # as root, bubblewrap would leave the program root on the host
+        try:
+            outcome = _run(method, "print(1)", b"", Limits())
+        except BarError as error:
+            reasons.append(str(error))
+            continue
+        assert outcome.stdout == b"1\n", outcome
+        return method
+    raise BarError(f"{'; '.join(reasons)}; {ADVICE}")
+
+
+def _run(method: str, code: str, stdin: bytes, limits: Limits) -> Outcome:
+    program = code.encode("utf-8", "replace")
+    data = len(program).to_bytes(8, "little") + program + stdin
+    began = time.monotonic()
+    ready, status = os.pipe()
+    with open(ready, "rb", buffering=0) as ready_pipe:
+        try:
+            pipe = subprocess.PIPE
+            child = subprocess.Popen(
+                _command(method, status, limits), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0,
+                env={}, cwd="/", pass_fds=(status,), start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(status)
+        with child, _Watch(child, ready_pipe, data, limits) as watch:
+            stopped = watch.until_end()
+    word = bytes(watch.heard[ready_pipe])
+    if word != b"ready":
+        reason = word or watch.heard[child.stderr][-300:] or b"did not start in time"
+        raise BarError(f"sandbox ({method}): {' '.join(reason.decode(errors='replace').split())}")
+    return Outcome(
+        exit_code=child.returncode if child.returncode >= 0 else 128 - child.returncode,
+        stopped=stopped,
+        stdout=bytes(watch.heard[child.stdout]),
+        stderr=bytes(watch.heard[child.stderr]),
+        start_s=watch.ready_at - began,
+    )
+
+
+def _command(method: str, status: int, limits: Limits) -> list[str]:
+    numbers = [os.getpid(), status, limits.disk_bytes, limits.cpu_s, limits.memory_bytes, limits.file_bytes]
+    numbers += [limits.processes, limits.open_files]
+    start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"  # an import reads cached bytecode, a script would not
+    jail = ["-I", "-S", "-c", start, str(JAIL.parent), method, *map(str, numbers)]
+    if method == "namespaces":
+        return [sys.executable, *jail]
+    interpreter = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    library = Path(os.__file__).parent
+    seen = [interpreter, library, JAIL, *map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64"))]
+    seen += list(Path(sys.base_prefix, "lib").glob("libpython*"))
+    binds = [word for path in seen if path.exists() for word in ("--ro-bind", str(path), str(path))]
+    return [
+        shutil.which("bwrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
+        "--clearenv", *binds, "--size", str(limits.disk_bytes), "--tmpfs", "/scratch", "--chdir", "/scratch",
+        "--remount-ro", "/", str(interpreter), *jail,
+    ]  # fmt: skip
+
+
+class _Watch:
+    """Feeds a child, listens to it and ends it."""
+
+    def __init__(self, child: subprocess.Popen, ready_pipe, data: bytes, limits: Limits):
+        self.child, self.ready_pipe, self.limits = child, ready_pipe, limits
+        self.to_write = memoryview(data)
+        self.heard = {pipe: bytearray() for pipe in (child.stdout, child.stderr, ready_pipe)}
+        self.ready_at = 0.0
+        self.ended = os.pidfd_open(child.pid)
+
+    def __enter__(self):
+        self.selector = selectors.DefaultSelector()
+        for pipe in self.heard:
+            os.set_blocking(pipe.fileno(), False)
+            self.selector.register(pipe, selectors.EVENT_READ)
+        os.set_blocking(self.child.stdin.fileno(), False)
+        self.selector.register(self.child.stdin, selectors.EVENT_WRITE)
+        self.selector.register(self.ended, selectors.EVENT_READ)
+        return self
+
+    def __exit__(self, *_):
+        """Also on an exception: the launcher ends the tree, waits for its last process, and is waited for."""
+        self.selector.close()
+        os.close(self.ended)
+        self.child.terminate()
+        try:
+            self.child.wait(timeout=START_S)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+
+    def until_end(self) -> str:
+        """Returns why the child was stopped, or "" when it ended by itself."""
+        deadline = time.monotonic() + START_S
+        while True:
+            events = self.selector.select(max(0.0, deadline - time.monotonic()))
+            if not events:
+                return "time"
+            for key, _ in events:
+                if key.fileobj is self.child.stdin:
+                    self._feed()
+                elif key.fileobj is not self.ended:
+                    self._listen(key.fileobj)
+            if any(len(heard) > self.limits.output_bytes for heard in self.heard.values()):
+                return "output"
+            if not self.ready_at and self.heard[self.ready_pipe]:
+                self.ready_at = time.monotonic()
+                deadline = self.ready_at + self.limits.wall_s
+            if any(key.fileobj is self.ended for key, _ in events) and len(events) == 1:
+                return ""
+
+    def _feed(self):
+        try:
+            sent = os.write(self.child.stdin.fileno(), self.to_write[:CHUNK])
+        except BrokenPipeError:  # the program ended without reading its input
+            sent = len(self.to_write)
+        self.to_write = self.to_write[sent:]
+        if not self.to_write:
+            self.selector.unregister(self.child.stdin)
+            self.child.stdin.close()
+
+    def _listen(self, pipe):
+        chunk = os.read(pipe.fileno(), CHUNK)
+        self.heard[pipe] += chunk
+        if not chunk:
+            self.selector.unregister(pipe)

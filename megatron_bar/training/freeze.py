@@ -1,0 +1,92 @@
+"""What trains in a stage: requires_grad=False before DDP and optimizer size their buffers, and proof that it held.
+
+The router's anchor row is the one place where a mask does it: the row shares its tensor with rows that train
+(bar.md section 2). Adam leaves a row with zero gradients and no weight decay bit-identical.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from megatron_bar.errors import BarError
+from megatron_bar.models.build import LanguageModel
+from megatron_bar.weights.groups import FreezePolicy, ParamGroup, classify
+from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What a stage must leave alone on this rank: parameters by folder name, and the rows of them (None: all)."""
+
+    parts: dict[str, tuple[Tensor, slice]]
+
+    def hashes(self) -> dict[str, str]:
+        return {
+            name: blake3(param.detach()[rows].contiguous().view(torch.uint8).cpu().numpy()).hexdigest()
+            for name, (param, rows) in self.parts.items()
+        }
+
+
+def freeze(model: LanguageModel, policy: FreezePolicy) -> Frozen:
+    """Sets requires_grad by ``policy``. Every group it trains must exist in the model somewhere, or it is an error.
+
+    Call before DDP and the optimizer are built.
+    """
+    parts: dict[str, tuple[Tensor, slice]] = {}
+    present = {classify(name) for name in tensor_shapes(model.shape)}
+    if missing := policy.trains - present:
+        raise BarError(f"stage {policy.name} trains {', '.join(sorted(missing))}, and the model has no such parameters")
+    for (_, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
+        group = classify(op.names[0])
+        param.requires_grad = group in policy.trains
+        if not param.requires_grad:
+            parts[op.names[0]] = (param, slice(None))
+        elif group is ParamGroup.ROUTER and policy.anchor_row_frozen:
+            param.register_hook(_without_anchor_row)
+            parts[op.names[0]] = (param, slice(0, 1))
+    return Frozen(parts=parts)
+
+
+def _without_anchor_row(gradient: Tensor) -> Tensor:
+    masked = gradient.clone()
+    masked[0] = 0
+    return masked
+
+
+def check_unmoved(frozen: Frozen, before: dict[str, str]) -> None:
+    """Raises with the name of the first frozen tensor that is not bit-identical to what it was."""
+    for name, digest in frozen.hashes().items():
+        if digest != before[name]:
+            raise BarError(f"frozen tensor {name!r} changed during training: expected hash {before[name][:16]}, got {digest[:16]}")
+
+
+def table(shape: ModelConfig, policy: FreezePolicy) -> list[tuple[ParamGroup, int, bool]]:
+    """(group, parameters in the whole model, trains) for every group of the model."""
+    counts = Counter()
+    for name, size in tensor_shapes(shape).items():
+        counts[classify(name)] += torch.Size(size).numel()
+    return [(group, counts[group], group in policy.trains) for group in ParamGroup if group in counts]
+
+
+class GradientWatch:
+    """Notes which trainable parameters receive a gradient, for the first step of a stage.
+
+    A rule can be right and train nothing: a checkpointed block whose input needs no gradient gives none to its
+    parameters, while the head still trains and the loss still falls.
+    """
+
+    def __init__(self, model: LanguageModel):
+        self._seen: set[str] = set()
+        self._names = [op.names[0] for (_, p), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True) if p.requires_grad]
+        params = (p for p in model.parameters() if p.requires_grad)
+        self._hooks = [p.register_hook(lambda _, name=name: self._seen.add(name)) for name, p in zip(self._names, params, strict=True)]
+
+    def check(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for name in self._names:
+            if name not in self._seen:
+                raise BarError(f"trainable parameter {name!r} received no gradient on the first step")

@@ -1,0 +1,58 @@
+"""What a run shows while it works: a progress line, TensorBoard, and a JSON line per step in metrics.jsonl."""
+
+import json
+import time
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_bar.parallel.state import is_rank_zero
+
+
+class Log:
+    """Of one stage. Prints on rank 0, at most every ``every`` seconds, and always the first and the last step."""
+
+    def __init__(self, name: str, folder: Path | None, *, steps: int, start: int = 0, every: float = 5.0):
+        self.name, self.steps, self.every = name, steps, every
+        self._began = self._shown = time.monotonic()
+        self._first, self._tokens = start, 0
+        self._show_next = True
+        self._board = self._lines = None
+        if folder is not None and is_rank_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = SummaryWriter(str(folder))
+            self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._lines.close()
+
+    def step(self, number: int, values: dict[str, float]) -> None:
+        """``number`` counts from 1; ``values`` holds ``tokens`` for the rate, and the rest is shown and written."""
+        self._tokens += values.get("tokens", 0)
+        if self._board is None:
+            if not is_rank_zero():
+                return
+        else:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, number)
+            self._lines.write(json.dumps({"step": number} | values) + "\n")
+            self._lines.flush()
+        now = time.monotonic()
+        if self._show_next or number == self.steps or now - self._shown >= self.every:
+            self._shown, self._show_next = now, False
+            print(self._line(number, values, now - self._began), flush=True)
+
+    def _line(self, number: int, values: dict[str, float], elapsed: float) -> str:
+        left = elapsed / max(1, number - self._first) * (self.steps - number)
+        shown = " ".join(f"{name} {_short(value)}" for name, value in values.items() if name not in ("tokens", "loss_tokens"))
+        rate = f"{self._tokens / max(elapsed, 1e-9):,.0f} tok/s"
+        return f"{self.name}  {number}/{self.steps}  {shown}  {rate}  left {int(left // 60)}:{int(left % 60):02d}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"

@@ -1,0 +1,84 @@
+"""Optimizer and learning-rate schedule of a stage: Megatron's distributed AdamW, from the recipe's numbers."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.groups import FreezePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    lr: float
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How it falls after the warmup."""
+    final_lr_ratio: float = 0.0
+    """Last learning rate over the peak."""
+    warmup: float = 0.0
+    """Steps of linear warmup if at least 1, else their share of all steps."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest global gradient norm."""
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise BarError(f"optim.lr must be positive, got {self.lr}")
+        if self.warmup < 0 or not 0 <= self.final_lr_ratio <= 1:
+            raise BarError(f"optim.warmup {self.warmup} must not be negative and final_lr_ratio {self.final_lr_ratio} within 0 and 1")
+
+    def warmup_steps(self, steps: int) -> int:
+        return min(steps, round(self.warmup if self.warmup >= 1 else self.warmup * steps))
+
+
+def build_optimizer(model: DistributedDataParallel, optim: OptimConfig, policy: FreezePolicy):
+    """Megatron's optimizer over what is trainable on this rank; possibly nothing."""
+    if policy.anchor_row_frozen and optim.weight_decay:
+        raise BarError(f"stage {policy.name}: weight_decay must be 0 where the router's anchor row is frozen, got {optim.weight_decay}")
+    dtype = model.config.params_dtype
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.lr * optim.final_lr_ratio,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        adam_eps=optim.eps,
+        clip_grad=optim.clip,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = get_megatron_optimizer(config, [model], use_gloo_process_groups=False)
+    if isinstance(optimizer, ChainedOptimizer):
+        # A stub stands for a kind of parameter of which nothing trains here; its state cannot be saved.
+        optimizer.chained_optimizers = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
+    return optimizer
+
+
+def build_scheduler(optimizer, optim: OptimConfig, steps: int) -> OptimizerParamScheduler:
+    """Call ``step(1)`` before each optimizer step: step n of ``steps`` then has the rate of n, and none has rate 0."""
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=optim.lr,
+        min_lr=optim.lr * optim.final_lr_ratio,
+        lr_warmup_steps=optim.warmup_steps(steps),
+        lr_decay_steps=steps + 1,
+        lr_decay_style=optim.schedule,
+        start_wd=optim.weight_decay,
+        end_wd=optim.weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )

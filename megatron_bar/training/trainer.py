@@ -1,0 +1,152 @@
+"""One stage on one cluster: a folder in, steps of an objective, a folder out.
+
+Megatron does the parallel work: DDP, distributed optimizer, pipeline schedules. A step's loss is a sum over tokens and
+is divided once, by the loss tokens of the whole batch, so it does not depend on the layout.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_bar.data.batch import Batch
+from megatron_bar.errors import BarError
+from megatron_bar.models.build import build_model
+from megatron_bar.models.shards import load_folder, save_folder
+from megatron_bar.parallel import cpu
+from megatron_bar.parallel.state import on_rank_zero, set_layout, share_error
+from megatron_bar.training.freeze import GradientWatch, check_unmoved, freeze
+from megatron_bar.training.objective import Objective
+from megatron_bar.training.optim import build_optimizer, build_scheduler
+from megatron_bar.training.stage import Stage
+from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.groups import POLICIES
+from megatron_bar.weights.manifest import Manifest
+
+
+class Trainer:
+    """The model of ``folder`` set up for ``stage``; ``steps`` is where its learning-rate schedule ends."""
+
+    def __init__(self, folder: Path, stage: Stage, *, steps: int):
+        self.source, self.stage, self.steps, self.done = Path(folder), stage, steps, 0
+        opened = on_rank_zero(partial(_checked, self.source)) and Folder.open(self.source)
+        stage.parallel.check(opened.config, dist.get_world_size())
+        set_layout(stage.parallel, seed=stage.seed)
+        self.model = build_model(opened.config, stage.parallel, recompute=stage.recompute)
+        load_folder(self.model, opened)
+        policy = POLICIES[stage.policy]
+        self.frozen = freeze(self.model, policy)
+        self.frozen_hashes = self.frozen.hashes()
+        config = self.model.config
+        config.finalize_model_grads_func = finalize_model_grads
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+        self.ddp = DistributedDataParallel(config, ddp, self.model)
+        self.optimizer = build_optimizer(self.ddp, stage.optim, policy)
+        self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
+
+    @property
+    def optimizer_parts(self) -> list:
+        """Megatron's distributed optimizers behind the one: for experts spread over ranks, and for the rest."""
+        return getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+
+    def prepare_optimizer_state(self) -> None:
+        """Zero moments, so that a checkpoint has somewhere to be copied to."""
+        for part in self.optimizer_parts:
+            for param in (p for group in part.optimizer.param_groups for p in group["params"]):
+                zeros = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param), "step": torch.tensor(0.0)}
+                part.optimizer.state[param] = zeros
+
+    def resume_at(self, step: int) -> None:
+        self.done = step
+        self.scheduler.step(step)
+
+    @property
+    def data_rank(self) -> int:
+        return parallel_state.get_data_parallel_rank()
+
+    @property
+    def data_size(self) -> int:
+        return parallel_state.get_data_parallel_world_size()
+
+    def step(self, micro_batches: list[Batch], objective: Objective) -> dict[str, float]:
+        """One optimizer step over this data-parallel rank's micro-batches, all of one shape. Collective.
+
+        Returns the objective's sums per loss token of the whole batch, with ``grad_norm`` (before clipping), ``lr`` and
+        the batch's ``tokens`` and ``loss_tokens``; the same on every rank.
+        """
+        tokens, loss_tokens = self._count(micro_batches)
+        for router in self.model.routers():
+            # The finalizer divides every gradient by the loss tokens; this makes the z-loss a mean over all tokens.
+            router.z_loss = self.stage.router_z_loss / self.model.shape.num_layers * loss_tokens / tokens
+        watch = GradientWatch(self.model) if self.done == 0 else None
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        rows, length = micro_batches[0].ids.shape
+        sums = get_forward_backward_func()(
+            forward_step_func=partial(_forward, objective),
+            data_iterator=iter(micro_batches),
+            model=[self.ddp],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=False,
+        )
+        if watch is not None:
+            _on_all_ranks(watch.check)
+        self.scheduler.step(1)
+        updated, grad_norm, _ = self.optimizer.step()
+        assert updated
+        self.done += 1
+        metrics = self._metrics(sums, objective, loss_tokens)
+        lr = self.scheduler.get_lr({})
+        return metrics | {"grad_norm": float(grad_norm), "lr": lr, "tokens": tokens, "loss_tokens": loss_tokens}
+
+    def _count(self, micro_batches: list[Batch]) -> tuple[int, int]:
+        counts = torch.tensor([[b.ids.numel(), b.loss_tokens] for b in micro_batches], device=cpu.device()).sum(0)
+        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+        tokens, loss_tokens = counts.tolist()
+        if not loss_tokens:
+            raise BarError("a batch has no token to learn from: every label is masked")
+        return tokens, loss_tokens
+
+    def _metrics(self, sums: list, objective: Objective, loss_tokens: int) -> dict[str, float]:
+        total = torch.zeros(len(objective.names), dtype=torch.float64, device=cpu.device())
+        if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
+            total += torch.stack(sums).sum(0)
+        dist.all_reduce(total)
+        return dict(zip(objective.names, (total / loss_tokens).tolist(), strict=True))
+
+    def save(self, out: Path, *, manifest: Callable[[Folder], Manifest]) -> None:
+        """Proves that what was frozen is bit-identical, then writes the folder. Collective."""
+        _on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_hashes))
+        save_folder(self.model, Path(out), companions_from=self.source, manifest=manifest)
+
+
+def _checked(folder: Path) -> bool:
+    Folder.open(folder).check_finite()
+    return True
+
+
+def _on_all_ranks(check: Callable[[], None]) -> None:
+    error = None
+    try:
+        check()
+    except BarError as problem:
+        error = problem
+    share_error(error)
+
+
+def _forward(objective: Objective, batches, model):
+    batch = next(batches).to(cpu.device())
+    output = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
+    return output, partial(_reduce, objective, batch)
+
+
+def _reduce(objective: Objective, batch: Batch, output):
+    loss, sums = objective(*output, batch)
+    return loss, torch.tensor(batch.loss_tokens, dtype=torch.int, device=loss.device), sums

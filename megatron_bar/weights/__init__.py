@@ -1,0 +1,1 @@
+"""Names and tensors of Hugging Face folders; no modules, no Megatron."""

@@ -1,0 +1,90 @@
+"""What `tools/inspect_model.py` prints: the shape, experts, lineage, routing and hashes of a folder or a checkpoint.
+
+A checkpoint holds Megatron's torch_dist data; what is said of it comes from its config and manifest, its tensors are not read.
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.folder import Folder, Progress, companions, silent
+from megatron_bar.weights.groups import classify
+from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
+from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config, tensor_shapes
+from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
+
+TORCH_DIST = "*.distcp"
+"""The data files of a torch_dist checkpoint."""
+
+
+def describe(path: Path | str, *, hashes: bool = True, progress: Progress = silent) -> list[str]:
+    """Lines of text. A folder is opened, and so checked; with ``hashes`` it is read whole, and NaN is refused."""
+    path = Path(path)
+    manifest = read_manifest(path) if has_manifest(path) else None
+    if manifest is not None and any(path.rglob(TORCH_DIST)):
+        return [f"{path}: checkpoint", *_shape(_checkpoint_config(path, manifest)), *_lineage(manifest)]
+    folder = Folder.open(path)
+    files = {info.file for info in folder.tensors.values()}
+    lines = [f"{path}: Hugging Face folder, {len(files)} weight file(s), {folder.nbytes:,} bytes", *_shape(folder.config)]
+    lines.append(f"beside the weights: {', '.join(file.name for file in companions(path)) or 'nothing (no tokenizer)'}")
+    lines += _lineage(manifest) if manifest else [f"lineage: unknown (no {MANIFEST})"]
+    if hashes:
+        units = hash_units(folder, finite=True, progress=progress)
+        lines.append(f"hash of all tensors: {folder_hash(units)}")
+        if folder.config.num_experts:
+            lines.append(f"hash of anchor and shared tensors now: {anchor_hash(units)}")
+    return lines
+
+
+def _checkpoint_config(path: Path, manifest: Manifest) -> ModelConfig:
+    if (path / "config.json").is_file():
+        return read_config(path)
+    if manifest.config is None:
+        raise BarError(f"{path}: a checkpoint expected config.json or a config in {MANIFEST}, got neither")
+    return ModelConfig.from_hf(manifest.config, source=f"{path / MANIFEST}: config")
+
+
+def _shape(config: ModelConfig) -> list[str]:
+    counts = Counter()
+    for name, shape in tensor_shapes(config).items():
+        counts[classify(name)] += math.prod(shape)
+    kind = f"{config.num_experts} experts" if config.num_experts else "dense"
+    return [
+        f"family: {config.family}, {kind}, {config.dtype}",
+        f"shape: {config.num_layers} layers, hidden {config.hidden_size}, FFN {config.intermediate_size},"
+        f" heads {config.num_heads} ({config.num_kv_heads} key/value), vocabulary {config.vocab_size},"
+        f" positions {config.max_positions}, RoPE theta {config.rope_theta:g}",
+        f"parameters: {num_parameters(config):,}",
+        *(f"  {group}: {count:,}" for group, count in counts.items()),
+        f"routing: {routing_in_words(config)}",
+    ]
+
+
+def routing_in_words(config: ModelConfig) -> str:
+    if not config.num_experts:
+        return "none, every token uses the one FFN of a layer"
+    chosen = (
+        "all are active"
+        if config.experts_per_token == config.num_experts
+        else f"the {config.experts_per_token} largest of {config.num_experts} are active"
+    )
+    scale = "renormalised to sum to 1" if config.norm_topk_prob else "not renormalised"
+    return (
+        f"one linear router per layer, no bias; softmax over all {config.num_experts} experts in float32,"
+        f" then top-{config.experts_per_token}: {chosen}; the chosen probabilities are {scale}"
+    )
+
+
+def _lineage(manifest: Manifest) -> list[str]:
+    lines = [
+        f"kind: {manifest.kind}, written by stage {manifest.stage or 'unknown'}, recipe {manifest.recipe or 'none'},"
+        f" version {manifest.tool_version}"
+    ]
+    for expert in manifest.experts:
+        lines.append(f"expert {expert.index}: {expert.name}, stages: {' > '.join(expert.stages) or 'none'}")
+    lines += [f"made from {source.role}: {source.name} (hash {source.hash})" for source in manifest.sources]
+    lines += [f"note: {note}" for note in manifest.notes]
+    if manifest.anchor_hash:
+        lines.append(f"anchor hash recorded at the branch: {manifest.anchor_hash}")
+    return lines

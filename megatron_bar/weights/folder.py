@@ -1,0 +1,209 @@
+"""A Hugging Face model folder, checked when it is opened and read lazily.
+
+`Folder.open` reads config.json and the safetensors headers only, and compares them with `tensor_shapes(config)`: what it
+returns is whole. transformers loads a folder with a missing router or a NaN without a word (random weights, silently).
+Left out: pickled weights (never read) and adapters.
+"""
+
+import dataclasses
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.hf_config import ModelConfig, read_config, tensor_shapes
+from megatron_bar.weights.safetensors_io import ITEMSIZE, read_header
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+"""Either one defines the token ids."""
+COMPANIONS = (
+    *TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "generation_config.json",
+)
+_MAX_OPEN = 4
+_CHUNK_BYTES = 16 << 20
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""`with progress("what", total_bytes) as advance: advance(n)`; the command lines pass one that draws a bar."""
+
+
+@contextmanager
+def silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda count: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    file: Path
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class Folder:
+    """Made by `Folder.open`. Keeps at most four files open, whatever is read."""
+
+    def __init__(self, path: Path, config: ModelConfig, tensors: dict[str, TensorInfo]):
+        self.path = path
+        self.config = config
+        """With ``dtype`` set to what the tensors are; config.json often says something else or nothing."""
+        self.tensors = tensors
+        """In the order of `tensor_shapes(config)`."""
+        self._handles: OrderedDict[Path, safe_open] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Folder":
+        path = Path(path)
+        config = read_config(path)
+        found, dtypes = _read_tensors(path)
+        shapes = tensor_shapes(config)
+        _compare(path, found, shapes)
+        dtype = _one_dtype(found, dtypes)
+        return cls(path, dataclasses.replace(config, dtype=dtype), {name: found[name] for name in shapes})
+
+    @property
+    def dtype(self) -> str:
+        return self.config.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def slice(self, name: str):
+        """safetensors' lazy slice: `folder.slice(name)[a:b, c:d]` reads no more than that."""
+        file = self.tensors[name].file
+        if file not in self._handles:
+            if len(self._handles) == _MAX_OPEN:
+                self._handles.popitem(last=False)
+            self._handles[file] = safe_open(file, framework="pt")
+        self._handles.move_to_end(file)
+        return self._handles[file].get_slice(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU: a view of the mapped file, so it costs no memory; writing into it would show in later reads."""
+        return self.slice(name)[:]
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self.slice(name)[start:stop]
+
+    def chunks(self, name: str, *, finite: bool = False) -> Iterator[torch.Tensor]:
+        """The tensor in blocks of rows of about 16 MiB; ``finite`` refuses NaN and infinity."""
+        info = self.tensors[name]
+        step = max(1, _CHUNK_BYTES * info.shape[0] // info.nbytes)
+        for start in range(0, info.shape[0], step):
+            chunk = self.rows(name, start, min(start + step, info.shape[0]))
+            if finite and not chunk.isfinite().all():
+                first = start + int((~chunk.isfinite().reshape(len(chunk), -1).all(dim=1)).nonzero()[0])
+                raise BarError(f"{info.file}: tensor {name!r}: expected finite values, got NaN or infinity in row {first}")
+            yield chunk
+
+    def check_finite(self, progress: Progress = silent) -> None:
+        """Reads everything once; raises at the first tensor that has a NaN or an infinity."""
+        with progress(f"checking {self.path.name}", self.nbytes) as advance:
+            for name, info in self.tensors.items():
+                for _ in self.chunks(name, finite=True):
+                    pass
+                advance(info.nbytes)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> file name, every one a plain name of a file that is there."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BarError(f"{path}: not readable as JSON: {error}") from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BarError(f"{path}: expected an object 'weight_map' of tensor names and file names, got {weight_map!r}")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or "/" in file or "\\" in file or "\0" in file:
+            raise BarError(f"{path}: tensor {name!r}: expected the name of a .safetensors file in this folder, got {file!r}")
+    for file in sorted(set(weight_map.values())):
+        if not (path.parent / file).is_file():
+            name = next(n for n, f in weight_map.items() if f == file)
+            raise BarError(f"{path}: tensor {name!r} expected in {file}, got no such file")
+    return weight_map
+
+
+def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files to read and the index, None for a single file. Weights that nobody refers to are another model's: refused."""
+    weight_map = _read_index(path / INDEX) if (path / INDEX).exists() else None
+    names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
+    present = sorted(file.name for file in path.glob("model*.safetensors"))
+    if weight_map is None and SINGLE not in present:
+        raise BarError(f"{path}: expected {SINGLE} or {INDEX}, got {', '.join(present) or 'no safetensors files'}")
+    for file in present:
+        if file not in names:
+            raise BarError(f"{path / file}: surplus weights: expected only {names[0]} to {names[-1]}, got this file too")
+    return [path / name for name in names], weight_map
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """All headers together, and the dtype of every tensor."""
+    files, weight_map = _model_files(path)
+    found: dict[str, TensorInfo] = {}
+    dtypes: dict[str, str] = {}
+    for file in files:
+        for name, (dtype, shape) in read_header(file).items():
+            if name in found:
+                raise BarError(f"{file}: tensor {name!r} expected once, got it in {found[name].file.name} too")
+            if weight_map is not None and weight_map.get(name) != file.name:
+                raise BarError(f"{path / INDEX}: tensor {name!r} expected in {file.name}, got {weight_map.get(name)!r}")
+            found[name] = TensorInfo(file=file, shape=shape, nbytes=math.prod(shape) * ITEMSIZE[dtype])
+            dtypes[name] = dtype
+    for name in weight_map or ():
+        if name not in found:
+            raise BarError(f"{path / weight_map[name]}: tensor {name!r} expected (the index says so), got a file without it")
+    return found, dtypes
+
+
+def _compare(path: Path, found: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]]) -> None:
+    # Surplus names follow from missing ones when the config has the wrong family or layer count: missing first.
+    for name, shape in shapes.items():
+        if name not in found:
+            raise BarError(f"{path}: tensor {name!r} is missing: config.json expected {list(shape)}, got no such tensor")
+    for name, info in found.items():
+        if name not in shapes:
+            raise BarError(f"{info.file}: surplus tensor {name!r}: config.json expected none, got {list(info.shape)}")
+    for name, shape in shapes.items():
+        if found[name].shape != shape:
+            raise BarError(f"{found[name].file}: tensor {name!r}: config.json expected {list(shape)}, got {list(found[name].shape)}")
+
+
+def _one_dtype(found: dict[str, TensorInfo], dtypes: dict[str, str]) -> str:
+    first = next(iter(dtypes.values()))
+    for name, dtype in dtypes.items():
+        if dtype != first:
+            raise BarError(f"{found[name].file}: tensor {name!r}: expected {first} like the tensors before it, got {dtype}")
+    return first
+
+
+def require_same_config(reference: Folder, folder: Folder, fields: Iterable[str] | None = None) -> None:
+    """All fields of the config unless told which."""
+    expected, got = vars(reference.config), vars(folder.config)
+    for name in fields or expected:
+        if got[name] != expected[name]:
+            raise BarError(f"{folder.path}: {name} expected {expected[name]} as in {reference.path}, got {got[name]}")
+
+
+def companions(path: Path | str) -> list[Path]:
+    """Tokenizer, chat template and generation config: the files that travel with the weights."""
+    return [Path(path) / name for name in COMPANIONS if (Path(path) / name).is_file()]
+
+
+def require_tokenizer(path: Path | str) -> None:
+    if not any((Path(path) / name).is_file() for name in TOKENIZERS):
+        raise BarError(f"{path}: no tokenizer: expected {' or '.join(TOKENIZERS)}, got neither")

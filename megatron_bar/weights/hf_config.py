@@ -1,0 +1,226 @@
+"""The shape of a model: config.json of OLMo 2 and FlexOlmo, and the tensors that follow from it.
+
+Field names and tensor names are those of transformers (models/olmo2, models/flex_olmo).
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+
+DENSE, MOE = "olmo2", "flex_olmo"
+ARCHITECTURES = {DENSE: "Olmo2ForCausalLM", MOE: "FlexOlmoForCausalLM"}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything config.json says that changes a number. Dense OLMo 2 has ``num_experts == 0``."""
+
+    vocab_size: int
+    """True vocabulary, without any padding for tensor parallelism."""
+    hidden_size: int
+    intermediate_size: int
+    """Width of one (expert's) SwiGLU FFN."""
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    max_positions: int
+    rope_theta: float
+    rms_norm_eps: float
+    num_experts: int = 0
+    experts_per_token: int = 0
+    norm_topk_prob: bool = False
+    """Whether the selected experts' probabilities are renormalised to sum to one."""
+    initializer_range: float = 0.02
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_positions"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BarError(f"config: {name} must be a positive integer, got {value!r}")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise BarError(f"config: {name} must be a positive number, got {value!r}")
+        if self.hidden_size % self.num_heads:
+            raise BarError(f"config: hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_heads}")
+        if self.head_dim % 2:
+            raise BarError(f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
+        if self.num_heads % self.num_kv_heads:
+            raise BarError(f"config: num_attention_heads {self.num_heads} is not divisible by num_key_value_heads {self.num_kv_heads}")
+        if self.dtype not in DTYPES:
+            raise BarError(f"config: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("num_experts", "experts_per_token"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise BarError(f"config: {name} must be an integer, got {value!r}")
+        if self.num_experts:
+            if self.num_experts < 2:
+                raise BarError(f"config: num_experts must be at least 2, got {self.num_experts}")
+            if not 1 <= self.experts_per_token <= self.num_experts:
+                raise BarError(f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, got {self.experts_per_token}")
+
+    @property
+    def family(self) -> str:
+        return MOE if self.num_experts else DENSE
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def with_experts(self, num_experts: int) -> "ModelConfig":
+        """The same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section 2)."""
+        return replace(self, num_experts=num_experts, experts_per_token=num_experts)
+
+    @classmethod
+    def from_hf(cls, config: dict, *, source: str = "config.json") -> "ModelConfig":
+        """Reads the dictionary of a config.json; refuses by name what this project does not compute."""
+        model_type = config.get("model_type")
+        if model_type not in ARCHITECTURES:
+            raise BarError(f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
+        refused = {
+            "tie_word_embeddings": (False, "tied embeddings are not supported"),
+            "attention_bias": (False, "attention biases are not supported"),
+            "hidden_act": ("silu", "only SwiGLU with silu is supported"),
+            "attention_dropout": (0, "attention dropout is not supported"),
+        }
+        for key, (wanted, why) in refused.items():
+            if config.get(key, wanted) not in (wanted, None):
+                raise BarError(f"{source}: {key} must be {wanted!r}, got {config[key]!r}: {why}")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise BarError(f"{source}: only plain RoPE is supported, got {rope!r}")
+        theta = rope.get("rope_theta", config.get("rope_theta"))
+        if theta is None:
+            raise BarError(f"{source}: rope_theta is missing (defaults differ between OLMo 2 and FlexOlmo, so it is never guessed)")
+
+        def need(key):
+            if config.get(key) is None:
+                raise BarError(f"{source}: {key} is missing")
+            return config[key]
+
+        experts = need("num_experts") if model_type == MOE else 0
+        if model_type == MOE and experts == 0:
+            raise BarError(f"{source}: num_experts must be at least 2, got 0")
+        heads = need("num_attention_heads")
+        eos = config.get("eos_token_id")
+        try:
+            parsed = cls(
+                vocab_size=need("vocab_size"),
+                hidden_size=need("hidden_size"),
+                intermediate_size=need("intermediate_size"),
+                num_layers=need("num_hidden_layers"),
+                num_heads=heads,
+                num_kv_heads=config["num_key_value_heads"] if config.get("num_key_value_heads") is not None else heads,
+                max_positions=need("max_position_embeddings"),
+                rope_theta=theta,
+                rms_norm_eps=need("rms_norm_eps"),
+                num_experts=experts,
+                experts_per_token=need("num_experts_per_tok") if model_type == MOE else 0,
+                norm_topk_prob=bool(config.get("norm_topk_prob", False)),
+                initializer_range=config.get("initializer_range", 0.02),
+                pad_token_id=config.get("pad_token_id"),
+                bos_token_id=config.get("bos_token_id"),
+                eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+                dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+            )
+        except BarError as error:
+            raise BarError(f"{source}: {str(error).removeprefix('config: ')}") from None
+        if config.get("head_dim") not in (None, parsed.head_dim):
+            raise BarError(f"{source}: head_dim must be hidden_size / num_attention_heads = {parsed.head_dim}, got {config['head_dim']!r}")
+        return parsed
+
+    def to_hf(self) -> dict:
+        """The dictionary written as config.json; read alike by transformers 4.57, 5 and vLLM."""
+        config = {
+            "architectures": [ARCHITECTURES[self.family]],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "max_position_embeddings": self.max_positions,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rms_norm_eps": self.rms_norm_eps,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "tie_word_embeddings": False,
+            "initializer_range": self.initializer_range,
+            "pad_token_id": self.pad_token_id,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
+            "dtype": self.dtype,
+            "torch_dtype": self.dtype,
+        }
+        if self.num_experts:
+            config |= {
+                "num_experts": self.num_experts,
+                "num_experts_per_tok": self.experts_per_token,
+                "norm_topk_prob": self.norm_topk_prob,
+                "output_router_logits": False,
+            }
+        return config
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+    """The config of a Hugging Face folder, or one line saying what is wrong with it."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BarError(f"{path}: not found; expected a Hugging Face model folder") from None
+    except (OSError, ValueError) as error:
+        raise BarError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise BarError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return ModelConfig.from_hf(config, source=str(path))
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the folder by name, in file order, with its shape.
+
+    FlexOlmo's per-expert names are the ones on disk (transformers 5 fuses them only in memory).
+    """
+    h, f, q, kv = config.hidden_size, config.intermediate_size, config.hidden_size, config.num_kv_heads * config.head_dim
+    ffn = {"gate_proj": (f, h), "up_proj": (f, h), "down_proj": (h, f)}
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, h)}
+    for n in range(config.num_layers):
+        layer = f"model.layers.{n}"
+        shapes |= {
+            f"{layer}.self_attn.q_proj.weight": (q, h),
+            f"{layer}.self_attn.k_proj.weight": (kv, h),
+            f"{layer}.self_attn.v_proj.weight": (kv, h),
+            f"{layer}.self_attn.o_proj.weight": (h, q),
+            f"{layer}.self_attn.q_norm.weight": (q,),
+            f"{layer}.self_attn.k_norm.weight": (kv,),
+            f"{layer}.post_attention_layernorm.weight": (h,),
+        }
+        if config.num_experts:
+            shapes[f"{layer}.mlp.gate.weight"] = (config.num_experts, h)
+            for e in range(config.num_experts):
+                shapes |= {f"{layer}.mlp.experts.{e}.{p}.weight": s for p, s in ffn.items()}
+        else:
+            shapes |= {f"{layer}.mlp.{p}.weight": s for p, s in ffn.items()}
+        shapes[f"{layer}.post_feedforward_layernorm.weight"] = (h,)
+    return shapes | {"model.norm.weight": (h,), "lm_head.weight": (config.vocab_size, h)}
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Total parameters (bar.md section 1: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
+    total = 0
+    for shape in tensor_shapes(config).values():
+        count = 1
+        for size in shape:
+            count *= size
+        total += count
+    return total

@@ -1,0 +1,24 @@
+"""A model from nothing: a folder of random weights, the same for the same seed whatever trains it afterwards."""
+
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+
+from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.writer import write_folder
+
+
+def random_folder(config: ModelConfig, out: Path, *, tokenizer: Path, seed: int) -> None:
+    """Matrices from N(0, initializer_range), as transformers initialises OLMo 2; norm weights one."""
+    shapes = tensor_shapes(config)
+
+    def tensor(name: str) -> torch.Tensor:
+        dtype = getattr(torch, config.dtype)
+        if len(shapes[name]) == 1:
+            return torch.ones(shapes[name], dtype=dtype)
+        generator = torch.Generator().manual_seed(int.from_bytes(blake3(f"{seed}/{name}".encode()).digest()[:6], "big"))
+        return (torch.randn(shapes[name], generator=generator) * config.initializer_range).to(dtype)
+
+    write_folder(out, config, tensor, companions_from=tokenizer, manifest=lambda _: Manifest(family=config.family, kind="dense", stage="init"))

@@ -1,0 +1,176 @@
+"""manifest.json: what a folder is, which experts it holds and where they come from.
+
+Written into every folder this project makes. The anchor hash is recorded at the branch and carried along unchanged, because
+later stages may move the tensors it was taken from: it says which branch an expert descends from, not what it holds now.
+Strict: an unknown, missing or ill-typed field is an error that names it.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import megatron_bar
+from megatron_bar.errors import BarError
+from megatron_bar.weights.hf_config import ARCHITECTURES
+
+MANIFEST = "manifest.json"
+FORMAT = "megatron_bar/1"
+KINDS = ("dense", "branched", "expert", "merged", "routed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expert:
+    index: int
+    """Global: 0 is the anchor."""
+    name: str
+    stages: tuple[str, ...] = ()
+    """What trained it, in order."""
+    anchor_hash: str | None = None
+    """Of the branch it was trained in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    role: str
+    """anchor, domain_init, expert, ..."""
+    name: str
+    """The folder's own name, not its path: paths are nobody else's business."""
+    hash: str
+    """`hashes.folder_hash` of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    family: str
+    kind: str
+    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts) or routed (merged, router trained)."""
+    stage: str | None = None
+    """The stage that wrote the folder."""
+    recipe: str | None = None
+    anchor_hash: str | None = None
+    """Of the branched folder that all experts started from."""
+    experts: tuple[Expert, ...] = ()
+    """A dense folder has one, or none where its history is unknown."""
+    sources: tuple[Source, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was decided for the user, such as whose RoPE theta was kept."""
+    config: dict | None = None
+    """config.json's content where no config.json lies beside the manifest: in a torch_dist checkpoint."""
+    tool_version: str = megatron_bar.__version__
+
+    def __post_init__(self):
+        if self.family not in ARCHITECTURES:
+            raise BarError(f"family expected one of {', '.join(ARCHITECTURES)}, got {self.family!r}")
+        if self.kind not in KINDS:
+            raise BarError(f"kind expected one of {', '.join(KINDS)}, got {self.kind!r}")
+        if [expert.index for expert in self.experts] != list(range(len(self.experts))):
+            raise BarError(f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}")
+
+    def after(self, stage: str, *, recipe: str | None, sources: tuple[Source, ...], expert: str | None = None) -> "Manifest":
+        """Of the folder that a training stage makes from this one; ``expert`` is the trained expert's name from here on."""
+        kind = {"branched": "expert", "merged": "routed"}.get(self.kind, self.kind)
+        trained = {"dense": 0, "expert": 1}.get(kind)  # the router belongs to no expert
+        experts = tuple(
+            dataclasses.replace(e, name=expert or e.name, stages=(*e.stages, stage)) if e.index == trained else e
+            for e in self.experts
+        )
+        return Manifest(
+            family=self.family,
+            kind=kind,
+            stage=stage,
+            recipe=recipe,
+            anchor_hash=self.anchor_hash,
+            experts=experts,
+            sources=sources,
+        )
+
+    def write(self, folder: Path) -> None:
+        fields = {"format": FORMAT, **dataclasses.asdict(self)}
+        (Path(folder) / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _typed(value, kind: type, where: str):
+    """``value`` if it is a ``kind``; bool is not an int."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BarError(f"{where} expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _fields(value, cls: type, where: str) -> dict:
+    """``value`` as keyword arguments of the dataclass: no field missing that has no default, none surplus."""
+    _typed(value, dict, where)
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+    for name in value:
+        if name not in known:
+            raise BarError(f"{where} expected only {', '.join(known)}, got {name!r}")
+    for name, required in known.items():
+        if required and name not in value:
+            raise BarError(f"{where}: {name!r} is missing")
+    return value
+
+
+def _check_strings(value: dict, names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if value.get(name) is not None:
+            _typed(value[name], str, f"{where}{name}")
+
+
+def _strings(value: dict, name: str, where: str) -> tuple[str, ...]:
+    items = _typed(value.get(name, []), list, f"{where}{name}")
+    return tuple(_typed(item, str, f"{where}{name}[{n}]") for n, item in enumerate(items))
+
+
+def _expert(value, where: str) -> Expert:
+    fields = _fields(value, Expert, where)
+    _typed(fields["index"], int, f"{where}.index")
+    _typed(fields["name"], str, f"{where}.name")
+    _check_strings(fields, ("anchor_hash",), f"{where}.")
+    return Expert(**(fields | {"stages": _strings(fields, "stages", f"{where}.")}))
+
+
+def _source(value, where: str) -> Source:
+    fields = _fields(value, Source, where)
+    for name in ("role", "name", "hash"):
+        _typed(fields[name], str, f"{where}.{name}")
+    return Source(**fields)
+
+
+def _parse(value) -> Manifest:
+    _typed(value, dict, "the manifest")
+    if value.get("format") != FORMAT:
+        raise BarError(f"format expected {FORMAT!r}, got {value.get('format')!r}")
+    fields = _fields({name: item for name, item in value.items() if name != "format"}, Manifest, "the manifest")
+    for name in ("family", "kind", "tool_version"):
+        _typed(fields.get(name), str, name)
+    _check_strings(fields, ("stage", "recipe", "anchor_hash"), "")
+    if fields.get("config") is not None:
+        _typed(fields["config"], dict, "config")
+    experts = _typed(fields.get("experts", []), list, "experts")
+    sources = _typed(fields.get("sources", []), list, "sources")
+    return Manifest(
+        **fields
+        | {
+            "experts": tuple(_expert(item, f"experts[{n}]") for n, item in enumerate(experts)),
+            "sources": tuple(_source(item, f"sources[{n}]") for n, item in enumerate(sources)),
+            "notes": _strings(fields, "notes", ""),
+        }
+    )
+
+
+def has_manifest(folder: Path | str) -> bool:
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    path = Path(folder) / MANIFEST
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BarError(f"{path}: not found; expected a folder made by this project's tools or training") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BarError(f"{path}: not readable as JSON: {error}") from None
+    try:
+        return _parse(value)
+    except BarError as error:
+        raise BarError(f"{path}: {error}") from None

@@ -1,0 +1,119 @@
+"""The safetensors file format: a strict header reader and a streaming writer.
+
+Format: https://github.com/huggingface/safetensors#format. The library itself reads the data (folder.py); it accepts duplicate
+keys, so the header is read here. The writer takes one tensor at a time: a shard never has to fit in memory.
+Left out: dtypes other than the three a model folder may have, and metadata beyond {"format": "pt"}.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from megatron_bar.errors import BarError
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_HEADER_LIMIT = 100_000_000
+"""The library's own bound on the header, in bytes."""
+
+Header = dict[str, tuple[str, tuple[int, ...]]]
+"""Tensor name -> (dtype, shape), in file order."""
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"tensor {name!r} is there twice; expected once")
+    return seen
+
+
+def _is_size(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], int, int]:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise BarError(f"{path}: tensor {name!r}: expected dtype, shape and data_offsets in the header, got {entry!r}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in _CODES:
+        raise BarError(f"{path}: tensor {name!r}: dtype expected one of {', '.join(_CODES)}, got {dtype!r}")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+        raise BarError(f"{path}: tensor {name!r}: shape expected a list of sizes, got {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise BarError(f"{path}: tensor {name!r}: data_offsets expected two byte offsets, got {offsets!r}")
+    expected = math.prod(shape) * ITEMSIZE[_CODES[dtype]]
+    if offsets[1] - offsets[0] != expected:
+        raise BarError(f"{path}: tensor {name!r}: data_offsets expected {expected} bytes for {dtype} {shape}, got {offsets!r}")
+    return _CODES[dtype], tuple(shape), *offsets
+
+
+def _read_json(path: Path) -> tuple[dict, int]:
+    """The raw header and the number of data bytes that follow it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+                raise BarError(f"{path}: not a whole safetensors file: expected a header of {length} bytes, the file has {size}")
+            raw = file.read(length)
+    except OSError as error:
+        raise BarError(f"{path}: not readable: {error.strerror}") from None
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BarError(f"{path}: malformed safetensors header: {error}") from None
+    if not isinstance(header, dict):
+        raise BarError(f"{path}: malformed safetensors header: expected a JSON object, got {type(header).__name__}")
+    return header, size - 8 - length
+
+
+def read_header(path: Path) -> Header:
+    """Names, dtypes and shapes of a file whose data lie gapless up to its last byte, or one line saying what is wrong."""
+    header, data_bytes = _read_json(path)
+    header.pop("__metadata__", None)
+    entries = {name: _parse_entry(path, name, entry) for name, entry in header.items()}
+    position = 0
+    for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if start != position:
+            raise BarError(f"{path}: tensor {name!r}: data expected at byte {position}, got {start} (a gap or an overlap)")
+        if stop > data_bytes:
+            raise BarError(f"{path}: truncated: tensor {name!r} expected up to data byte {stop}, got {data_bytes} bytes of data")
+        position = stop
+    if position != data_bytes:
+        raise BarError(f"{path}: expected {position} bytes of data, got {data_bytes}: the last ones belong to no tensor")
+    return {name: (dtype, shape) for name, (dtype, shape, _, _) in entries.items()}
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's bytes as the file holds them (row-major, little-endian), without a copy where it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())
+
+
+def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Writes and fsyncs a new file; ``tensors`` come in the order of ``layout`` and are held one at a time."""
+    codes = {name: code for code, name in _CODES.items()}
+    header, position = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in layout.items():
+        stop = position + math.prod(shape) * ITEMSIZE[dtype]
+        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin aligned
+    try:
+        with path.open("xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for (name, shape), (given, tensor) in zip(layout.items(), tensors, strict=True):
+                found = (given, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+                assert found == (name, shape, dtype), f"{path.name} expects {(name, shape, dtype)}, the caller gave {found}"
+                file.write(tensor_bytes(tensor))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise BarError(f"{path}: could not write {8 + len(text) + position} bytes: {error.strerror}") from None

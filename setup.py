@@ -1,0 +1,46 @@
+"""Package metadata. Ranges here say what the code needs; constraints.txt says what it is tested with."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "megatron_bar/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+README = HERE / "README.md"
+
+setup(
+    name="megatron_bar",
+    version=VERSION,
+    description="BAR (Branch-Adapt-Route) post-training of OLMo 2 on Megatron-Core",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["megatron_bar", "megatron_bar.*"]),
+    # Megatron-Core 0.17 and later needs 3.12; older ones execute code from a checkpoint.
+    python_requires=">=3.12",
+    install_requires=[
+        "megatron-core==0.19.2",
+        "torch>=2.6",
+        "transformers>=5",
+        "safetensors",
+        "tokenizers",
+        "sentencepiece",
+        "datasets",
+        "jinja2",  # chat templates; transformers does not ask for it
+        "numpy",
+        "psutil",  # Megatron's checkpoint writer hangs without it and does not ask for it
+        "blake3",
+        "tensorboard",
+        "rich",
+        "math-verify",
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "reasoning-gym"],
+        # Builds against the installed torch: pip install --no-build-isolation -e '.[te]'. NVIDIA's PyTorch image has it already.
+        "te": ["transformer-engine[pytorch]"],
+        # Brings its own torch: give it an environment of its own.
+        "vllm": ["vllm"],
+        "eval": ["lm-eval"],
+    },
+)

@@ -1,0 +1,146 @@
+"""The tiny world: deterministic, its answers right, its test instances in no training stage."""
+
+import json
+import re
+from itertools import chain
+from random import Random
+
+import pytest
+
+from megatron_bar.data.world import (
+    DOMAINS,
+    SKILLS,
+    Sizes,
+    build,
+    code,
+    knowledge,
+    math,
+    pretraining,
+    samplers,
+    test_set,
+    training_set,
+)
+from megatron_bar.data.world.lexicon import HELD_OUT_SHARE, Split
+
+SMALL = Sizes(pretrain=300, midtrain=60, sft_general=100, sft_domain=40, rlvr=20, test=10, vocabulary=500)
+test_set.__test__ = False
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("world") / "w", seed=3, sizes=SMALL)
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_files(world):
+    names = {path.stem for path in world.glob("*.jsonl")}
+    assert names == (
+        {"pretrain", "sft_general"}
+        | {f"midtrain_{s}" for s in ("math", "code")}
+        | {f"rlvr_{s}" for s in ("math", "code")}
+        | {f"sft_{s}" for s in DOMAINS}
+        | {f"test_{s}" for s in SKILLS}
+    )
+    assert {row["source"] for row in rows(world / "sft_general.jsonl")}.isdisjoint(DOMAINS)
+    for skill in SKILLS:
+        assert len(rows(world / f"test_{skill}.jsonl")) == SMALL.test
+
+
+def test_the_seed_decides_everything(world, tmp_path):
+    same = build(tmp_path / "same", seed=3, sizes=SMALL)
+    other = build(tmp_path / "other", seed=4, sizes=SMALL)
+    for path in world.rglob("*.json*"):
+        name = path.relative_to(world)
+        assert (same / name).read_bytes() == path.read_bytes(), name
+        if path.suffix == ".jsonl":
+            assert (other / name).read_bytes() != path.read_bytes(), name
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_no_test_instance_in_training(skill):
+    held_out = {example.key for example in test_set(0, skill, 120)}
+    trained = {e.key for stage in ("sft", "rlvr") for e in training_set(0, stage, skill, 3000)}
+    assert len(held_out) >= 40
+    assert held_out.isdisjoint(trained)
+
+
+def test_no_test_prompt_in_any_training_text(world):
+    """On the written files, by their words alone: the instance is what the prompt says."""
+    training = {
+        text
+        for path in chain(world.glob("pretrain*"), world.glob("midtrain*"), world.glob("sft*"), world.glob("rlvr*"))
+        for row in rows(path)
+        for text in ([row["text"]] if "text" in row else [m["content"] for m in row["messages"] if m["role"] == "user"])
+    }
+    everything = "\n".join(training)
+    for skill in SKILLS:
+        for row in rows(world / f"test_{skill}.jsonl"):
+            assert row["messages"][-1]["content"] not in (everything if skill != "tool_use" else training), row
+
+
+def test_midtraining_respects_the_split():
+    """The operands are read back from the text, not from the generator's keys."""
+    rng, split = Random(1), Split(seed=5)
+    for _ in range(2000):
+        worked = re.search(r"(\d) \* (\d) = \d+\. \d+ ([+-]) (\d) =", math.midtrain(rng, split))
+        if worked and "Answer" in worked.string:
+            assert not split.held_out(("math", int(worked[1]), int(worked[2]), worked[3], int(worked[4])))
+
+
+def test_held_out_share():
+    split = Split(seed=0)
+    found = sum(split.held_out(("k", n)) for n in range(5000)) / 5000
+    assert abs(found - HELD_OUT_SHARE) < 0.03
+
+
+def test_math_answers_are_true():
+    rng = Random(0)
+    for text in [text for _ in range(300) for text in (math.sample(rng).answer, math.pretrain(rng), math.chained(rng))]:
+        steps = re.findall(r"(\d+ [-+*] \d+) = (-?\d+)", text)
+        assert steps and all(eval(left) == int(right) for left, right in steps), text
+
+
+def test_math_truth_is_the_answer():
+    rng = Random(0)
+    for example in (math.sample(rng) for _ in range(200)):
+        assert example.answer.endswith(f"Answer: {example.truth}")
+
+
+def test_code_answers_run():
+    rng = Random(0)
+    for example in (code.sample(rng) for _ in range(200)):
+        scope = {}
+        exec(example.answer, scope)
+        results = [scope[example.truth["function"]](*args) for args, _ in example.truth["tests"]]
+        assert results == [expected for _, expected in example.truth["tests"]]
+        assert len(set(results)) > 1, "a constant would pass"
+
+
+def test_tool_answers_are_calls_of_an_offered_function():
+    for example in training_set(0, "sft", "tool_use", 100):
+        offered = json.loads(re.fullmatch("<functions>(.*)</functions>", example.prompt[0]["content"])[1])
+        call = json.loads(re.fullmatch("<function_calls>(.*)</function_calls>", example.answer)[1])
+        assert call == example.truth
+        assert {call["name"]: set(call["arguments"])}.items() <= {f["name"]: set(f["parameters"]) for f in offered}.items()
+
+
+def test_every_fact_is_pretrained():
+    text = "\n".join(pretraining(0, 6000))
+    for town, known in knowledge.facts(0).items():
+        for attribute, value in known.items():
+            assert f"{attribute} of {town} is {value}." in text or f"{attribute} {value}" in text
+
+
+def test_tool_tags_and_products_are_unknown_to_pretraining():
+    text = "\n".join(pretraining(0, 5000))
+    assert "<" not in text and " * " not in text and "def " not in text and "can't help" not in text
+
+
+def test_general_requests_are_harmless():
+    assert {e.truth for e in training_set(0, "sft", "how_to", 200)} == {"comply"}
+    share = sum(e.truth == "refuse" for e in test_set(0, "safety", 150)) / 150
+    assert 0.7 < share < 0.9
+    assert set(samplers(0)) == {*SKILLS, "how_to"}

@@ -1,0 +1,24 @@
+import pytest
+import torch
+from folders import save_hf, train_with
+
+from megatron_bar.experts.branch import branch
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory):
+    return save_hf(tmp_path_factory.mktemp("tools") / "dense", seed=1)
+
+
+@pytest.fixture(scope="session")
+def branched(tmp_path_factory, dense):
+    return branch(dense, dense, tmp_path_factory.mktemp("tools") / "branched", router_init="normal")[0].path
+
+
+@pytest.fixture(scope="session")
+def expert(tmp_path_factory, branched):
+    def midtrained(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        row = torch.tensor([[0.0], [1.0]]) if name.endswith("gate.weight") else float(".experts.1." in name)
+        return tensor + row
+
+    return train_with(branched, tmp_path_factory.mktemp("tools") / "expert", "midtrain", midtrained, expert="math")

@@ -1,0 +1,154 @@
+"""Folders that transformers wrote are read bit by bit; spoiled ones are refused before anything else happens."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from folders import NOT_FINITE, SPOILED, SPOILED_MOE, edit_json, load_tensors, whole
+from safetensors.torch import load_file, save_file
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.folder import INDEX, Folder, companions, require_tokenizer
+
+
+def test_whatever_transformers_saves_is_read_bit_by_bit(dense, moe, sharded):
+    assert whole(dense).dtype == "float32"
+    assert whole(moe).config.num_experts == 2
+    folder = whole(sharded)
+    assert (folder.dtype, folder.config.num_experts) == ("bfloat16", 3)
+    assert folder.nbytes == sum(tensor.nbytes for tensor in load_tensors(sharded).values())
+    assert all(folder.read(name).dtype == torch.bfloat16 for name in folder.tensors)
+
+
+def test_reading_parts(sharded):
+    folder, name = Folder.open(sharded), "model.layers.1.mlp.experts.2.gate_proj.weight"
+    tensor = load_tensors(sharded)[name]
+    assert torch.equal(folder.rows(name, 5, 9), tensor[5:9])
+    assert torch.equal(folder.slice(name)[5:9, 3:4], tensor[5:9, 3:4])
+    assert torch.equal(torch.cat(list(folder.chunks(name))), tensor)
+
+
+def test_few_files_stay_open(sharded):
+    folder = Folder.open(sharded)
+    files = {info.file for info in folder.tensors.values()}
+    assert len(files) > 4
+    for _ in range(2):
+        for name in folder.tensors:
+            folder.read(name)
+            assert len(folder._handles) <= 4
+
+
+def test_large_tensors_come_in_chunks(dense, monkeypatch):
+    monkeypatch.setattr("megatron_bar.weights.folder._CHUNK_BYTES", 16 * 4 * 5)
+    folder, name = Folder.open(dense), "model.embed_tokens.weight"
+    assert [len(chunk) for chunk in folder.chunks(name)] == [5, 5, 5, 4]
+    assert torch.equal(torch.cat(list(folder.chunks(name))), load_tensors(dense)[name])
+
+
+def test_the_dtype_is_what_the_tensors_are(dense, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(dense, folder)
+    edit_json(folder / "config.json", dtype="bfloat16", torch_dtype="bfloat16")
+    assert Folder.open(folder).config.dtype == "float32"
+
+
+@pytest.mark.parametrize("spoil, message", SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_a_spoiled_folder_is_refused_in_one_line(request, tmp_path, kind, spoil, message):
+    check_refused(request.getfixturevalue(kind), tmp_path / "folder", spoil, message)
+
+
+@pytest.mark.parametrize("spoil, message", SPOILED_MOE.values(), ids=SPOILED_MOE)
+def test_a_spoiled_flexolmo_folder_is_refused_in_one_line(moe, tmp_path, spoil, message):
+    check_refused(moe, tmp_path / "folder", spoil, message)
+
+
+def check_refused(source, folder, spoil, message):
+    shutil.copytree(source, folder)
+    spoil(folder)
+    with pytest.raises(BarError, match=message) as caught:
+        Folder.open(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil, message", NOT_FINITE.values(), ids=NOT_FINITE)
+def test_a_value_that_is_not_finite_is_found(dense, tmp_path, spoil, message):
+    folder = tmp_path / "folder"
+    shutil.copytree(dense, folder)
+    Folder.open(folder).check_finite()
+    spoil(folder)
+    with pytest.raises(BarError, match=message):
+        Folder.open(folder).check_finite()
+
+
+def spoil_index(sharded, folder, change):
+    shutil.copytree(sharded, folder)
+    index = json.loads((folder / INDEX).read_text())
+    change(index["weight_map"], sorted(set(index["weight_map"].values())))
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+NORM = "model.norm.weight"
+BAD_INDEX = {
+    "a file that is not there": (
+        lambda m, files: m.update({NORM: "none.safetensors"}),
+        rf"'{NORM}' expected in none.*no such file",
+    ),
+    "a path upwards": (lambda m, files: m.update({NORM: "../x.safetensors"}), rf"'{NORM}': expected the name of .*'\.\./x"),
+    "an absolute path": (lambda m, files: m.update({NORM: "/etc/x.safetensors"}), rf"'{NORM}': expected the name of .*'/etc/x"),
+    "a backslash": (lambda m, files: m.update({NORM: "..\\x.safetensors"}), rf"'{NORM}': expected the name of"),
+    "a pickle": (lambda m, files: m.update({NORM: "pytorch_model.bin"}), rf"'{NORM}': expected the name of .*pytorch_model"),
+    "no string": (lambda m, files: m.update({NORM: 3}), rf"'{NORM}': expected the name of .*got 3"),
+    "another shard": (
+        lambda m, files: m.update({NORM: files[0]}),
+        rf"index\.json: tensor '{NORM}' expected in .*, got '{'model-00001'}",
+    ),
+    "a tensor no shard has": (lambda m, files: m.update({"x": files[0]}), r"tensor 'x' expected \(the index says so\), got"),
+    "a tensor left out": (lambda m, files: m.pop(NORM), rf"index\.json: tensor '{NORM}' expected in .*, got None"),
+    "nothing": (lambda m, files: m.clear(), r"index\.json: expected an object 'weight_map'"),
+}
+
+
+@pytest.mark.parametrize("change, message", BAD_INDEX.values(), ids=BAD_INDEX)
+def test_an_index_that_lies_is_refused(sharded, tmp_path, change, message):
+    spoil_index(sharded, tmp_path / "folder", change)
+    with pytest.raises(BarError, match=message):
+        Folder.open(tmp_path / "folder")
+
+
+def test_a_tensor_in_two_shards_is_refused(sharded, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(sharded, folder)
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    save_file(load_file(last) | {"model.embed_tokens.weight": torch.ones(19, 16).bfloat16()}, last)
+    with pytest.raises(BarError, match=r"tensor 'model\.embed_tokens\.weight' expected"):
+        Folder.open(folder)
+
+
+def test_shards_without_index_and_left_over_shards_are_refused(sharded, dense, tmp_path):
+    shutil.copytree(sharded, tmp_path / "a")
+    (tmp_path / "a" / INDEX).unlink()
+    with pytest.raises(BarError, match=r"expected model\.safetensors or .*index\.json, got model-00001"):
+        Folder.open(tmp_path / "a")
+    shutil.copytree(dense, tmp_path / "b")
+    shutil.copy(next(sharded.glob("model-*.safetensors")), tmp_path / "b")
+    with pytest.raises(BarError, match=r"b/model-.*surplus weights: expected only model\.safetensors"):
+        Folder.open(tmp_path / "b")
+
+
+def test_a_file_linked_into_the_folder_is_read(dense, tmp_path):
+    """As the Hugging Face cache lays its snapshots out."""
+    folder = tmp_path / "folder"
+    shutil.copytree(dense, folder)
+    (folder / "model.safetensors").rename(tmp_path / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
+    whole(folder)
+
+
+def test_companions(dense, tmp_path):
+    assert {file.name for file in companions(dense)} == {"tokenizer.json", "generation_config.json"}
+    require_tokenizer(dense)
+    with pytest.raises(BarError, match=r"no tokenizer: expected tokenizer\.json or tokenizer\.model, got neither"):
+        require_tokenizer(tmp_path)
