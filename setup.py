@@ -36,7 +36,7 @@ setup(
         "math-verify",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "reasoning-gym"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
         # Builds against the installed torch: pip install --no-build-isolation -e '.[te]'. NVIDIA's PyTorch image has it already.
         "te": ["transformer-engine[pytorch]"],
         # Brings its own torch: give it an environment of its own.

@@ -19,8 +19,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("recipe", help="tiny, olmo2_7b, module:function or file.py:function")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--expert", help="only the steps of this expert")
-    parser.add_argument("--stage", help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, report")
-    parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="A.B=VALUE", help="change the recipe, e.g. route.stage.optim.lr=1e-4")
+    parser.add_argument(
+        "--stage", help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, report"
+    )
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="A.B=VALUE",
+        help="change the recipe, e.g. route.stage.optim.lr=1e-4",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, stage by stage, and what trains")
     return parser.parse_args()
 
@@ -31,7 +41,7 @@ def main() -> None:
     from megatron_bar.parallel.state import distributed, is_rank_zero
     from megatron_bar.pipeline import Pipeline
     from megatron_bar.recipes import load_recipe
-    from megatron_bar.recipes.show import describe, dense_shape
+    from megatron_bar.recipes.show import dense_shape, describe
 
     recipe = override(load_recipe(args.recipe), args.changes)
     pipeline = Pipeline(recipe, args.out or Path("runs") / recipe.name)

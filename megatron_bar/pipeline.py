@@ -184,7 +184,11 @@ class Pipeline:
         )
         if run.rl is not None:
             tasks = [
-                grpo.Task(prompt=generation_prompt(row["messages"], tokenizer, where=where), verifier=row["verifier"], truth=row["truth"])
+                grpo.Task(
+                    prompt=generation_prompt(row["messages"], tokenizer, where=where),
+                    verifier=row["verifier"],
+                    truth=row["truth"],
+                )
                 for part in run.data
                 for where, row in read_rows(part, self.data, seed=self.recipe.seed)
             ]

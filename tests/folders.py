@@ -16,7 +16,7 @@ from megatron_bar.weights.folder import INDEX, SINGLE, Folder
 from megatron_bar.weights.hf_config import read_config, tensor_shapes
 from megatron_bar.weights.manifest import read_manifest
 
-WORDS = ("<pad>", "<eos>", "one", "two", "plus", "red", "blue", "is")
+WORDS = ("<|pad|>", "<|endoftext|>", "one", "two", "plus", "red", "blue", "is")
 SHAPE = {
     "vocab_size": 19,
     "hidden_size": 16,
@@ -35,7 +35,8 @@ SHAPE = {
 
 
 def add_tokenizer(path: Path, words: tuple[str, ...] = WORDS) -> None:
-    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<pad>"))
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<|pad|>"))
+    tokenizer.add_special_tokens(list(words[:2]))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(path / "tokenizer.json"))
 

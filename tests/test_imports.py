@@ -16,8 +16,8 @@ LEVELS = (
     {"rl"},
     {"training"},
     {"models", "data"},
-    {"weights"},
     {"parallel"},
+    {"weights"},
     {"config", "cli"},
     {"errors"},
 )

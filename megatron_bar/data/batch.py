@@ -134,7 +134,9 @@ def batches(
     and another data-parallel size see the same global batches.
     """
     if global_batch % (micro_batch * data_size):
-        raise BarError(f"batch of {global_batch} rows is not divisible by micro-batch {micro_batch} x {data_size} data-parallel ranks")
+        raise BarError(
+            f"batch of {global_batch} rows is not divisible by micro-batch {micro_batch} x {data_size} data-parallel ranks"
+        )
     per_rank, step, epoch, order = global_batch // data_size, start, -1, np.empty(0, np.int64)
     while True:
         wanted = np.arange(step * global_batch, (step + 1) * global_batch)

@@ -43,7 +43,12 @@ def margins(before: dict, after: dict, skills: tuple[str, ...]) -> list[tuple[st
 
 def margins_table(rows: list[tuple[str, float, float, float]]) -> str:
     body = [
-        [skill, f"{100 * gain:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", "yes" if low > 0 else ("lower" if high < 0 else "no")]
+        [
+            skill,
+            f"{100 * gain:+.1f}",
+            f"{100 * low:+.1f} to {100 * high:+.1f}",
+            "yes" if low > 0 else ("lower" if high < 0 else "no"),
+        ]
         for skill, gain, low, high in rows
     ]
     return _table(["skill", "gain", "95 % interval", "higher"], body)
@@ -74,7 +79,9 @@ def _verdicts(found: dict[str, dict], experts: dict[str, str], trained: tuple[st
     for name, model in experts.items():
         if name in trained:
             ((_, gain, low, high),) = margins(found[model], found["final"], (name,))
-            claim(f"merging costs {name} next to nothing against its own expert", low <= 0 <= high or gain > 0, f"{100 * gain:+.1f}")
+            claim(
+                f"merging costs {name} next to nothing against its own expert", low <= 0 <= high or gain > 0, f"{100 * gain:+.1f}"
+            )
     routed = margins(found["merged"], found["final"], trained)
     claim(
         "router training helps the merged model",
@@ -94,9 +101,10 @@ def _verdicts(found: dict[str, dict], experts: dict[str, str], trained: tuple[st
 def write_report(name: str, found: dict[str, dict], *, experts: dict[str, str], trained: tuple[str, ...]) -> str:
     """``found``: model name to its evaluation, in the order shown; ``experts``: expert name to its model."""
     items = {skill: len(rows) for skill, rows in found["final"]["scores"].items()}
+    sizes = ", ".join(f"{skill} {count}" for skill, count in items.items())
     parts = [
         f"# Report of the recipe {name}",
-        f"Percent of held-out items solved by greedy generation ({', '.join(f'{s} {n}' for s, n in items.items())} items; one seed).",
+        f"Percent of held-out items solved by greedy generation ({sizes} items; one seed).",
         scores_table(found),
         "## Final model against the anchor",
         margins_table(margins(found["anchor"], found["final"], tuple(items))),

@@ -16,8 +16,8 @@ from typing import Literal
 
 import torch
 from blake3 import blake3
-from tokenizers import Tokenizer
 
+from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
@@ -157,17 +157,14 @@ def domain_embedding(folder: Folder, text: Path | str) -> torch.Tensor:
 
 
 def _token_counts(folder: Folder, text: Path) -> torch.Tensor:
-    path = folder.path / "tokenizer.json"
-    if not path.is_file():
-        raise BarError(f"{path}: not found; expected for router init 'domain', which reads its texts with the folder's tokenizer")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = load_tokenizer(folder.path)
     counts = torch.zeros(folder.config.vocab_size, dtype=torch.float64)
     try:
         with text.open(encoding="utf-8") as lines:
             for line in lines:
-                ids = torch.tensor(tokenizer.encode(line, add_special_tokens=False).ids, dtype=torch.long)
+                ids = torch.tensor(tokenizer.encode_text(line), dtype=torch.long)
                 if len(ids) and ids.max() >= len(counts):
-                    raise BarError(f"{path}: token ids expected below vocab_size {len(counts)}, got {ids.max()} in {text}")
+                    raise BarError(f"{folder.path}: token ids expected below vocab_size {len(counts)}, got {ids.max()} in {text}")
                 counts += torch.bincount(ids, minlength=len(counts))
     except (OSError, UnicodeDecodeError) as error:
         raise BarError(f"{text}: not readable as UTF-8 text: {error}") from None

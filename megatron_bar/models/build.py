@@ -4,7 +4,6 @@
 log-probabilities and router training are reductions of the ``nll`` it returns.
 """
 
-import logging
 import warnings
 
 import torch
@@ -31,7 +30,6 @@ class LanguageModel(GPTModel):
     def __init__(self, shape: ModelConfig, layout: ParallelConfig, *, recompute: bool = False):
         megatron = megatron_config(shape, layout, recompute=recompute)
         spec = block_spec(shape, megatron, shape.num_layers // layout.pipeline)
-        logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # "GPTModel is deprecated"
         super().__init__(
             config=megatron,
             transformer_layer_spec=spec,

@@ -145,7 +145,9 @@ def _rotate(x_bnsd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class CoreAttention(MegatronModule):
     """RoPE, cache, document mask and torch's scaled_dot_product_attention, in Megatron's core_attention slot."""
 
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None, pg_collection=None):
+    def __init__(
+        self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None, pg_collection=None
+    ):
         super().__init__(config)
         self.layer = None
         """Index of this layer among the layers of this pipeline rank: its row in the cache."""

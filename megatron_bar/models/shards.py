@@ -120,10 +120,12 @@ def save_folder(
     try:
         share_error(error)
         on_rank_zero(
-            lambda: writer.finish(
-                partial, out, config=config, plan=plan, companions_from=companions_from, manifest=manifest, hashes=whole
+            lambda: (
+                writer.finish(
+                    partial, out, config=config, plan=plan, companions_from=companions_from, manifest=manifest, hashes=whole
+                )
+                and None
             )
-            and None
         )
     except BaseException:
         if is_rank_zero():

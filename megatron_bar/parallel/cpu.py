@@ -6,7 +6,6 @@ Megatron, so ``megatron_bar.parallel`` calls it when it is imported. Seen workin
 """
 
 import contextlib
-import logging
 import warnings
 
 import torch
@@ -87,7 +86,6 @@ def install() -> None:
     torch.Tensor.type = _type
     _CudaMeansCpu().__enter__()
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # Megatron says of every optional CUDA library that it is not there.
         warnings.simplefilter("ignore")

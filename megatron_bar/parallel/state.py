@@ -67,9 +67,7 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
 def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
     """A process group for the life of the block: torchrun's if it started us, else one process alone."""
     if "RANK" not in os.environ:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        store = dist.HashStore()
-        dist.init_process_group(cpu.backend(), store=store, rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(cpu.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group(cpu.backend(), timeout=timeout)

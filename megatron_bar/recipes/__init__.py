@@ -35,4 +35,6 @@ def _import(module: str, name: str):
         if error.name != module and not module.startswith(f"{error.name}."):
             raise
         known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "stages"))
-        raise BarError(f"recipe {name}: not found; expected one of {', '.join(known)}, module:function or file.py:function") from None
+        raise BarError(
+            f"recipe {name}: not found; expected one of {', '.join(known)}, module:function or file.py:function"
+        ) from None

@@ -29,7 +29,8 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
         for run in expert.runs:
             yield from _run(f"{expert.name}-{run.stage.name}", run, two)
     merged = dense.with_experts(len(recipe.experts) + 1)
-    yield f"merged: anchor, {', '.join(e.name for e in recipe.experts)}; shared {recipe.shared}: {num_parameters(merged):,} parameters"
+    names = ", ".join(expert.name for expert in recipe.experts)
+    yield f"merged: anchor, {names}; shared {recipe.shared}: {num_parameters(merged):,} parameters"
     yield from _run("final", recipe.route, merged)
 
 
@@ -42,10 +43,12 @@ def _run(name: str, run: Run, shape: ModelConfig) -> Iterator[str]:
     warmup = f"{optim.warmup:g} steps" if optim.warmup >= 1 else f"{optim.warmup:.0%}"
     yield (
         f"    lr {optim.lr:g} {optim.schedule} to {optim.final_lr_ratio:.0%}, warmup {warmup}, AdamW {optim.betas}, "
-        f"weight decay {optim.weight_decay:g}, clip {optim.clip:g}, z-loss router {stage.router_z_loss:g} head {stage.head_z_loss:g}"
+        f"weight decay {optim.weight_decay:g}, clip {optim.clip:g}, "
+        f"z-loss router {stage.router_z_loss:g} head {stage.head_z_loss:g}"
     )
     layout = stage.parallel
-    yield f"    tensor {layout.tensor} pipeline {layout.pipeline} expert {layout.expert}, recompute {'yes' if stage.recompute else 'no'}"
+    recompute = "yes" if stage.recompute else "no"
+    yield f"    tensor {layout.tensor} pipeline {layout.pipeline} expert {layout.expert}, recompute {recompute}"
     yield f"    data {', '.join(f'{s.path}' + (f' ({s.share:.0%})' if s.share < 1 else '') for s in run.data)}"
     policy = POLICIES[stage.policy]
     rows = table(shape, policy)

@@ -133,13 +133,19 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], tokeniz
             if kept:
                 rewards = [[score * config.reward for score in scores[n]] for n in kept]
                 rows = pack_rollouts(
-                    [tasks[drawn[n]] for n in kept], [groups[n] for n in kept], rewards, length=stage.sequence, pad_id=tokenizer.pad_id
+                    [tasks[drawn[n]] for n in kept],
+                    [groups[n] for n in kept],
+                    rewards,
+                    length=stage.sequence,
+                    pad_id=tokenizer.pad_id,
                 )
                 values |= _steps(trainer, rows, config, objective, seed=number)
                 tokens += int(values["tokens"])
             log.step(number + 1, values)
             if stage.save_every and (number + 1) % stage.save_every == 0 and number + 1 < config.rounds:
-                checkpoint.save(trainer, job.checkpoints, extra={"round": number + 1, "open": sorted(prompts.open), "tokens": tokens})
+                checkpoint.save(
+                    trainer, job.checkpoints, extra={"round": number + 1, "open": sorted(prompts.open), "tokens": tokens}
+                )
     trainer.save(job.out, manifest=job.manifest)
     checkpoint.remove(job.checkpoints)
     return tokens
@@ -171,7 +177,9 @@ def _steps(trainer: Trainer, rows: RolloutRows, config: GRPOConfig, objective, *
         # Filled up with rows that carry no loss, so that every rank has as many micro-batches of the same shape.
         missing = -len(share) % unit
         mine = np.concatenate((share, np.full(missing, -1)))[trainer.data_rank :: trainer.data_size]
-        micro = [rows.take_padded(mine[n : n + trainer.stage.micro_batch]) for n in range(0, len(mine), trainer.stage.micro_batch)]
+        micro = [
+            rows.take_padded(mine[n : n + trainer.stage.micro_batch]) for n in range(0, len(mine), trainer.stage.micro_batch)
+        ]
         for name, value in trainer.step(micro, objective).items():
             totals[name] = totals.get(name, 0.0) + value
     return {name: value if "tokens" in name else value / len(shares) for name, value in totals.items()}

@@ -122,7 +122,11 @@ class Sampler:
                 token = logprobs.argmax(-1, keepdim=True)
             drawn = torch.stack((token.double(), logprobs.gather(-1, token).double())).squeeze(-1)
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-            dist.broadcast(drawn, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=parallel_state.get_pipeline_model_parallel_group())
+            dist.broadcast(
+                drawn,
+                src=parallel_state.get_pipeline_model_parallel_last_rank(),
+                group=parallel_state.get_pipeline_model_parallel_group(),
+            )
         return drawn[0].long(), drawn[1].float()
 
     def _all_ended(self, ended: Tensor) -> bool:

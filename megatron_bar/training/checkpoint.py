@@ -53,7 +53,12 @@ def save(trainer: Trainer, folder: Path, *, extra: dict, keep: int = 1) -> None:
         partial.mkdir(parents=True)
 
     def finish():
-        state = {"stage": to_json(trainer.stage), "steps": trainer.steps, "step": trainer.done, "world_size": dist.get_world_size()}
+        state = {
+            "stage": to_json(trainer.stage),
+            "steps": trainer.steps,
+            "step": trainer.done,
+            "world_size": dist.get_world_size(),
+        }
         with (partial / STATE).open("w", encoding="utf-8") as file:
             json.dump(state | {"extra": extra}, file)
             file.flush()

@@ -60,7 +60,9 @@ def check_unmoved(frozen: Frozen, before: dict[str, str]) -> None:
     """Raises with the name of the first frozen tensor that is not bit-identical to what it was."""
     for name, digest in frozen.hashes().items():
         if digest != before[name]:
-            raise BarError(f"frozen tensor {name!r} changed during training: expected hash {before[name][:16]}, got {digest[:16]}")
+            raise BarError(
+                f"frozen tensor {name!r} changed during training: expected hash {before[name][:16]}, got {digest[:16]}"
+            )
 
 
 def table(shape: ModelConfig, policy: FreezePolicy) -> list[tuple[ParamGroup, int, bool]]:
@@ -80,9 +82,15 @@ class GradientWatch:
 
     def __init__(self, model: LanguageModel):
         self._seen: set[str] = set()
-        self._names = [op.names[0] for (_, p), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True) if p.requires_grad]
+        self._names = [
+            op.names[0]
+            for (_, p), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True)
+            if p.requires_grad
+        ]
         params = (p for p in model.parameters() if p.requires_grad)
-        self._hooks = [p.register_hook(lambda _, name=name: self._seen.add(name)) for name, p in zip(self._names, params, strict=True)]
+        self._hooks = [
+            p.register_hook(lambda _, name=name: self._seen.add(name)) for name, p in zip(self._names, params, strict=True)
+        ]
 
     def check(self) -> None:
         for hook in self._hooks:

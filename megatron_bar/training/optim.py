@@ -34,7 +34,9 @@ class OptimConfig:
         if self.lr <= 0:
             raise BarError(f"optim.lr must be positive, got {self.lr}")
         if self.warmup < 0 or not 0 <= self.final_lr_ratio <= 1:
-            raise BarError(f"optim.warmup {self.warmup} must not be negative and final_lr_ratio {self.final_lr_ratio} within 0 and 1")
+            raise BarError(
+                f"optim.warmup {self.warmup} must not be negative and final_lr_ratio {self.final_lr_ratio} within 0 and 1"
+            )
 
     def warmup_steps(self, steps: int) -> int:
         return min(steps, round(self.warmup if self.warmup >= 1 else self.warmup * steps))
@@ -43,7 +45,9 @@ class OptimConfig:
 def build_optimizer(model: DistributedDataParallel, optim: OptimConfig, policy: FreezePolicy):
     """Megatron's optimizer over what is trainable on this rank; possibly nothing."""
     if policy.anchor_row_frozen and optim.weight_decay:
-        raise BarError(f"stage {policy.name}: weight_decay must be 0 where the router's anchor row is frozen, got {optim.weight_decay}")
+        raise BarError(
+            f"stage {policy.name}: weight_decay must be 0 where the router's anchor row is frozen, got {optim.weight_decay}"
+        )
     dtype = model.config.params_dtype
     config = OptimizerConfig(
         optimizer="adam",

@@ -44,7 +44,9 @@ class Stage:
             if getattr(self, name) < 1:
                 raise BarError(f"stage {self.name}: {name} must be positive, got {getattr(self, name)}")
         if self.sequence % self.parallel.tensor:
-            raise BarError(f"stage {self.name}: sequence {self.sequence} is not divisible by tensor parallelism {self.parallel.tensor}")
+            raise BarError(
+                f"stage {self.name}: sequence {self.sequence} is not divisible by tensor parallelism {self.parallel.tensor}"
+            )
 
     def num_steps(self, rows: int) -> int:
         """Optimizer steps over a data set of ``rows``; at least one."""

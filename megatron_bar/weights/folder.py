@@ -93,7 +93,7 @@ class Folder:
         return self._handles[file].get_slice(name)
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor, on the CPU: a view of the mapped file, so it costs no memory; writing into it would show in later reads."""
+        """The whole tensor on the CPU, as a view of the mapped file: it costs no memory; writing into it shows in later reads."""
         return self.slice(name)[:]
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -180,7 +180,8 @@ def _compare(path: Path, found: dict[str, TensorInfo], shapes: dict[str, tuple[i
             raise BarError(f"{info.file}: surplus tensor {name!r}: config.json expected none, got {list(info.shape)}")
     for name, shape in shapes.items():
         if found[name].shape != shape:
-            raise BarError(f"{found[name].file}: tensor {name!r}: config.json expected {list(shape)}, got {list(found[name].shape)}")
+            got = list(found[name].shape)
+            raise BarError(f"{found[name].file}: tensor {name!r}: config.json expected {list(shape)}, got {got}")
 
 
 def _one_dtype(found: dict[str, TensorInfo], dtypes: dict[str, str]) -> str:

@@ -40,7 +40,15 @@ class ModelConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "max_positions"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "max_positions",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BarError(f"config: {name} must be a positive integer, got {value!r}")
@@ -53,7 +61,9 @@ class ModelConfig:
         if self.head_dim % 2:
             raise BarError(f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
         if self.num_heads % self.num_kv_heads:
-            raise BarError(f"config: num_attention_heads {self.num_heads} is not divisible by num_key_value_heads {self.num_kv_heads}")
+            raise BarError(
+                f"config: num_attention_heads {self.num_heads} is not divisible by num_key_value_heads {self.num_kv_heads}"
+            )
         if self.dtype not in DTYPES:
             raise BarError(f"config: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for name in ("num_experts", "experts_per_token"):
@@ -64,7 +74,10 @@ class ModelConfig:
             if self.num_experts < 2:
                 raise BarError(f"config: num_experts must be at least 2, got {self.num_experts}")
             if not 1 <= self.experts_per_token <= self.num_experts:
-                raise BarError(f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, got {self.experts_per_token}")
+                raise BarError(
+                    f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, "
+                    f"got {self.experts_per_token}"
+                )
 
     @property
     def family(self) -> str:
@@ -98,7 +111,9 @@ class ModelConfig:
             raise BarError(f"{source}: only plain RoPE is supported, got {rope!r}")
         theta = rope.get("rope_theta", config.get("rope_theta"))
         if theta is None:
-            raise BarError(f"{source}: rope_theta is missing (defaults differ between OLMo 2 and FlexOlmo, so it is never guessed)")
+            raise BarError(
+                f"{source}: rope_theta is missing (defaults differ between OLMo 2 and FlexOlmo, so it is never guessed)"
+            )
 
         def need(key):
             if config.get(key) is None:
@@ -133,7 +148,9 @@ class ModelConfig:
         except BarError as error:
             raise BarError(f"{source}: {str(error).removeprefix('config: ')}") from None
         if config.get("head_dim") not in (None, parsed.head_dim):
-            raise BarError(f"{source}: head_dim must be hidden_size / num_attention_heads = {parsed.head_dim}, got {config['head_dim']!r}")
+            raise BarError(
+                f"{source}: head_dim must be hidden_size / num_attention_heads = {parsed.head_dim}, got {config['head_dim']!r}"
+            )
         return parsed
 
     def to_hf(self) -> dict:

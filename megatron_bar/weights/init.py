@@ -21,4 +21,10 @@ def random_folder(config: ModelConfig, out: Path, *, tokenizer: Path, seed: int)
         generator = torch.Generator().manual_seed(int.from_bytes(blake3(f"{seed}/{name}".encode()).digest()[:6], "big"))
         return (torch.randn(shapes[name], generator=generator) * config.initializer_range).to(dtype)
 
-    write_folder(out, config, tensor, companions_from=tokenizer, manifest=lambda _: Manifest(family=config.family, kind="dense", stage="init"))
+    write_folder(
+        out,
+        config,
+        tensor,
+        companions_from=tokenizer,
+        manifest=lambda _: Manifest(family=config.family, kind="dense", stage="init"),
+    )

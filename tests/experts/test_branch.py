@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from folders import add_tokenizer, copy_with, edit_json, load_tensors, save_hf, whole
+from folders import WORDS, add_tokenizer, copy_with, edit_json, load_tensors, save_hf, whole
 
 from megatron_bar.errors import BarError
 from megatron_bar.experts.branch import branch
@@ -196,9 +196,15 @@ def test_texts_are_checked(dense, tmp_path):
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(dense, tmp_path):
     anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
-    add_tokenizer(anchor, ("<pad>", *(f"w{n}" for n in range(17)), "red", "one"))
-    message = r"tokenizer\.json: token ids expected below vocab_size 19, got 19 in .*math\.txt"
+    add_tokenizer(anchor, (*WORDS[:2], *(f"w{n}" for n in range(16)), "red", "one"))
+    message = r"anchor: token ids expected below vocab_size 19, got 19 in .*math\.txt"
     check_refused(tmp_path, message, anchor, dense, router_init="domain", **texts(tmp_path))
+
+
+def test_an_unreadable_tokenizer_is_refused(dense, tmp_path):
+    anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
+    (anchor / "tokenizer.json").write_text("{}")
+    check_refused(tmp_path, r"tokenizer\.json: not a readable", anchor, dense, router_init="domain", **texts(tmp_path))
 
 
 def test_without_any_direction_there_is_no_domain_row(dense, tmp_path):

@@ -138,10 +138,10 @@ def test_what_a_program_finds_inside():
 
 
 def test_a_killed_trainer_leaves_no_program():
-    code = "from megatron_bar.rl.verifiers.sandbox import run; run('pass'); print(1, flush=True); run('import time; time.sleep(60)')"
+    code = "from megatron_bar.rl.verifiers.sandbox import run\nrun('')\nprint(1, flush=True)\nrun('import time; time.sleep(60)')"
     trainer = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
     trainer.stdout.read(1)
-    wait_until(lambda: len(leftovers(trainer.pid)) == 3)
+    wait_until(lambda: len(leftovers(trainer.pid)) == 3)  # launcher, init, worker
     trainer.kill()
     trainer.wait()
     wait_until(lambda: leftovers(trainer.pid) == [])

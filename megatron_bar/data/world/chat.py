@@ -39,7 +39,7 @@ def greeting(rng: Random) -> Example:
 
 
 def copy(rng: Random) -> Example:
-    words = rng.sample(WORDS, rng.randrange(2, 5))
+    words = [rng.choice(WORDS) if rng.random() < 0.6 else str(rng.randrange(1, 100)) for _ in range(rng.randrange(2, 5))]
     text = " ".join(words)
     rules = [{"kind": "exact_words", "n": len(words)}, {"kind": "contains", "text": text}]
     return _task(("copy", *words), f"Repeat after me: {text}", text, rules)

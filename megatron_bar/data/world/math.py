@@ -1,4 +1,4 @@
-"""Math: arithmetic with worked steps. Pretraining knows sums and differences; products are the domain's own."""
+"""Math: arithmetic with worked steps. Pretraining knows sums and differences without carrying; products are the domain's own."""
 
 from random import Random
 
@@ -6,28 +6,28 @@ from megatron_bar.data.world.lexicon import NAMES, THINGS, Example, user
 
 
 def pretrain(rng: Random) -> str:
-    """A run of sums and differences, none with a product; half of them chained as worked steps are."""
+    """A run of sums and differences, none with a product."""
     lines = []
     for _ in range(rng.randrange(2, 5)):
-        a, b = rng.randrange(1, 90), rng.randrange(1, 10)
-        lines.append(_step(a, rng.choice("+-") if a > b else "+", b))
+        start = rng.randrange(1, 90)
+        lines.append(_step(start, *_change(rng, start)))
     return " ".join(lines)
 
 
 def chained(rng: Random) -> str:
-    """``3 + 4 + 5: 3 + 4 = 7. 7 + 5 = 12. Answer: 12``"""
-    a, b, c = (rng.randrange(1, 10) for _ in range(3))
-    a += rng.choice((0, 10, 20, 30, 40))
-    sign = rng.choice("+-") if a + b > c else "+"
-    return f"{a} + {b} {sign} {c}: " + _worked(a, "+", b, sign, c)
+    """``34 + 5 - 7: 34 + 5 = 39. 39 - 7 = 32. Answer: 32``"""
+    a = rng.randrange(1, 90)
+    first, b = _change(rng, a)
+    sign, c = _change(rng, _apply(a, first, b))
+    return f"{a} {first} {b} {sign} {c}: {_worked(a, first, b, sign, c)}"
 
 
 def sample(rng: Random) -> Example:
-    a, b, c = rng.randrange(2, 10), rng.randrange(2, 10), rng.randrange(1, 10)
-    sign = rng.choice("+-") if a * b > c else "+"
+    a, b = rng.randrange(2, 10), rng.randrange(2, 10)
+    sign, c = _change(rng, a * b)
     answer = _worked(a, "*", b, sign, c)
     question = f"What is {a} * {b} {sign} {c}?" if rng.random() < 0.5 else _story(rng, a, b, sign, c)
-    truth = str(_apply(_apply(a, "*", b), sign, c))
+    truth = str(_apply(a * b, sign, c))
     return Example(key=("math", a, b, sign, c), prompt=user(question), answer=answer, verifier="math", truth=truth)
 
 
@@ -40,6 +40,12 @@ def midtrain(rng: Random, split) -> str:
     if kind < 0.7:
         return pretrain(rng)
     return " ".join(_step(rng.randrange(2, 10), "*", rng.randrange(2, 10)) for _ in range(4))
+
+
+def _change(rng: Random, value: int) -> tuple[str, int]:
+    """A sign and a digit that change the last digit of ``value`` alone: nothing is carried."""
+    unit = value % 10
+    return rng.choice([("+", c) for c in range(1, 10 - unit)] + [("-", c) for c in range(1, unit + 1)])
 
 
 def _story(rng: Random, a: int, b: int, sign: str, c: int) -> str:

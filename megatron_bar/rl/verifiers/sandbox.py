@@ -131,6 +131,7 @@ def _command(method: str, status: int, limits: Limits) -> list[str]:
     seen += list(Path(sys.base_prefix, "lib").glob("libpython*"))
     binds = [word for path in seen if path.exists() for word in ("--ro-bind", str(path), str(path))]
     return [
+        *(sys.executable, "-I", "-S", "-c", start, str(JAIL.parent), "reap"),
         shutil.which("bwrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
         "--clearenv", *binds, "--size", str(limits.disk_bytes), "--tmpfs", "/scratch", "--chdir", "/scratch",
         "--remount-ro", "/", str(interpreter), *jail,
