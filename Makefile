@@ -6,6 +6,8 @@ SHELL := bash
 export PYTHONUNBUFFERED := 1
 
 PY := .venv/bin/python
+# Data-parallel processes of the demo, one core each.
+PROCESSES := 2
 READY := .venv/.ready
 
 # The first of these that runs, is >= 3.12 and can make environments (pyenv's shims exist for versions that are switched off).
@@ -34,7 +36,7 @@ $(READY): setup.py constraints.txt
 	rm -f .venv/.unfinished; touch $@
 
 demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
-	$(PY) examples/pretrain_bar.py tiny --out runs/tiny
+	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
 
 test: $(READY)  ## the test suite
 	$(PY) -m pytest -m "not slow and not gpu and not faults" tests

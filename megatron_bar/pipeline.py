@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from megatron_bar.config import diff, from_json, to_json
 from megatron_bar.data import world
 from megatron_bar.data.batch import concatenate_and_cut, pack_documents
 from megatron_bar.data.chat import generation_prompt
@@ -73,6 +74,8 @@ class Recipe:
     """How large the tiny world is."""
     shape: ModelConfig | None = None
     """Of the dense model: one made from nothing takes it; with a given anchor it is what a dry run shows."""
+    embedding_std: float = 0.02
+    """Of a model made from nothing: the initial embeddings' standard deviation."""
     base: Path | None = None
     """A pretrained dense folder, or None to make one by ``pretrain``."""
     anchor: Path | None = None
@@ -130,7 +133,21 @@ class Pipeline:
             raise BarError(f"expert {expert} has no stage {stage}")
         return chosen
 
+    def _note_changes(self, say: Callable[[str], None]) -> None:
+        """Records the recipe beside its folders, and says where it is not the one that the folders were begun with."""
+        path = self.out / "recipe.json"
+
+        def changes() -> list[str]:
+            found = diff(from_json(Recipe, json.loads(path.read_text(encoding="utf-8"))), self.recipe) if path.exists() else []
+            _write(path, json.dumps(to_json(self.recipe), indent=1))
+            return found
+
+        for line in on_rank_zero(changes):
+            say(f"note: the recipe changed since {path} was written; finished folders stay as they are: {line}")
+
     def run(self, steps: list[Step], say: Callable[[str], None]) -> None:
+        """Makes what is missing of ``steps``, in order. Collective."""
+        self._note_changes(say)
         for number, step in enumerate(steps, 1):
             if self.finished(step.name):
                 say(f"[{number}/{len(steps)}] {step.name}: there already")
@@ -220,7 +237,13 @@ class Pipeline:
             tokenizer = load_tokenizer(self.data / "tokenizer")
             if tokenizer.vocab_size > self.recipe.shape.vocab_size:
                 raise BarError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {self.recipe.shape.vocab_size}")
-            random_folder(self.recipe.shape, self.path("init"), tokenizer=self.data / "tokenizer", seed=self.recipe.seed)
+            random_folder(
+                self.recipe.shape,
+                self.path("init"),
+                tokenizer=self.data / "tokenizer",
+                seed=self.recipe.seed,
+                embedding_std=self.recipe.embedding_std,
+            )
 
         on_rank_zero(make)
 

@@ -5,6 +5,7 @@ alone, so the same model gives the same bytes at every layout; file k belongs to
 the ranks that hold a tensor's parts send them to its file's owner. No rank number appears in a file.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,11 @@ from megatron_bar.models.ops import WeightOp
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, share_error
 from megatron_bar.weights import writer
-from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import expert_index
-from megatron_bar.weights.hf_config import num_parameters, tensor_shapes
+from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.safetensors_io import ITEMSIZE
 
 
 def _place(op: WeightOp) -> tuple[int, int, int]:
@@ -93,15 +95,45 @@ def save_folder(
     manifest: Callable[[Folder], Manifest],
     dtype: str | None = None,
     max_shard_bytes: int = writer.DEFAULT_SHARD_BYTES,
+    verify: writer.Verify = "weights",
+    progress: Progress = silent,
 ) -> None:
-    """Writes the model as a Hugging Face folder that appears when it is whole and read back. Collective.
+    """Writes the model as a Hugging Face folder that appears when it is whole and, by ``verify``, read back. Collective.
 
     ``dtype``: float32 or bfloat16, the model's own if None. An owner holds one tensor at a time. When a rank fails, every
     rank raises and nothing is left.
     """
     config = replace(model.shape, dtype=dtype or model.shape.dtype)
     plan = writer.plan_shards(config, config.dtype, max_shard_bytes)
-    partial = on_rank_zero(lambda: writer.start(out, num_parameters(config) * torch.finfo(DTYPES[config.dtype]).bits // 8))
+    nbytes = {name: math.prod(shape) * ITEMSIZE[config.dtype] for name, shape in tensor_shapes(config).items()}
+    partial = on_rank_zero(lambda: writer.start(out, sum(nbytes.values())))
+    try:
+        with progress(f"writing {Path(out).name}", sum(nbytes.values())) as advance:
+            hashes = _write_shards(model, partial, config, plan, lambda names: advance(sum(nbytes[name] for name in names)))
+
+        def finish() -> None:
+            writer.finish(
+                partial,
+                out,
+                config=config,
+                plan=plan,
+                companions_from=companions_from,
+                manifest=manifest,
+                hashes=hashes if verify == "weights" else None,
+                progress=progress,
+            )
+
+        on_rank_zero(finish)
+    except BaseException:
+        if is_rank_zero():
+            writer.abort(partial)
+        raise
+
+
+def _write_shards(
+    model: LanguageModel, partial: Path, config: ModelConfig, plan: writer.Plan, written: Callable[[list[str]], None]
+) -> dict[str, str]:
+    """All files of ``plan``; returns the hashes of all tensors. Every rank raises when one cannot write. Collective."""
     hashes, error = {}, None
     for k, names in enumerate(plan):
         owner = k % dist.get_world_size()
@@ -114,23 +146,11 @@ def save_folder(
                 error = problem
         for _ in stream:  # sends, and takes what a failed write left: the senders wait for it
             pass
+        written(names)
+    share_error(error)
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, hashes)
-    whole = {name: digest for part in everyone for name, digest in part.items()}
-    try:
-        share_error(error)
-        on_rank_zero(
-            lambda: (
-                writer.finish(
-                    partial, out, config=config, plan=plan, companions_from=companions_from, manifest=manifest, hashes=whole
-                )
-                and None
-            )
-        )
-    except BaseException:
-        if is_rank_zero():
-            writer.abort(partial)
-        raise
+    return {name: digest for part in everyone for name, digest in part.items()}
 
 
 def _move(param: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, sender: int, owner: int) -> Tensor | None:

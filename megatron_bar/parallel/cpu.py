@@ -6,10 +6,11 @@ Megatron, so ``megatron_bar.parallel`` calls it when it is imported. Seen workin
 """
 
 import contextlib
+import functools
 import warnings
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 _CUDA_TYPE_NAMES = {
     torch.float32: "torch.cuda.FloatTensor",
@@ -47,15 +48,22 @@ class _NoStream:
         return True
 
 
-class _CudaMeansCpu(TorchFunctionMode):
+_FACTORIES = (
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "tensor", "zeros"),
+    *("empty_like", "full_like", "ones_like", "zeros_like"),
+)
+
+
+def _on_cpu(factory):
     """``torch.empty(..., device="cuda")`` and its siblings allocate on the CPU."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        wanted = kwargs.get("device")
-        if wanted is not None and str(wanted).startswith("cuda"):
+    @functools.wraps(factory)
+    def wrapped(*args, **kwargs):
+        if str(kwargs.get("device")).startswith("cuda"):
             kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
+        return factory(*args, **kwargs)
+
+    return wrapped
 
 
 def _type(tensor, dtype=None, *args, **kwargs):
@@ -84,7 +92,10 @@ def install() -> None:
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor
     torch.Tensor.record_stream = lambda *_: None
     torch.Tensor.type = _type
-    _CudaMeansCpu().__enter__()
+    # `with torch.device(...)` knows the factories by identity; it must have met the real ones, or transformers loads garbage.
+    _device_constructors()
+    for name in _FACTORIES:  # not a TorchFunctionMode: that would slow down every operation of every step
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
 
     with warnings.catch_warnings():
         # Megatron says of every optional CUDA library that it is not there.

@@ -68,7 +68,16 @@ def build_optimizer(model: DistributedDataParallel, optim: OptimConfig, policy: 
     if isinstance(optimizer, ChainedOptimizer):
         # A stub stands for a kind of parameter of which nothing trains here; its state cannot be saved.
         optimizer.chained_optimizers = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
+    for part in distributed_optimizers(optimizer):
+        if isinstance(part.optimizer, torch.optim.AdamW):  # where neither apex nor Transformer Engine brings one
+            for group in part.optimizer.param_groups:
+                group["fused"] = True
     return optimizer
+
+
+def distributed_optimizers(optimizer) -> list:
+    """Megatron's distributed optimizers behind the one: for experts spread over ranks, and for the rest."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def build_scheduler(optimizer, optim: OptimConfig, steps: int) -> OptimizerParamScheduler:

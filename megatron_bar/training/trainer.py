@@ -22,7 +22,7 @@ from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_rank_zero, set_layout, share_error
 from megatron_bar.training.freeze import GradientWatch, check_unmoved, freeze
 from megatron_bar.training.objective import Objective
-from megatron_bar.training.optim import build_optimizer, build_scheduler
+from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import POLICIES
@@ -51,8 +51,7 @@ class Trainer:
 
     @property
     def optimizer_parts(self) -> list:
-        """Megatron's distributed optimizers behind the one: for experts spread over ranks, and for the rest."""
-        return getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+        return distributed_optimizers(self.optimizer)
 
     def prepare_optimizer_state(self) -> None:
         """Zero moments, so that a checkpoint has somewhere to be copied to."""

@@ -23,7 +23,7 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
     path = Path(path)
     manifest = read_manifest(path) if has_manifest(path) else None
     if manifest is not None and any(path.rglob(TORCH_DIST)):
-        return [f"{path}: checkpoint", *_shape(_checkpoint_config(path, manifest)), *_lineage(manifest)]
+        return [f"{path}: checkpoint", *_shape(checkpoint_config(path, manifest)), *_lineage(manifest)]
     folder = Folder.open(path)
     files = {info.file for info in folder.tensors.values()}
     lines = [f"{path}: Hugging Face folder, {len(files)} weight file(s), {folder.nbytes:,} bytes", *_shape(folder.config)]
@@ -37,7 +37,8 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
     return lines
 
 
-def _checkpoint_config(path: Path, manifest: Manifest) -> ModelConfig:
+def checkpoint_config(path: Path, manifest: Manifest) -> ModelConfig:
+    """Of the model whose torch_dist data lie in ``path``."""
     if (path / "config.json").is_file():
         return read_config(path)
     if manifest.config is None:

@@ -5,21 +5,23 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
+from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.writer import write_folder
 
 
-def random_folder(config: ModelConfig, out: Path, *, tokenizer: Path, seed: int) -> None:
-    """Matrices from N(0, initializer_range), as transformers initialises OLMo 2; norm weights one."""
+def random_folder(config: ModelConfig, out: Path, *, tokenizer: Path, seed: int, embedding_std: float) -> None:
+    """Matrices from N(0, initializer_range), as transformers initialises OLMo 2, embeddings N(0, embedding_std), norms one."""
     shapes = tensor_shapes(config)
 
     def tensor(name: str) -> torch.Tensor:
         dtype = getattr(torch, config.dtype)
         if len(shapes[name]) == 1:
             return torch.ones(shapes[name], dtype=dtype)
+        std = embedding_std if classify(name) is ParamGroup.EMBEDDING else config.initializer_range
         generator = torch.Generator().manual_seed(int.from_bytes(blake3(f"{seed}/{name}".encode()).digest()[:6], "big"))
-        return (torch.randn(shapes[name], generator=generator) * config.initializer_range).to(dtype)
+        return (torch.randn(shapes[name], generator=generator) * std).to(dtype)
 
     write_folder(
         out,

@@ -145,13 +145,21 @@ def finish(
         if hashes is not None:
             _compare_hashes(written, hashes, progress)
         manifest(written).write(partial)
-        for file in (*(f for f in partial.iterdir() if f.suffix != ".safetensors"), partial):
+    except OSError as error:
+        raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
+    publish(partial, out)
+    return Folder.open(out)
+
+
+def publish(partial: Path, out: Path) -> None:
+    """The last act: everything on disk, then the folder under its own name."""
+    try:
+        for file in (*partial.iterdir(), partial):
             _fsync(file)
         partial.rename(out)  # replaces an empty folder, fails on any other
         _fsync(out.parent)
     except OSError as error:
         raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
-    return Folder.open(out)
 
 
 def abort(partial: Path) -> None:
@@ -211,12 +219,16 @@ def _write_small_files(partial: Path, config: ModelConfig, plan: Plan, source: P
         _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     hf = config.to_hf()
     _write_json(partial / "config.json", hf)
-    for file in companions(source):
-        shutil.copyfile(file, partial / file.name)
+    copy_companions(source, partial)
     generation = partial / "generation_config.json"
     if not generation.exists():
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
         _write_json(generation, {key: hf[key] for key in tokens if hf[key] is not None})
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    for file in companions(source):
+        shutil.copyfile(file, target / file.name)
 
 
 def _compare_hashes(folder: Folder, hashes: dict[str, str], progress: Progress) -> None:

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.data.world import (
     DOMAINS,
     SKILLS,
@@ -62,7 +63,8 @@ def test_the_seed_decides_everything(world, tmp_path):
 @pytest.mark.parametrize("skill", SKILLS)
 def test_no_test_instance_in_training(skill):
     held_out = {example.key for example in test_set(0, skill, 120)}
-    trained = {e.key for stage in ("sft", "rlvr") for e in training_set(0, stage, skill, 3000)}
+    drawn = [skill, "how_to"] if skill == "safety" else [skill]
+    trained = {e.key for stage in ("sft", "rlvr") for name in drawn for e in training_set(0, stage, name, 3000)}
     assert len(held_out) >= 40
     assert held_out.isdisjoint(trained)
 
@@ -81,13 +83,19 @@ def test_no_test_prompt_in_any_training_text(world):
             assert row["messages"][-1]["content"] not in (everything if skill != "tool_use" else training), row
 
 
-def test_midtraining_respects_the_split():
-    """The operands are read back from the text, not from the generator's keys."""
-    rng, split = Random(1), Split(seed=5)
-    for _ in range(2000):
-        worked = re.search(r"(\d) \* (\d) = \d+\. \d+ ([+-]) (\d) =", math.midtrain(rng, split))
-        if worked and "Answer" in worked.string:
-            assert not split.held_out(("math", int(worked[1]), int(worked[2]), worked[3], int(worked[4])))
+def test_pretraining_states_no_test_puzzle():
+    text = "\n".join(pretraining(0, 20000))
+    asked = [example.prompt[0]["content"] for example in test_set(0, "reasoning", 120)]
+    assert not [question for question in asked if question in text]
+
+
+def test_midtraining_works_no_test_problem():
+    """Compared by what is asked, whatever the names in it."""
+    rng, split = Random(1), Split(seed=0)
+    worked = {example.answer for example in test_set(0, "math", 120)}
+    plans = {example.prompt[0]["content"].split(" that ")[1] for example in test_set(0, "code", 120)}
+    assert not worked & {math.midtrain(rng, split).split("\n")[-1] for _ in range(3000)}
+    assert not plans & {code.midtrain(rng, split).split("\n")[0].split(" that ")[1] for _ in range(3000)}
 
 
 def test_held_out_share():
@@ -137,6 +145,14 @@ def test_every_fact_is_pretrained():
 def test_tool_tags_and_products_are_unknown_to_pretraining():
     text = "\n".join(pretraining(0, 5000))
     assert "<" not in text and " * " not in text and "def " not in text and "can't help" not in text
+
+
+def test_tool_tags_are_tokens_that_pretraining_never_uses(world):
+    tokenizer = load_tokenizer(world / "tokenizer")
+    used = {number for row in rows(world / "pretrain.jsonl") for number in tokenizer.encode_text(row["text"])}
+    for tag in ("<functions>", "</functions>", "<function_calls>", "</function_calls>"):
+        (number,) = tokenizer.encode_text(tag)
+        assert number not in used
 
 
 def test_general_requests_are_harmless():

@@ -1,6 +1,9 @@
+import signal
+
 import pytest
 import torch
 from folders import save_hf, train_with
+from scripts import run_here
 
 from megatron_bar.experts.branch import branch
 
@@ -22,3 +25,11 @@ def expert(tmp_path_factory, branched):
         return tensor + row
 
     return train_with(branched, tmp_path_factory.mktemp("tools") / "expert", "midtrain", midtrained, expert="math")
+
+
+@pytest.fixture
+def inline(monkeypatch, capsys):
+    """(exit status, stdout, stderr) of a script run in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield lambda tool, *arguments: run_here(monkeypatch, capsys.readouterr, tool, *arguments)
+    signal.signal(signal.SIGTERM, handler)

@@ -4,58 +4,18 @@ The whole path runs as real processes; each bad input runs the same script in th
 """
 
 import json
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from folders import NOT_FINITE, SPOILED, SPOILED_MOE, copy_with, edit_json, load_tensors, whole
+from scripts import process, refused
 
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
 from megatron_bar.weights.hf_config import num_parameters
 from megatron_bar.weights.manifest import MANIFEST, Expert, Manifest, read_manifest
 
-ROOT = Path(__file__).parents[2]
 TOOLS = ("branch_expert", "merge_experts", "inspect_model", "verify_frozen")
-
-
-def process(tool: str, *arguments) -> tuple[int, str, str]:
-    command = [sys.executable, ROOT / "tools" / f"{tool}.py", *map(str, arguments)]
-    # As an editable install puts the checkout on the path.
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def inline(monkeypatch, capsys):
-    """(exit status, stdout, stderr) of a script run in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(tool: str, *arguments) -> tuple[int, str, str]:
-        script = ROOT / "tools" / f"{tool}.py"
-        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(script), run_name="__main__")
-        out, err = capsys.readouterr()
-        code = ended.value.code
-        # The interpreter prints a message and exits with 1 when the code is a string.
-        return (1, out, f"{err}{code}\n") if isinstance(code, str) else (code or 0, out, err)
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
-
-
-def refused(result: tuple[int, str, str]) -> str:
-    status, out, err = result
-    assert (status, out) == (1, "")
-    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
-    return err
 
 
 def test_branch_then_merge_then_inspect_then_verify(dense, branched, expert, tmp_path):

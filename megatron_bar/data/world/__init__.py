@@ -25,7 +25,7 @@ class Sizes:
     """Rows per file."""
 
     pretrain: int = 44000
-    midtrain: int = 6000
+    midtrain: int = 5000
     sft_general: int = 3000
     sft_domain: int = 2000
     rlvr: int = 1000
@@ -57,13 +57,13 @@ def pretraining(seed: int, count: int) -> Iterator[str]:
 
     kinds = {
         (lambda rng: knowledge.pretrain(rng, table)): 16,
-        math.pretrain: 16,
-        math.chained: 12,
+        math.pretrain: 20,
+        math.chained: 14,
         puzzle: 12,
         safety.pretrain: 8,
-        prose.echo: 24,
+        prose.echo: 22,
         prose.record: 12,
-        prose.json_record: 8,
+        prose.json_record: 10,
         prose.quote: 8,
         prose.story: 4,
         prose.counting: 2,

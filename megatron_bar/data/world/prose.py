@@ -34,14 +34,15 @@ def record(rng: Random) -> str:
 
 
 def json_record(rng: Random) -> str:
-    """A record as JSON, then read aloud. Knows the marks and the spelling of identifiers, no function and no call."""
+    """A record as JSON and in words, either first. Knows the marks and the spelling of identifiers, no function and no call."""
     keys = rng.sample(tuple(_KEYS), 2)
     values = {key: rng.choice(_KEYS[key]) for key in keys}
     verb, noun = rng.choice(VERBS), rng.choice(NOUNS)
     title = f"{verb}_{noun}"
     forms = ({title: values}, [values, {"string": title}], {"parameters": title, "arguments": values}, {"name": title} | values)
     shown = rng.choice(forms)
-    return f"{json.dumps(shown)}\nThe {keys[0]} is {values[keys[0]]}. We {verb} the {noun}."
+    said = " ".join(f"The {key} is {value}." for key, value in values.items()) + f" We {verb} the {noun}."
+    return "\n".join(rng.sample([json.dumps(shown), said], 2))
 
 
 def quote(rng: Random) -> str:

@@ -20,7 +20,7 @@ def sample(rng: Random) -> Example:
     call = {"name": f"{verb}_{noun}", "arguments": {parameter: value}}
     prompt = (
         {"role": "system", "content": f"<functions>{json.dumps(offered)}</functions>"},
-        {"role": "user", "content": f"Please {verb} the {noun} for {value}."},
+        {"role": "user", "content": f"Please {verb} the {noun} with {parameter} {value}."},
     )
     answer = f"<function_calls>{json.dumps(call)}</function_calls>"
     return Example(key=("tool_use", verb, noun, parameter, value), prompt=prompt, answer=answer, verifier="tool_call", truth=call)

@@ -1,0 +1,232 @@
+"""GRPO's parts against plain arithmetic: the clipped loss, the advantages, the packing of rollouts, the choice of prompts."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_bar.data.batch import NO_LOSS
+from megatron_bar.errors import BarError
+from megatron_bar.rl.advantage import centred, informative
+from megatron_bar.rl.grpo import GRPOConfig, Prompts, Task, _grade, pack_rollouts, rollout
+from megatron_bar.rl.loss import ClippedPolicyGradient, RolloutBatch
+from megatron_bar.rl.sampler import Completion
+
+LOW, HIGH = 0.2, 0.272
+
+
+def batch_of(labels, old, advantages, dtype=torch.float64) -> RolloutBatch:
+    labels = torch.tensor(labels)
+    real = {"old_logprobs": torch.tensor(old, dtype=dtype), "advantages": torch.tensor(advantages, dtype=dtype)}
+    return RolloutBatch(ids=labels, positions=labels, labels=labels, documents=None, **real)
+
+
+def plain(nll: list[float], labels, old, advantages) -> tuple[float, dict[str, float]]:
+    """The published objective, one token after the other."""
+    total, clipped, kl, surprise = 0.0, 0, 0.0, 0.0
+    for value, label, before, advantage in zip(nll, labels, old, advantages, strict=True):
+        if label < 0:
+            continue
+        ratio = math.exp(-value - before)
+        held = min(max(ratio, 1 - LOW), 1 + HIGH)
+        total -= min(ratio * advantage, held * advantage)
+        clipped += ratio * advantage > held * advantage
+        kl += ratio - 1 - math.log(ratio)
+        surprise += value
+    return total, {"loss": total, "clipped": clipped, "kl_to_sampler": kl, "surprise": surprise}
+
+
+REAL = st.floats(-5, 5, allow_subnormal=False)
+TOKEN = st.tuples(st.floats(0, 6), st.integers(-1, 9), st.floats(-0.6, 0.6), REAL)
+"""Its nll, its label, the logarithm of its ratio, its advantage."""
+
+
+@given(st.lists(TOKEN, min_size=1, max_size=12))
+def test_the_loss_is_that_of_a_plain_loop(tokens):
+    nll, labels, ratios, advantages = map(list, zip(*tokens, strict=True))
+    old = [-value - ratio for value, ratio in zip(nll, ratios, strict=True)]
+    expected, sums = plain(nll, labels, old, advantages)
+    objective = ClippedPolicyGradient(low=LOW, high=HIGH)
+    loss, found = objective(torch.tensor([nll], dtype=torch.float64), None, batch_of([labels], [old], [advantages]))
+    assert float(loss) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert dict(zip(objective.names, found.tolist(), strict=True)) == pytest.approx(sums, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, factor",
+    [
+        # A better answer counts up to 1.272 times, a worse one down to 0.8 times; beyond, nothing more is to be had.
+        (1.0, 2.0, 1.0),
+        (1.25, 2.0, 1.25),  # within the higher clip, outside a symmetric one of 0.2
+        (1.3, 2.0, None),
+        (0.5, 2.0, 0.5),
+        (1.0, -2.0, 1.0),
+        (0.85, -2.0, 0.85),
+        (0.75, -2.0, None),
+        (1.5, -2.0, 1.5),
+        (1.1, 0.0, 0.0),
+    ],
+)
+def test_the_gradient_on_both_sides_of_both_clips(ratio, advantage, factor):
+    """d loss / d nll = ratio * advantage where the ratio is free, 0 where it is held; and by finite difference."""
+    objective = ClippedPolicyGradient(low=LOW, high=HIGH)
+    start, step = 1.3, 1e-6
+    batch = batch_of([[4]], [[-start - math.log(ratio)]], [[advantage]])
+
+    def loss(value: float) -> tuple[torch.Tensor, torch.Tensor]:
+        nll = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
+        return objective(nll, None, batch)[0], nll
+
+    value, nll = loss(start)
+    value.backward()
+    expected = 0.0 if factor is None else factor * advantage
+    assert float(nll.grad) == pytest.approx(expected, abs=1e-12)
+    difference = (loss(start + step)[0].item() - loss(start - step)[0].item()) / (2 * step)
+    assert float(nll.grad) == pytest.approx(difference, abs=1e-6)
+
+
+def test_masked_tokens_do_not_matter_even_where_they_overflow():
+    objective = ClippedPolicyGradient()
+    nll = torch.tensor([[1.0, 0.0, 0.5]], requires_grad=True)
+    batch = batch_of([[3, NO_LOSS, 5]], [[-1.0, -1e9, -0.5]], [[1.0, 7.0, -1.0]], torch.float32)
+    loss, sums = objective(nll, None, batch)
+    loss.backward()
+    assert nll.grad.tolist() == [[1.0, 0.0, -1.0]]
+    assert sums.tolist() == pytest.approx([0.0, 0.0, 0.0, 1.5])
+
+
+@given(st.lists(REAL, min_size=1, max_size=8))
+def test_advantages_are_centred_and_not_scaled(rewards):
+    advantages = centred(rewards)
+    assert sum(advantages) == pytest.approx(0, abs=1e-9)
+    for a, b in zip(rewards, advantages, strict=True):
+        assert b - advantages[0] == pytest.approx(a - rewards[0], abs=1e-9)
+    assert informative(rewards) == (len(set(rewards)) > 1)
+
+
+def test_centred_by_hand():
+    assert centred([10.0, 0.0, 0.0, 10.0]) == [5.0, -5.0, -5.0, 5.0]
+    assert centred([10.0, 0.0, 0.0, 0.0]) == [7.5, -2.5, -2.5, -2.5]
+    assert informative([0.0, 0.0, 1.0]) and not informative([1.0, 1.0])
+
+
+@st.composite
+def rollouts(draw):
+    """Tasks, groups of two answers, rewards; every token and every log-probability is one of a kind."""
+    count = draw(st.integers(1, 4))
+    sizes = st.integers(1, 5)
+    tasks, groups, rewards, token = [], [], [], 1
+    for _ in range(count):
+        prompt, group = list(range(token, token + draw(sizes))), []
+        token += len(prompt)
+        for _ in range(2):
+            ids = list(range(token, token + draw(sizes)))
+            token += len(ids)
+            group.append(Completion(ids=ids, logprobs=[-n / 8 for n in ids], finished=True))
+        tasks.append(Task(prompt=prompt, verifier="exact", truth=""))
+        groups.append(group)
+        rewards.append([draw(st.sampled_from([0.0, 10.0])), draw(st.sampled_from([0.0, 10.0]))])
+    return tasks, groups, rewards
+
+
+@given(rollouts(), st.integers(10, 16))
+def test_what_an_answer_had_lies_beside_its_labels(made, length):
+    tasks, groups, rewards = made
+    rows = pack_rollouts(tasks, groups, rewards, length=length, pad_id=0)
+    expected = {
+        token: (logprob, advantage)
+        for group, scores in zip(groups, rewards, strict=True)
+        for answer, advantage in zip(group, centred(scores), strict=True)
+        for token, logprob in zip(answer.ids, answer.logprobs, strict=True)
+    }
+    labels = rows.labels[rows.labels >= 0].tolist()
+    assert sorted(labels) == sorted(expected), "every token of every answer is learnt once, and no token of a prompt"
+    for row, column in zip(*np.nonzero(rows.labels >= 0), strict=True):
+        values = (rows.old_logprobs[row, column], rows.advantages[row, column])
+        assert values == pytest.approx(expected[int(rows.labels[row, column])])
+    assert not rows.old_logprobs[rows.labels < 0].any() and not rows.advantages[rows.labels < 0].any()
+    # An answer follows its own prompt.
+    prompts = {answer.ids[0]: task.prompt for task, group in zip(tasks, groups, strict=True) for answer in group}
+    for first, prompt in prompts.items():
+        ((row, column),) = np.argwhere(rows.labels == first)
+        assert rows.ids[row, column + 1 - len(prompt) : column + 1].tolist() == prompt
+        assert rows.positions[row, column] == len(prompt) - 1
+
+
+def test_a_rollout_that_does_not_fit_is_refused():
+    task = Task(prompt=[1, 2, 3], verifier="exact", truth="")
+    answers = [Completion(ids=[4, 5], logprobs=[0.0, 0.0], finished=False)] * 2
+    with pytest.raises(BarError, match="a rollout of 5 tokens does not fit the sequence length 4"):
+        pack_rollouts([task], [answers], [[0.0, 10.0]], length=4, pad_id=0)
+
+
+def test_rows_that_fill_up_a_batch_carry_no_loss():
+    task = Task(prompt=[1], verifier="exact", truth="")
+    answers = [Completion(ids=[4, 5], logprobs=[-1.0, -2.0], finished=True)] * 2
+    rows = pack_rollouts([task], [answers], [[0.0, 10.0]], length=3, pad_id=0)
+    batch = rows.take_padded(np.array([1, -1, 0]))
+    assert batch.labels.tolist() == [[4, 5, NO_LOSS], [NO_LOSS] * 3, [4, 5, NO_LOSS]]
+    assert batch.old_logprobs.dtype == batch.advantages.dtype == torch.float32
+    assert batch.advantages[[0, 2]].sum().item() == 0 and batch.loss_tokens == 4
+    assert rows.labels[0].tolist() == [4, 5, NO_LOSS], "the rows themselves stay as they are"
+
+
+TASKS = [Task(prompt=[n], verifier="exact", truth=str(n)) for n in range(12)]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3), st.integers(0, 5), st.integers(1, 15), st.sets(st.integers(0, 11), max_size=11))
+def test_prompts_are_drawn_without_repetition_from_those_still_open(seed, number, count, solved):
+    prompts = Prompts(TASKS, seed=seed, solved=0.875)
+    for n in range(12):
+        prompts.record(n, 0.875 if n in solved else 0.874)
+    drawn = prompts.draw(number, count)
+    assert len(drawn) == len(set(drawn)) == min(count, 12 - len(solved))
+    assert not set(drawn) & solved
+    again = Prompts(TASKS, seed=seed, solved=0.875)
+    again.open = set(prompts.open)
+    assert again.draw(number, count) == drawn, "a restart draws the same"
+
+
+def test_rounds_and_seeds_draw_differently():
+    draws = {tuple(Prompts(TASKS, seed=seed, solved=1.0).draw(number, 6)) for seed in range(3) for number in range(3)}
+    assert len(draws) == 9
+
+
+def test_without_prompts_there_is_nothing_to_draw():
+    with pytest.raises(BarError, match="RLVR needs at least one prompt"):
+        Prompts([], seed=0, solved=0.5)
+    prompts = Prompts(TASKS[:2], seed=0, solved=0.5)
+    prompts.record(0, 1.0)
+    prompts.record(1, 0.5)
+    with pytest.raises(BarError, match="every one of the 2 prompts is solved at least 50% of the time"):
+        prompts.draw(0, 1)
+
+
+class Echo:
+    """A sampler whose answer to a prompt is the prompt and how many answers it gave before."""
+
+    def generate(self, prompts, **options):
+        self.options = options
+        return [Completion(ids=[*prompt, n], logprobs=[0.0, 0.0], finished=True) for n, prompt in enumerate(prompts)]
+
+
+def test_every_prompt_gets_its_group_and_every_answer_its_own_score():
+    config = GRPOConfig(rounds=1, group=3, max_new_tokens=9, temperature=0.7, slots=5)
+    sampler = Echo()
+    groups = rollout(sampler, TASKS[3:5], config, seed=11)
+    assert [[answer.ids for answer in group] for group in groups] == [[[3, 0], [3, 1], [3, 2]], [[4, 3], [4, 4], [4, 5]]]
+    assert sampler.options == {"max_new_tokens": 9, "temperature": 0.7, "seed": 11, "slots": 5}
+    tokenizer = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
+    seen = []
+
+    def grade(items):
+        seen.extend(items)
+        return [float(answer.split()[1]) for _, answer, _ in items]
+
+    assert _grade(TASKS[3:5], groups, tokenizer, grade) == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert seen[1] == ("exact", "3 1", "3") and seen[3] == ("exact", "4 3", "4")

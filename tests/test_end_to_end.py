@@ -1,0 +1,129 @@
+"""The entry point as a user runs it, on the tiny recipe cut down: killed on the way, started again, read by transformers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from folders import load_tensors
+
+from megatron_bar.weights.manifest import read_manifest
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "world.pretrain=600",
+    "world.midtrain=100",
+    "world.sft_general=60",
+    "world.sft_domain=40",
+    "world.rlvr=20",
+    "world.test=4",
+    "pretrain.stage.steps=3",
+    "posttrain.stage.steps=3",
+    "route.stage.steps=3",
+    *(f"experts.{e}.runs.{r}.stage.steps=2" for e, runs in enumerate((2, 2, 1, 1)) for r in range(runs)),
+    *(f"experts.{e}.runs.2.rl.{change}" for e in (0, 1) for change in ("rounds=1", "prompts=2", "group=2", "max_new_tokens=4")),
+    *(f"evaluation.tests.{n}.max_new_tokens=4" for n in range(7)),
+]
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "examples/pretrain_bar.py"), "tiny", "--out", str(out), *more, "--set", *SMALL]
+
+
+def run(out: Path, *more: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command(out, *more), capture_output=True, text=True, env=env, timeout=600, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was killed while it trained and then started again."""
+    out = tmp_path_factory.mktemp("run") / "tiny"
+    first = subprocess.Popen(
+        command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "branched").exists():
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (out / "final").exists()
+    done = run(out)
+    assert done.returncode == 0, done.stderr
+    assert "branched: there already" in done.stdout
+    return out, done.stdout
+
+
+def test_it_ends_with_the_report(finished):
+    out, printed = finished
+    report = (out / "report.md").read_text()
+    assert report.strip() in printed
+    for model in ("anchor", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft", "merged", "final"):
+        assert f"| {model} |" in report
+    assert not [path for path in out.rglob(".*") if "partial" in path.name or "checkpoints" in path.name]
+
+
+def test_transformers_reads_the_result_and_computes_the_same(finished):
+    import transformers
+
+    from megatron_bar.weights.folder import Folder
+
+    out, _ = finished
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "final")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    chat = [{"role": "user", "content": "What is 3 * 4 + 5?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert torch.isfinite(model(**ids).logits).all()
+    assert model.config.num_experts == model.config.num_experts_per_tok == 5
+    assert Folder.open(out / "final").config.vocab_size == model.config.vocab_size
+
+
+def test_the_manifest_tells_the_lineage(finished):
+    out, _ = finished
+    manifest = read_manifest(out / "final")
+    assert manifest.kind == "routed"
+    assert [(e.name, e.stages) for e in manifest.experts[1:]] == [
+        ("math", ("midtrain", "sft", "rlvr")),
+        ("code", ("midtrain", "sft", "rlvr")),
+        ("tool_use", ("sft",)),
+        ("safety", ("sft",)),
+    ]
+    assert {e.anchor_hash for e in manifest.experts} == {read_manifest(out / "branched").anchor_hash}
+
+
+def test_only_the_routers_moved_in_the_last_stage(finished):
+    out, _ = finished
+    before, after = load_tensors(out / "merged"), load_tensors(out / "final")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.endswith("mlp.gate.weight")}
+
+
+def test_run_again_it_has_nothing_to_do(finished):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    done = run(out)
+    assert done.returncode == 0
+    assert done.stdout.count("there already") == 23
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--expert", "cooking"], "--expert cooking: expected one of code, math, safety, tool_use"),
+        (["--expert", "safety", "--stage", "midtrain"], "expert safety has no stage midtrain"),
+        (["--stage", "route"], "merged, which is not there"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_one_line(more, message, tmp_path):
+    done = run(tmp_path / "out", *more)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
