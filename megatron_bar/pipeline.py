@@ -8,7 +8,7 @@ interrupted is started again by the same command.
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -274,7 +274,7 @@ class Pipeline:
         if model.shape.num_experts and wanted.parallel.pipeline == 1:
             found["experts"] = [expert.name for expert in read_manifest(self.path(name)).experts]
             for source in self.recipe.route.data:
-                docs = documents((source,), self.data, tokenizer, seed=self.recipe.seed)
+                docs = documents((replace(source, share=1.0),), self.data, tokenizer)
                 found["routing"][source.path.stem] = expert_shares(model, docs, length=self.recipe.route.stage.sequence)
         on_rank_zero(lambda: _write(self.out / "evaluation" / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False)))
 

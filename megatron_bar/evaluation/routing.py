@@ -10,7 +10,7 @@ from megatron_bar.parallel import cpu
 
 @torch.no_grad()
 def expert_shares(model: LanguageModel, documents: list[Document], *, length: int, rows: int = 32) -> list[list[float]]:
-    """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of ``length`` tokens. Collective.
+    """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most ``length`` tokens. Collective.
 
     Texts run on without padding, so that no padding token is counted. The model must not be spread over pipeline ranks.
     """
@@ -21,7 +21,7 @@ def expert_shares(model: LanguageModel, documents: list[Document], *, length: in
         total[layer_number - 1] += probs.double().sum(0)
         count.add_(len(probs) / model.shape.num_layers)
 
-    packed = concatenate_and_cut(documents, length)
+    packed = concatenate_and_cut(documents, min(length, sum(len(ids) for ids, _ in documents) - 1))
     for router in model.routers():
         router.watch = watch
     try:

@@ -17,7 +17,7 @@ from megatron_bar.training.stage import Stage
 from megatron_bar.weights.manifest import Manifest
 
 LAYOUTS = {"tp1": (ParallelConfig(), 1), "tp2": (ParallelConfig(tensor=2), 2), "ep2": (ParallelConfig(expert=2), 2)}
-CONFIG = grpo.GRPOConfig(rounds=8, prompts=8, group=8, mini_batches=2, max_new_tokens=3, solved=1.1)
+CONFIG = grpo.GRPOConfig(rounds=14, prompts=8, group=8, mini_batches=2, max_new_tokens=3, solved=1.1)
 
 
 class Ids:
