@@ -6,7 +6,7 @@ SHELL := bash
 export PYTHONUNBUFFERED := 1
 
 PY := .venv/bin/python
-# Data-parallel processes of the demo, one core each.
+# Of the demo (data-parallel) and of the tests; one core each.
 PROCESSES := 2
 READY := .venv/.ready
 
@@ -39,7 +39,7 @@ demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it co
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
 
 test: $(READY)  ## the test suite
-	$(PY) -m pytest -m "not slow and not gpu and not faults" tests
+	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults" tests
 
 test-slow: $(READY)  ## the longer tests: kills, full disks, whole trainings
 	$(PY) -m pytest -m "(slow or faults) and not gpu" tests

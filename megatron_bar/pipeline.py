@@ -90,6 +90,16 @@ class Recipe:
     evaluation: Evaluation | None = None
     seed: int = 0
 
+    def __post_init__(self):
+        if self.base is None and (self.pretrain is None or self.shape is None):
+            raise BarError(f"recipe {self.name}: base expected a folder, or pretrain and shape to make one, got neither")
+        if self.anchor is None and self.posttrain is None:
+            raise BarError(f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither")
+        names = [expert.name for expert in self.experts]
+        if not names or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
+            got = ", ".join(names) or "none"
+            raise BarError(f"recipe {self.name}: experts expected of different names, each with a run, got {got}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:

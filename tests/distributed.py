@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 PRELOAD = ["torch", "megatron_bar.parallel", "pytest", "transformers.models.flex_olmo.modeling_flex_olmo"]
-START_SECONDS = 120
+START_SECONDS = 300
 GRACE_SECONDS = 10
 """How long the other ranks may go on once one has failed; they usually wait for it in a collective."""
 
@@ -40,7 +40,7 @@ class DistributedError(AssertionError):
     """What went wrong on which rank, tracebacks included."""
 
 
-def run_distributed(fn: Callable, world_size: int, *args: Any, timeout: float = 120, **kwargs: Any) -> list:
+def run_distributed(fn: Callable, world_size: int, *args: Any, timeout: float = 300, **kwargs: Any) -> list:
     """``fn(*args, **kwargs)`` on every rank, torch.distributed initialised; the results by rank.
 
     ``fn`` is a module-level function of a test module; arguments and results are picklable. ``timeout`` is in seconds.

@@ -22,8 +22,7 @@ def process(tool: str, *arguments, launcher: tuple[str, ...] = ()) -> Result:
     return done.returncode, done.stdout, done.stderr
 
 
-def run_here(monkeypatch, read_output: Callable[[], tuple[str, str]], tool: str, *arguments) -> Result:
-    script = ROOT / "tools" / f"{tool}.py"
+def run_here(monkeypatch, read_output: Callable[[], tuple[str, str]], script: Path, *arguments) -> Result:
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name="__main__")

@@ -36,7 +36,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 def run(out: Path, *more: str) -> subprocess.CompletedProcess:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command(out, *more), capture_output=True, text=True, env=env, timeout=600, check=False)
+    return subprocess.run(command(out, *more), capture_output=True, text=True, env=env, timeout=1200, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
     first = subprocess.Popen(
         command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (out / "branched").exists():
         assert time.monotonic() < deadline
         assert first.poll() is None

@@ -30,7 +30,7 @@ class ParallelConfig:
     def __post_init__(self):
         for name in ("tensor", "pipeline", "expert"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise BarError(f"parallel.{name} must be a positive integer, got {value!r}")
 
     @property

@@ -20,7 +20,7 @@ def load_recipe(name: str) -> Recipe:
     else:
         module = _import(where if ":" in name else f"{__name__}.{where}", name)
     made = getattr(module, function or "recipe", None)
-    if made is None:
+    if not callable(made):
         raise BarError(f"recipe {name}: {where} has no function {function or 'recipe'}")
     recipe = made()
     if not isinstance(recipe, Recipe):
@@ -34,7 +34,7 @@ def _import(module: str, name: str):
     except ModuleNotFoundError as error:
         if error.name != module and not module.startswith(f"{error.name}."):
             raise
-        known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "stages"))
+        known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "stages", "show"))
         raise BarError(
             f"recipe {name}: not found; expected one of {', '.join(known)}, module:function or file.py:function"
         ) from None

@@ -3,7 +3,7 @@ import signal
 import pytest
 import torch
 from folders import save_hf, train_with
-from scripts import run_here
+from scripts import ROOT, run_here
 
 from megatron_bar.experts.branch import branch
 
@@ -31,5 +31,5 @@ def expert(tmp_path_factory, branched):
 def inline(monkeypatch, capsys):
     """(exit status, stdout, stderr) of a script run in this process."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield lambda tool, *arguments: run_here(monkeypatch, capsys.readouterr, tool, *arguments)
+    yield lambda tool, *arguments: run_here(monkeypatch, capsys.readouterr, ROOT / "tools" / f"{tool}.py", *arguments)
     signal.signal(signal.SIGTERM, handler)

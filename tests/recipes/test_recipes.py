@@ -1,0 +1,219 @@
+"""The published run says the published numbers, and what a user can get wrong about a recipe is told in one line."""
+
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripts import ROOT, run_here
+
+from megatron_bar.config import from_json, override, to_json
+from megatron_bar.errors import BarError
+from megatron_bar.evaluation import generative
+from megatron_bar.pipeline import Evaluation, Pipeline, Recipe
+from megatron_bar.recipes import load_recipe
+from megatron_bar.recipes.show import dense_shape, describe
+
+HIDDEN, LAYERS, FFN, VOCABULARY = 4096, 32, 11_008, 100_278
+EXPERT, ROUTER_ROW, EMBEDDING = LAYERS * 3 * HIDDEN * FFN, LAYERS * HIDDEN, VOCABULARY * HIDDEN
+SHARED = LAYERS * (4 * HIDDEN**2 + 2 * HIDDEN)
+"""Attention with its two norms."""
+TRAINS = {
+    # What the article's table says moves, in parameters of {anchor, expert}; the anchor's router row is masked, not removed.
+    "midtrain": EXPERT + 2 * ROUTER_ROW,
+    "sft": EXPERT + 2 * ROUTER_ROW + 2 * EMBEDDING + HIDDEN,
+    "rlvr": EXPERT + 2 * ROUTER_ROW + 2 * EMBEDDING + HIDDEN + SHARED + LAYERS * 2 * HIDDEN,
+}
+PUBLISHED = {
+    # Of every stage: its amount, tokens in a step, tokens in a row, and the second line of the dry run.
+    "midtrain": ("47,684 steps", 1_048_576, 8192, "lr 0.0009 cosine to 10%, warmup 2000 steps", "router 0.001 head 1e-05"),
+    "sft": ("2 epochs", 1_048_576, 4096, "lr 0.0001 linear to 0%, warmup 3%", "router 0.001 head 0"),
+    "rlvr": ("rounds of 64 prompts x 8, 4 mini-batches", None, 2048 + 4096, "lr 6e-07 constant", "router 0.001 head 0"),
+    "route": ("2 epochs", 1_310_720, 2048, "lr 0.0001 linear to 0%, warmup 3%", "router 0.001 head 0"),
+}
+
+
+@pytest.fixture(scope="module")
+def dry_run() -> list[str]:
+    recipe = load_recipe("olmo2_7b")
+    return list(describe(recipe, dense_shape(recipe)))
+
+
+def section(lines: list[str], name: str) -> list[str]:
+    """The lines of one step of the dry run."""
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"{name}: "))
+    end = next((n for n in range(start + 1, len(lines)) if not lines[n].startswith(" ")), len(lines))
+    return lines[start:end]
+
+
+def test_the_models_have_the_published_sizes(dry_run):
+    assert dry_run[0] == "recipe olmo2_7b: dense 7,298,011,136 parameters, 4 experts"
+    assert section(dry_run, "branched") == ["branched: {anchor, domain}, router domain: 11,626,795,008 parameters"]
+    assert section(dry_run, "merged") == ["merged: anchor, math, code, safety, tool_use; shared mean: 24,612,753,408 parameters"]
+    assert "    trains 655,360 of 24,612,753,408 parameters" in section(dry_run, "final")
+
+
+STEPS = [
+    *(f"{expert}-{stage}" for expert in ("math", "code") for stage in ("midtrain", "sft", "rlvr")),
+    *("safety-sft", "tool_use-sft"),
+]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_experts_have_the_published_hyperparameters(dry_run, name):
+    lines, stage = section(dry_run, name), name.partition("-")[2]
+    check_published(lines, stage)
+    assert f"    trains {TRAINS[stage]:,} of 11,626,795,008 parameters, the anchor's router row masked" in lines
+    assert any(re.fullmatch(r" +frozen +anchor_expert +4,328,521,728", line) for line in lines)
+
+
+def check_published(lines: list[str], stage: str) -> None:
+    amount, tokens, row, rate, z_losses = PUBLISHED[stage]
+    assert amount in lines[0] and f"policy {stage}," in lines[0] and lines[0].endswith(f"in rows of {row}")
+    assert tokens is None or f" {tokens:,} tokens a step" in lines[0]
+    assert lines[1].startswith(f"    {rate}")
+    assert lines[1].endswith(f"AdamW (0.9, 0.95), weight decay 0, clip 1, z-loss {z_losses}")
+
+
+def test_the_router_has_the_published_hyperparameters(dry_run):
+    check_published(section(dry_run, "final"), "route")
+    (data,) = (line for line in section(dry_run, "final") if line.startswith("    data "))
+    assert data.count("(5%)") == data.count(".jsonl") == 7 + 5 + 3
+
+
+def test_the_steps_are_the_published_ones_in_order(dry_run):
+    names = [line.partition(":")[0] for line in dry_run if not line.startswith((" ", "recipe"))]
+    assert names == ["branched", *STEPS, "merged", "final"]
+
+
+def test_grpo_has_the_published_numbers():
+    found = {expert.name: expert.runs[-1].rl for expert in load_recipe("olmo2_7b").experts}
+    assert found["safety"] is None and found["tool_use"] is None
+    assert (found["math"].rounds, found["code"].rounds) == (300, 150)
+    rl = found["math"]
+    assert (rl.prompts, rl.group, rl.mini_batches, rl.max_new_tokens) == (64, 8, 4, 4096)
+    assert (rl.temperature, rl.clip_low, rl.clip_high, rl.reward, rl.solved) == (1.0, 0.2, 0.272, 10.0, 0.875)
+
+
+def test_the_entry_point_prints_the_dry_run_and_does_nothing(dry_run, monkeypatch, capsys, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+    script, out = ROOT / "examples" / "pretrain_bar.py", tmp_path / "out"
+    status, stdout, _ = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out)
+    assert (status, stdout.splitlines()) == (0, dry_run)
+    changes = ("--set", "experts.0.runs.1.stage.policy=sft_shared_frozen", "base=nowhere")
+    status, stdout, _ = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out, *changes)
+    lines = section(stdout.splitlines(), "math-sft")
+    assert "policy sft_shared_frozen" in lines[0] and f"trains {TRAINS['midtrain']:,}" in lines[4]
+    assert not out.exists()
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize("name", ["tiny", "olmo2_7b"])
+def test_a_recipe_survives_json(name):
+    recipe = load_recipe(name)
+    assert from_json(Recipe, to_json(recipe)) == recipe
+
+
+FILE = """
+from dataclasses import replace
+from megatron_bar.recipes import tiny
+
+NUMBER = 3
+
+def mine():
+    return replace(tiny.recipe(), name="mine", seed=7)
+
+def nothing():
+    return None
+"""
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "my_recipes.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_a_recipe_is_found_by_name_module_or_file(file):
+    assert load_recipe("tiny") == load_recipe("megatron_bar.recipes.tiny:recipe")
+    assert load_recipe(f"{file}:mine") == replace(load_recipe("tiny"), name="mine", seed=7)
+    assert load_recipe(str(ROOT / "examples/add_expert.py:recipe")).experts[-1].name == "caution"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("huge", "recipe huge: not found; expected one of olmo2_7b, tiny, module:function or file.py:function"),
+        ("no.such.module:recipe", "recipe no.such.module:recipe: not found; expected one of"),
+        ("tiny:recipes", "recipe tiny:recipes: not found"),  # with a function, the module is named in full
+        ("megatron_bar.recipes.tiny:recipes", "has no function recipes"),
+        ("FILE:yours", "has no function yours"),
+        ("FILE:NUMBER", "has no function NUMBER"),
+        ("FILE", "has no function recipe"),
+        ("FILE:nothing", "expected a Recipe, got NoneType"),
+        ("nowhere.py:recipe", "recipe nowhere.py:recipe: nowhere.py not found"),
+    ],
+)
+def test_a_recipe_that_is_none_is_told_in_one_line(file, name, message):
+    with pytest.raises(BarError, match=re.escape(message)) as caught:
+        load_recipe(name.replace("FILE", str(file)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("route.stage.optim.lrr=1e-4", r"route\.stage\.optim has no 'lrr'; did you mean lr\?"),
+        ("route.stage.optim.lr=fast", r"route\.stage\.optim\.lr must be a finite float, got 'fast'"),
+        ("experts.0.runs.1.stage.optim.lr=-1", r"experts\.0\.runs\.1\.stage\.optim: optim\.lr must be positive, got -1"),
+        ("experts.9.name=math", r"experts has no '9'; .*valid: 0, 1, 2, 3"),
+        ("experts.0.runs.0.stage.sequence=0", r"experts\.0\.runs\.0\.stage: stage midtrain: sequence must be positive, got 0"),
+        ("route.stage.policy=all", r"route\.stage: stage route: policy must be one of .*, got 'all'"),
+        ("route.stage.parallel.tensor=0", r"route\.stage\.parallel: parallel\.tensor must be a positive integer, got 0"),
+        ("experts.0.runs.0.data.0.share=2", r"experts\.0\.runs\.0\.data\.0: source .*: share must be within 0 and 1, got 2"),
+        ("router_init=ones", r"router_init must be one of normal, domain, zero, got 'ones'"),
+        ("seed", r"override 'seed': expected PATH=VALUE"),
+        ("pretrain=none", r"recipe tiny: base expected a folder, or pretrain and shape to make one, got neither"),
+        ("posttrain=none", r"recipe tiny: anchor expected a folder, or posttrain to make one from the base, got neither"),
+        ("experts.1.name=math", r"recipe tiny: experts expected of different names, each with a run, got math, math, tool_use"),
+        ("experts.1.runs=", r"recipe tiny: experts expected of different names, each with a run"),
+        ("experts=", r"recipe tiny: experts expected of different names, each with a run, got none"),
+    ],
+)
+def test_a_wrong_change_names_the_field(change, message):
+    with pytest.raises(BarError, match=message):
+        override(load_recipe("tiny"), [change])
+
+
+def test_steps_are_selected_by_expert_and_stage(tmp_path):
+    pipeline = Pipeline(load_recipe("tiny"), tmp_path)
+    named = lambda **which: [step.name for step in pipeline.select(**which)]  # noqa: E731
+    assert named() == list(pipeline.steps)
+    assert named(expert="math") == ["math-midtrain", "math-sft", "math-rlvr"]
+    assert named(stage="rlvr") == ["math-rlvr", "code-rlvr"]
+    assert named(expert="safety", stage="sft") == ["safety-sft"]
+    assert named(stage="merge") == ["merged"] and named(stage="report") == ["report.md"]
+    for which, message in (
+        ({"expert": "cooking"}, r"--expert cooking: expected one of code, math, safety, tool_use"),
+        ({"stage": "dpo"}, r"--stage dpo: expected one of .*merge.*rlvr.*sft"),
+        ({"expert": "safety", "stage": "rlvr"}, r"expert safety has no stage rlvr"),
+    ):
+        with pytest.raises(BarError, match=message):
+            pipeline.select(**which)
+
+
+def test_given_folders_replace_what_would_make_them(tmp_path):
+    tiny = load_recipe("tiny")
+    assert list(Pipeline(tiny, tmp_path).steps)[:5] == ["world", "init", "base", "anchor", "branched"]
+    given = Pipeline(replace(tiny, base=Path("b"), anchor=Path("a")), tmp_path)
+    assert list(given.steps)[:2] == ["world", "branched"]
+    assert (given.path("base"), given.path("anchor"), given.path("merged")) == (Path("b"), Path("a"), tmp_path / "merged")
+    assert given.steps["merged"].needs == ("branched", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft")
+    own_data = Pipeline(replace(tiny, data=Path("d"), evaluation=None), tmp_path)
+    assert "world" not in own_data.steps and list(own_data.steps)[-1] == "final" and own_data.data == Path("d")
+    tests = (generative.TestSet(name="chat", path=Path("t.jsonl"), max_new_tokens=4),)
+    evaluated = Pipeline(replace(tiny, evaluation=Evaluation(tests=tests, trained=())), tmp_path)
+    assert evaluated.steps["report.md"].needs[0] == "evaluation/anchor.json"
+    assert evaluated.steps["report.md"].needs[-1] == "evaluation/final.json"
