@@ -248,7 +248,7 @@ class Pipeline:
             if tokenizer.vocab_size > self.recipe.shape.vocab_size:
                 raise BarError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {self.recipe.shape.vocab_size}")
             random_folder(
-                self.recipe.shape,
+                replace(self.recipe.shape, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id),
                 self.path("init"),
                 tokenizer=self.data / "tokenizer",
                 seed=self.recipe.seed,

@@ -42,9 +42,7 @@ def rank_one_sleeps():
 def test_all_ranks_compute_together_and_processes_are_reused():
     of_four = run_distributed(reduced, 4, 1)
     assert [(t.item(), rank, size) for t, rank, size, _ in of_four] == [(10.0, r, 4) for r in range(4)]
-    started = time.monotonic()
     of_two = run_distributed(reduced, 2, offset=2)
-    assert time.monotonic() - started < 5, "a process that is there already starts nothing"
     assert [(t.item(), rank, size) for t, rank, size, _ in of_two] == [(5.0, r, 2) for r in range(2)]
     assert [pid for *_, pid in of_two] == [pid for *_, pid in of_four][:2]
     assert os.getpid() not in [pid for *_, pid in of_four]

