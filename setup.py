@@ -27,6 +27,7 @@ setup(
         "tokenizers",
         "sentencepiece",
         "datasets",
+        "pyarrow",  # reads Parquet and zstd; datasets brings it
         "jinja2",  # chat templates; transformers does not ask for it
         "numpy",
         "psutil",  # Megatron's checkpoint writer hangs without it and does not ask for it

@@ -1,6 +1,6 @@
 """A fifth expert for the tiny recipe: a second safety expert, on the same data with another seed, to show what adding takes.
 
-    torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:recipe --out runs/more
+torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:recipe --out runs/more
 """
 
 from dataclasses import replace

@@ -41,16 +41,19 @@ def main() -> None:
     from megatron_bar.parallel.state import distributed, is_rank_zero
     from megatron_bar.pipeline import Pipeline
     from megatron_bar.recipes import load_recipe
-    from megatron_bar.recipes.show import dense_shape, describe
+    from megatron_bar.recipes.show import describe
 
     recipe = override(load_recipe(args.recipe), args.changes)
-    pipeline = Pipeline(recipe, args.out or Path("runs") / recipe.name)
+    pipeline = Pipeline(
+        recipe, args.out or Path("runs") / recipe.name, lambda line: print(line, flush=True) if is_rank_zero() else None
+    )
     steps = pipeline.select(expert=args.expert, stage=args.stage)
     if args.dry_run:
-        print(*describe(recipe, dense_shape(recipe)), sep="\n")
+        pipeline.check(steps)
+        print(*describe(recipe, pipeline.shape), sep="\n")
         return
     with distributed(timeout=timedelta(hours=2)):
-        pipeline.run(steps, lambda line: print(line, flush=True) if is_rank_zero() else None)
+        pipeline.run(steps)
         report = pipeline.path("report.md")
         if is_rank_zero() and steps[-1].name == "report.md":
             print(report.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -33,3 +34,24 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)
+
+
+class Meter:
+    """Lines on stderr, every five seconds at most: how much is done, tokens per second, and time left where it is known."""
+
+    def __init__(self, what: str, *, total: int | None = None, every: float = 5.0):
+        self.what, self.total, self.every = what, total, every
+        self._began = self._shown = time.monotonic()
+        self._amount = self._tokens = 0
+
+    def advance(self, amount: int, tokens: int) -> None:
+        self._amount, self._tokens = self._amount + amount, self._tokens + tokens
+        now = time.monotonic()
+        if now - self._shown < self.every:
+            return
+        self._shown, elapsed = now, now - self._began
+        line = f"{self.what}  {self._amount / 1e6:,.1f} MB  {self._tokens:,} tokens  {self._tokens / elapsed:,.0f} tok/s"
+        if self.total and self._amount:
+            left = elapsed * max(0, self.total - self._amount) / self._amount
+            line += f"  {self._amount / self.total:.0%}  left {int(left // 60)}:{int(left % 60):02d}"
+        print(line, file=sys.stderr, flush=True)

@@ -51,7 +51,12 @@ def from_json[T](cls: type[T], data: Any) -> T:
 
 def diff(old: Any, new: Any) -> list[str]:
     """The leaves that differ, as ``path: old -> new`` in JSON; a leaf that only one side has is ``absent`` on the other."""
-    before, after = dict(_leaves(to_json(old), "")), dict(_leaves(to_json(new), ""))
+    return diff_json(to_json(old), to_json(new))
+
+
+def diff_json(old: Any, new: Any) -> list[str]:
+    """The same of two trees that are JSON already."""
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     return [
         f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"
         for path in dict.fromkeys([*before, *after])

@@ -1,5 +1,7 @@
 """The one exception that means a user's mistake."""
 
+import re
+
 
 class BarError(ValueError):
     """Bad input, told in one line that names the thing, what was expected and what was found.
@@ -7,3 +9,20 @@ class BarError(ValueError):
     The command-line tools print it as ``error: ...`` and exit with status 1; anything else is a bug
     and keeps its traceback.
     """
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def require_name(what: str, name: str) -> None:
+    """That ``name``, which becomes part of folder names, cannot lead elsewhere."""
+    if not _NAME.fullmatch(name):
+        raise BarError(f"{what} name expected letters, digits, '_', '-' and '.', got {name!r}")
+
+
+def require_at_least(owner: str, values: object, least: float, *names: str) -> None:
+    """That the fields ``names`` of ``values``, where they are set, are numbers of at least ``least``."""
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and not value >= least:
+            raise BarError(f"{owner}: {name} expected at least {least:g}, got {value}")

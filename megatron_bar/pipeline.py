@@ -6,6 +6,7 @@ interrupted is started again by the same command.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,30 +14,35 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from megatron_bar.config import diff, from_json, to_json
+from blake3 import blake3
+
+from megatron_bar.config import diff_json, to_json
 from megatron_bar.data import world
-from megatron_bar.data.batch import concatenate_and_cut, pack_documents
-from megatron_bar.data.chat import generation_prompt
-from megatron_bar.data.sources import Source, documents, read_rows
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.indexed import Tokens, read_indexed
+from megatron_bar.data.mixture import Mixture, mix, prepare, summary
+from megatron_bar.data.sources import Source, check, read_rows
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.data.world import Sizes
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, require_at_least, require_name
 from megatron_bar.evaluation.generative import TestSet, evaluate, load_model
 from megatron_bar.evaluation.report import write_report
 from megatron_bar.evaluation.routing import expert_shares
 from megatron_bar.experts.branch import branch
-from megatron_bar.experts.merge import merge
-from megatron_bar.parallel.state import ParallelConfig, on_rank_zero
+from megatron_bar.experts.merge import SHARED, merge
+from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, world_size
 from megatron_bar.rl import grpo
 from megatron_bar.rl.verifiers import verify_many
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.folder import Folder
-from megatron_bar.weights.hashes import folder_hash, hash_units
-from megatron_bar.weights.hf_config import ModelConfig
+from megatron_bar.weights.hf_config import ModelConfig, read_config
 from megatron_bar.weights.init import random_folder
 from megatron_bar.weights.manifest import Manifest, read_manifest
 from megatron_bar.weights.manifest import Source as ManifestSource
+
+GENERAL = "general"
+"""The domain of the data that every SFT should have a share of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +51,18 @@ class Run:
 
     stage: Stage
     data: tuple[Source, ...]
+    weights: dict[str, float] | None = None
+    """Share of each domain among the rows; None: the published union, every row once an epoch."""
     rl: grpo.GRPOConfig | None = None
     """Set for RLVR, whose data are tasks."""
+
+    def __post_init__(self):
+        owner, wanted = f"stage {self.stage.name}", ("task",) if self.rl else ("text", "chat", "tokens")
+        if not self.data:
+            raise BarError(f"{owner}: data expected at least one source, got none")
+        for source in self.data:
+            if source.kind not in wanted:
+                raise BarError(f"{owner}: {source.path}: expected rows of {' or '.join(wanted)}, got {source.kind}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +70,12 @@ class ExpertSpec:
     name: str
     runs: tuple[Run, ...]
     """In order; each starts from the folder that the one before wrote, the first from the branched folder."""
+
+    def __post_init__(self):
+        require_name("expert", self.name)
+        stages = [run.stage.name for run in self.runs]
+        if self.name == "anchor" or len(set(stages)) < len(stages):
+            raise BarError(f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +86,17 @@ class Evaluation:
     slots: int = 64
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
+    def __post_init__(self):
+        require_at_least("evaluation", self, 1, "slots")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     name: str
     data: Path | None = None
     """Folder that the sources' paths start from; None: the tiny world, made in the output folder."""
+    chat_template: Literal["tulu", "chatml", "own"] = "tulu"
+    """How chats are laid out; own: by the template in the tokenizer's folder."""
     world: Sizes = field(default_factory=Sizes)
     """How large the tiny world is."""
     shape: ModelConfig | None = None
@@ -82,7 +109,8 @@ class Recipe:
     """A post-trained dense folder, or None to make one from the base by ``posttrain``."""
     pretrain: Run | None = None
     posttrain: Run | None = None
-    router_init: Literal["normal", "domain", "zero"] = "normal"
+    router_init: Literal["normal", "zero"] = "normal"
+    """The start of the router rows. From domain texts: branch by tools/branch_expert.py."""
     experts: tuple[ExpertSpec, ...]
     shared: str = "mean"
     """How the merge combines what the experts share."""
@@ -95,6 +123,11 @@ class Recipe:
             raise BarError(f"recipe {self.name}: base expected a folder, or pretrain and shape to make one, got neither")
         if self.anchor is None and self.posttrain is None:
             raise BarError(f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither")
+        require_name("recipe", self.name)
+        require_at_least(f"recipe {self.name}", self, 0, "seed")
+        if not self.embedding_std > 0 or self.shared not in SHARED:
+            got = f"{self.embedding_std}, {self.shared!r}"
+            raise BarError(f"recipe {self.name}: embedding_std must be positive and shared one of {', '.join(SHARED)}, got {got}")
         names = [expert.name for expert in self.experts]
         if not names or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
             got = ", ".join(names) or "none"
@@ -110,13 +143,20 @@ class Step:
     make: Callable[[], None]
     expert: str | None = None
     stage: str | None = None
+    run: Run | None = None
+    """The training it does."""
+    experts: int = 0
+    """Of the model it trains; 0: dense."""
+    choices: dict = field(default_factory=dict)
+    """What the recipe says about it, as JSON."""
 
 
 class Pipeline:
     """The steps of ``recipe``, writing under ``out``."""
 
-    def __init__(self, recipe: Recipe, out: Path):
-        self.recipe, self.out = recipe, Path(out)
+    def __init__(self, recipe: Recipe, out: Path, say: Callable[[str], None] = lambda line: None):
+        """``say`` shows a line; it is called on every rank."""
+        self.recipe, self.out, self.say = recipe, Path(out), say
         self.given = {name: path for name, path in (("base", recipe.base), ("anchor", recipe.anchor)) if path is not None}
         self.steps = {step.name: step for step in self._steps()}
 
@@ -143,51 +183,119 @@ class Pipeline:
             raise BarError(f"expert {expert} has no stage {stage}")
         return chosen
 
-    def _note_changes(self, say: Callable[[str], None]) -> None:
-        """Records the recipe beside its folders, and says where it is not the one that the folders were begun with."""
-        path = self.out / "recipe.json"
-
-        def changes() -> list[str]:
-            found = diff(from_json(Recipe, json.loads(path.read_text(encoding="utf-8"))), self.recipe) if path.exists() else []
-            _write(path, json.dumps(to_json(self.recipe), indent=1))
-            return found
-
-        for line in on_rank_zero(changes):
-            say(f"note: the recipe changed since {path} was written; finished folders stay as they are: {line}")
-
-    def run(self, steps: list[Step], say: Callable[[str], None]) -> None:
+    def run(self, steps: list[Step]) -> None:
         """Makes what is missing of ``steps``, in order. Collective."""
-        self._note_changes(say)
+        self.check(steps, world_size())
+        on_rank_zero(lambda: self._compare_with_disk(steps))
         for number, step in enumerate(steps, 1):
             if self.finished(step.name):
-                say(f"[{number}/{len(steps)}] {step.name}: there already")
+                self.say(f"[{number}/{len(steps)}] {step.name}: there already")
                 continue
             for need in step.needs:
                 if not self.finished(need):
                     raise BarError(f"{step.name} needs {self.path(need)}, which is not there; run its step first")
-            say(f"[{number}/{len(steps)}] {step.name}" + (f" from {', '.join(step.needs)}" if step.needs else ""))
+            self.say(f"[{number}/{len(steps)}] {step.name}" + (f" from {', '.join(step.needs)}" if step.needs else ""))
             step.make()
+            on_rank_zero(lambda: self._record(step))  # noqa: B023
+
+    def check(self, steps: list[Step], processes: int | None = None) -> None:
+        """That each of ``steps`` still to be made can be: before anything is. ``processes`` None: as many as its layout needs."""
+        for step in steps:
+            if step.run is None or self.path(step.name).exists():
+                continue
+            stage = step.run.stage
+            shape = self.shape.with_experts(step.experts) if step.experts else self.shape
+            layout = stage.parallel
+            stage.check(shape, processes or layout.tensor * layout.pipeline * layout.expert)
+
+    @property
+    def shape(self) -> ModelConfig:
+        """Of the dense model: of the given anchor or base, or as the recipe says."""
+        folders = [path for path in (self.given.get("anchor"), self.given.get("base")) if path is not None and path.is_dir()]
+        if not folders and self.recipe.shape is None:
+            raise BarError(f"recipe {self.recipe.name}: {', '.join(map(str, self.given.values()))} not found")
+        return read_config(folders[0]) if folders else self.recipe.shape
+
+    def _compare_with_disk(self, steps: list[Step]) -> None:
+        """That what is given is there, and what is there is what the recipe asks for."""
+        for name, path in self.given.items():
+            if not path.is_dir():
+                raise BarError(f"{name}: {path} not found; expected a folder (--set {name}=PATH)")
+        record = self._recorded()
+        for step in steps:
+            if not self.path(step.name).exists():
+                if step.run is not None and (self.data.exists() or self.recipe.data is not None):
+                    for source in step.run.data:
+                        check(source, self.data)
+            elif step.name in record:
+                self._compare(step, record[step.name])
+
+    def _compare(self, step: Step, then: dict) -> None:
+        """Of a finished step: another origin stops the run, other choices are told."""
+        now = self._inputs(step)
+        if then["needs"] != now:
+            other = [name for name in {**then["needs"], **now} if then["needs"].get(name, "") != now.get(name, "")]
+            stale = [name for name in self._made_from(step.name) if self.path(name).exists()]
+            raise BarError(
+                f"{self.path(step.name)} was made from other folders than there are now ({', '.join(other)} differs); "
+                f"to make it again remove {', '.join(stale)} from {self.out}"
+            )
+        changes = diff_json(then["choices"], step.choices)
+        if changes:
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            self.say(f"note: {step.name} stays as it was made, with other choices: {'; '.join(changes[:3])}{more}")
+
+    def _made_from(self, name: str) -> list[str]:
+        """``name`` and every step that needs it, directly or not."""
+        found = [name]
+        for step in self.steps.values():
+            if set(step.needs) & set(found):
+                found.append(step.name)
+        return found
+
+    def _inputs(self, step: Step) -> dict[str, str | None]:
+        """What identifies each need: the hash of its manifest or of the file; None of what has neither."""
+        found = {}
+        for need in step.needs:
+            path = self.path(need)
+            path = path / "manifest.json" if path.is_dir() else path
+            found[need] = blake3(path.read_bytes()).hexdigest() if path.is_file() else None
+        return found
+
+    def _recorded(self) -> dict[str, dict]:
+        path = self.out / "steps.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise BarError(f"{path}: not readable as JSON ({error}); remove it: then what is there is not checked") from None
+
+    def _record(self, step: Step) -> None:
+        made = {"needs": self._inputs(step), "choices": step.choices}
+        _write(self.out / "steps.json", json.dumps(self._recorded() | {step.name: made}, indent=1))
 
     def _steps(self) -> list[Step]:
         recipe, steps = self.recipe, []
         start = ("world",) if recipe.data is None else ()
         if recipe.data is None:
-            steps.append(Step(name="world", needs=(), make=self._world))
+            choices = {"world": to_json(recipe.world), "seed": recipe.seed}
+            steps.append(Step(name="world", needs=(), make=self._world, choices=choices))
         if "base" not in self.given:
             steps.append(Step(name="init", needs=start, make=self._init))
             steps.append(self._training(recipe.pretrain, "init", "base", stage="pretrain"))
         if "anchor" not in self.given:
             steps.append(self._training(recipe.posttrain, "base", "anchor", stage="posttrain"))
-        steps.append(Step(name="branched", needs=("anchor", "base"), make=self._branch, stage="branch"))
+        choices = {"router_init": recipe.router_init, "seed": recipe.seed}
+        steps.append(Step(name="branched", needs=("anchor", "base"), make=self._branch, stage="branch", choices=choices))
         for expert in recipe.experts:
             before = "branched"
             for run in expert.runs:
                 name = f"{expert.name}-{run.stage.name}"
-                steps.append(self._training(run, before, name, stage=run.stage.name, expert=expert.name))
+                steps.append(self._training(run, before, name, stage=run.stage.name, expert=expert.name, experts=2))
                 before = name
         ends = tuple(f"{expert.name}-{expert.runs[-1].stage.name}" for expert in recipe.experts)
-        steps.append(Step(name="merged", needs=("branched", *ends), make=partial(self._merge, ends), stage="merge"))
-        steps.append(self._training(recipe.route, "merged", "final", stage=recipe.route.stage.name))
+        make, choices = partial(self._merge, ends), {"shared": recipe.shared}
+        steps.append(Step(name="merged", needs=("branched", *ends), make=make, stage="merge", choices=choices))
+        steps.append(self._training(recipe.route, "merged", "final", stage=recipe.route.stage.name, experts=len(ends) + 1))
         if recipe.evaluation is not None:
             models = ("anchor", *ends, "merged", "final")
             for model in models:
@@ -197,11 +305,20 @@ class Pipeline:
             steps.append(Step(name="report.md", needs=needs, make=partial(self._report, models), stage="report"))
         return steps
 
-    def _training(self, run: Run, source: str, name: str, *, stage: str, expert: str | None = None) -> Step:
-        return Step(name=name, needs=(source,), make=partial(self._train, run, source, name, expert), expert=expert, stage=stage)
+    def _training(self, run: Run, source: str, name: str, *, stage: str, expert: str | None = None, experts: int = 0) -> Step:
+        return Step(
+            name=name,
+            needs=(source,),
+            make=partial(self._train, run, source, name, expert),
+            expert=expert,
+            stage=stage,
+            run=run,
+            experts=experts,
+            choices=to_json(run),
+        )
 
     def _train(self, run: Run, source: str, name: str, expert: str | None) -> None:
-        tokenizer = load_tokenizer(self.path(source))
+        chats = self._chats(source)
         job = Job(
             name=name,
             source=self.path(source),
@@ -212,26 +329,43 @@ class Pipeline:
         if run.rl is not None:
             tasks = [
                 grpo.Task(
-                    prompt=generation_prompt(row["messages"], tokenizer, where=where),
+                    prompt=chats.prompt(row["messages"], tools=row.get("tools"), where=where),
                     verifier=row["verifier"],
                     truth=row["truth"],
                 )
                 for part in run.data
                 for where, row in read_rows(part, self.data, seed=self.recipe.seed)
             ]
-            grpo.train(job, run.stage, run.rl, tasks, tokenizer, verify_many)
+            grpo.train(job, run.stage, run.rl, tasks, chats, verify_many)
             return
-        docs = documents(run.data, self.data, tokenizer, seed=self.recipe.seed)
-        if run.stage.packing == "cut":
-            rows = concatenate_and_cut(docs, run.stage.sequence)
-        else:
-            rows, _ = pack_documents(docs, run.stage.sequence, pad_id=tokenizer.pad_id)
-        fit(job, run.stage, rows)
+        mixture = self._mixture(run, chats)
+        if run.stage.name == "sft" and not any(s.name == GENERAL for s in run.data):
+            self.say(f"warning: {name}: no source of the domain {GENERAL}; SFT on a domain alone costs general skill")
+        self.say(f"{name}: {summary(mixture.parts)}")
+        fit(job, run.stage, mixture.parts, weights=mixture.weights)
 
-    def _manifest(self, source: str, stage: str, expert: str | None, written: Folder) -> Manifest:
-        folder = self.path(source)
-        read = ManifestSource(role="source", name=folder.name, hash=folder_hash(hash_units(Folder.open(folder))))
-        return read_manifest(folder).after(stage, recipe=self.recipe.name, sources=(read,), expert=expert)
+    def _mixture(self, run: Run, chats: ChatFormat) -> Mixture:
+        """The packed data of a run; where a process has made the token files, all map them."""
+        stage = run.stage
+        return mix(
+            [(source.name, self._tokens(source, chats)) for source in run.data],
+            packing=stage.packing,
+            length=stage.sequence,
+            pad_id=chats.tokenizer.pad_id,
+            too_long=stage.too_long,
+            weights=run.weights,
+        )
+
+    def _tokens(self, source: Source, chats: ChatFormat) -> Tokens:
+        make = partial(prepare, source, self.data, chats, self.out / "tokens", seed=self.recipe.seed, say=self.say)
+        return read_indexed(on_rank_zero(make))
+
+    def _chats(self, folder: str) -> ChatFormat:
+        return ChatFormat(load_tokenizer(self.path(folder)), self.recipe.chat_template)
+
+    def _manifest(self, source: str, stage: str, expert: str | None, written: Folder, source_hash: str) -> Manifest:
+        read = ManifestSource(role="source", name=self.path(source).name, hash=source_hash)
+        return read_manifest(self.path(source)).after(stage, recipe=self.recipe.name, sources=(read,), expert=expert)
 
     def _world(self) -> None:
         def make():
@@ -278,14 +412,15 @@ class Pipeline:
 
     def _evaluate(self, name: str) -> None:
         wanted = self.recipe.evaluation
-        tokenizer = load_tokenizer(self.path(name))
+        chats = self._chats(name)
         model = load_model(self.path(name), wanted.parallel)
-        found = {"scores": evaluate(model, tokenizer, wanted.tests, self.data, slots=wanted.slots), "routing": {}}
+        found = {"scores": evaluate(model, chats, wanted.tests, self.data, slots=wanted.slots, say=self.say), "routing": {}}
         if model.shape.num_experts and wanted.parallel.pipeline == 1:
             found["experts"] = [expert.name for expert in read_manifest(self.path(name)).experts]
             for source in self.recipe.route.data:
-                docs = documents((replace(source, share=1.0),), self.data, tokenizer)
-                found["routing"][source.path.stem] = expert_shares(model, docs, length=self.recipe.route.stage.sequence)
+                tokens = self._tokens(replace(source, share=1.0), chats)
+                shares = expert_shares(model, tokens, length=self.recipe.route.stage.sequence)
+                found["routing"][source.place.name.partition(".")[0]] = shares
         on_rank_zero(lambda: _write(self.out / "evaluation" / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False)))
 
     def _report(self, models: tuple[str, ...]) -> None:
@@ -302,5 +437,8 @@ def _write(path: Path, text: str) -> None:
     """A file that appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     beside.rename(path)

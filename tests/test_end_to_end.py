@@ -1,6 +1,8 @@
 """The entry point as a user runs it, on the tiny recipe cut down: killed on the way, started again, read by transformers."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +114,40 @@ def test_run_again_it_has_nothing_to_do(finished):
     assert done.returncode == 0
     assert done.stdout.count("there already") == 23
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+
+
+def test_what_was_made_from_other_folders_is_not_taken_for_whole(finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out, copy_function=os.link)
+    manifest = out / "math-rlvr/manifest.json"
+    changed = manifest.read_text().replace('"tiny"', '"another"')
+    manifest.unlink()
+    manifest.write_text(changed)
+    done = run(out)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "merged was made from other folders than there are now (math-rlvr differs); to make it again remove merged, final," in (
+        done.stderr
+    )
+    noted = run(finished[0], "--stage", "route", "--set", "route.stage.optim.lr=0.5")
+    assert noted.returncode == 0
+    assert "note: final stays as it was made, with other choices: stage.optim.lr: 0.01 -> 0.5" in noted.stdout
+
+
+def test_logs_hold_each_step_once(finished):
+    for log in (finished[0] / "logs").rglob("metrics.jsonl"):
+        steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+        assert steps == list(range(1, len(steps) + 1)), log
+
+
+def test_data_is_looked_at_before_anything_is_trained(finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out, copy_function=os.link)
+    for name in ("safety-sft", "math-sft", "math-rlvr"):
+        shutil.rmtree(out / name)
+    (out / "world/sft_safety.jsonl").unlink()
+    done = run(out, "--stage", "sft")
+    assert done.returncode == 1 and "sft_safety.jsonl: not found" in done.stderr
+    assert not (out / "math-sft").exists()
 
 
 @pytest.mark.parametrize(

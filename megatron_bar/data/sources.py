@@ -1,78 +1,229 @@
-"""Files of rows: texts, chats and tasks as JSONL, and the stratified share of them that router training takes."""
+"""Where rows come from: JSONL (plain, .gz, .zst), Parquet, folders of them, Hugging Face ``datasets``; and which rows are taken.
 
+A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), or a task ``{"messages", "verifier", "truth"}``.
+Every row is checked; a bad one is named by file and line, and stops the work unless the caller collects such errors.
+Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this kind.
+"""
+
+import gzip
+import io
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Literal
 
-from megatron_bar.data.batch import Document
-from megatron_bar.data.chat import render
+import pyarrow
+import pyarrow.parquet
+
+from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
+
+Kind = Literal["text", "chat", "task", "tokens"]
+KEYS: dict[str, dict[str, type]] = {
+    "text": {"text": str},
+    "chat": {"messages": list},
+    "task": {"messages": list, "verifier": str, "truth": object},
+}
+"""What a row must have, and of which type."""
+_LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One JSONL file and the share of its rows that is used."""
+    """A file, folder or hub data set, and the rows of it that are used."""
 
     path: Path
-    """Relative to the recipe's data folder unless absolute."""
-    kind: Literal["text", "chat", "task"]
-    """Rows ``{"text"}``, ``{"messages"}``, or ``{"messages", "verifier", "truth"}``."""
+    """Relative to the recipe's data folder unless absolute; ``name#500`` takes the first 500 rows. What is not there is looked
+    for on the Hugging Face hub (``owner/name`` or ``owner/name:split``). Kind tokens: the prefix of a .bin and .idx."""
+    kind: Kind
+    domain: str = ""
+    """The name its share is logged under; the file's name if empty. SFT wants one source of the domain ``general``."""
     share: float = 1.0
     """A seeded sample of this fraction of the rows, at least one; the same rows for the same seed."""
+    last_turn: bool = False
+    """Learn a chat's last answer only."""
 
     def __post_init__(self):
         if not 0 < self.share <= 1:
             raise BarError(f"source {self.path}: share must be within 0 and 1, got {self.share}")
 
+    @property
+    def limit(self) -> int | None:
+        """How many rows from the start may be taken."""
+        _, mark, tail = self.path.name.rpartition("#")
+        return int(tail) if mark and tail.isdecimal() else None
 
-_KEYS = {"text": ("text",), "chat": ("messages",), "task": ("messages", "verifier", "truth")}
+    @property
+    def place(self) -> Path:
+        """The path without its ``#500``."""
+        return self.path if self.limit is None else self.path.with_name(self.path.name.rpartition("#")[0])
+
+    @property
+    def name(self) -> str:
+        return self.domain or re.sub(r"(\.jsonl?)?(\.gz|\.zst)?(\.parquet)?$", "", self.place.name)
+
+
+Raw = tuple[str, bytes | dict]
+"""Where a row stands (file:line), and its unread line or its values."""
+
+
+def raw_rows(source: Source, root: Path) -> Iterator[Raw]:
+    """Every row of ``source`` up to its limit, in order."""
+    rows, limit = _rows(Path(root) / source.place, str(source.place)), source.limit
+    taken = -1
+    for taken, row in enumerate(islice(rows, limit)):  # noqa: B007
+        yield row
+    if taken < 0:
+        raise BarError(f"{Path(root) / source.place}: expected at least one row, got none")
+    if limit is not None and taken + 1 < limit:
+        raise BarError(f"{Path(root) / source.place}: expected {limit} rows, as asked for by #{limit}, got {taken + 1}")
+
+
+def taken_rows(source: Source, root: Path, *, seed: int) -> Iterable[int] | None:
+    """Numbers, from 0 and rising, of the rows that ``source.share`` takes; None: all of them."""
+    if source.share == 1:
+        return None
+    total = sum(1 for _ in raw_rows(source, root))
+    count = max(1, round(source.share * total))
+    return sorted(Random(f"{seed}/{source.place}").sample(range(total), count))
+
+
+def chosen_rows(source: Source, root: Path, *, seed: int) -> Iterator[Raw]:
+    """The rows that are used, in order."""
+    numbers = taken_rows(source, root, seed=seed)
+    if numbers is None:
+        yield from raw_rows(source, root)
+        return
+    wanted = set(numbers)
+    for number, row in enumerate(raw_rows(source, root)):
+        if number in wanted:
+            yield row
+
+
+def check(source: Source, root: Path) -> None:
+    """That the source is there and its first row is what it should be: before hours are spent on what comes before it."""
+    if source.kind == "tokens":
+        read_indexed(Path(root) / source.place)
+        return
+    where, raw = next(raw_rows(source, root))
+    parse(raw, source.kind, where)
 
 
 def read_rows(source: Source, root: Path, *, seed: int = 0) -> list[tuple[str, dict]]:
-    """(where, row) of the rows taken, in file order; ``where`` names file and line for later errors."""
-    path = root / source.path
-    rows = list(_lines(path, _KEYS[source.kind]))
-    if not rows:
-        raise BarError(f"{path}: expected at least one row, got none")
-    if source.share < 1:
-        count = max(1, round(source.share * len(rows)))
-        rows = [rows[n] for n in sorted(Random(f"{seed}/{source.path}").sample(range(len(rows)), count))]
-    return rows
+    """(where, checked row) of the rows that are used, in memory; for tasks and tests."""
+    return [(where, parse(raw, source.kind, where)) for where, raw in chosen_rows(source, root, seed=seed)]
 
 
-def _lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
+    """The row, with the keys and types that its kind needs."""
+    if isinstance(raw, bytes):
+        try:
+            row = json.loads(raw.decode("utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError as error:
+            raise BarError(f"{where}: not UTF-8: {error.reason} at byte {error.start} of the line") from None
+        except (ValueError, RecursionError) as error:
+            raise BarError(f"{where}: not a JSON row: {error or 'nested too deeply'}") from None
+    else:
+        row = raw
+    if not isinstance(row, dict):
+        raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}, got {type(row).__name__}")
+    for key, wanted in KEYS[kind].items():
+        if key not in row:
+            raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}; {key} is missing")
+        if not isinstance(row[key], wanted):
+            raise BarError(f"{where}: {key} must be {_called(wanted)}, got {type(row[key]).__name__}")
+    return row
+
+
+def _called(wanted: type) -> str:
+    return {str: "a string", list: "a list"}[wanted]
+
+
+def _rows(path: Path, name: str) -> Iterator[Raw]:
+    if path.is_dir():
+        return _folder_rows(path)
+    if not path.exists():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) and not _LINES.search(name) and not name.endswith(".parquet"):
+            return _hub_rows(name)
+        raise BarError(f"{path}: not found; expected a JSONL or Parquet file, a folder of them, or a hub data set (owner/name)")
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    if _LINES.search(path.name):
+        return _line_rows(path)
+    raise BarError(f"{path}: expected .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
+
+
+def _folder_rows(path: Path) -> Iterator[Raw]:
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        from datasets import load_from_disk  # here: it takes a second, and few sources need it
+
+        yield from _dataset_rows(_library(path, partial(load_from_disk, str(path))), str(path))
+        return
+    files = sorted(p for p in path.rglob("*") if p.is_file() and (p.suffix == ".parquet" or _LINES.search(p.name)))
+    if not files:
+        raise BarError(f"{path}: expected JSONL or Parquet files, or a data set saved by datasets, found none")
+    for file in files:
+        yield from _rows(file, file.name)
+
+
+def _hub_rows(name: str) -> Iterator[Raw]:
+    from datasets import load_dataset  # as above
+
+    repository, _, split = name.partition(":")
+    found = _library(name, partial(load_dataset, repository, split=split or "train"))
+    yield from _dataset_rows(found, name)
+
+
+def _library(name: Path | str, load):
     try:
-        with path.open(encoding="utf-8") as file:
+        return load()
+    except Exception as error:  # noqa: BLE001  the library raises anything
+        raise BarError(f"{name}: datasets cannot load it: {type(error).__name__}: {str(error).splitlines()[0]:.200}") from None
+
+
+def _dataset_rows(found, name: str) -> Iterator[Raw]:
+    from datasets import Dataset
+
+    if not isinstance(found, Dataset):
+        raise BarError(f"{name}: expected one split, got {', '.join(found)}; name the folder of the split")
+    for number, row in enumerate(found, 1):
+        yield f"{name}:{number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[Raw]:
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        problem = str(error).splitlines()[0]
+        raise BarError(f"{path}: not readable as Parquet after row {number}: {problem:.200}") from None
+
+
+def _line_rows(path: Path) -> Iterator[Raw]:
+    number = 0
+    try:
+        with _open(path) as file:
             for number, line in enumerate(file, 1):
-                where = f"{path}:{number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise BarError(f"{where}: not a JSON row: {error}") from None
-                missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-                if missing:
-                    raise BarError(f"{where}: expected a row with {', '.join(keys)}; {', '.join(missing)} is missing")
-                yield where, row
-    except FileNotFoundError:
-        raise BarError(f"{path}: not found; expected a JSONL file") from None
-    except UnicodeDecodeError as error:
-        raise BarError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
+                if not line.isspace():
+                    yield f"{path}:{number}", line
+    except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException, OSError) as error:
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BarError(f"{path}: broken after line {number}: {problem:.200}") from None
 
 
-def documents(sources: tuple[Source, ...], root: Path, tokenizer, *, seed: int = 0) -> list[Document]:
-    """Token ids and loss mask of every row: all of a text and its end-of-text, of a chat the assistant's tokens."""
-    found: list[Document] = []
-    for source in sources:
-        for where, row in read_rows(source, root, seed=seed):
-            if source.kind == "text":
-                if not isinstance(row["text"], str):
-                    raise BarError(f"{where}: text must be a string, got {type(row['text']).__name__}")
-                ids = [*tokenizer.encode_text(row["text"]), tokenizer.eos_id]
-                found.append((ids, [True] * len(ids)))
-            else:
-                chat = render(row["messages"], tokenizer, where=where)
-                found.append((chat.ids, chat.mask))
-    return found
+def _open(path: Path):
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    if path.suffix == ".zst":
+        return io.BufferedReader(pyarrow.CompressedInputStream(path, "zstd"), 1 << 20)
+    return path.open("rb")

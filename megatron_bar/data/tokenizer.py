@@ -7,9 +7,10 @@ byte-level BPE as OLMo 2's, with its own splitting rule: one digit per token, an
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from blake3 import blake3
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_bar.errors import BarError
@@ -26,19 +27,43 @@ _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\
 
 
 @dataclass(frozen=True, kw_only=True)
-class BpeText:
+class _Text:
+    """What both kinds of tokenizer have."""
+
+    path: Path
+    """The file it was read from."""
+    eos_id: int
+    pad_id: int
+    special: dict[str, int]
+    """Every special token, which no text can spell."""
+    bos: str
+    eos: str
+    """As a chat template names them; ``bos`` is ``eos`` where the tokenizer has none."""
+    template: str | None = None
+    """The Jinja chat template that the folder ships."""
+    hash: str = field(init=False)
+    """BLAKE3 of the file."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "hash", blake3(self.path.read_bytes()).hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BpeText(_Text):
     """A ``tokenizers`` tokenizer behind the project's interface."""
 
     tokenizer: Tokenizer
-    eos_id: int
-    pad_id: int
 
     @property
     def vocab_size(self) -> int:
-        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode_text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """The same for many at once, on all cores that the library may use."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens are left out."""
@@ -46,12 +71,10 @@ class BpeText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentencePieceText:
+class SentencePieceText(_Text):
     """A SentencePiece model behind the same interface; control symbols in text are never read as such by SentencePiece itself."""
 
     processor: object
-    eos_id: int
-    pad_id: int
 
     @property
     def vocab_size(self) -> int:
@@ -59,6 +82,9 @@ class SentencePieceText:
 
     def encode_text(self, text: str) -> list[int]:
         return self.processor.encode(text, add_bos=False, add_eos=False)
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        return self.processor.encode(texts, add_bos=False, add_eos=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.processor.decode(list(ids))
@@ -83,25 +109,43 @@ def _load_bpe(file: Path) -> BpeText:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
         raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
     config = _read_config(file.parent / "tokenizer_config.json")
-    eos = _token_id(tokenizer, config, "eos_token", END, special, file)
-    pad = _token_id(tokenizer, config, "pad_token", PAD, special, file)
-    return BpeText(tokenizer=tokenizer, eos_id=eos, pad_id=pad)
+    names = {key: _token_name(config, key, default) for key, default in (("eos_token", END), ("pad_token", PAD))}
+    for key, name in names.items():
+        if tokenizer.token_to_id(name) is None:
+            raise BarError(f"{file}: {key} {name!r} is not in the vocabulary")
+        if name not in special:
+            raise BarError(f"{file}: {key} {name!r} is not marked as a special token, so text could contain it")
+    return BpeText(
+        path=file,
+        tokenizer=tokenizer,
+        eos_id=special[names["eos_token"]],
+        pad_id=special[names["pad_token"]],
+        special=special,
+        bos=_token_name(config, "bos_token", names["eos_token"]),
+        eos=names["eos_token"],
+        template=_chat_template(file.parent, config),
+    )
 
 
-def _token_id(tokenizer: Tokenizer, config: dict, field: str, default: str, special: set, file: Path) -> int:
-    name = config.get(field) or default
-    name = name["content"] if isinstance(name, dict) else name
-    number = tokenizer.token_to_id(name)
-    if number is None:
-        raise BarError(f"{file}: {field} {name!r} is not in the vocabulary")
-    if name not in special:
-        raise BarError(f"{file}: {field} {name!r} is not marked as a special token, so text could contain it")
-    return number
+def _token_name(config: dict, key: str, default: str) -> str:
+    name = config.get(key) or default
+    return name["content"] if isinstance(name, dict) else name
+
+
+def _chat_template(folder: Path, config: dict) -> str | None:
+    """As transformers keeps it: a file of its own, or in the config, by name where there are several."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+    return found
 
 
 def _read_config(file: Path) -> dict:
@@ -128,7 +172,18 @@ def _load_sentencepiece(path: Path) -> SentencePieceText:
     eos, pad = processor.eos_id(), processor.pad_id()
     if eos < 0:
         raise BarError(f"{path}: the SentencePiece model has no end-of-sentence piece, which chats and packing need")
-    return SentencePieceText(processor=processor, eos_id=eos, pad_id=pad if pad >= 0 else eos)
+    special = {processor.id_to_piece(n): n for n in range(processor.vocab_size()) if processor.is_control(n)}
+    bos = processor.bos_id()
+    return SentencePieceText(
+        path=path,
+        processor=processor,
+        eos_id=eos,
+        pad_id=pad if pad >= 0 else eos,
+        special=special,
+        bos=processor.id_to_piece(bos if bos >= 0 else eos),
+        eos=processor.id_to_piece(eos),
+        template=_chat_template(path.parent, _read_config(path.parent / "tokenizer_config.json")),
+    )
 
 
 def train_tokenizer(texts: Iterable[str], out: Path | str, *, vocab_size: int) -> BpeText:

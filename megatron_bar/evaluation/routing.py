@@ -3,13 +3,14 @@
 import torch
 import torch.distributed as dist
 
-from megatron_bar.data.batch import Document, concatenate_and_cut
+from megatron_bar.data.indexed import Tokens
+from megatron_bar.data.packing import CutRows
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
 
 
 @torch.no_grad()
-def expert_shares(model: LanguageModel, documents: list[Document], *, length: int, rows: int = 32) -> list[list[float]]:
+def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: int = 32) -> list[list[float]]:
     """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most ``length`` tokens. Collective.
 
     Texts run on without padding, so that no padding token is counted. The model must not be spread over pipeline ranks.
@@ -21,12 +22,12 @@ def expert_shares(model: LanguageModel, documents: list[Document], *, length: in
         total[layer_number - 1] += probs.double().sum(0)
         count.add_(len(probs) / model.shape.num_layers)
 
-    packed = concatenate_and_cut(documents, min(length, sum(len(ids) for ids, _ in documents) - 1))
+    packed = CutRows("texts", tokens, min(length, len(tokens.ids) - 1))
     for router in model.routers():
         router.watch = watch
     try:
         for start in range(0, min(rows, len(packed)), 8):
-            batch = packed.take(torch.arange(start, min(start + 8, rows, len(packed))).numpy()).to(cpu.device())
+            batch = packed.take(range(start, min(start + 8, rows, len(packed)))).to(cpu.device())
             model(batch.ids, batch.positions, labels=batch.labels)
     finally:
         for router in model.routers():

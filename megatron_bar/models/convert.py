@@ -101,7 +101,7 @@ def _check_source(source: Path, out: Path, progress: Progress) -> None:
     """Everything that can be refused before anything is written."""
     writer.check_out(out)
     folder = Folder.open(source)
-    require_tokenizer(source)
+    require_tokenizer(source, folder.config.vocab_size)
     if has_manifest(source):
         read_manifest(source)
     folder.check_finite(progress)
@@ -124,7 +124,7 @@ def _read_checkpoint(checkpoint: Path, out: Path) -> tuple[Manifest, ModelConfig
     writer.check_out(out)
     manifest = read_manifest(checkpoint)
     config = checkpoint_config(checkpoint, manifest)
-    require_tokenizer(checkpoint)
+    require_tokenizer(checkpoint, config.vocab_size)
     torch_dist.read_metadata(checkpoint)
     return manifest, config
 

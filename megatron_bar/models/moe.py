@@ -1,7 +1,7 @@
 """The anchored MoE layer: FlexOlmo's router, and a path for "every expert is active" that moves no token twice.
 
 Source: transformers models/flex_olmo (routing), OLMo-core's router z-loss, Megatron-Core's MoELayer (experts, dispatcher).
-BAR runs with all experts active (bar.md section 1), where a dispatcher only copies: here every rank gathers the tokens
+BAR runs with all experts active (as published), where a dispatcher only copies: here every rank gathers the tokens
 of its expert group once, adds up what its experts make of them, and scatters the sums back. For top_k < E Megatron's
 all-to-all dispatcher is used as it is.
 """

@@ -93,6 +93,10 @@ def set_layout(layout: ParallelConfig, *, seed: int) -> None:
     model_parallel_cuda_manual_seed(seed)
 
 
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def is_rank_zero() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 

@@ -1,4 +1,4 @@
-"""The published run: BAR-5x7B from OLMo 2 7B (arXiv 2604.18473; bar.md sections 1 to 4), on 8 GPUs per node.
+"""The published run: BAR-5x7B from OLMo 2 7B (arXiv 2604.18473 and its released recipe), on 8 GPUs per node.
 
 Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and its scripts did
 differently is a named policy: ``--set experts.0.runs.1.stage.policy=sft_shared_frozen``.
@@ -35,16 +35,16 @@ SHAPE = ModelConfig(
 """Of the released models; theta and vocabulary are read from the anchor's own config when the run starts."""
 
 GENERAL = tuple(
-    Source(path=Path(f"sft/general/{name}.jsonl"), kind="chat")
+    Source(path=Path(f"sft/general/{name}.jsonl"), kind="chat", domain="general")
     for name in ("wildchat", "flan_v2", "hardcoded", "tablegpt", "oasst1", "aya", "persona_if")
 )
 MATH = tuple(
-    Source(path=Path(f"sft/math/{name}.jsonl"), kind="chat")
+    Source(path=Path(f"sft/math/{name}.jsonl"), kind="chat", domain="math")
     for name in ("persona_math_grade", "persona_algebra", "openmath2_gsm8k", "numinamath_tir", "persona_math_v5")
 )
-CODE = (Source(path=Path("sft/code/dolci_instruct_sft_coding.jsonl"), kind="chat"),)
-TOOL_USE = (Source(path=Path("sft/tool_use/dolci_instruct_sft_tool_use.jsonl"), kind="chat"),)
-SAFETY = (Source(path=Path("sft/safety/dolci_instruct_sft_safety.jsonl"), kind="chat"),)
+CODE = (Source(path=Path("sft/code/dolci_instruct_sft_coding.jsonl"), kind="chat", domain="code"),)
+TOOL_USE = (Source(path=Path("sft/tool_use/dolci_instruct_sft_tool_use.jsonl"), kind="chat", domain="tool_use"),)
+SAFETY = (Source(path=Path("sft/safety/dolci_instruct_sft_safety.jsonl"), kind="chat", domain="safety"),)
 RL = GRPOConfig(rounds=300, max_new_tokens=4096)
 
 
@@ -68,7 +68,6 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base=Path("OLMo-2-1124-7B"),
         anchor=Path("BAR-7B"),
-        router_init="domain",
         experts=(
             expert("math", MATH, midtrain=True, rounds=300),
             expert("code", CODE, midtrain=True, rounds=150),

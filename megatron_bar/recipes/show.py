@@ -5,15 +5,7 @@ from collections.abc import Iterator
 from megatron_bar.pipeline import Recipe, Run
 from megatron_bar.training.freeze import table
 from megatron_bar.weights.groups import POLICIES
-from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config
-
-
-def dense_shape(recipe: Recipe) -> ModelConfig:
-    """Of the anchor's folder where it is there, else as the recipe says."""
-    if recipe.anchor is not None and (recipe.shape is None or recipe.anchor.is_dir()):
-        return read_config(recipe.anchor)
-    assert recipe.shape is not None
-    return recipe.shape
+from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 
 
 def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The stages of BAR with their published hyperparameters (arXiv 2604.18473 and its released recipe; bar.md sections 2 to 4).
+"""The stages of BAR with their published hyperparameters (arXiv 2604.18473 and its released recipe).
 
 Each function returns a `Stage`; a recipe changes what its model and its machines need by naming it.
 """

@@ -1,7 +1,7 @@
 """The whole of BAR from nothing on a laptop: the tiny world, a dense OLMo 2 of its own, four experts, merge, route, report.
 
 Hyperparameters were chosen for two CPU cores and about 4 M training tokens in all; the shapes of the stages, what trains in
-each and the merge are the published ones (bar.md). GRPO is the published one with smaller batches.
+each and the merge are the published ones. GRPO is the published one with smaller batches.
 """
 
 from dataclasses import replace
@@ -19,11 +19,11 @@ from megatron_bar.weights.hf_config import ModelConfig
 
 ROW = 128
 """Tokens in a row."""
-BATCH = {"sequence": ROW, "batch": 4, "micro_batch": 2}
+BATCH = {"sequence": ROW, "batch": 4, "micro_batch": 2, "save_every": 200}
 
 
 def chat(name: str, share: float = 1.0) -> Source:
-    return Source(path=Path(f"sft_{name}.jsonl"), kind="chat", share=share)
+    return Source(path=Path(f"sft_{name}.jsonl"), kind="chat", domain=name, share=share)
 
 
 GENERAL = chat("general")

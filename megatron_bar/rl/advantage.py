@@ -2,7 +2,7 @@
 
 
 def centred(rewards: list[float]) -> list[float]:
-    """Reward minus the group's mean; no division by its deviation (bar.md section 2)."""
+    """Reward minus the group's mean; no division by its deviation (arXiv 2604.18473)."""
     mean = sum(rewards) / len(rewards)
     return [reward - mean for reward in rewards]
 

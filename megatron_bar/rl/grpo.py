@@ -1,22 +1,27 @@
-"""Reinforcement learning with verified rewards: sample, verify, compare within groups, step (bar.md section 2, RLVR).
+"""Reinforcement learning with verified rewards: sample, verify, compare within groups, step (arXiv 2604.18473).
 
 Each round draws ``prompts`` prompts, ``group`` answers to each, from the weights as they are; answers are rewarded by their
 verifier alone; groups that agree are dropped; the rest makes ``mini_batches`` optimizer steps. A prompt that was solved
 at least ``solved`` of the time is not drawn again. On policy: nothing is asynchronous.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 
 import numpy as np
+from blake3 import blake3
 
-from megatron_bar.data.batch import Document, pack_documents
-from megatron_bar.errors import BarError
+from megatron_bar.config import to_json
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.indexed import Document, in_memory
+from megatron_bar.data.packing import PackedRows
+from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.rl.advantage import centred, informative
-from megatron_bar.rl.loss import ClippedPolicyGradient, RolloutRows
+from megatron_bar.rl.loss import ClippedPolicyGradient
 from megatron_bar.rl.sampler import Completion, Sampler
 from megatron_bar.training import checkpoint
 from megatron_bar.training.fit import Job
@@ -46,6 +51,13 @@ class GRPOConfig:
     slots: int = 64
     """Sequences sampled at a time on each data-parallel rank."""
 
+    def __post_init__(self):
+        require_at_least("rl", self, 1, "rounds", "prompts", "mini_batches", "max_new_tokens", "slots")
+        require_at_least("rl", self, 2, "group")
+        for name in ("temperature", "clip_low", "clip_high", "reward", "solved"):
+            if not getattr(self, name) > 0:
+                raise BarError(f"rl: {name} must be positive, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -57,24 +69,22 @@ class Task:
 
 def pack_rollouts(
     tasks: list[Task], groups: list[list[Completion]], rewards: list[list[float]], *, length: int, pad_id: int
-) -> RolloutRows:
-    """Prompt and answer as one document each, with the answers' log-probabilities and advantages beside their labels."""
+) -> PackedRows:
+    """Prompt and answer as one document each; an answer's tokens carry their ``logprobs`` and ``advantages``."""
     documents: list[Document] = []
-    extras: list[tuple[list[float], float]] = []
+    logprobs: list[list[float]] = []
+    advantages: list[list[float]] = []
     for task, group, scores in zip(tasks, groups, rewards, strict=True):
+        nothing = [0.0] * len(task.prompt)
         for completion, advantage in zip(group, centred(scores), strict=True):
             ids = task.prompt + completion.ids
             if len(ids) > length:
                 raise BarError(f"a rollout of {len(ids)} tokens does not fit the sequence length {length}")
             documents.append((ids, [False] * len(task.prompt) + [True] * len(completion.ids)))
-            extras.append((completion.logprobs, advantage))
-    rows, places = pack_documents(documents, length, pad_id=pad_id)
-    logprobs, advantages = np.zeros(rows.ids.shape, np.float32), np.zeros(rows.ids.shape, np.float32)
-    for (row, start), (ids, _), (values, advantage) in zip(places, documents, extras, strict=True):
-        # The label at a position is the next token, so an answer's values begin one position before its first token.
-        end = start + len(ids) - 1
-        logprobs[row, end - len(values) : end], advantages[row, end - len(values) : end] = values, advantage
-    return RolloutRows(**vars(rows), old_logprobs=logprobs, advantages=advantages)
+            logprobs.append(nothing + completion.logprobs)
+            advantages.append(nothing + [advantage] * len(completion.ids))
+    rollouts = in_memory(documents, logprobs=logprobs, advantages=advantages)
+    return PackedRows([("rollouts", rollouts)], length, pad_id=pad_id)
 
 
 class Prompts:
@@ -110,15 +120,18 @@ Grade = Callable[[list[tuple[str, str, object]]], list[float]]
 """(verifier, answer, truth) of many answers to their scores, 0 to 1."""
 
 
-def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], tokenizer, grade: Grade) -> int:
+def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: ChatFormat, grade: Grade) -> int:
     """Trains ``stage`` by GRPO and writes ``job.out``; resumes from its newest checkpoint. Returns tokens trained on.
 
     The verifier sees nothing of the policy but its text.
     """
+    tokenizer = chats.tokenizer
     trainer = Trainer(job.source, stage, steps=config.rounds * config.mini_batches)
-    sampler = Sampler(trainer.model, eos_ids={tokenizer.eos_id}, pad_id=tokenizer.pad_id)
+    sampler = Sampler(trainer.model, eos_ids=chats.stop_ids, pad_id=tokenizer.pad_id)
     prompts = Prompts(tasks, seed=stage.seed, solved=config.solved)
-    saved = checkpoint.resume(trainer, job.checkpoints) or {"round": 0, "open": sorted(prompts.open), "tokens": 0}
+    everything = json.dumps([to_json(config), [vars(task) for task in tasks]])
+    origin = {"source": trainer.source_hash, "tasks and rl": blake3(everything.encode()).hexdigest()}
+    saved = checkpoint.resume(trainer, job.checkpoints, origin=origin) or {"round": 0, "open": sorted(prompts.open), "tokens": 0}
     prompts.open, tokens = set(saved["open"]), saved["tokens"]
     objective = ClippedPolicyGradient(low=config.clip_low, high=config.clip_high)
     with Log(job.name, job.logs, steps=config.rounds, start=saved["round"]) as log:
@@ -143,10 +156,9 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], tokeniz
                 tokens += int(values["tokens"])
             log.step(number + 1, values)
             if stage.save_every and (number + 1) % stage.save_every == 0 and number + 1 < config.rounds:
-                checkpoint.save(
-                    trainer, job.checkpoints, extra={"round": number + 1, "open": sorted(prompts.open), "tokens": tokens}
-                )
-    trainer.save(job.out, manifest=job.manifest)
+                extra = {"round": number + 1, "open": sorted(prompts.open), "tokens": tokens}
+                checkpoint.save(trainer, job.checkpoints, extra=extra, origin=origin)
+    trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash))
     checkpoint.remove(job.checkpoints)
     return tokens
 
@@ -167,7 +179,7 @@ def _summary(scores: list[list[float]], groups: list[list[Completion]], kept: li
     }
 
 
-def _steps(trainer: Trainer, rows: RolloutRows, config: GRPOConfig, objective, *, seed: int) -> dict[str, float]:
+def _steps(trainer: Trainer, rows: PackedRows, config: GRPOConfig, objective, *, seed: int) -> dict[str, float]:
     """``mini_batches`` optimizer steps, each over its share of ``rows``. The first step's ratios are 1 but for rounding."""
     order = np.random.default_rng(seed).permutation(len(rows))
     unit = trainer.stage.micro_batch * trainer.data_size
@@ -178,7 +190,7 @@ def _steps(trainer: Trainer, rows: RolloutRows, config: GRPOConfig, objective, *
         missing = -len(share) % unit
         mine = np.concatenate((share, np.full(missing, -1)))[trainer.data_rank :: trainer.data_size]
         micro = [
-            rows.take_padded(mine[n : n + trainer.stage.micro_batch]) for n in range(0, len(mine), trainer.stage.micro_batch)
+            rows.take(mine[n : n + trainer.stage.micro_batch].tolist()) for n in range(0, len(mine), trainer.stage.micro_batch)
         ]
         for name, value in trainer.step(micro, objective).items():
             totals[name] = totals.get(name, 0.0) + value

@@ -40,10 +40,10 @@ def _tensors(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
                 yield f"optimizer.{number}.{place}.{key}", part.optimizer.state[param][key]
 
 
-def save(trainer: Trainer, folder: Path, *, extra: dict, keep: int = 1) -> None:
+def save(trainer: Trainer, folder: Path, *, extra: dict, origin: dict[str, str], keep: int = 1) -> None:
     """Writes ``folder/step-N`` and removes older ones but the last ``keep``. Collective.
 
-    ``extra`` is JSON that the stage's own loop wants back.
+    ``extra`` is JSON that the stage's own loop wants back; ``origin`` names the hashes of what the stage learns from.
     """
     target = folder / f"step-{trainer.done:08d}"
     partial = folder / f".{target.name}.partial"
@@ -58,6 +58,7 @@ def save(trainer: Trainer, folder: Path, *, extra: dict, keep: int = 1) -> None:
             "steps": trainer.steps,
             "step": trainer.done,
             "world_size": dist.get_world_size(),
+            "origin": origin,
         }
         with (partial / STATE).open("w", encoding="utf-8") as file:
             json.dump(state | {"extra": extra}, file)
@@ -89,13 +90,16 @@ def _found(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
 
 
-def resume(trainer: Trainer, folder: Path) -> dict | None:
-    """Puts the newest checkpoint of ``folder`` back and returns its ``extra``; None where there is none. Collective."""
+def resume(trainer: Trainer, folder: Path, *, origin: dict[str, str]) -> dict | None:
+    """Puts the newest checkpoint of ``folder`` back and returns its ``extra``; None where there is none. Collective.
+
+    A checkpoint of another stage, layout or ``origin`` is refused.
+    """
     found = on_rank_zero(lambda: [str(path) for path in _found(folder)])
     if not found:
         return None
     path = Path(found[-1])
-    state = on_rank_zero(lambda: _read_state(path, trainer))
+    state = on_rank_zero(lambda: _read_state(path, trainer, origin))
     trainer.prepare_optimizer_state()
     error = None
     try:
@@ -113,11 +117,12 @@ def resume(trainer: Trainer, folder: Path) -> dict | None:
     return state["extra"]
 
 
-def _read_state(path: Path, trainer: Trainer) -> dict:
+def _read_state(path: Path, trainer: Trainer, origin: dict[str, str]) -> dict:
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         then, world_size, steps = from_json(Stage, state["stage"]), state["world_size"], state["steps"]
         assert isinstance(state["step"], int) and isinstance(state["extra"], dict)
+        learnt_from = dict(state["origin"])
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as problem:
         raise BarError(f"{path / STATE}: not a readable checkpoint state: {problem}") from None
     changed = diff(then, trainer.stage)
@@ -125,6 +130,7 @@ def _read_state(path: Path, trainer: Trainer) -> dict:
         changed.append(f"processes: {world_size} -> {dist.get_world_size()}")
     if steps != trainer.steps:
         changed.append(f"steps: {steps} -> {trainer.steps}")
+    changed += [f"another {name}" for name, digest in origin.items() if learnt_from.get(name) != digest]
     if changed:
         raise BarError(f"{path}: was written by another run of this stage ({'; '.join(changed)}); delete it to start anew")
     return state

@@ -1,7 +1,7 @@
 """What trains in a stage: requires_grad=False before DDP and optimizer size their buffers, and proof that it held.
 
 The router's anchor row is the one place where a mask does it: the row shares its tensor with rows that train
-(bar.md section 2). Adam leaves a row with zero gradients and no weight decay bit-identical.
+(arXiv 2604.18473). Adam leaves a row with zero gradients and no weight decay bit-identical.
 """
 
 from collections import Counter

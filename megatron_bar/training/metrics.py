@@ -8,6 +8,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from megatron_bar.parallel.state import is_rank_zero
 
+_QUIET = ("tokens", "loss_tokens")
+"""Written, like all values with a slash in their name, but not shown in the progress line."""
+
 
 class Log:
     """Of one stage. Prints on rank 0, at most every ``every`` seconds, and always the first and the last step."""
@@ -20,8 +23,12 @@ class Log:
         self._board = self._lines = None
         if folder is not None and is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
-            self._board = SummaryWriter(str(folder))
-            self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            # What an interrupted run logged after its last checkpoint is taken back: those steps come again.
+            self._board = SummaryWriter(str(folder), purge_step=start + 1)
+            path = folder / "metrics.jsonl"
+            kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:start] if path.is_file() else []
+            self._lines = path.open("w", encoding="utf-8")
+            self._lines.writelines(kept)
 
     def __enter__(self) -> "Log":
         return self
@@ -49,7 +56,7 @@ class Log:
 
     def _line(self, number: int, values: dict[str, float], elapsed: float) -> str:
         left = elapsed / max(1, number - self._first) * (self.steps - number)
-        shown = " ".join(f"{name} {_short(value)}" for name, value in values.items() if name not in ("tokens", "loss_tokens"))
+        shown = " ".join(f"{name} {_short(value)}" for name, value in values.items() if name not in _QUIET and "/" not in name)
         rate = f"{self._tokens / max(elapsed, 1e-9):,.0f} tok/s"
         return f"{self.name}  {number}/{self.steps}  {shown}  {rate}  left {int(left // 60)}:{int(left % 60):02d}"
 

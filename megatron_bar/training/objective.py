@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_bar.data.batch import Batch
+from megatron_bar.data.packing import Batch
 
 
 class Objective(Protocol):

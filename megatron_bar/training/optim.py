@@ -10,8 +10,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_bar.errors import BarError
-from megatron_bar.weights.groups import FreezePolicy
+from megatron_bar.errors import BarError, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,12 @@ class OptimConfig:
     """Largest global gradient norm."""
 
     def __post_init__(self):
-        if self.lr <= 0:
-            raise BarError(f"optim.lr must be positive, got {self.lr}")
+        for name in ("lr", "eps", "clip"):
+            if not getattr(self, name) > 0:
+                raise BarError(f"optim.{name} must be positive, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise BarError(f"optim.betas must be within 0 and 1, got {self.betas}")
+        require_at_least("optim", self, 0, "weight_decay")
         if self.warmup < 0 or not 0 <= self.final_lr_ratio <= 1:
             raise BarError(
                 f"optim.warmup {self.warmup} must not be negative and final_lr_ratio {self.final_lr_ratio} within 0 and 1"
@@ -42,12 +45,8 @@ class OptimConfig:
         return min(steps, round(self.warmup if self.warmup >= 1 else self.warmup * steps))
 
 
-def build_optimizer(model: DistributedDataParallel, optim: OptimConfig, policy: FreezePolicy):
+def build_optimizer(model: DistributedDataParallel, optim: OptimConfig):
     """Megatron's optimizer over what is trainable on this rank; possibly nothing."""
-    if policy.anchor_row_frozen and optim.weight_decay:
-        raise BarError(
-            f"stage {policy.name}: weight_decay must be 0 where the router's anchor row is frozen, got {optim.weight_decay}"
-        )
     dtype = model.config.params_dtype
     config = OptimizerConfig(
         optimizer="adam",

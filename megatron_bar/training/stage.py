@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron_bar.errors import BarError
+from megatron_bar.data.packing import TooLong
+from megatron_bar.errors import BarError, require_at_least, require_name
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.training.optim import OptimConfig
-from megatron_bar.weights.groups import POLICIES
+from megatron_bar.weights.groups import POLICIES, classify
+from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,11 @@ class Stage:
     epochs: float = 1.0
     """Passes over the data; ignored where ``steps`` is set."""
     steps: int | None = None
-    packing: Literal["cut", "documents"] = "documents"
-    """Documents concatenated and cut (mid-training), or packed whole with masks between them (SFT, router)."""
+    packing: Literal["cut", "cut_masked", "documents"] = "documents"
+    """Documents concatenated and cut (mid-training), the same with attention and positions kept inside documents, or packed
+    whole with masks between them (SFT, router)."""
+    too_long: TooLong = "truncate"
+    """What becomes of a document longer than a row where documents are packed whole: truncate, drop, or error."""
     router_z_loss: float = 0.0
     """Weight of the mean squared logsumexp of the router logits, averaged over layers."""
     head_z_loss: float = 0.0
@@ -40,12 +45,36 @@ class Stage:
     def __post_init__(self):
         if self.policy not in POLICIES:
             raise BarError(f"stage {self.name}: policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
-        for name in ("sequence", "batch", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise BarError(f"stage {self.name}: {name} must be positive, got {getattr(self, name)}")
+        owner, policy = f"stage {self.name}", POLICIES[self.policy]
+        require_name("stage", self.name)
+        require_at_least(owner, self, 1, "sequence", "batch", "micro_batch", "steps")
+        require_at_least(owner, self, 0, "save_every", "router_z_loss", "head_z_loss", "seed")
+        if not self.epochs > 0:
+            raise BarError(f"{owner}: epochs must be positive, got {self.epochs}")
+        if policy.anchor_row_frozen and self.optim.weight_decay:
+            raise BarError(
+                f"{owner}: weight_decay must be 0 where the router's anchor row is frozen, got {self.optim.weight_decay}"
+            )
         if self.sequence % self.parallel.tensor:
             raise BarError(
                 f"stage {self.name}: sequence {self.sequence} is not divisible by tensor parallelism {self.parallel.tensor}"
+            )
+
+    def check(self, shape: ModelConfig, world_size: int) -> None:
+        """That the stage can train a model of this shape on so many processes."""
+        try:
+            self.parallel.check(shape, world_size)
+        except BarError as error:
+            raise BarError(f"stage {self.name}: {error}") from None
+        groups = {classify(name) for name in tensor_shapes(shape)}
+        absent = sorted(group.value for group in POLICIES[self.policy].trains - groups)
+        if absent:
+            raise BarError(f"stage {self.name}: policy {self.policy} trains {', '.join(absent)}, which the model does not have")
+        unit = self.micro_batch * world_size // (self.parallel.tensor * self.parallel.pipeline)
+        if self.batch % unit:
+            raise BarError(
+                f"stage {self.name}: batch of {self.batch} rows is not divisible by micro-batch {self.micro_batch} x "
+                f"{unit // self.micro_batch} data-parallel ranks"
             )
 
     def num_steps(self, rows: int) -> int:

@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_bar.data.batch import Batch
+from megatron_bar.data.packing import Batch
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import build_model
 from megatron_bar.models.shards import load_folder, save_folder
@@ -26,6 +26,7 @@ from megatron_bar.training.optim import build_optimizer, build_scheduler, distri
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import POLICIES
+from megatron_bar.weights.hashes import folder_hash, hash_units
 from megatron_bar.weights.manifest import Manifest
 
 
@@ -34,7 +35,8 @@ class Trainer:
 
     def __init__(self, folder: Path, stage: Stage, *, steps: int):
         self.source, self.stage, self.steps, self.done = Path(folder), stage, steps, 0
-        opened = on_rank_zero(partial(_checked, self.source)) and Folder.open(self.source)
+        self.source_hash = on_rank_zero(partial(_checked_hash, self.source))
+        opened = Folder.open(self.source)
         stage.parallel.check(opened.config, dist.get_world_size())
         set_layout(stage.parallel, seed=stage.seed)
         self.model = build_model(opened.config, stage.parallel, recompute=stage.recompute)
@@ -46,7 +48,7 @@ class Trainer:
         config.finalize_model_grads_func = finalize_model_grads
         ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
         self.ddp = DistributedDataParallel(config, ddp, self.model)
-        self.optimizer = build_optimizer(self.ddp, stage.optim, policy)
+        self.optimizer = build_optimizer(self.ddp, stage.optim)
         self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
 
     @property
@@ -126,9 +128,9 @@ class Trainer:
         save_folder(self.model, Path(out), companions_from=self.source, manifest=manifest)
 
 
-def _checked(folder: Path) -> bool:
-    Folder.open(folder).check_finite()
-    return True
+def _checked_hash(folder: Path) -> str:
+    """Of the whole folder, all of whose values are finite."""
+    return folder_hash(hash_units(Folder.open(folder), finite=True))
 
 
 def _on_all_ranks(check: Callable[[], None]) -> None:

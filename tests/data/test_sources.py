@@ -1,46 +1,99 @@
-"""Files of rows: the share that is taken, and bad rows told by file and line."""
+"""Rows in every format are the same rows; the share that is taken; bad files and rows told by file and line."""
 
+import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
-from hypothesis import given
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import ROOT, refused, run_here
 
-from megatron_bar.data.sources import Source, documents, read_rows
-from megatron_bar.data.tokenizer import load_tokenizer, train_tokenizer
+from megatron_bar.data.sources import Source, check, raw_rows, read_rows
+from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.errors import BarError
 
 CHAT = [{"role": "user", "content": "one plus one"}, {"role": "assistant", "content": "two"}]
+TEXTS = [{"text": f"row {n} größer 😀"} for n in range(2500)]
 
 
-def write(path: Path, rows: list) -> Path:
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return path
+def lines(rows: list) -> bytes:
+    return "".join(f"{row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+
+
+def zstd(data: bytes) -> bytes:
+    return pyarrow.Codec("zstd").compress(data, asbytes=True)
+
+
+def parquet(path: Path, rows: list) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=700)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three files of 100, 40 and 7 texts, each text unique."""
+    """Three files of 100, 40 and 7 texts, each text unique; and the same texts in every format."""
     folder = tmp_path_factory.mktemp("data")
     for name, count in (("a", 100), ("b", 40), ("c", 7)):
-        write(folder / f"{name}.jsonl", [{"text": f"{name} {n}"} for n in range(count)])
+        (folder / f"{name}.jsonl").write_bytes(lines([{"text": f"{name} {n}"} for n in range(count)]))
+    data = lines(TEXTS)
+    (folder / "x.jsonl").write_bytes(data)
+    (folder / "x.jsonl.gz").write_bytes(gzip.compress(data[:100_000]) + gzip.compress(data[100_000:]))
+    # Two frames, as tools that compress in parallel leave them.
+    (folder / "x.jsonl.zst").write_bytes(zstd(data[:50_000]) + zstd(data[50_000:]))
+    parquet(folder / "x.parquet", TEXTS)
+    (folder / "parts").mkdir()
+    (folder / "parts/0.jsonl").write_bytes(lines(TEXTS[:1000]))
+    parquet(folder / "parts/1.parquet", TEXTS[1000:])
+    Dataset.from_list(TEXTS).save_to_disk(str(folder / "saved"))
+    DatasetDict({"train": Dataset.from_list(TEXTS)}).save_to_disk(str(folder / "splits"))
     return folder
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    out = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["one plus one is two", "a b c 0 1 2 3 4 5 6 7 8 9"] * 3, out, vocab_size=300)
-    return load_tokenizer(out)
+def tokenizer(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer((row["text"] for row in TEXTS[:50]), folder, vocab_size=300)
+    return folder
+
+
+def text(name: str, **more) -> Source:
+    return Source(path=Path(name), kind="text", **more)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet", "parts", "saved"])
+def test_every_format_holds_the_same_rows(folder, name):
+    assert [row for _, row in read_rows(text(name), folder)] == TEXTS
+    assert [row for _, row in read_rows(text(f"{name}#500"), folder)] == TEXTS[:500]
+    assert [row for _, row in read_rows(text(name, share=0.01), folder)] == sorted(
+        (row for _, row in read_rows(text(name, share=0.01), folder)), key=TEXTS.index
+    )
+
+
+def test_blank_lines_are_no_rows(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n  \r\n{"text": "b"}\n\n')
+    assert [(where.rpartition(":")[2], row["text"]) for where, row in read_rows(text("x.jsonl"), tmp_path)] == [
+        ("1", "a"),
+        ("4", "b"),
+    ]
+
+
+def test_a_source_is_named_after_its_domain_or_its_file():
+    assert [text(name).name for name in ("a/x.jsonl", "x.jsonl.gz#12", "x.parquet", "owner/set")] == ["x", "x", "x", "set"]
+    assert text("x.jsonl", domain="math").name == "math"
+    assert (text("x#500").limit, text("x#500").place, text("x#y").limit) == (500, Path("x"), None)
 
 
 def taken(folder: Path, share: float, *, names: str = "abc", seed: int = 0) -> list[str]:
-    sources = [Source(path=Path(f"{name}.jsonl"), kind="text", share=share) for name in names]
+    sources = [text(f"{name}.jsonl", share=share) for name in names]
     return [row["text"] for source in sources for _, row in read_rows(source, folder, seed=seed)]
 
 
+@settings(deadline=None)
 @given(share=st.floats(0.01, 1), seed=st.integers(0, 5))
 def test_a_share_is_stratified_and_the_same_every_time(folder, share, seed):
     texts = taken(folder, share, seed=seed)
@@ -55,7 +108,7 @@ def test_a_share_is_stratified_and_the_same_every_time(folder, share, seed):
 def test_another_seed_and_another_file_take_other_rows(folder, tmp_path):
     assert taken(folder, 0.1) != taken(folder, 0.1, seed=1)
     for name in "xy":
-        write(tmp_path / f"{name}.jsonl", [{"text": f"{name} {n}"} for n in range(100)])
+        (tmp_path / f"{name}.jsonl").write_bytes(lines([{"text": f"{name} {n}"} for n in range(100)]))
     x, y = ([text[2:] for text in taken(tmp_path, 0.1, names=name)] for name in "xy")
     assert x != y
     assert taken(folder, 1.0) == [f"{name} {n}" for name, count in (("a", 100), ("b", 40), ("c", 7)) for n in range(count)]
@@ -64,19 +117,22 @@ def test_another_seed_and_another_file_take_other_rows(folder, tmp_path):
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(BarError, match=r"source x\.jsonl: share must be within 0 and 1, got"):
-        Source(path=Path("x.jsonl"), kind="text", share=share)
+        text("x.jsonl", share=share)
 
 
 def test_where_names_file_and_line(folder):
-    found = read_rows(Source(path=Path("c.jsonl"), kind="text", share=0.3), folder)
+    found = read_rows(text("c.jsonl", share=0.3), folder)
     assert [where for where, _ in found] == [f"{folder}/c.jsonl:{int(row['text'][2:]) + 1}" for _, row in found]
+    assert [where for where, _ in raw_rows(text("x.parquet#2"), folder)] == [f"{folder}/x.parquet:1", f"{folder}/x.parquet:2"]
 
 
-BAD = {
+GOOD = {"text": {"text": "a"}, "chat": {"messages": CHAT}, "task": {"messages": CHAT, "verifier": "exact", "truth": "two"}}
+BAD_ROWS = {
     # name: (kind, second row, message)
     "not JSON": ("text", "{'text': 1}", r"x\.jsonl:2: not a JSON row: "),
-    "empty line": ("text", "", r"x\.jsonl:2: not a JSON row: "),
-    "not an object": ("text", ["text"], r"x\.jsonl:2: expected a row with text; text is missing"),
+    "cut in half": ("text", '{"text": "ab', r"x\.jsonl:2: not a JSON row: Unterminated string"),
+    "nested too deeply": ("text", "[" * 100_000, r"x\.jsonl:2: not a JSON row: "),
+    "not an object": ("text", ["text"], r"x\.jsonl:2: expected a row with text, got list"),
     "no text": ("text", {"messages": CHAT}, r"x\.jsonl:2: expected a row with text; text is missing"),
     "no messages": ("chat", {"text": "a"}, r"x\.jsonl:2: expected a row with messages; messages is missing"),
     "no truth": (
@@ -85,37 +141,93 @@ BAD = {
         r"x\.jsonl:2: expected a row with messages, verifier, truth; truth is missing",
     ),
     "text of numbers": ("text", {"text": 3}, r"x\.jsonl:2: text must be a string, got int"),
-    "unknown role": ("chat", {"messages": [{"role": "robot", "content": "x"}]}, r"x\.jsonl:2: message 0: expected a role.*robot"),
-    "nothing to learn": ("chat", {"messages": CHAT[:1]}, r"x\.jsonl:2: no assistant message"),
+    "text of nothing": ("text", {"text": None}, r"x\.jsonl:2: text must be a string, got NoneType"),
+    "messages of text": ("chat", {"messages": "hello"}, r"x\.jsonl:2: messages must be a list, got str"),
 }
-GOOD = {"text": {"text": "a"}, "chat": {"messages": CHAT}, "task": {"messages": CHAT, "verifier": "exact", "truth": "two"}}
 
 
-@pytest.mark.parametrize("kind, row, message", BAD.values(), ids=BAD)
-def test_a_bad_row_is_named(tmp_path, tokenizer, kind, row, message):
-    write(tmp_path / "x.jsonl", [GOOD[kind], row, GOOD[kind]])
+@pytest.mark.parametrize("kind, row, message", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_named(tmp_path, kind, row, message):
+    (tmp_path / "x.jsonl").write_bytes(lines([GOOD[kind], row, GOOD[kind]]))
     with pytest.raises(BarError, match=f"^{tmp_path}/{message}"):
-        documents((Source(path=Path("x.jsonl"), kind=kind),), tmp_path, tokenizer)
+        read_rows(Source(path=Path("x.jsonl"), kind=kind), tmp_path)
 
 
-def test_a_file_that_is_missing_empty_or_of_bytes_is_named(tmp_path):
-    source = Source(path=Path("x.jsonl"), kind="text")
-    with pytest.raises(BarError, match=rf"^{tmp_path}/x\.jsonl: not found; expected a JSONL file"):
-        read_rows(source, tmp_path)
-    (tmp_path / "x.jsonl").touch()
-    with pytest.raises(BarError, match=rf"^{tmp_path}/x\.jsonl: expected at least one row, got none"):
-        read_rows(source, tmp_path)
-    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-    with pytest.raises(BarError, match=rf"^{tmp_path}/x\.jsonl: not UTF-8: invalid start byte at byte \d+"):
-        read_rows(source, tmp_path)
+DATA = lines(TEXTS)
+BAD_FILES = {
+    # name: (file, bytes, message)
+    "missing": ("x.jsonl", None, r"x\.jsonl: not found; expected a JSONL or Parquet file"),
+    "empty": ("x.jsonl", b"", r"x\.jsonl: expected at least one row, got none"),
+    "blank": ("x.jsonl", b"\n \n", r"x\.jsonl: expected at least one row, got none"),
+    "another format": ("x.csv", b"a,b\n", r"x\.csv: expected \.jsonl, \.jsonl\.gz, \.jsonl\.zst or \.parquet"),
+    "not UTF-8": (
+        "x.jsonl",
+        b'{"text": "a"}\n{"text": "\xff"}\n',
+        r"x\.jsonl:2: not UTF-8: invalid start byte at byte 10 of the line",
+    ),
+    "last line cut": ("x.jsonl", DATA[:-20], r"x\.jsonl:2500: not a JSON row"),
+    "truncated gzip": ("x.jsonl.gz", gzip.compress(DATA)[:-2000], r"x\.jsonl\.gz: broken after line \d+: "),
+    "gzip of noise": ("x.jsonl.gz", b"\x1f\x8b" + bytes(range(256)), r"x\.jsonl\.gz: broken after line 0: "),
+    "not gzip": ("x.jsonl.gz", DATA, r"x\.jsonl\.gz: broken after line 0: Not a gzipped file"),
+    "gzip with a wrong sum": (
+        "x.jsonl.gz",
+        gzip.compress(DATA)[:-8] + b"\0" * 8,
+        r"x\.jsonl\.gz: broken after line \d+: CRC check failed",
+    ),
+    "truncated zstd": ("x.jsonl.zst", zstd(DATA)[:-500], r"x\.jsonl\.zst: broken after line \d+: "),
+    "not zstd": ("x.jsonl.zst", DATA, r"x\.jsonl\.zst: broken after line 0: "),
+    "not Parquet": ("x.parquet", DATA, r"x\.parquet: not readable as Parquet after row 0: "),
+    "empty Parquet": ("x.parquet", b"", r"x\.parquet: not readable as Parquet after row 0: "),
+}
 
 
-def test_documents_are_texts_with_their_end_and_chats_with_the_answers_mask(tmp_path, tokenizer):
-    write(tmp_path / "t.jsonl", [{"text": "one plus"}])
-    write(tmp_path / "c.jsonl", [{"messages": CHAT}])
-    sources = (Source(path=Path("t.jsonl"), kind="text"), Source(path=tmp_path / "c.jsonl", kind="chat"))
-    text, chat = documents(sources, tmp_path, tokenizer)
-    assert text == ([*tokenizer.encode_text("one plus"), tokenizer.eos_id], [True] * len(text[0]))
-    learnt = [token for token, learn in zip(*chat, strict=True) if learn]
-    assert learnt == [*tokenizer.encode_text("two"), tokenizer.eos_id]
-    assert chat[0][0] == tokenizer.eos_id and tokenizer.decode(chat[0]) == "<|user|>\none plus one\n<|assistant|>\ntwo"
+@pytest.mark.parametrize("name, data, message", BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_file_is_named(tmp_path, name, data, message):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(BarError, match=f"^{tmp_path}/{message}"):
+        read_rows(text(name), tmp_path)
+
+
+@pytest.mark.parametrize("name, data, message", BAD_FILES.values(), ids=BAD_FILES)
+def test_the_tool_says_so_in_one_line_and_leaves_nothing(tmp_path, name, data, message, monkeypatch, capsys, tokenizer):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    arguments = ("--input", tmp_path / name, "--tokenizer", tokenizer, "--out", tmp_path / "out", "--processes", 1)
+    line = refused(run_here(monkeypatch, capsys.readouterr, ROOT / "tools/preprocess_data.py", *arguments))
+    assert re.match(f"error: {tmp_path}/{message}", line)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if data is None else [name])
+
+
+def test_a_torn_parquet_is_named(tmp_path, folder):
+    whole = (folder / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(whole[:-1000])
+    with pytest.raises(BarError, match=f"^{tmp_path}/x.parquet: not readable as Parquet after row 0"):
+        read_rows(text("x.parquet"), tmp_path)
+    torn = bytearray(whole)
+    torn[len(whole) // 3 : len(whole) // 3 + 200] = bytes(200)
+    (tmp_path / "x.parquet").write_bytes(torn)
+    with pytest.raises(BarError, match=f"^{tmp_path}/x.parquet"):
+        read_rows(text("x.parquet"), tmp_path)
+
+
+def test_more_rows_than_there_are_and_folders_of_nothing(folder, tmp_path):
+    with pytest.raises(BarError, match=r"c\.jsonl: expected 8 rows, as asked for by #8, got 7"):
+        read_rows(text("c.jsonl#8"), folder)
+    with pytest.raises(BarError, match="expected JSONL or Parquet files, or a data set saved by datasets, found none"):
+        read_rows(text("."), tmp_path)
+    with pytest.raises(BarError, match="splits: expected one split, got train"):
+        read_rows(text("splits"), folder)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/state.json").write_text("{")
+    with pytest.raises(BarError, match="saved: datasets cannot load it: "):
+        read_rows(text("saved"), tmp_path)
+
+
+def test_the_first_row_alone_can_be_checked(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(lines([{"text": "a"}, "broken"]))
+    check(text("x.jsonl"), tmp_path)
+    with pytest.raises(BarError, match=r"x\.jsonl:1: expected a row with messages"):
+        check(Source(path=Path("x.jsonl"), kind="chat"), tmp_path)
+    with pytest.raises(BarError, match=r"none\.jsonl: not found"):
+        check(text("none.jsonl"), tmp_path)

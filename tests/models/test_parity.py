@@ -11,7 +11,7 @@ import torch.distributed as dist
 from distributed import run_distributed
 from folders import load_tensors, save_hf
 
-from megatron_bar.data.batch import NO_LOSS, Batch
+from megatron_bar.data.packing import NO_LOSS, Batch
 from megatron_bar.errors import BarError
 from megatron_bar.models import torch_dist
 from megatron_bar.models.shards import save_folder

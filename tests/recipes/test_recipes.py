@@ -13,7 +13,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.evaluation import generative
 from megatron_bar.pipeline import Evaluation, Pipeline, Recipe
 from megatron_bar.recipes import load_recipe
-from megatron_bar.recipes.show import dense_shape, describe
+from megatron_bar.recipes.show import describe
 
 HIDDEN, LAYERS, FFN, VOCABULARY = 4096, 32, 11_008, 100_278
 EXPERT, ROUTER_ROW, EMBEDDING = LAYERS * 3 * HIDDEN * FFN, LAYERS * HIDDEN, VOCABULARY * HIDDEN
@@ -37,7 +37,7 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def dry_run() -> list[str]:
     recipe = load_recipe("olmo2_7b")
-    return list(describe(recipe, dense_shape(recipe)))
+    return list(describe(recipe, Pipeline(recipe, Path()).shape))
 
 
 def section(lines: list[str], name: str) -> list[str]:
@@ -49,7 +49,7 @@ def section(lines: list[str], name: str) -> list[str]:
 
 def test_the_models_have_the_published_sizes(dry_run):
     assert dry_run[0] == "recipe olmo2_7b: dense 7,298,011,136 parameters, 4 experts"
-    assert section(dry_run, "branched") == ["branched: {anchor, domain}, router domain: 11,626,795,008 parameters"]
+    assert section(dry_run, "branched") == ["branched: {anchor, domain}, router normal: 11,626,795,008 parameters"]
     assert section(dry_run, "merged") == ["merged: anchor, math, code, safety, tool_use; shared mean: 24,612,753,408 parameters"]
     assert "    trains 655,360 of 24,612,753,408 parameters" in section(dry_run, "final")
 
@@ -169,22 +169,57 @@ def test_a_recipe_that_is_none_is_told_in_one_line(file, name, message):
         ("route.stage.optim.lr=fast", r"route\.stage\.optim\.lr must be a finite float, got 'fast'"),
         ("experts.0.runs.1.stage.optim.lr=-1", r"experts\.0\.runs\.1\.stage\.optim: optim\.lr must be positive, got -1"),
         ("experts.9.name=math", r"experts has no '9'; .*valid: 0, 1, 2, 3"),
-        ("experts.0.runs.0.stage.sequence=0", r"experts\.0\.runs\.0\.stage: stage midtrain: sequence must be positive, got 0"),
+        ("experts.0.runs.0.stage.sequence=0", r"experts\.0\.runs\.0\.stage: stage midtrain: sequence expected at least 1, got 0"),
         ("route.stage.policy=all", r"route\.stage: stage route: policy must be one of .*, got 'all'"),
         ("route.stage.parallel.tensor=0", r"route\.stage\.parallel: parallel\.tensor must be a positive integer, got 0"),
         ("experts.0.runs.0.data.0.share=2", r"experts\.0\.runs\.0\.data\.0: source .*: share must be within 0 and 1, got 2"),
-        ("router_init=ones", r"router_init must be one of normal, domain, zero, got 'ones'"),
+        ("router_init=ones", r"router_init must be one of normal, zero, got 'ones'"),
         ("seed", r"override 'seed': expected PATH=VALUE"),
         ("pretrain=none", r"recipe tiny: base expected a folder, or pretrain and shape to make one, got neither"),
         ("posttrain=none", r"recipe tiny: anchor expected a folder, or posttrain to make one from the base, got neither"),
         ("experts.1.name=math", r"recipe tiny: experts expected of different names, each with a run, got math, math, tool_use"),
         ("experts.1.runs=", r"recipe tiny: experts expected of different names, each with a run"),
         ("experts=", r"recipe tiny: experts expected of different names, each with a run, got none"),
+        ("experts.0.name=../../evil", r"experts\.0: expert name expected letters, .*, got '\.\./\.\./evil'"),
+        ("experts.0.name=anchor", r"expert anchor: expected another name than anchor"),
+        ("experts.0.runs.1.stage.name=midtrain", r"stages of different names: \['midtrain', 'midtrain', 'rlvr'\]"),
+        ("route.stage.name=a/b", r"stage name expected letters"),
+        ("route.stage.steps=-5", r"stage route: steps expected at least 1, got -5"),
+        ("route.stage.epochs=0", r"stage route: epochs must be positive, got 0"),
+        ("route.stage.save_every=-1", r"stage route: save_every expected at least 0, got -1"),
+        ("route.stage.optim.betas=2,3", r"optim\.betas must be within 0 and 1, got \(2\.0, 3\.0\)"),
+        ("route.stage.optim.clip=-1", r"optim\.clip must be positive, got -1"),
+        ("experts.0.runs.0.stage.optim.weight_decay=0.1", r"weight_decay must be 0 where the router's anchor row is frozen"),
+        ("experts.0.runs.2.rl.group=1", r"rl: group expected at least 2, got 1"),
+        ("experts.0.runs.2.rl.mini_batches=0", r"rl: mini_batches expected at least 1, got 0"),
+        ("experts.0.runs.2.rl.temperature=-1", r"rl: temperature must be positive, got -1"),
+        ("route.data=", r"stage route: data expected at least one source, got none"),
+        ("route.data.0.kind=task", r"stage route: sft_general\.jsonl: expected rows of text or chat or tokens, got task"),
+        ("shared=foo", r"shared one of mean, got .*'foo'"),
+        ("embedding_std=-1", r"embedding_std must be positive"),
+        ("evaluation.slots=0", r"evaluation: slots expected at least 1, got 0"),
+        ("evaluation.tests.0.max_new_tokens=0", r"test set knowledge: max_new_tokens expected at least 1, got 0"),
     ],
 )
 def test_a_wrong_change_names_the_field(change, message):
     with pytest.raises(BarError, match=message):
         override(load_recipe("tiny"), [change])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("route.stage.batch=3", r"stage route: batch of 3 rows is not divisible by micro-batch 2 x 1 data-parallel ranks"),
+        ("route.stage.parallel.pipeline=3", r"stage route: 4 layers cannot be divided over 3 ranks"),
+        ("experts.1.runs.0.stage.parallel.expert=7", r"stage midtrain: 2 experts cannot be divided over 7 ranks"),
+        ("route.stage.policy=dense_all", r"stage route: policy dense_all trains ffn, which the model does not have"),
+        ("pretrain.stage.parallel.expert=2", r"stage pretrain: expert parallelism 2 needs experts, and the model is dense"),
+    ],
+)
+def test_what_no_step_could_do_is_told_before_the_first(tmp_path, change, message):
+    pipeline = Pipeline(override(load_recipe("tiny"), [change]), tmp_path)
+    with pytest.raises(BarError, match=message):
+        pipeline.check(pipeline.select())
 
 
 def test_steps_are_selected_by_expert_and_stage(tmp_path):

@@ -3,26 +3,25 @@
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_bar.data.batch import NO_LOSS
+from megatron_bar.data.packing import NO_LOSS, Batch
 from megatron_bar.errors import BarError
 from megatron_bar.rl.advantage import centred, informative
 from megatron_bar.rl.grpo import GRPOConfig, Prompts, Task, _grade, pack_rollouts, rollout
-from megatron_bar.rl.loss import ClippedPolicyGradient, RolloutBatch
+from megatron_bar.rl.loss import ClippedPolicyGradient
 from megatron_bar.rl.sampler import Completion
 
 LOW, HIGH = 0.2, 0.272
 
 
-def batch_of(labels, old, advantages, dtype=torch.float64) -> RolloutBatch:
+def batch_of(labels, old, advantages, dtype=torch.float64) -> Batch:
     labels = torch.tensor(labels)
-    real = {"old_logprobs": torch.tensor(old, dtype=dtype), "advantages": torch.tensor(advantages, dtype=dtype)}
-    return RolloutBatch(ids=labels, positions=labels, labels=labels, documents=None, **real)
+    extras = {"logprobs": torch.tensor(old, dtype=dtype), "advantages": torch.tensor(advantages, dtype=dtype)}
+    return Batch(ids=labels, positions=labels, labels=labels, documents=None, extras=extras)
 
 
 def plain(nll: list[float], labels, old, advantages) -> tuple[float, dict[str, float]]:
@@ -136,7 +135,9 @@ def rollouts(draw):
 @given(rollouts(), st.integers(10, 16))
 def test_what_an_answer_had_lies_beside_its_labels(made, length):
     tasks, groups, rewards = made
-    rows = pack_rollouts(tasks, groups, rewards, length=length, pad_id=0)
+    packed = pack_rollouts(tasks, groups, rewards, length=length, pad_id=0)
+    rows = packed.take(range(len(packed)))
+    logprobs, advantages = rows.extras["logprobs"], rows.extras["advantages"]
     expected = {
         token: (logprob, advantage)
         for group, scores in zip(groups, rewards, strict=True)
@@ -145,14 +146,14 @@ def test_what_an_answer_had_lies_beside_its_labels(made, length):
     }
     labels = rows.labels[rows.labels >= 0].tolist()
     assert sorted(labels) == sorted(expected), "every token of every answer is learnt once, and no token of a prompt"
-    for row, column in zip(*np.nonzero(rows.labels >= 0), strict=True):
-        values = (rows.old_logprobs[row, column], rows.advantages[row, column])
+    for row, column in (rows.labels >= 0).nonzero().tolist():
+        values = (logprobs[row, column].item(), advantages[row, column].item())
         assert values == pytest.approx(expected[int(rows.labels[row, column])])
-    assert not rows.old_logprobs[rows.labels < 0].any() and not rows.advantages[rows.labels < 0].any()
+    assert not logprobs[rows.labels < 0].any() and not advantages[rows.labels < 0].any()
     # An answer follows its own prompt.
     prompts = {answer.ids[0]: task.prompt for task, group in zip(tasks, groups, strict=True) for answer in group}
     for first, prompt in prompts.items():
-        ((row, column),) = np.argwhere(rows.labels == first)
+        ((row, column),) = (rows.labels == first).nonzero().tolist()
         assert rows.ids[row, column + 1 - len(prompt) : column + 1].tolist() == prompt
         assert rows.positions[row, column] == len(prompt) - 1
 
@@ -168,11 +169,10 @@ def test_rows_that_fill_up_a_batch_carry_no_loss():
     task = Task(prompt=[1], verifier="exact", truth="")
     answers = [Completion(ids=[4, 5], logprobs=[-1.0, -2.0], finished=True)] * 2
     rows = pack_rollouts([task], [answers], [[0.0, 10.0]], length=3, pad_id=0)
-    batch = rows.take_padded(np.array([1, -1, 0]))
+    batch = rows.take([1, -1, 0])
     assert batch.labels.tolist() == [[4, 5, NO_LOSS], [NO_LOSS] * 3, [4, 5, NO_LOSS]]
-    assert batch.old_logprobs.dtype == batch.advantages.dtype == torch.float32
-    assert batch.advantages[[0, 2]].sum().item() == 0 and batch.loss_tokens == 4
-    assert rows.labels[0].tolist() == [4, 5, NO_LOSS], "the rows themselves stay as they are"
+    assert {values.dtype for values in batch.extras.values()} == {torch.float32}
+    assert batch.extras["advantages"][[0, 2]].sum().item() == 0 and batch.loss_tokens == 4
 
 
 TASKS = [Task(prompt=[n], verifier="exact", truth=str(n)) for n in range(12)]

@@ -21,9 +21,13 @@ CONFIG = grpo.GRPOConfig(rounds=14, prompts=8, group=8, mini_batches=2, max_new_
 
 
 class Ids:
-    """A tokenizer whose text is the ids themselves."""
+    """A chat format and its tokenizer, whose text is the ids themselves."""
 
-    eos_id, pad_id = 1, 0
+    stop_ids, pad_id = frozenset({1}), 0
+
+    @property
+    def tokenizer(self) -> "Ids":
+        return self
 
     def decode(self, ids) -> str:
         return " ".join(map(str, ids))
@@ -55,7 +59,7 @@ def stage(layout: ParallelConfig, save_every: int = 0) -> Stage:
 def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> list[dict]:
     tasks = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
     manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="rlvr", source=source, out=out, manifest=lambda _: manifest, logs=out.with_name("logs"))
+    job = Job(name="rlvr", source=source, out=out, manifest=lambda _, source_hash: manifest, logs=out.with_name("logs"))
     grpo.train(job, wanted, config, tasks, Ids(), first_is_five)
     return []
 

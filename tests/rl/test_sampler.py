@@ -5,7 +5,8 @@ import torch
 from distributed import run_distributed
 from folders import save_hf
 
-from megatron_bar.data.batch import pack_documents
+from megatron_bar.data.indexed import in_memory
+from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.generative import load_model
 from megatron_bar.parallel.state import ParallelConfig
@@ -36,7 +37,8 @@ def sample(folder, layout: ParallelConfig, temperature: float):
 @torch.no_grad()
 def trainer_logprobs(model, prompt: list[int], answer: list[int]) -> list[float]:
     length = -(-(len(prompt) + len(answer)) // 2) * 2
-    rows, _ = pack_documents([(prompt + answer, [False] * len(prompt) + [True] * len(answer))], length, pad_id=PAD)
+    document = (prompt + answer, [False] * len(prompt) + [True] * len(answer))
+    rows = PackedRows([("answer", in_memory([document]))], length, pad_id=PAD)
     batch = rows.take([0])
     nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
     return (-nll[batch.labels >= 0]).tolist()

@@ -1,13 +1,16 @@
 """What a stage moves and what it may not, and that a stage goes on where it stopped: on every layout, from the files alone."""
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
 from distributed import run_distributed
 from folders import load_tensors, save_hf
 
-from megatron_bar.data.batch import batches, pack_documents
+from megatron_bar.data.indexed import in_memory
+from megatron_bar.data.loader import Loader
+from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.experts.proof import verify_frozen
 from megatron_bar.parallel.state import ParallelConfig
@@ -59,10 +62,10 @@ def stream(trainer: Trainer, start: int = 0):
     """Packed documents over the whole vocabulary, so that every embedding row is read."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(1, trainer.model.shape.vocab_size, (40, 7), generator=generator).tolist()
-    rows, _ = pack_documents([(doc, [n > 1 for n in range(len(doc))]) for doc in ids], LENGTH, pad_id=0)
-    return batches(
-        rows, global_batch=ROWS, micro_batch=1, data_rank=trainer.data_rank, data_size=trainer.data_size, seed=0, start=start
-    )
+    rows = PackedRows([("x", in_memory([(doc, [n > 1 for n in range(len(doc))]) for doc in ids]))], LENGTH, pad_id=0)
+    ranks = {"data_rank": trainer.data_rank, "data_size": trainer.data_size}
+    loader = Loader([rows], global_batch=ROWS, micro_batch=1, seed=0, steps=100, **ranks)
+    return (loader.step(n).micro_batches for n in count(start))
 
 
 def train(source, out, wanted: Stage, steps: int) -> list[dict]:
@@ -128,9 +131,9 @@ def interrupted(source, folder, wanted: Stage) -> list[dict]:
     first = Trainer(source, wanted, steps=4)
     batch = stream(first)
     values = [first.step(next(batch), LanguageModelling()) for _ in range(2)]
-    checkpoint.save(first, folder, extra={"seen": 2})
+    checkpoint.save(first, folder, extra={"seen": 2}, origin={"data": "x"})
     second = Trainer(source, wanted, steps=4)
-    assert checkpoint.resume(second, folder) == {"seen": 2}
+    assert checkpoint.resume(second, folder, origin={"data": "x"}) == {"seen": 2}
     batch = stream(second, start=second.done)
     values += [second.step(next(batch), LanguageModelling()) for _ in range(2)]
     manifest = Manifest(family=second.model.shape.family, kind="dense")
@@ -149,8 +152,8 @@ def test_resuming_changes_nothing(layout, source, sources, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def resume_as(source, folder, wanted: Stage) -> None:
-    checkpoint.resume(Trainer(source, wanted, steps=4), folder)
+def resume_as(source, folder, wanted: Stage, origin: str = "x") -> None:
+    checkpoint.resume(Trainer(source, wanted, steps=4), folder, origin={"data": origin})
 
 
 def test_resuming_another_stage_is_refused_with_the_difference(sources, tmp_path):
@@ -158,6 +161,8 @@ def test_resuming_another_stage_is_refused_with_the_difference(sources, tmp_path
     run_distributed(interrupted, 1, sources["two"], tmp_path, wanted)
     with pytest.raises(AssertionError, match=r"BarError.*policy: .*sft.* -> .*midtrain"):
         run_distributed(resume_as, 1, sources["two"], tmp_path, replace(wanted, policy="midtrain"))
+    with pytest.raises(AssertionError, match=r"BarError.*was written by another run of this stage \(another data\)"):
+        run_distributed(resume_as, 1, sources["two"], tmp_path, wanted, "y")
 
 
 def spoil_frozen(source, out) -> None:

@@ -1,4 +1,4 @@
-"""The tiny world: seven skills that mirror the published categories (bar.md section 5), learned on a laptop's CPU.
+"""The tiny world: seven skills that mirror the published categories (arXiv 2604.18473), learned on a laptop's CPU.
 
 ``build`` writes everything the recipe reads as JSONL, all of it a function of the seed. A task is an instance of a template; a
 hash of its key puts it on one side of the split, so no held-out instance is ever drawn by a training stage. Left out: web text,

@@ -1,0 +1,160 @@
+"""Token files: Megatron's .bin/.idx, checked before a token is believed, memory-mapped, never unpickled.
+
+    .idx   magic 9 bytes, version u64 = 1, dtype code u8, sequences u64, documents u64 (one more than there are),
+           sequence lengths i32, byte offsets i64, first sequence of each document i64 and the end
+    .bin   the ids, end to end
+    .learn (ours, beside them; only where not every token is learnt) one byte a token: 1 where the model learns to produce it
+
+Source of the format: megatron/core/datasets/indexed_dataset.py, whose own reader opens a .bin that is too short without a word.
+"""
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+
+from megatron_bar.errors import BarError
+
+_MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
+_CODES = {4: np.dtype(np.int32), 8: np.dtype(np.uint16), 5: np.dtype(np.int64)}
+"""Those of Megatron's that ids are stored in."""
+_HEADER = struct.Struct("<9sQBQQ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Documents end to end, in memory or mapped from a file."""
+
+    ids: np.ndarray
+    """``[tokens]`` integers."""
+    starts: np.ndarray
+    """``[documents + 1]`` int64: where each document begins, and the end of the last."""
+    learn: np.ndarray | None = None
+    """``[tokens]`` bool: which tokens the model learns to produce; None: all."""
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
+    """``[tokens]`` fp32 each: further values of a token, such as its log-probability when it was sampled."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the documents' lengths, the mask, and the ids up to the first and last million."""
+        digest = blake3(self.starts.tobytes())
+        for array in (self.ids[:1_000_000], self.ids[-1_000_000:], self.learn):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def learnt(self) -> int:
+        """Tokens that the model learns to produce."""
+        return len(self.ids) if self.learn is None else int(np.count_nonzero(self.learn))
+
+
+Document = tuple[list[int], list[bool]]
+"""Token ids, and for each whether the model learns to produce it."""
+
+
+def in_memory(documents: Iterable[Document], **extras: list[list[float]]) -> Tokens:
+    """``extras``: per document one value per token."""
+    documents = list(documents)
+
+    def flat(parts: list, dtype) -> np.ndarray:
+        return np.concatenate([np.asarray(part, dtype=dtype) for part in parts] or [np.empty(0, dtype)])
+
+    return Tokens(
+        ids=flat([ids for ids, _ in documents], np.int32),
+        starts=np.cumsum([0, *(len(ids) for ids, _ in documents)], dtype=np.int64),
+        learn=flat([learn for _, learn in documents], np.bool_),
+        extras={name: flat(values, np.float32) for name, values in extras.items()},
+    )
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """What Megatron stores a vocabulary of this size in."""
+    return np.dtype(np.uint16 if vocab_size < 65_500 else np.int32)
+
+
+def read_indexed(prefix: Path | str, *, vocab_size: int | None = None) -> Tokens:
+    """Maps ``prefix``.bin, .idx and, where there is one, .learn. ``vocab_size``: every id is checked against it."""
+    bin_path, idx_path, learn_path = (_beside(prefix, suffix) for suffix in (".bin", ".idx", ".learn"))
+    for path in (idx_path, bin_path):
+        if not path.is_file():
+            raise BarError(f"{path}: not found; expected token files {Path(prefix).name}.bin and .idx")
+    dtype, lengths, documents = _read_index(idx_path)
+    if (lengths < 0).any():
+        raise BarError(f"{idx_path}: sequence {int(np.argmax(lengths < 0))} has a negative length")
+    ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    wanted, found = int(ends[-1]) * dtype.itemsize, bin_path.stat().st_size
+    if wanted != found:
+        raise BarError(f"{bin_path}: its index says {wanted:,} bytes, the file has {found:,}")
+    ids = np.memmap(bin_path, dtype, "r") if found else np.empty(0, dtype)
+    if vocab_size is not None:
+        _check_ids(bin_path, ids, vocab_size)
+    learn = None
+    if learn_path.is_file():
+        if learn_path.stat().st_size != len(ids):
+            raise BarError(f"{learn_path}: expected one byte for each of {len(ids):,} tokens, got {learn_path.stat().st_size:,}")
+        learn = np.memmap(learn_path, np.bool_, "r") if len(ids) else np.empty(0, bool)
+    return Tokens(ids=ids, starts=ends[documents], learn=learn)
+
+
+def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            raise BarError(f"{path}: not an index of Megatron's: expected it to begin with {_MAGIC[:7].decode()}")
+        _, version, code, sequences, documents = _HEADER.unpack(header)
+        if version != _VERSION:
+            raise BarError(f"{path}: expected index version {_VERSION}, got {version}")
+        if code not in _CODES:
+            raise BarError(f"{path}: expected ids of {', '.join(str(t) for t in _CODES.values())}, got dtype code {code}")
+        # Python integers: what a broken header multiplies to must not wrap around.
+        wanted = _HEADER.size + 12 * sequences + 8 * documents
+        if size not in (wanted, wanted + sequences):  # a byte a sequence more where it has modes
+            counts = f"{sequences:,} sequences and {documents:,} documents"
+            raise BarError(f"{path}: {counts} take {wanted:,} bytes, the file has {size:,}")
+        lengths = np.fromfile(file, np.int32, sequences)
+        offsets = np.fromfile(file, np.int64, sequences)
+        starts = np.fromfile(file, np.int64, documents)
+    packed = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:sequences] * _CODES[code].itemsize
+    if not np.array_equal(offsets, packed):
+        raise BarError(f"{path}: sequence {int(np.argmax(offsets != packed))} does not begin where the one before it ends")
+    whole = len(starts) > 0 and starts[0] == 0 and starts[-1] == sequences and (np.diff(starts) >= 0).all()
+    if not whole:
+        raise BarError(f"{path}: documents expected to begin at sequence 0, to rise and to end at {sequences:,}")
+    return _CODES[code], lengths, starts
+
+
+def _check_ids(path: Path, ids: np.ndarray, vocab_size: int) -> None:
+    block = 1 << 24
+    for start in range(0, len(ids), block):
+        part = ids[start : start + block]
+        bad = np.flatnonzero((part < 0) | (part >= vocab_size)) if part.min() < 0 or part.max() >= vocab_size else ()
+        if len(bad):
+            at = start + int(bad[0])
+            raise BarError(f"{path}: token {at:,} is {int(ids[at])}, outside the vocabulary of {vocab_size:,}")
+
+
+def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """The .idx of one sequence per document; the same bytes as Megatron's own builder writes."""
+    code = next(code for code, known in _CODES.items() if known == dtype)
+    count = len(lengths)
+    offsets = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:count] * dtype.itemsize
+    with path.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, _VERSION, code, count, count + 1))
+        lengths.astype(np.int32).tofile(file)
+        offsets.astype(np.int64).tofile(file)
+        np.arange(count + 1, dtype=np.int64).tofile(file)
+
+
+def _beside(prefix: Path | str, suffix: str) -> Path:
+    return Path(f"{prefix}{suffix}")

@@ -1,0 +1,111 @@
+"""A look at packed data: every token of a few rows, and per source how much of it is learnt."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.indexed import Tokens, in_memory
+from megatron_bar.data.mixture import mix, summary
+from megatron_bar.data.packing import Batch
+from megatron_bar.data.sources import Source, parse, raw_rows
+from megatron_bar.data.tokenizer import load_tokenizer
+
+TRAINED, READ, SPECIAL = "green", "dim", "reverse"
+
+
+def preview(
+    inputs: Sequence[Path],
+    tokenizer: Path,
+    *,
+    kind: str,
+    template: str,
+    last_turn: bool,
+    packing: str,
+    length: int,
+    rows: int,
+    samples: int,
+    console: Console | None = None,
+) -> None:
+    """Prints the first ``samples`` packed rows of the first ``rows`` rows of each input, and statistics per source."""
+    console = console or Console(highlight=False)
+    chats = ChatFormat(load_tokenizer(tokenizer), template)
+    named = []
+    for path in inputs:
+        source = Source(path=path, kind=kind, last_turn=last_turn)
+        named.append((str(path), _tokens(source, chats, rows)))
+    mixture = mix(named, packing=packing, length=length, pad_id=chats.tokenizer.pad_id)
+    shown = 0
+    for part in mixture.parts:
+        for number in range(min(samples - shown, len(part))):
+            console.rule(f"row {number}")
+            console.print(row_text(part.take([number]), chats.tokenizer))
+            shown += 1
+    console.rule("sources")
+    console.print(statistics(named, length))
+    console.print(summary(mixture.parts))
+
+
+def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
+    found = []
+    for where, raw in islice(raw_rows(source, Path()), rows):
+        row = parse(raw, source.kind, where)
+        if source.kind == "text":
+            ids = [*chats.tokenizer.encode_text(row["text"]), chats.tokenizer.eos_id]
+            found.append((ids, [True] * len(ids)))
+        else:
+            chat = chats.render(row["messages"], tools=row.get("tools"), last_turn=source.last_turn, where=where)
+            found.append((chat.ids, chat.mask))
+    return in_memory(found)
+
+
+def row_text(batch: Batch, tokenizer) -> Text:
+    """One packed row. A token is trained where the position before it has it as its label."""
+    ids, labels = batch.ids[0].tolist(), batch.labels[0].tolist()
+    documents = [0] * len(ids) if batch.documents is None else batch.documents[0].tolist()
+    special = {number: name for name, number in tokenizer.special.items()}
+    text = Text()
+    for run in _runs(ids, [False, *(label >= 0 for label in labels[:-1])], documents, special):
+        text.append(special[run.ids[0]] if run.special else tokenizer.decode(run.ids), style=run.style)
+        if run.ends:
+            text.append("┃\n", style="bold red")
+    padding = sum(document < 0 for document in documents)
+    text.append(f"{padding} tokens of padding" if padding else "", style="italic")
+    return text
+
+
+class _Run:
+    """Tokens in a row that look the same; decoded together, since one alone may be half a character."""
+
+    def __init__(self, style: str, special: bool):
+        self.ids: list[int] = []
+        self.style, self.special, self.ends = style, special, False
+
+
+def _runs(ids, trained, documents, special) -> list[_Run]:
+    runs: list[_Run] = []
+    for n, (token, learn, document) in enumerate(zip(ids, trained, documents, strict=True)):
+        if document < 0:
+            break
+        style = f"{SPECIAL} {TRAINED if learn else READ}" if token in special else TRAINED if learn else READ
+        if not runs or token in special or runs[-1].style != style or runs[-1].ends:
+            runs.append(_Run(style, token in special))
+        runs[-1].ids.append(token)
+        runs[-1].ends = n + 1 == len(ids) or documents[n + 1] != document
+    return runs
+
+
+def statistics(named: Sequence[tuple[str, Tokens]], length: int) -> Table:
+    table = Table("source", "documents", "tokens", "learnt", "least", "shortest", "mean", "longest", f"over {length}")
+    for name, tokens in named:
+        sizes = tokens.lengths
+        learn = np.ones(len(tokens.ids), bool) if tokens.learn is None else np.asarray(tokens.learn, bool)
+        shares = [learn[a:b].mean() for a, b in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)]
+        cells = (len(tokens), len(tokens.ids), f"{learn.mean():.1%}", f"{min(shares):.1%}", sizes.min(), f"{sizes.mean():.0f}")
+        table.add_row(name, *map(str, (*cells, sizes.max(), (sizes > length).sum())))
+    return table
