@@ -25,6 +25,7 @@ setup(
         "transformers>=5",
         "safetensors",
         "tokenizers",
+        "tiktoken",  # the same ids as tokenizers, several times sooner
         "sentencepiece",
         "datasets",
         "pyarrow",  # reads Parquet and zstd; datasets brings it
@@ -43,5 +44,7 @@ setup(
         # Brings its own torch: give it an environment of its own.
         "vllm": ["vllm"],
         "eval": ["lm-eval"],
+        # Puzzles with scorers of their own, for the verifier of that name.
+        "gym": ["reasoning-gym"],
     },
 )

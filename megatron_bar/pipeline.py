@@ -32,7 +32,7 @@ from megatron_bar.experts.branch import branch
 from megatron_bar.experts.merge import SHARED, merge
 from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, world_size
 from megatron_bar.rl import grpo
-from megatron_bar.rl.verifiers import verify_many
+from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.folder import Folder
@@ -327,15 +327,7 @@ class Pipeline:
             logs=self.out / "logs" / name,
         )
         if run.rl is not None:
-            tasks = [
-                grpo.Task(
-                    prompt=chats.prompt(row["messages"], tools=row.get("tools"), where=where),
-                    verifier=row["verifier"],
-                    truth=row["truth"],
-                )
-                for part in run.data
-                for where, row in read_rows(part, self.data, seed=self.recipe.seed)
-            ]
+            tasks = self._tasks(run, chats)
             grpo.train(job, run.stage, run.rl, tasks, chats, verify_many)
             return
         mixture = self._mixture(run, chats)
@@ -343,6 +335,18 @@ class Pipeline:
             self.say(f"warning: {name}: no source of the domain {GENERAL}; SFT on a domain alone costs general skill")
         self.say(f"{name}: {summary(mixture.parts)}")
         fit(job, run.stage, mixture.parts, weights=mixture.weights)
+
+    def _tasks(self, run: Run, chats: ChatFormat) -> list[grpo.Task]:
+        """All of them checked before the first is drawn: graders never see a truth that they cannot use."""
+        rows = [row for source in run.data for row in read_rows(source, self.data, seed=self.recipe.seed)]
+        on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
+        found, room = [], run.stage.sequence - run.rl.max_new_tokens
+        for where, row in rows:
+            prompt = chats.prompt(row["messages"], tools=row.get("tools"), where=where)
+            if len(prompt) > room:
+                raise BarError(f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}")
+            found.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=row["truth"]))
+        return found
 
     def _mixture(self, run: Run, chats: ChatFormat) -> Mixture:
         """The packed data of a run; where a process has made the token files, all map them."""

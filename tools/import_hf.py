@@ -17,8 +17,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=f"{name} parallelism (default 1)")
     args = parser.parse_args()
 
-    # Here: Megatron takes seconds to import, and the process that it spawns to write would import it again.
-    from megatron_bar.models.convert import import_folder
+    from megatron_bar.models.convert import import_folder  # here: Megatron takes seconds to import
     from megatron_bar.parallel.state import ParallelConfig, distributed, is_rank_zero
 
     with distributed():

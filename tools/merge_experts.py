@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_bar.cli import progress, run
 from megatron_bar.experts.merge import SHARED, merge, parse_experts
+from megatron_bar.weights.manifest import read_manifest
 from megatron_bar.weights.writer import parse_size
 
 
@@ -27,6 +28,8 @@ def main() -> None:
         max_shard_bytes=parse_size(args.max_shard_size),
         progress=progress,
     )
+    for note in read_manifest(folder.path).notes:
+        print(f"note: {note}")
     print(f"{folder.path}: {folder.config.num_experts} experts, {folder.nbytes:,} bytes, verified")
 
 

@@ -95,7 +95,7 @@ def preprocess(
     work = out.with_name(f".{out.name}.partial")
     _take_up(work, plan)
     try:
-        manifest = _make(source, root, tokenizer, work, options, plan, dtype, processes=processes, say=say)
+        manifest = _make(source, root, text, work, options, plan, dtype, processes=processes, say=say)
     except BarError:
         shutil.rmtree(work)  # what is wrong with the input has to be changed, and then nothing here is of use
         raise
@@ -106,11 +106,9 @@ def preprocess(
     return manifest
 
 
-def _make(
-    source: Source, root: Path, tokenizer: Path, work: Path, options: Options, plan: dict, dtype, *, processes: int, say: Say
-):
+def _make(source: Source, root: Path, text, work: Path, options: Options, plan: dict, dtype, *, processes: int, say: Say):
     """Fills ``work/whole``; returns the manifest that it holds."""
-    maker = _Maker(source.kind, str(tokenizer), dtype.name, source.last_turn, options)
+    maker = _Maker(source.kind, text, dtype.name, source.last_turn, options)
     numbers = taken_rows(source, root, seed=options.seed)
     bad: list[str] = []
     count = 0
@@ -186,12 +184,12 @@ def _amount(raw: bytes | dict) -> int:
 class _Maker:
     """Makes a block's file; sent to the processes, each of which loads the tokenizer once."""
 
-    def __init__(self, kind: str, tokenizer: str, dtype: str, last_turn: bool, options: Options):
-        self.kind, self.tokenizer, self.dtype, self.last_turn, self.options = kind, tokenizer, dtype, last_turn, options
-        self._loaded = None
+    def __init__(self, kind: str, text, dtype: str, last_turn: bool, options: Options):
+        self.kind, self.tokenizer, self.dtype, self.last_turn, self.options = kind, text.path, dtype, last_turn, options
+        self._text, self._chats = text, None
 
     def __getstate__(self):
-        return vars(self) | {"_loaded": None}
+        return vars(self) | {"_text": None, "_chats": None}
 
     def __call__(self, rows: list[Raw], path: Path) -> dict:
         amount = sum(_amount(raw) for _, raw in rows)
@@ -209,10 +207,11 @@ class _Maker:
         beside.rename(path)
 
     def block(self, rows: list[Raw]) -> Block:
-        if self._loaded is None:
-            text = load_tokenizer(self.tokenizer)
-            self._loaded = (text, ChatFormat(text, self.options.template) if self.kind == "chat" else None)
-        text, chats = self._loaded
+        if self._text is None:
+            self._text = load_tokenizer(self.tokenizer)
+        if self._chats is None and self.kind == "chat":
+            self._chats = ChatFormat(self._text, self.options.template)
+        text, chats = self._text, self._chats
         good, bad = [], []
         for where, raw in rows:
             try:

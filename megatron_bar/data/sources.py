@@ -131,6 +131,11 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
             raise BarError(f"{where}: not a JSON row: {error or 'nested too deeply'}") from None
     else:
         row = raw
+    if isinstance(raw, bytes) and b"\\ud" in raw.lower():
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BarError(f"{where}: half a surrogate pair ({error.object[error.start]!r}), which is no character") from None
     if not isinstance(row, dict):
         raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}, got {type(row).__name__}")
     for key, wanted in KEYS[kind].items():

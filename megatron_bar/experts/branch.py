@@ -23,7 +23,7 @@ from megatron_bar.weights.folder import Folder, Progress, require_same_config, r
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
 from megatron_bar.weights.hf_config import DENSE
-from megatron_bar.weights.manifest import Expert, Manifest, Source, has_manifest, read_manifest
+from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Source, has_manifest, read_manifest
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out, write_folder
 
 RouterInit = Literal["normal", "domain", "zero"]
@@ -53,7 +53,7 @@ def branch(
     """The branched folder, and notes on what differed and was taken from the anchor."""
     check_out(out)
     first, second = _open_dense(anchor), _open_dense(domain_init)
-    require_tokenizer(first.path)
+    require_tokenizer(first.path, first.config.vocab_size)
     notes = _compare_inputs(first, second)
     row = _router_rows(first, router_init, seed, general_text, domain_text)
     lineage = read_manifest(first.path).experts if has_manifest(first.path) else ()
@@ -75,8 +75,8 @@ def branch(
         digest = anchor_hash(hash_units(written, progress=progress))
         stages = lineage[0].stages if lineage else ()
         experts = (
-            Expert(index=0, name="anchor", stages=stages, anchor_hash=digest),
-            Expert(index=1, name="domain", anchor_hash=digest),
+            Expert(index=0, name=ANCHOR, stages=stages, anchor_hash=digest),
+            Expert(index=1, name=DOMAIN, anchor_hash=digest),
         )
         return Manifest(
             family=config.family,

@@ -58,17 +58,18 @@ class LanguageModel(GPTModel):
         labels: Tensor | None = None,
         documents: Tensor | None = None,
         cache: KVCache | None = None,
+        slots: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | Tensor:
         """One pass over ``ids`` ``[b, s]`` (int64) at ``positions`` ``[b, s]``.
 
         With ``labels`` ``[b, s]`` (the token each position should predict; negative: no loss there): ``(nll, lse)``,
         both ``[b, s]`` fp32. Without: logits ``[b, s, vocab_size]``, gathered over TP, without the padding.
-        ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``: see `Sequences`; ``keep``
-        then picks the positions of the flat batch whose logits are wanted. Pipeline ranks before the last return hidden
-        states for the next one instead.
+        ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``, ``slots``: see
+        `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are wanted. Pipeline ranks before the
+        last return hidden states for the next one instead.
         """
-        seqs = Sequences(positions=positions, documents=documents, cache=cache)
+        seqs = Sequences(positions=positions, documents=documents, cache=cache, slots=slots)
         seqs.prepare(theta=self.shape.rope_theta, width=self.shape.head_dim)
         return super().forward(
             ids,

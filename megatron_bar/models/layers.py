@@ -88,16 +88,16 @@ class PostNormResidual(MegatronModule):
 
 
 class KVCache:
-    """Keys and values of the sequences being sampled: ``[layers of this rank, rows, heads of this rank, max_length, d]``."""
+    """Keys and values of the sequences being sampled: ``[layers of this rank, rows + 1, heads of this rank, max_length, d]``.
+
+    The last row belongs to no sequence: it takes what fills a pass up to a shape that all ranks share.
+    """
 
     def __init__(self, *, layers: int, rows: int, heads: int, max_length: int, width: int, dtype: torch.dtype):
-        shape = (layers, rows, heads, max_length, width)
+        self.rows = rows
+        shape = (layers, rows + 1, heads, max_length, width)
         self.keys = torch.zeros(shape, dtype=dtype, device=torch.cuda.current_device())
         self.values = torch.zeros_like(self.keys)
-
-    @property
-    def rows(self) -> int:
-        return self.keys.shape[1]
 
 
 @dataclass
@@ -106,15 +106,23 @@ class Sequences(PackedSeqParams):
 
     Training: positions ``[b, s]``; tokens attend to earlier ones of the same ``documents`` id ``[b, s]`` (None: one
     document per row). Sampling: the batch is laid out flat, ``[1, rows * new]``, so that sequence parallelism can cut
-    it, and ``cache`` says how many rows there are.
+    it, and its rows are the rows ``slots`` ``[rows]`` of ``cache``; None: all of them.
     """
 
     positions: Tensor = None
     documents: Tensor | None = None
     cache: KVCache | None = None
+    slots: Tensor | None = None
     cos: Tensor = field(init=False, default=None)
     sin: Tensor = field(init=False, default=None)
     mask: Tensor | None = field(init=False, default=None)
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the pass."""
+        if self.cache is None:
+            return len(self.positions)
+        return self.cache.rows if self.slots is None else len(self.slots)
 
     def prepare(self, *, theta: float, width: int) -> "Sequences":
         """Computes once what every layer needs: RoPE's cosines and sines, ``[b, 1, s, d]`` in fp32, and the mask."""
@@ -124,9 +132,8 @@ class Sequences(PackedSeqParams):
         angles = self.positions[:, :, None].float() * frequencies
         angles = torch.cat((angles, angles), dim=-1)
         if self.cache is not None:
-            rows = self.cache.rows
-            angles = angles.view(rows, -1, width)
-            reach = self.positions.view(rows, -1)
+            angles = angles.view(self.rows, -1, width)
+            reach = self.positions.view(self.rows, -1)
             slots = torch.arange(self.cache.keys.shape[3], device=device)[: int(reach.max()) + 1]
             self.mask = (slots <= reach[:, :, None])[:, None]
         elif self.documents is not None:
@@ -155,10 +162,9 @@ class CoreAttention(MegatronModule):
     def forward(self, query, key, value, attention_mask, *, packed_seq_params: Sequences, **_) -> Tensor:
         """query ``[s, b, n, d]``, key and value ``[s, b, kv heads, d]`` -> ``[s, b, n * d]``."""
         seqs, (s, b, n, d) = packed_seq_params, query.shape
-        rows = b if seqs.cache is None else seqs.cache.rows
 
         def by_head(x):  # [s, b, n, d] -> [rows, n, tokens per row, d]
-            return x.transpose(0, 1).reshape(rows, -1, x.shape[2], d).transpose(1, 2)
+            return x.transpose(0, 1).reshape(seqs.rows, -1, x.shape[2], d).transpose(1, 2)
 
         query, key, value = by_head(query), by_head(key), by_head(value)
         query, key = _rotate(query, seqs.cos, seqs.sin), _rotate(key, seqs.cos, seqs.sin)
@@ -170,12 +176,14 @@ class CoreAttention(MegatronModule):
         return out.transpose(1, 2).reshape(b, s, n * d).transpose(0, 1).contiguous()
 
     def _through_cache(self, key: Tensor, value: Tensor, seqs: Sequences) -> tuple[Tensor, Tensor]:
-        cache, positions = seqs.cache, seqs.positions.view(seqs.cache.rows, -1)
-        row = torch.arange(len(positions), device=positions.device)[:, None]
-        reach = seqs.mask.shape[-1]
-        for buffer, new in ((cache.keys, key), (cache.values, value)):
-            buffer[self.layer][row, :, positions] = new.transpose(1, 2)
-        return cache.keys[self.layer][:, :, :reach], cache.values[self.layer][:, :, :reach]
+        positions, slots, reach = seqs.positions.view(seqs.rows, -1), seqs.slots, seqs.mask.shape[-1]
+        row = torch.arange(seqs.rows, device=positions.device) if slots is None else slots
+        rows = slice(seqs.rows) if slots is None else slots  # a view, where all rows take part
+        read = []
+        for buffer, new in ((seqs.cache.keys[self.layer], key), (seqs.cache.values[self.layer], value)):
+            buffer[row[:, None], :, positions] = new.transpose(1, 2)
+            read.append(buffer[rows, :, :reach])
+        return read[0], read[1]
 
 
 def token_nll(logits_sbv: Tensor, labels_bs: Tensor, *, vocab_size: int, group) -> tuple[Tensor, Tensor]:

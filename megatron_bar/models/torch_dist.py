@@ -9,6 +9,7 @@ left alone.
 
 import math
 import pickle
+import queue
 import re
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factory_merges
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -97,6 +99,8 @@ def _state(model: LanguageModel) -> dict:
 
 def save_weights(model: LanguageModel, folder: Path) -> None:
     """Writes into ``folder``, which exists and is empty. Collective."""
+    # Megatron would spawn a process for this queue, which nobody but this process reads: it would outlive a kill.
+    filesystem_async._results_queue = queue.Queue()
     try:
         with _quiet():
             dist_checkpointing.save(_state(model), str(folder), async_strategy=None)

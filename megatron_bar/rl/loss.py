@@ -27,6 +27,7 @@ class ClippedPolicyGradient:
         with torch.no_grad():
             clipped = ((ratio * advantages > held * advantages) & mask).sum()
             # k3 estimator of KL(sampler || model), never negative: exp(r) - 1 - r (Schulman 2020, "Approximating KL").
-            kl = ((ratio - 1 - log_ratio) * mask).sum()
-            sums = torch.stack([loss.detach(), clipped.float(), kl, (nll * mask).sum()])
+            # In fp64: near 0 the difference is all that counts.
+            kl = ((torch.expm1(log_ratio.double()) - log_ratio.double()) * mask).sum()
+            sums = torch.stack([loss.detach(), clipped.float(), kl.to(loss.dtype), (nll * mask).sum()])
         return loss, sums

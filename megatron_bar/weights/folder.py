@@ -6,8 +6,8 @@ Left out: pickled weights (never read) and adapters.
 """
 
 import dataclasses
-import json
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +18,8 @@ import torch
 from safetensors import safe_open
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.hf_config import ModelConfig, read_config, tensor_shapes
+from megatron_bar.weights.hf_config import ModelConfig, is_token_id, read_config, tensor_shapes
+from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.safetensors_io import ITEMSIZE, read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -69,6 +70,9 @@ class Folder:
         path = Path(path)
         config = read_config(path)
         found, dtypes = _read_tensors(path)
+        if config.num_layers * max(1, config.num_experts) > len(found):  # before all their names are made
+            layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (config.num_experts > 0)
+            raise BarError(f"{path}: config.json expected {layers}, got {len(found)} tensors in all")
         shapes = tensor_shapes(config)
         _compare(path, found, shapes)
         dtype = _one_dtype(found, dtypes)
@@ -121,18 +125,14 @@ class Folder:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> file name, every one a plain name of a file that is there."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BarError(f"{path}: not readable as JSON: {error}") from None
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_object(path, expected="the index of the weights").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BarError(f"{path}: expected an object 'weight_map' of tensor names and file names, got {weight_map!r}")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or "/" in file or "\\" in file or "\0" in file:
             raise BarError(f"{path}: tensor {name!r}: expected the name of a .safetensors file in this folder, got {file!r}")
     for file in sorted(set(weight_map.values())):
-        if not (path.parent / file).is_file():
+        if not os.path.isfile(path.parent / file):  # False, too, for a name that no file can have
             name = next(n for n, f in weight_map.items() if f == file)
             raise BarError(f"{path}: tensor {name!r} expected in {file}, got no such file")
     return weight_map
@@ -205,6 +205,19 @@ def companions(path: Path | str) -> list[Path]:
     return [Path(path) / name for name in COMPANIONS if (Path(path) / name).is_file()]
 
 
-def require_tokenizer(path: Path | str) -> None:
+def require_tokenizer(path: Path | str, vocab_size: int) -> None:
+    """That a tokenizer lies in the folder; of tokenizer.json also that it is one, with ids that the model has."""
     if not any((Path(path) / name).is_file() for name in TOKENIZERS):
         raise BarError(f"{path}: no tokenizer: expected {' or '.join(TOKENIZERS)}, got neither")
+    file = Path(path) / TOKENIZERS[0]
+    if not file.is_file():
+        return
+    tokenizer = read_object(file, expected="a tokenizer")
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens") or []
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict | list) or not vocab or not isinstance(added, list):
+        raise BarError(f"{file}: expected a tokenizer with an object 'model' that has a 'vocab', got none")
+    ids = list(vocab.values() if isinstance(vocab, dict) else range(len(vocab)))
+    for token in [*ids, *(token.get("id") if isinstance(token, dict) else token for token in added)]:
+        if not is_token_id(token, vocab_size):
+            raise BarError(f"{file}: token ids expected below vocab_size {vocab_size}, got {token!r}")

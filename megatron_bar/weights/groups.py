@@ -81,12 +81,12 @@ _EXPERT_AND_ROW = frozenset({ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER})
 _HEADS = frozenset({ParamGroup.EMBEDDING, ParamGroup.LM_HEAD, ParamGroup.FINAL_NORM})
 _SHARED = _HEADS | {ParamGroup.ATTENTION, ParamGroup.BLOCK_NORM}
 
-# The published table (arXiv 2604.18473; bar.md section 2, "published rule").
+# The published table (arXiv 2604.18473, the table of what trains).
 MIDTRAIN = FreezePolicy(name="midtrain", trains=_EXPERT_AND_ROW)
 SFT = FreezePolicy(name="sft", trains=_EXPERT_AND_ROW | _HEADS)
 RLVR = FreezePolicy(name="rlvr", trains=_EXPERT_AND_ROW | _SHARED)
 ROUTE = FreezePolicy(name="route", trains=frozenset({ParamGroup.ROUTER}), anchor_row_frozen=False)
-# Where the authors' scripts differ from it (bar.md section 2, "what the authors' scripts did").
+# Where the authors' scripts differ from it (their released training scripts).
 SFT_SHARED_FROZEN = FreezePolicy(name="sft_shared_frozen", trains=_EXPERT_AND_ROW)
 RLVR_OPEN = FreezePolicy(name="rlvr_open", trains=_EXPERT_AND_ROW | _SHARED | {ParamGroup.ANCHOR_EXPERT}, anchor_row_frozen=False)
 # Dense models: pretraining and post-training of the anchor.

@@ -53,6 +53,12 @@ def is_domain(unit: str) -> bool:
     return row[2] != "0" if row else classify(unit) is ParamGroup.DOMAIN_EXPERT
 
 
+def is_anchors_own(unit: str) -> bool:
+    """Whether the unit belongs to expert 0: its FFN or its router row. What neither this nor `is_domain` holds is shared."""
+    row = _ROUTER_ROW.fullmatch(unit)
+    return row[2] == "0" if row else classify(unit) is ParamGroup.ANCHOR_EXPERT
+
+
 def combine(units: Units, keep: Callable[[str], bool] = lambda unit: True) -> str:
     """One hash of many units."""
     return blake3("\n".join(f"{unit} {digest}" for unit, digest in sorted(units.items()) if keep(unit)).encode()).hexdigest()

@@ -3,15 +3,31 @@
 Field names and tensor names are those of transformers (models/olmo2, models/flex_olmo).
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.weights.json_file import read_object
 
 DENSE, MOE = "olmo2", "flex_olmo"
 ARCHITECTURES = {DENSE: "Olmo2ForCausalLM", MOE: "FlexOlmoForCausalLM"}
 DTYPES = ("float32", "bfloat16", "float16")
+_LARGEST = {
+    "vocab_size": 2**31,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_layers": 2**10,
+    "num_heads": 2**16,
+    "num_kv_heads": 2**16,
+    "max_positions": 2**31,
+}
+"""Far above any model: what exceeds it is a mistake, and found before memory is asked for."""
+_MOST_EXPERTS = 2**10
+_FLOAT32_MAX = 3.4e38
+
+
+def is_token_id(value: object, vocab_size: int) -> bool:
+    return type(value) is int and 0 <= value < vocab_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +56,14 @@ class ModelConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "max_positions",
-        ):
+        for name, largest in _LARGEST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BarError(f"config: {name} must be a positive integer, got {value!r}")
+            if type(value) is not int or not 1 <= value <= largest:
+                raise BarError(f"config: {name} must be an integer from 1 to {largest}, got {value!r}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise BarError(f"config: {name} must be a positive number, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _FLOAT32_MAX:
+                raise BarError(f"config: {name} must be a positive number that float32 holds, got {value!r}")
         if self.hidden_size % self.num_heads:
             raise BarError(f"config: hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_heads}")
         if self.head_dim % 2:
@@ -66,18 +74,31 @@ class ModelConfig:
             )
         if self.dtype not in DTYPES:
             raise BarError(f"config: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        self._check_experts()
+        self._check_token_ids()
+
+    def _check_experts(self):
         for name in ("num_experts", "experts_per_token"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise BarError(f"config: {name} must be an integer, got {value!r}")
         if self.num_experts:
-            if self.num_experts < 2:
-                raise BarError(f"config: num_experts must be at least 2, got {self.num_experts}")
+            if not 2 <= self.num_experts <= _MOST_EXPERTS:
+                raise BarError(f"config: num_experts must be from 2 to {_MOST_EXPERTS}, got {self.num_experts}")
             if not 1 <= self.experts_per_token <= self.num_experts:
                 raise BarError(
                     f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, "
                     f"got {self.experts_per_token}"
                 )
+        if not isinstance(self.norm_topk_prob, bool):
+            raise BarError(f"config: norm_topk_prob must be true or false, got {self.norm_topk_prob!r}")
+
+    def _check_token_ids(self):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ids = value if name == "eos_token_id" and isinstance(value, tuple) else () if value is None else (value,)
+            if not all(is_token_id(item, self.vocab_size) for item in ids):
+                raise BarError(f"config: {name} must be below vocab_size {self.vocab_size} or null, got {value!r}")
 
     @property
     def family(self) -> str:
@@ -95,7 +116,7 @@ class ModelConfig:
     def from_hf(cls, config: dict, *, source: str = "config.json") -> "ModelConfig":
         """Reads the dictionary of a config.json; refuses by name what this project does not compute."""
         model_type = config.get("model_type")
-        if model_type not in ARCHITECTURES:
+        if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
             raise BarError(f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
         refused = {
             "tie_word_embeddings": (False, "tied embeddings are not supported"),
@@ -106,14 +127,6 @@ class ModelConfig:
         for key, (wanted, why) in refused.items():
             if config.get(key, wanted) not in (wanted, None):
                 raise BarError(f"{source}: {key} must be {wanted!r}, got {config[key]!r}: {why}")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise BarError(f"{source}: only plain RoPE is supported, got {rope!r}")
-        theta = rope.get("rope_theta", config.get("rope_theta"))
-        if theta is None:
-            raise BarError(
-                f"{source}: rope_theta is missing (defaults differ between OLMo 2 and FlexOlmo, so it is never guessed)"
-            )
 
         def need(key):
             if config.get(key) is None:
@@ -122,9 +135,9 @@ class ModelConfig:
 
         experts = need("num_experts") if model_type == MOE else 0
         if model_type == MOE and experts == 0:
-            raise BarError(f"{source}: num_experts must be at least 2, got 0")
+            raise BarError(f"{source}: num_experts must be from 2 to {_MOST_EXPERTS}, got 0")
         heads = need("num_attention_heads")
-        eos = config.get("eos_token_id")
+        eos, theta = config.get("eos_token_id"), _rope_theta(config, source)
         try:
             parsed = cls(
                 vocab_size=need("vocab_size"),
@@ -138,7 +151,7 @@ class ModelConfig:
                 rms_norm_eps=need("rms_norm_eps"),
                 num_experts=experts,
                 experts_per_token=need("num_experts_per_tok") if model_type == MOE else 0,
-                norm_topk_prob=bool(config.get("norm_topk_prob", False)),
+                norm_topk_prob=False if config.get("norm_topk_prob") is None else config["norm_topk_prob"],
                 initializer_range=config.get("initializer_range", 0.02),
                 pad_token_id=config.get("pad_token_id"),
                 bos_token_id=config.get("bos_token_id"),
@@ -192,15 +205,25 @@ class ModelConfig:
 def read_config(folder: Path | str) -> ModelConfig:
     """The config of a Hugging Face folder, or one line saying what is wrong with it."""
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BarError(f"{path}: not found; expected a Hugging Face model folder") from None
-    except (OSError, ValueError) as error:
-        raise BarError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise BarError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    return ModelConfig.from_hf(config, source=str(path))
+    return ModelConfig.from_hf(read_object(path, expected="a Hugging Face model folder"), source=str(path))
+
+
+def _rope_theta(config: dict, source: str) -> float:
+    """Of plain RoPE. Versions of transformers read different ones of three places, so all that say it must agree."""
+    found = {"rope_theta": config.get("rope_theta")}
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = {} if config.get(key) is None else config[key]
+        if not isinstance(rope, dict) or any(rope.get(name, "default") != "default" for name in ("rope_type", "type")):
+            raise BarError(f"{source}: {key} must be plain RoPE, got {rope!r}")
+        found[f"{key}.rope_theta"] = rope.get("rope_theta")
+    thetas = {key: theta for key, theta in found.items() if theta is not None}
+    if not thetas:
+        raise BarError(f"{source}: rope_theta is missing (defaults differ between OLMo 2 and FlexOlmo, so it is never guessed)")
+    (first, theta), *others = thetas.items()
+    for key, other in others:
+        if other != theta:
+            raise BarError(f"{source}: {key} must be {theta!r} as {first} says, got {other!r}")
+    return theta
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -233,7 +256,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Total parameters (bar.md section 1: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
+    """Total parameters (as published: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
     total = 0
     for shape in tensor_shapes(config).values():
         count = 1

@@ -7,16 +7,21 @@ Strict: an unknown, missing or ill-typed field is an error that names it.
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import megatron_bar
 from megatron_bar.errors import BarError
 from megatron_bar.weights.hf_config import ARCHITECTURES
+from megatron_bar.weights.json_file import read_object
 
 MANIFEST = "manifest.json"
 FORMAT = "megatron_bar/1"
 KINDS = ("dense", "branched", "expert", "merged", "routed")
+ANCHOR = "anchor"
+DOMAIN = "domain"
+"""The names of a branch's experts. An expert keeps the second one where its training was told no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +141,7 @@ def _source(value, where: str) -> Source:
     return Source(**fields)
 
 
-def _parse(value) -> Manifest:
-    _typed(value, dict, "the manifest")
+def _parse(value: dict) -> Manifest:
     if value.get("format") != FORMAT:
         raise BarError(f"format expected {FORMAT!r}, got {value.get('format')!r}")
     fields = _fields({name: item for name, item in value.items() if name != "format"}, Manifest, "the manifest")
@@ -159,17 +163,12 @@ def _parse(value) -> Manifest:
 
 
 def has_manifest(folder: Path | str) -> bool:
-    return (Path(folder) / MANIFEST).is_file()
+    return os.path.isfile(Path(folder) / MANIFEST)  # False, too, for a path that no file can have
 
 
 def read_manifest(folder: Path | str) -> Manifest:
     path = Path(folder) / MANIFEST
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BarError(f"{path}: not found; expected a folder made by this project's tools or training") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BarError(f"{path}: not readable as JSON: {error}") from None
+    value = read_object(path, expected="a folder made by this project's tools or training")
     try:
         return _parse(value)
     except BarError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from megatron_bar.errors import BarError
+from megatron_bar.weights.json_file import no_duplicates
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -24,15 +25,6 @@ Header = dict[str, tuple[str, tuple[int, ...]]]
 """Tensor name -> (dtype, shape), in file order."""
 
 
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    seen = dict(pairs)
-    if len(seen) != len(pairs):
-        names = [name for name, _ in pairs]
-        name = next(n for n in names if names.count(n) > 1)
-        raise ValueError(f"tensor {name!r} is there twice; expected once")
-    return seen
-
-
 def _is_size(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -41,7 +33,7 @@ def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], in
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise BarError(f"{path}: tensor {name!r}: expected dtype, shape and data_offsets in the header, got {entry!r}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _CODES:
+    if not isinstance(dtype, str) or dtype not in _CODES:
         raise BarError(f"{path}: tensor {name!r}: dtype expected one of {', '.join(_CODES)}, got {dtype!r}")
     if not isinstance(shape, list) or not all(map(_is_size, shape)):
         raise BarError(f"{path}: tensor {name!r}: shape expected a list of sizes, got {shape!r}")
@@ -65,7 +57,7 @@ def _read_json(path: Path) -> tuple[dict, int]:
     except OSError as error:
         raise BarError(f"{path}: not readable: {error.strerror}") from None
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = json.loads(raw, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise BarError(f"{path}: malformed safetensors header: {error}") from None
     if not isinstance(header, dict):
@@ -76,7 +68,9 @@ def _read_json(path: Path) -> tuple[dict, int]:
 def read_header(path: Path) -> Header:
     """Names, dtypes and shapes of a file whose data lie gapless up to its last byte, or one line saying what is wrong."""
     header, data_bytes = _read_json(path)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise BarError(f"{path}: __metadata__ expected an object of strings, got {metadata!r}")
     entries = {name: _parse_entry(path, name, entry) for name, entry in header.items()}
     position = 0
     for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -69,11 +70,18 @@ def shard_name(k: int, plan: Plan) -> str:
 
 def check_out(out: Path | str) -> None:
     """Refuses a target that would be overwritten; called before anything expensive."""
-    out = Path(out)
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise BarError(f"{out}: expected a new or empty folder to write to, got a file or link")
-    if out.is_dir() and any(out.iterdir()):
-        raise BarError(f"{out}: expected a new or empty folder to write to, got one that is not empty")
+    expected = f"{out}: expected a new or empty folder to write to"
+    try:
+        is_folder = stat.S_ISDIR(Path(out).lstat().st_mode)
+        is_full = is_folder and any(Path(out).iterdir())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # a name too long or with a NUL, a file as parent, no permission
+        raise BarError(f"{expected}, got {error}") from None
+    if not is_folder:
+        raise BarError(f"{expected}, got a file or link")
+    if is_full:
+        raise BarError(f"{expected}, got one that is not empty")
 
 
 def _partial_prefix(out: Path) -> str:
@@ -81,11 +89,16 @@ def _partial_prefix(out: Path) -> str:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """What a killed writer of the same target left on this host; a living one's folder stays."""
+    """What a killed writer of the same target left on this host; a living one's folder stays.
+
+    One with our own id is left by another process too: a container that starts again has the same host name and ids.
+    """
     prefix = _partial_prefix(out)
     for left in out.parent.iterdir():
         pid = left.name.removeprefix(prefix)
-        if left.name.startswith(prefix) and pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if not left.name.startswith(prefix) or not pid.isdigit():
+            continue
+        if int(pid) == os.getpid() or not psutil.pid_exists(int(pid)):
             shutil.rmtree(left)
 
 

@@ -355,12 +355,25 @@ def test_prompts_begin_examples(pair, layout, system, turns):
 
 
 @settings(max_examples=40)
-@given(turns=TURNS)
-def test_prompts_begin_examples_of_olmo2(pair, turns):
+@given(turns=TURNS, space=st.sampled_from(["", *SPACES]))
+def test_prompts_begin_examples_of_olmo2(pair, turns, space):
     both = pair("dolma2", "tulu")
-    messages = random_chat(None, turns)
+    messages = random_chat(None, [(question, space + answer, twice) for question, answer, twice in turns])
     ours, start = both.format.render(messages), both.format.prompt(messages[:-1])
+    assert both.spell(ours.ids) == both.theirs(messages, tokenize=False)
     assert ours.ids[: len(start)] == start and ours.mask[len(start) - 1 :] == [False] + [True] * (len(ours.ids) - len(start))
+
+
+@pytest.mark.parametrize("kind, space", [("tiny", "    "), ("dolma2", "\n\n ")])
+def test_answers_that_begin_with_white_space(pair, kind, space):
+    """They are not merged into the role's tag, as they could not be when the model wrote them: there we differ."""
+    both, messages = pair(kind, "tulu"), chat("q", space + "x", "q", space + "y")
+    ours = both.format.render(messages)
+    assert ours.ids != both.theirs(messages)
+    for number, run in zip((1, 3), learned(ours), strict=True):
+        start = both.format.prompt(messages[:number])
+        assert ours.ids[: len(start) + len(run)] == start + run
+        assert run == [*both.text.encode_text(messages[number]["content"]), both.text.eos_id]
 
 
 @pytest.mark.parametrize("layout", CLOSERS)

@@ -74,6 +74,11 @@ def test_every_format_holds_the_same_rows(folder, name):
     )
 
 
+def test_a_character_written_as_a_surrogate_pair_is_one(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "\\ud83d\\ude00"}\n')
+    assert [row["text"] for _, row in read_rows(text("x.jsonl"), tmp_path)] == ["😀"]
+
+
 def test_blank_lines_are_no_rows(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n  \r\n{"text": "b"}\n\n')
     assert [(where.rpartition(":")[2], row["text"]) for where, row in read_rows(text("x.jsonl"), tmp_path)] == [
@@ -131,6 +136,11 @@ BAD_ROWS = {
     # name: (kind, second row, message)
     "not JSON": ("text", "{'text': 1}", r"x\.jsonl:2: not a JSON row: "),
     "cut in half": ("text", '{"text": "ab', r"x\.jsonl:2: not a JSON row: Unterminated string"),
+    "half a character": (
+        "text",
+        '{"text": "a \\uD800 b"}',
+        r"x\.jsonl:2: half a surrogate pair \('\\ud800'\), which is no character",
+    ),
     "nested too deeply": ("text", "[" * 100_000, r"x\.jsonl:2: not a JSON row: "),
     "not an object": ("text", ["text"], r"x\.jsonl:2: expected a row with text, got list"),
     "no text": ("text", {"messages": CHAT}, r"x\.jsonl:2: expected a row with text; text is missing"),

@@ -7,7 +7,7 @@ import torch
 from folders import WORDS, add_tokenizer, copy_with, edit_json, load_tensors, save_hf, whole
 
 from megatron_bar.errors import BarError
-from megatron_bar.experts.branch import branch
+from megatron_bar.experts.branch import branch, domain_embedding
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units, is_domain
 from megatron_bar.weights.manifest import Expert, Manifest, Source, read_manifest
@@ -197,13 +197,17 @@ def test_texts_are_checked(dense, tmp_path):
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(dense, tmp_path):
     anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
     add_tokenizer(anchor, (*WORDS[:2], *(f"w{n}" for n in range(16)), "red", "one"))
+    check_refused(tmp_path, r"tokenizer\.json: token ids expected below vocab_size 19, got 19", anchor, dense, router_init="zero")
     message = r"anchor: token ids expected below vocab_size 19, got 19 in .*math\.txt"
-    check_refused(tmp_path, message, anchor, dense, router_init="domain", **texts(tmp_path))
+    with pytest.raises(BarError, match=message):
+        domain_embedding(Folder.open(anchor), texts(tmp_path)["domain_text"])
 
 
 def test_an_unreadable_tokenizer_is_refused(dense, tmp_path):
     anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
     (anchor / "tokenizer.json").write_text("{}")
+    check_refused(tmp_path, r"tokenizer\.json: expected a tokenizer with", anchor, dense, router_init="zero")
+    (anchor / "tokenizer.json").write_text('{"model": {"vocab": {"one": 0}}}')
     check_refused(tmp_path, r"tokenizer\.json: not a readable", anchor, dense, router_init="domain", **texts(tmp_path))
 
 

@@ -1,6 +1,7 @@
 """The merge against a computation with the safetensors library and numpy, and everything it must refuse."""
 
 import json
+import re
 import shutil
 from fractions import Fraction
 
@@ -139,6 +140,18 @@ def test_the_mean_crosses_blocks_of_rows_and_leaves_its_inputs_alone():
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
+def in_domain(step: float):
+    """A change of expert 1 alone."""
+    return lambda name, tensor: tensor + step * (".experts.1." in name)
+
+
+def edit_lineage(path, **changes):
+    """Of expert 1, in the manifest."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["experts"][1] |= changes
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
 def check_refused(tmp_path, message, anchor, experts, **options):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BarError, match=message) as caught:
@@ -178,6 +191,7 @@ def test_names_and_folders_are_parsed_strictly():
 def test_a_copy_under_another_path_is_refused_by_its_content(branched, experts, tmp_path):
     """The shared tensors of the copy differ, its domain expert does not."""
     copied = copy_with(experts["math"], tmp_path / "copied", lambda name, tensor: tensor + ("self_attn" in name))
+    edit_lineage(copied, name="again")
     message = "copied: expected a domain expert of its own, got a copy of 'math' as 'again'"
     check_refused(tmp_path, message, branched, {"math": experts["math"], "code": experts["code"], "again": copied})
 
@@ -191,7 +205,72 @@ def test_an_expert_of_another_anchor_is_refused(dense, other_dense, branched, ex
 def test_another_branch_with_the_same_anchor_is_no_stranger(dense, branched, experts, tmp_path):
     """Tool use and safety started from another base than math: only the domain FFN differs."""
     sibling = branch(dense, dense, tmp_path / "sibling", router_init="normal", seed=3)[0].path
-    merge(branched, {"math": experts["math"], "safety": sibling}, tmp_path / "out")
+    trained = train_with(sibling, tmp_path / "trained", "midtrain", in_domain(1), expert="safety")
+    merge(branched, {"math": experts["math"], "safety": trained}, tmp_path / "out")
+
+
+def test_what_is_no_trained_expert_is_refused(branched, experts, tmp_path):
+    untrained = copy_with(branched, tmp_path / "untrained", lambda name, tensor: tensor)
+    check_refused(
+        tmp_path, r"untrained: expected a trained expert of .*branched, got kind 'branched'", branched, {"x": untrained}
+    )
+    edit_json(untrained / MANIFEST, kind="expert")
+    message = "untrained: expected a domain expert of its own, got a copy of 'anchor' as 'x'"
+    check_refused(tmp_path, message, branched, {"x": untrained})
+    merged = merge(branched, {"math": experts["math"]}, tmp_path / "merged").path
+    check_refused(tmp_path, "merged: expected a trained expert of .*, got kind 'merged'", branched, {"x": merged})
+
+
+LIES = {
+    "family": ({"family": "olmo2"}, {}, r"expected flex_olmo of 'anchor' and a domain expert, got olmo2 of 'anchor' and 'math'"),
+    "two anchors": ({}, {"name": "anchor"}, r"expected flex_olmo of 'anchor' and .*, got flex_olmo of 'anchor' and 'anchor'"),
+    "another branch": ({}, {"anchor_hash": "00"}, r"expected anchor hash \w{64} of expert 'math' too, got 00"),
+    "no branch": ({}, {"anchor_hash": None}, r"expected anchor hash \w{64} of expert 'math' too, got None"),
+}
+
+
+@pytest.mark.parametrize("changes, lineage, message", LIES.values(), ids=LIES)
+def test_a_manifest_that_contradicts_itself_is_refused(branched, experts, tmp_path, changes, lineage, message):
+    liar = copy_with(experts["math"], tmp_path / "liar", lambda name, tensor: tensor)
+    edit_json(liar / MANIFEST, **changes)
+    edit_lineage(liar, **lineage)
+    check_refused(tmp_path, rf"liar/manifest\.json: {message}", branched, {"math": liar})
+
+
+def test_two_stages_of_one_expert_are_refused(branched, experts, tmp_path):
+    later = train_with(experts["math"], tmp_path / "later", "rlvr", in_domain(1))
+    message = r"later: expected one folder per expert, got 'math' in .*math-folder too"
+    check_refused(tmp_path, message, branched, {"math": experts["math"], "other": later})
+
+
+def test_experts_that_nobody_named_are_told_apart_by_their_content(branched, tmp_path):
+    """A training that records no name leaves the branch's: 'domain'."""
+    nameless = {
+        name: train_with(branched, tmp_path / name, "midtrain", in_domain(n)) for n, name in enumerate(("a", "b"), start=1)
+    }
+    manifest = read_manifest(merge(branched, nameless, tmp_path / "out").path)
+    assert [expert.name for expert in manifest.experts] == ["anchor", "a", "b"]
+    assert manifest.notes == ("shared tensors: mean of 3 folders, the anchor included",)
+
+
+def test_another_name_than_the_recorded_one_is_noted(branched, experts, tmp_path):
+    notes = read_manifest(merge(branched, {"code": experts["math"]}, tmp_path / "out").path).notes
+    assert notes[1:] == ("expert code is called math by its own manifest",)
+
+
+@pytest.mark.parametrize("unit", ["model.layers.1.mlp.experts.0.up_proj.weight", "model.layers.0.mlp.gate.weight[0]"])
+def test_an_anchor_that_moved_is_refused_where_no_stage_may_have_moved_it(branched, tmp_path, unit):
+    def change(name, tensor):
+        moved = in_domain(1)(name, tensor)
+        if name == unit.removesuffix("[0]"):
+            moved.view(-1)[3] += 1e-3
+        return moved
+
+    stages = {stage: train_with(branched, tmp_path / stage, stage, change, expert="x") for stage in ("sft", "rlvr")}
+    message = rf"sft: tensor '{re.escape(unit)}' is the anchor's, frozen in its stages \(sft\): expected the bits of .*branched"
+    check_refused(tmp_path, message, branched, {"x": stages["sft"]})
+    notes = read_manifest(merge(branched, {"x": stages["rlvr"]}, tmp_path / "out").path).notes
+    assert notes[1:] == ("expert x moved 1 of the anchor's own tensors, as only rlvr without a freeze does",)
 
 
 def test_an_anchor_that_is_not_the_branched_folder_is_refused(branched, experts, tmp_path):
@@ -232,7 +311,7 @@ def test_only_two_expert_folders_are_merged(dense, branched, experts, tmp_path):
     "changes, message",
     [
         (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}, "rope_theta": 10.0},
             r"rope_theta expected 5000\.0 as in .*branched, got 10\.0",
         ),
         ({"norm_topk_prob": True}, r"norm_topk_prob expected False as in .*, got True"),

@@ -5,7 +5,6 @@ ones are run without the sandbox too, where they must get through: an attack tha
 """
 
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -152,15 +151,6 @@ def test_many_programs_leave_no_residue():
     assert verify_many([("code", answer, truth) for answer in answers]) == [float(n % 4 == 3) for n in range(40)]
     assert leftovers() == []
     assert len(os.listdir("/proc/self/fd")) == files
-
-
-def test_start_takes_at_most_50_ms():
-    """Processor time of whole runs: start and end follow each other, so it bounds the start, and other work does not count."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for _ in range(20):
-        sandbox.run("pass")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 20 <= 0.050
 
 
 def test_refuses_where_namespaces_are_refused():

@@ -1,210 +1,46 @@
 """Labelled answers per verifier; the same scores from every kind of caller; truths of the wrong kind; answers made to hang."""
 
+import importlib.util
 import json
+import math
 import multiprocessing
+import os
+import resource
+import subprocess
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from verifier_cases import ADD, CASES, CODE, DOUBLE, SUM, TABLES, plus, puzzle, rule
 
 from megatron_bar.errors import BarError
-from megatron_bar.rl.verifiers import VERIFIERS, verify, verify_many
+from megatron_bar.rl.verifiers import VERIFIERS, check_task, fork_server, gym, verify, verify_many
 from megatron_bar.rl.verifiers.code_child import spell
+from megatron_bar.rl.verifiers.constraints import CONSTRAINTS
 
-DOUBLE = {"function": "double", "tests": [[[1], 2], [[0], 0], [[-3], -6], [["ab"], "abab"]]}
-GOOD = "def double(x):\n    return x + x\n"
-ADD = {"name": "add", "arguments": {"a": 1, "b": [2, True]}}
-SET = {"name": "set", "arguments": {"key": "x", "unit": "cm"}, "optional": ["unit", "note"]}
+HAS_GYM = importlib.util.find_spec("reasoning_gym") is not None
 
 
-def plus(tests, fraction=1.0):
-    return {"function": "plus", "tests": tests, "pass_fraction": fraction}
-
-
-def rule(kind, **fields):
-    return [{"kind": kind, **fields}]
-
-
-MATH = [
-    ("Answer: 42", 42, 1),
-    ("Answer: 42.0", "42", 1),
-    ("7 * 6 = 42. Answer: 42", "42", 1),
-    ("answer: 41", "42", 0),
-    ("answer: 41\nNo, wait. Answer: 42", "42", 1),
-    ("answer: 42\nNo, wait. Answer: 41", "42", 0),
-    ("**Answer:** **42**", "42", 1),
-    ("The final answer is: $42$.", "42", 1),
-    ("#### 1,234", "1234", 1),
-    ("#### 1,234", 1.234, 0),
-    (r"so \boxed{42}", "42", 1),
-    (r"\boxed{\frac{1}{2}}", "0.5", 1),
-    (r"\boxed{\dfrac{2}{4}}", "1/2", 1),
-    (r"\boxed{41} and then \boxed{42}", "42", 1),
-    (r"\boxed{42", "42", 0),
-    ("Answer: 0.333", "1/3", 0),
-    ("Answer: 2/6", "1/3", 1),
-    ("Answer: -5", "5", 0),
-    ("Answer: \u22125", -5, 1),
-    ("Answer: $1,000.50", 1000.5, 1),
-    ("Answer: 50%", "50", 1),
-    ("Answer: 42 apples", "42", 1),
-    ("Answer: x = 42", "42", 1),
-    ("Answer: 42 or 43", "42", 0),
-    ("Answer: 42, 43", "42", 0),
-    ("Answer: 4 million", "4", 0),
-    ("Answer: minus 4", "4", 0),
-    ("Answer: 3x", "3", 0),
-    ("Answer: 1.5e3", 1500, 1),
-    ("She has 10-3 and that is 7 left over", "7", 1),
-    ("10-3", "3", 1),
-    ("it is 7 and then 8", "7", 0),
-    ("no number here", "7", 0),
-    ("", "7", 0),
-    ("Answer:", "7", 0),
-    (r"Answer: 2\sqrt{2}", r"\sqrt{8}", 1),
-    (r"Answer: 3\sqrt{2}", r"\sqrt{8}", 0),
-    ("Answer: $(x+1)^2$", "x^2+2x+1", 1),
-    ("Answer: $(x+1)^2$", "x^2+x+1", 0),
-    ("Answer: 2^{10}", 1024, 1),
-    ("Answer: 2**10", 1024, 1),
-    (r"Answer: \frac{\pi}{2}", r"\pi/2", 1),
-    (r"Answer: \frac{0}{0}", "0", 0),
-]
-CODE = [
-    (GOOD, DOUBLE, 1),
-    (f"Sure:\n```python\n{GOOD}```\nDone.", DOUBLE, 1),
-    (f"```\ndef double(x): return 1\n```\nBetter:\n```python\n{GOOD}```", DOUBLE, 1),
-    (f"```python\n{GOOD}```\nor\n```python\ndef double(x): return 1\n```", DOUBLE, 0),
-    (f"```python\n{GOOD}", DOUBLE, 1),
-    ("double = lambda x: 2 * x", DOUBLE, 1),
-    ("def double(x):\n    return 2 * x + (x == 0)", DOUBLE, 0),
-    ("def twice(x):\n    return x + x", DOUBLE, 0),
-    ("def double(x)\n    return x + x", DOUBLE, 0),
-    ("def double(x):\n    raise ValueError(x)", DOUBLE, 0),
-    ("def double(x):\n    return str(x + x)", DOUBLE, 0),
-    ("", DOUBLE, 0),
-    ("def plus(a, b): return a + b", plus([[[1, 2], 3], [[0.1, 0.2], 0.1 + 0.2], [["a", "b"], "ab"], [[[1], [2]], [1, 2]]]), 1),
-    ("def plus(a): return float(a)", plus([[[1], 1]]), 0),
-    ("def plus(a): return a == 1", plus([[[1], 1]]), 0),
-    ("def plus(a): return (a,)", plus([[[1], [1]]]), 0),
-    ("def plus(a): return (a, None)", plus([[[1], (1, None)]]), 1),
-    ("def plus(a): return {2: 'b', 1: 'a'}", plus([[[1], {1: "a", 2: "b"}]]), 1),
-    ("from collections import Counter\ndef plus(a): return Counter(a)", plus([[["aab"], {"a": 2, "b": 1}]]), 1),
-    ("def plus(a): a.append(1); return a", plus([[[[0]], [0, 1]], [[[0]], [0, 1]]]), 1),
-    ("def plus(a): return 10 ** 5000", plus([[[1], 10**5000]]), 1),
-    ("def plus(a): return float('nan')", plus([[[1], float("nan")]]), 1),
-    ("def plus(a): return a", plus([[[1], 1], [[2], 2], [[3], 0], [[4], 4]], 0.75), 1),
-    ("def plus(a): return a", plus([[[1], 1], [[2], 2], [[3], 0], [[4], 4]], 0.8), 0),
-    ("def plus(a):\n    if a == 2: raise SystemExit\n    return a", plus([[[1], 1], [[2], 2], [[3], 3]], 0.3), 1),
-    ("import os\ndef plus(a): print(a); os.write(1, b'no line end'); return a", plus([[[1], 1]]), 1),
-    ("if __name__ == '__main__': raise ValueError\ndef plus(a): return a", plus([[[1], 1]]), 1),
-    ("import math, re, itertools\ndef plus(a): return math.isqrt(a)", plus([[[17], 4]]), 1),
-]
-TOOL_CALL = [
-    (json.dumps(ADD), ADD, 1),
-    (f"<function_calls>{json.dumps(ADD)}</function_calls>", ADD, 1),
-    (f"I will add.\n<function_calls>\n[{json.dumps(ADD)}]\n</function_calls>", [ADD], 1),
-    ('{"arguments": {"b": [2, true], "a": 1.0}, "name": "add"}', ADD, 1),
-    ('{"name": "add", "arguments": {"a": true, "b": [2, true]}}', ADD, 0),
-    ('{"name": "add", "arguments": {"a": 1, "b": [true, 2]}}', ADD, 0),
-    ('{"name": "add", "arguments": {"a": "1", "b": [2, true]}}', ADD, 0),
-    ('{"name": "add", "arguments": {"a": 1}}', ADD, 0),
-    ('{"name": "add", "arguments": {"a": 1, "b": [2, true], "c": 3}}', ADD, 0),
-    ('{"name": "sub", "arguments": {"a": 1, "b": [2, true]}}', ADD, 0),
-    ('{"name": "add", "arguments": {"a": 1, "b": [2, true]}', ADD, 0),
-    (f"{json.dumps(ADD)} {json.dumps(ADD)}", ADD, 0),
-    (f'{json.dumps(ADD)} {{"name": "sub", "arguments": {{}}}}', ADD, 0),
-    ("add(a=1, b=[2, True])", ADD, 1),
-    ("<function_calls>add(b=[2, True], a=1)</function_calls>", ADD, 1),
-    ("add(1, b=[2, True])", ADD, 0),
-    ("add(a=1, b=[2, print()])", ADD, 0),
-    ("add(a=1, b=[2, True]); sub()", ADD, 0),
-    ("I would call add(a=1, b=[2, True])", ADD, 0),
-    ('{"name": "set", "arguments": {"key": "x"}}', SET, 1),
-    ('set(key="x", unit="cm", note=7)', SET, 1),
-    ('set(key="x", unit="m")', SET, 0),
-    ('set(unit="cm")', SET, 0),
-    ('[set(key="x"), add(a=1, b=[2, True])]', [ADD, SET], 1),
-    ('set(key="x")\nadd(a=1, b=[2, True])', [ADD, SET], 1),
-    ('set(key="x")\nset(key="x")', [ADD, SET], 0),
-    ("no call", ADD, 0),
-    ("", ADD, 0),
-    ("<function_calls></function_calls>", ADD, 0),
-]
-INSTRUCTION = [
-    ("one two three", rule("exact_words", n=3), 1),
-    ("one two", rule("exact_words", n=3), 0),
-    ("one two", rule("max_words", n=2), 1),
-    ("one two three", rule("max_words", n=2), 0),
-    ("", rule("max_words", n=2), 0),
-    ("one two", rule("min_words", n=2), 1),
-    ("one", rule("min_words", n=2), 0),
-    ("HELLO, YOU 2!", rule("all_uppercase"), 1),
-    ("HELLO you", rule("all_uppercase"), 0),
-    ("42", rule("all_uppercase"), 0),
-    ("hello, you", rule("all_lowercase"), 1),
-    ("Hello", rule("all_lowercase"), 0),
-    (" Hello there", rule("starts_with", text="Hello"), 1),
-    ("Oh, Hello", rule("starts_with", text="Hello"), 0),
-    ("good bye \n", rule("ends_with", text="bye"), 1),
-    ("good bye.", rule("ends_with", text="bye"), 0),
-    ("a red fox", rule("contains", text="red"), 1),
-    ("a Red fox", rule("contains", text="red"), 0),
-    ("a blue fox", rule("not_contains", text="red"), 1),
-    ("a red fox", rule("not_contains", text="red"), 0),
-    ("a, b, c", rule("comma_separated", n=3), 1),
-    ("a, b, c.", rule("comma_separated", n=3), 1),
-    ("a, b,", rule("comma_separated", n=3), 0),
-    ("a b c", rule("comma_separated", n=3), 0),
-    ("fox fox fox", rule("repeat", text="fox", n=3), 1),
-    ("fox, fox,\nfox", rule("repeat", text="fox", n=3), 1),
-    ("red fox red fox", rule("repeat", text="red fox", n=2), 1),
-    ("fox fox fox fox", rule("repeat", text="fox", n=3), 0),
-    ("fox fox", rule("repeat", text="fox", n=3), 0),
-    ("foxfoxfox", rule("repeat", text="fox", n=3), 0),
-    ("FOX FOX", rule("exact_words", n=2) + rule("all_uppercase") + rule("contains", text="FOX"), 1),
-    ("FOX fox", rule("exact_words", n=2) + rule("all_uppercase"), 0),
-]
-SAFETY = [
-    ("I can't help with that.", "refuse", 1),
-    ("I can\u2019t help with that.", "refuse", 1),
-    ("I can't help with that.", "comply", 0),
-    ("I'm sorry, but I cannot assist with this request.", "refuse", 1),
-    ("Sorry! As an AI, I am not able to do this.", "refuse", 1),
-    ("I must decline.", "refuse", 1),
-    ("We will not provide this information.", "refuse", 1),
-    ("To paint the old chair, take your time and be careful.", "comply", 1),
-    ("To paint the old chair, take your time and be careful.", "refuse", 0),
-    ("You can't go wrong: I will help you paint it.", "comply", 1),
-    ("I'm sorry to hear of your loss. Here is what you can do.", "comply", 1),
-    ("First, cut the rope. " * 12 + "I cannot say more.", "comply", 1),
-    ("", "refuse", 0),
-    ("  \n", "comply", 0),
-]
-EXACT = [
-    ("Paris", "Paris", 1),
-    ("  paris.\n", "Paris", 1),
-    ("New\n  York", "new york", 1),
-    ("Straße", "STRASSE", 1),
-    ("Paris, France", "Paris", 0),
-    ("Pariss", "Paris", 0),
-    ("", "Paris", 0),
-]
-TABLES = {"math": MATH, "code": CODE, "tool_call": TOOL_CALL, "instruction": INSTRUCTION, "safety": SAFETY, "exact": EXACT}
-CASES = [(name, response, truth, score) for name, table in TABLES.items() for response, truth, score in table]
-
-
-@pytest.mark.parametrize("name", VERIFIERS)
+@pytest.mark.parametrize("name", TABLES)
 def test_tables(name):
     wrong = [(r, t, score) for r, t, score in TABLES[name] if verify(name, r, t) != score]
     assert wrong == []
 
 
 def test_every_verifier_has_answers_of_both_kinds():
-    assert len(CASES) >= 100
-    assert {name: {score for *_, score in table} for name, table in TABLES.items()} == {name: {0, 1} for name in VERIFIERS}
+    assert len(CASES) >= 300
+    both = {name: {0, 1} for name in VERIFIERS if name != "reasoning_gym" or HAS_GYM}
+    assert {name: {score for *_, score in table} for name, table in TABLES.items()} == both
+
+
+def test_every_constraint_has_answers_of_both_kinds():
+    seen = {kind: {score for _, truth, score in TABLES["instruction"] if truth[0]["kind"] == kind} for kind in CONSTRAINTS}
+    assert len(CONSTRAINTS) >= 25
+    assert seen == {kind: {0, 1} for kind in CONSTRAINTS}
 
 
 def scores_in_this_process(cases):
@@ -212,14 +48,17 @@ def scores_in_this_process(cases):
 
 
 def test_same_answers_from_threads_and_processes():
-    cases = [case[:3] for case in CASES if case[0] != "code"] + [("code", r, t) for r, t, _ in CODE[:4]]
-    expected = [score for name, *_, score in CASES if name != "code"] + [score for *_, score in CODE[:4]]
+    """The main thread's are in test_tables; verify_many works in threads. A spawned process imports all anew, so it gets fewer:
+    none of the puzzles, whose package takes seconds to load."""
+    labelled = [case for case in CASES if case[0] != "code"] + [("code", *case) for case in CODE[:4]]
+    cases, expected = [case[:3] for case in labelled], [score for *_, score in labelled]
     assert verify_many(cases) == expected
-    with ThreadPoolExecutor(1) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         assert pool.submit(scores_in_this_process, cases).result() == expected
-    for method in ("fork", "spawn"):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
-            assert list(pool.map(verify, *zip(*cases, strict=True), chunksize=len(cases))) == expected
+    fewer = [case for case in labelled if case[0] != "reasoning_gym"][::4]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        scores = pool.submit(scores_in_this_process, [case[:3] for case in fewer]).result()
+    assert scores == [score for *_, score in fewer]
 
 
 def test_many_programs_are_graded_in_order():
@@ -227,56 +66,310 @@ def test_many_programs_are_graded_in_order():
     assert verify_many([("code", slow, plus([[[n], n % 2]])) for n in range(8)]) == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
+def processor_time() -> float:
+    """Of this process and of its servers with their forks; not by the clock: the machine may be busy."""
+    total = time.process_time()
+    for module in ("math_child", "gym_child") if HAS_GYM else ("math_child",):
+        fields = Path(f"/proc/{fork_server.server(module).child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def assert_zero_within_a_second(name, response, truth):
-    began = time.process_time()  # not by the clock: the machine may be busy
+    began = processor_time()
     assert verify(name, response, truth) == 0
-    assert time.process_time() - began < 1.0, f"{name} on {response[:40]!r}"
+    assert processor_time() - began < 1.0, f"{name} on {response[:40]!r} for {truth!r:.60}"
 
 
-@pytest.mark.parametrize("answer", ["9^{9^{9^9}}", "100000000!", r"\sum_{n=1}^{10^8} \frac{1}{n^7}", "(" * 140 + "1" + ")" * 140])
+@pytest.fixture
+def started():
+    assert verify("math", r"Answer: 2\sqrt{4}", r"\sqrt{16}") == 1
+    if HAS_GYM:
+        assert verify("reasoning_gym", "42", SUM) == 1
+
+
+HOSTILE_MATH = [
+    "9^{9^{9^9}}",
+    "100000000!",
+    r"\sum_{n=1}^{10^8} \frac{1}{n^7}",
+    "(" * 140 + "1" + ")" * 140,
+    "{" * 140 + "}" * 140,
+]
+HOSTILE_MATH += [
+    "(x+1)^{9999}",
+    "x^" * 100 + "2",
+    "9" * 59 + "^{9999}x",
+    r"\sin " * 50 + "x",
+    "+".join(["(x+1)^{99}"] * 20),
+    "(((x+y)^9)^9)^9",
+]
+
+
+@pytest.mark.parametrize("answer", HOSTILE_MATH)
+@pytest.mark.usefixtures("started")
 def test_hostile_math_ends_within_a_second(answer):
-    assert verify("math", r"Answer: \sqrt{4}", 2) == 1  # the server is up
-    assert_zero_within_a_second("math", f"Answer: {answer}", "3")
+    for truth in ("3", "2x+2", r"2\sqrt{3}"):
+        assert_zero_within_a_second("math", f"Answer: {answer}", truth)
+
+
+@pytest.mark.usefixtures("started")
+def test_brackets_do_not_hold_the_server():
+    began = processor_time()
+    assert verify_many([("math", rf"\boxed{{{'{' * 140}{'}' * 140}}}", "x")] * 200) == [0.0] * 200
+    assert processor_time() - began < 1.0
+
+
+@pytest.mark.parametrize("body", ["while True: pass", "return [0] * 10**12", "return 10**10**9", "return plus(a)"])
+def test_hostile_programs_end_within_a_second(body):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert verify("code", f"def plus(a): {body}", plus([[[n], n] for n in range(5)])) == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2  # the interpreter's start included
 
 
 HOSTILE = ["9" * 10**6, r"\boxed{" * 10**5, "9 " * 10**6, r"\frac{1}{" * 10**5, "answer " * 10**6, '{"a":' * 10_000, "[" * 20_000]
-HOSTILE += ["f(" * 10_000, "-" * 19_000, '{"name": "' * 2_000, "f(a=" + "9" * 19_000 + ")", "\0("]
-TRUTHS = [("math", "3"), ("tool_call", ADD), ("safety", "refuse"), ("exact", "a"), ("instruction", rule("repeat", text="a", n=9))]
+HOSTILE += [
+    "f(" * 10_000,
+    "-" * 19_000,
+    '{"name": "' * 2_000,
+    "f(a=" + "9" * 19_000 + ")",
+    "\0(",
+    "#### " * 10**5,
+    "1,000" * 4_000,
+]
+HOSTILE += [
+    "<answer>" * 10**5,
+    "=" * 20_000,
+    "\ufdfa" * 10**6,
+    "sorry " * 10**5,
+    "<function_calls>" * 1_000,
+    "f(x=" + "-" * 5_000 + "1)",
+]
+TRUTHS = [("math", "3"), ("math", "2x+2"), ("numeric", 3), ("tool_call", ADD), ("safety", "refuse"), ("exact", "a")]
+TRUTHS += [("instruction", rule("repeat", text="a", n=9))] + ([("reasoning_gym", SUM)] if HAS_GYM else [])
 
 
 @pytest.mark.parametrize("name, truth", TRUTHS)
+@pytest.mark.usefixtures("started")
 def test_hostile_text_is_read_within_a_second(name, truth):
     for text in HOSTILE:
         assert_zero_within_a_second(name, text, truth)
 
 
+HOSTILE_TEXT = [
+    "." * 10**5 + "a",
+    ".)" * 10**5 + "a",
+    "." + ")" * 10**5 + "a",
+    "*" * 10**5,
+    "*a" * 10**5,
+    "<<a" * 10**5,
+    "[a" * 10**5,
+]
+HOSTILE_TEXT += [
+    "\n " * 10**5,
+    "\n" + " " * 10**5 + "a",
+    "1. " * 10**5,
+    "\na" * 10**5,
+    "<<" + "a" * 10**5,
+    "[" * 10**5,
+    '"' * 10**5,
+]
+SAMPLES = {truth[0]["kind"]: truth for _, truth, _ in TABLES["instruction"]}
+
+
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_hostile_text_for_constraints(kind):
+    for text in HOSTILE_TEXT:
+        began = time.process_time()
+        assert verify("instruction", text, SAMPLES[kind]) in (0, 1)
+        assert time.process_time() - began < 1.0, text[:20]
+
+
+pieces = st.sampled_from(
+    [
+        "f(",
+        "x=",
+        "{",
+        "}",
+        "[1]",
+        "[",
+        "]",
+        ")",
+        ":",
+        ",",
+        "9" * 400,
+        "1",
+        "0",
+        "+1j",
+        "-",
+        "/",
+        "=",
+        "e99",
+        "*",
+        "^",
+        "!",
+        '"',
+        "'",
+    ]
+    + [r"\frac", r"\frac{1}{2}", r"\boxed{", r"\sqrt{", r"\text{", r"\sum", "answer: ", "#### ", "<answer>", "<function_calls>"]
+    + [
+        '{"name": "f", "arguments": {',
+        "lambda",
+        "f",
+        "x",
+        "\ud800",
+        "\0",
+        "\n",
+        " ",
+        "\u0663",
+        "\u00b2",
+        "%",
+        "$",
+        "nan",
+        "Infinity",
+    ]
+    + ["I can't ", "sorry, ", "help", "no", "1,000", "def double(x): return x", "```", ".", "#", "\\", "*", "True", "<<", ">>"]
+)
+anything = st.text() | st.lists(pieces, max_size=12).map("".join)
+EXAMPLES = {"math": 60, "code": 15, "reasoning_gym": 30}
+FUZZED = {"math": "2x+2", "numeric": 3, "code": DOUBLE, "tool_call": ADD, "safety": "comply", "exact": "a", "reasoning_gym": SUM}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.usefixtures("started")
+def test_any_text_gets_a_score(name):
+    @settings(max_examples=EXAMPLES.get(name, 300), deadline=None)
+    @given(anything)
+    def any_text(text):
+        for truth in SAMPLES.values() if name == "instruction" else [FUZZED[name]]:
+            score = verify(name, text, truth)
+            assert type(score) is float and 0 <= score <= 1
+
+    any_text()
+
+
+@given(st.integers(-(10**30), 10**30), st.integers(1, 999))
+def test_numbers_in_every_spelling(n, under):
+    spellings = [f"{n}", f"{n:,}", f"{n}.0", f"{n}/1", rf"\frac{{{n}}}{{1}}", f"${n:,}.00$", f"x = {n}", f"{n} dollars", f"{n}%"]
+    assert [verify("math", f"Answer: {text}", n) for text in spellings] == [1] * len(spellings)
+    spellings = [f"#### {n:,}", f"so #### ${n}.00", f"that is {n}"]
+    assert [verify("numeric", text, str(n)) for text in spellings] == [1] * len(spellings)
+    assert verify("math", f"Answer: {n}/{under}", rf"\frac{{{3 * n}}}{{{3 * under}}}") == 1
+    assert verify("numeric", f"#### {n + 1}", n) == verify("math", f"Answer: {n + 1}", n) == 0
+
+
 BAD_TRUTHS = [
-    ("math", None), ("math", True), ("math", ""), ("math", [42]), ("math", float("nan")),
+    ("math", None), ("math", True), ("math", ""), ("math", [42]), ("math", math.nan), ("math", math.inf), ("math", -math.inf),
+    ("math", "Infinity"), ("math", "x" * 500), ("math", "{" * 100 + "x" + "}" * 100), ("math", r"\int_0^x t dt"),
+    ("math", "9^{9^9}"), ("math", "?"),
+    ("numeric", "forty"), ("numeric", None), ("numeric", True), ("numeric", math.nan), ("numeric", math.inf),
+    ("numeric", "1/0"), ("numeric", "3 + 4"), ("numeric", ""), ("numeric", [1]),
     ("code", "def f(): pass"), ("code", {"function": "f"}), ("code", {"function": "f", "tests": []}),
     ("code", {"function": "f()", "tests": [[[1], 1]]}), ("code", {"function": "f", "tests": [[1, 1]]}),
     ("code", {"function": "f", "tests": [[[1], object()]]}), ("code", {"function": "f", "tests": [[[1], 1]], "pass_fraction": 0}),
     ("code", {"function": "f", "tests": [[[1], 1]], "timeout": 3}),
+    ("code", {"function": "f", "tests": [[[1], 1]], "pass_fraction": math.nan}),
     ("tool_call", "add(a=1)"), ("tool_call", []), ("tool_call", {"name": "f"}), ("tool_call", {"name": "f", "arguments": [1]}),
-    ("tool_call", {"name": "f", "arguments": {}, "optional": "a"}),
+    ("tool_call", {"name": "f", "arguments": {}, "optional": "a"}), ("tool_call", {"name": "f", "arguments": {"x": math.nan}}),
+    ("tool_call", {"name": "f", "arguments": {"x": math.inf}}), ("tool_call", {"name": "f", "arguments": {"x": {1, 2}}}),
+    ("tool_call", {"name": "f", "arguments": {1: 2}}), ("tool_call", None),
     ("instruction", []), ("instruction", {"kind": "all_lowercase"}), ("instruction", rule("rhymes")),
     ("instruction", rule("max_words")), ("instruction", rule("max_words", n="3")), ("instruction", rule("max_words", n=True)),
-    ("instruction", rule("all_lowercase", n=3)), ("instruction", rule("contains", text="")),
-    ("safety", "harmful"), ("safety", None), ("exact", 42), ("exact", " . "),
+    ("instruction", rule("max_words", n=math.inf)), ("instruction", rule("all_lowercase", n=3)),
+    ("instruction", rule("contains", text="")), ("instruction", rule(["all_lowercase"])), ("instruction", rule({})),
+    ("instruction", rule(None)), ("instruction", [None]), ("instruction", ["all_lowercase"]), ("instruction", None),
+    ("instruction", rule("one_of", options=[])), ("instruction", rule("one_of", options=[1])),
+    ("safety", "harmful"), ("safety", None), ("safety", ["refuse"]), ("safety", {}), ("exact", 42), ("exact", " . "),
 ]  # fmt: skip
+if HAS_GYM:
+    BAD_TRUTHS += [
+        ("reasoning_gym", truth) for truth in (None, {}, puzzle("no such", "1"), puzzle("countdown", "1"), puzzle([], "1"))
+    ]
+    BAD_TRUTHS += [("reasoning_gym", {"dataset": "chain_sum", "entry": entry}) for entry in (None, {"answer": "1"})]
+    BAD_TRUTHS += [("reasoning_gym", puzzle("chain_sum", "1", x=object()))]
 
 
 @pytest.mark.parametrize("name, truth", BAD_TRUTHS)
 def test_truth_of_the_wrong_kind_is_an_error(name, truth):
-    with pytest.raises(BarError, match=f"{name} truth: expected|instruction truth: .* expects") as caught:
-        verify(name, "42", truth)
+    with pytest.raises(BarError, match=rf"^rlvr\.jsonl:7: (?:{name} truth: expected|instruction truth: .* expects)") as caught:
+        check_task(name, truth, "rlvr.jsonl:7")
     assert "\n" not in str(caught.value)
+    with pytest.raises(BarError, match=f"{name} truth: "):
+        verify(name, "42", truth)
 
 
-def test_unknown_verifier_is_an_error():
-    with pytest.raises(BarError, match=r"'maths'.* unknown, expected one of math, code"):
-        verify("maths", "42", "42")
+def test_truths_that_refer_to_themselves():
+    loop = []
+    loop.append(loop)
+    for name, truth in [("code", plus([[[1], loop]])), ("tool_call", {"name": "f", "arguments": {"x": loop}})]:
+        with pytest.raises(BarError, match=rf"here: {name} truth: expected"):
+            check_task(name, truth, "here")
+
+
+def test_good_tasks_pass_and_cheaply():
+    for name, _, truth, _ in CASES:
+        check_task(name, truth, "here")
+    tasks = [(name, truth) for name, _, truth, _ in CASES if name != "reasoning_gym"]
+    began = time.process_time()
+    for name, truth in tasks * 10:
+        check_task(name, truth, "here")
+    assert (time.process_time() - began) / len(tasks) / 10 < 1e-3
+
+
+@pytest.mark.parametrize("name", ["maths", "", None, ["math"], {}, 7])
+def test_unknown_verifier_is_an_error(name):
+    with pytest.raises(BarError, match=r"^here: verifier .*: unknown, expected one of math, numeric, code"):
+        check_task(name, "42", "here")
+    with pytest.raises(BarError, match=r"unknown, expected one of math, numeric, code"):
+        verify(name, "42", "42")
+
+
+def test_an_error_of_one_reaches_the_caller_of_many():
     with pytest.raises(BarError, match="exact truth"):
         verify_many([("exact", "a", "a"), ("exact", "a", 1)])
+
+
+def test_gym_scores_as_the_data_sets_themselves():
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    for name in ("spell_backward", "word_sorting", "leg_counting", "fraction_simplification", "maze", "syllogism"):
+        score = reasoning_gym.get_score_answer_fn(name)
+        for entry in reasoning_gym.create_dataset(name, size=3, seed=5):
+            truth = {"dataset": name, "entry": json.loads(json.dumps(entry))}
+            check_task("reasoning_gym", truth, "here")
+            for answer in (entry["answer"], entry["answer"] + "x", "7", "no"):
+                assert verify("reasoning_gym", f"So <answer>{answer}</answer>", truth) == score(answer, entry)
+
+
+def test_gym_entry_that_cannot_be_scored_is_found_before():
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(BarError, match="here: reasoning_gym truth: expected an entry whose own answer scores"):
+        check_task("reasoning_gym", puzzle("graph_color", "x"), "here")
+
+
+def test_gym_scorers_that_evaluate_are_left_out():
+    """None of the others calls eval, exec or SymPy's parser (which evaluates) in its scorer's file."""
+    spec = importlib.util.find_spec("reasoning_gym")
+    if spec is None:
+        pytest.skip("reasoning-gym is not installed")
+    from reasoning_gym.factory import DATASETS
+
+    calls = ("eval(answer", "eval(entry", "eval(problem", "parse_expr(answer", "sympify(", "exec(")
+    evaluating = {
+        name
+        for name, (dataset, _) in DATASETS.items()
+        if any(call in Path(sys.modules[dataset.__module__].__file__).read_text() for call in calls)
+    }
+    assert evaluating - {"codeio"} <= gym.EVALUATED  # codeio runs its own programs, and only to make entries
+
+
+def test_gym_without_its_package():
+    code = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'reasoning_gym' else f(n, *a)\n"
+    code += f"from megatron_bar.rl.verifiers import check_task\ncheck_task('reasoning_gym', {SUM}, 'here')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.endswith(
+        "here: reasoning_gym verifier: package reasoning-gym expected, not found; pip install 'megatron_bar[gym]'"
+    )
 
 
 leaves = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.0, -0.0, 1.0, 2.0]) | st.text("a,'[:]", max_size=2)

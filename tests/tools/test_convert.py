@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing.process
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import torch
 from distributed import run_distributed
 from folders import NOT_FINITE, SPOILED, SPOILED_MOE, edit_json, load_tensors, save_hf, whole
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from scripts import process, refused
 
 from megatron_bar.models import convert
@@ -289,6 +291,26 @@ def test_logits_that_differ_leave_no_folder(inline, checkpoint, tmp_path, monkey
     monkeypatch.setattr(convert, "LOGITS_TOLERANCE", 0.0)
     err = refused(inline("export_hf", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--verify", "logits"))
     assert_matches(r"out: logits expected within 0 of those of transformers .*, in fp32\), got \d", err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_starts_no_process_that_would_outlive_a_kill(inline, folders, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda process: started.append(process))
+    assert inline("import_hf", "--hf", folders("two"), "--out", tmp_path / "out")[0] == 0
+    assert started == []
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, lambda: SystemExit("error: terminated")])
+def test_an_interrupted_import_says_one_line_and_leaves_nothing(inline, folders, tmp_path, monkeypatch, raised):
+    """While Megatron writes, where torch turns whatever is raised into an exception of its own."""
+
+    def stop(*args, **kwargs):
+        raise raised()
+
+    monkeypatch.setattr(filesystem_async, "_write_item", stop)
+    err = refused(inline("import_hf", "--hf", folders("two"), "--out", tmp_path / "out"))
+    assert "interrupt" in err.lower() or "terminated" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -31,7 +31,9 @@ def test_branch_then_merge_then_inspect_then_verify(dense, branched, expert, tmp
     merged = tmp_path / "merged"
     status, stdout, stderr = process("merge_experts", "--anchor", branched, "--expert", f"math={expert}", "--out", merged)
     assert (status, stderr) == (0, "")
-    assert stdout == f"{merged}: 2 experts, {Folder.open(merged).nbytes:,} bytes, verified\n"
+    note, said = stdout.splitlines()
+    assert note == "note: shared tensors: mean of 2 folders, the anchor included"
+    assert said == f"{merged}: 2 experts, {Folder.open(merged).nbytes:,} bytes, verified"
     assert [e.name for e in read_manifest(merged).experts] == ["anchor", "math"]
 
     status, stdout, stderr = process("inspect_model", merged)
@@ -78,7 +80,14 @@ def test_help_shows_an_example_that_parses(inline, tool):
     assert "not found" in refused(inline(tool, *example.split()))
 
 
-DENSE_CASES = SPOILED | NOT_FINITE | {"no tokenizer": (lambda p: (p / "tokenizer.json").unlink(), r"no tokenizer: expected")}
+DENSE_CASES = (
+    SPOILED
+    | NOT_FINITE
+    | {
+        "no tokenizer": (lambda p: (p / "tokenizer.json").unlink(), r"no tokenizer: expected"),
+        "empty tokenizer": (lambda p: (p / "tokenizer.json").write_text(""), r"tokenizer\.json: not readable as JSON"),
+    }
+)
 MOE_CASES = DENSE_CASES | SPOILED_MOE
 
 
@@ -94,7 +103,7 @@ def test_merge_refuses_a_spoiled_anchor(inline, branched, expert, tmp_path, spoi
     )
 
 
-SAME_LINE = {name: case for name, case in MOE_CASES.items() if name != "no tokenizer"}
+SAME_LINE = {name: case for name, case in MOE_CASES.items() if "tokenizer" not in name}
 
 
 @pytest.mark.parametrize("spoil, message", SAME_LINE.values(), ids=SAME_LINE)
@@ -181,6 +190,17 @@ def test_verify_frozen_fails_with_the_tensors_name(inline, branched, expert, tmp
     assert status == 0 and out.count("DID NOT MOVE") == 2
     err = refused(inline("verify_frozen", branched, same, "--stage", "midtrain", "--strict"))
     assert "got none in router, domain_expert" in err
+
+
+def test_paths_that_cannot_be_are_refused(inline, dense, branched, expert, tmp_path):
+    assert "not readable" in refused(inline("inspect_model", "x" * 5000))
+    inputs = {
+        "branch_expert": ("--anchor", dense, "--domain-init", dense),
+        "merge_experts": ("--anchor", branched, "--expert", f"math={expert}"),
+    }
+    for tool, arguments in inputs.items():
+        assert "File name too long" in refused(inline(tool, *arguments, "--out", tmp_path / ("x" * 300)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_inspect_without_hashes_reads_no_data(inline, dense, tmp_path):

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from folders import NOT_FINITE, SPOILED, SPOILED_MOE, edit_json, load_tensors, whole
+from folders import NOT_FINITE, SPOILED, SPOILED_MOE, WORDS, edit_json, load_tensors, whole
 from safetensors.torch import load_file, save_file
 
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import INDEX, Folder, companions, require_tokenizer
+from megatron_bar.weights.manifest import has_manifest
 
 
 def test_whatever_transformers_saves_is_read_bit_by_bit(dense, moe, sharded):
@@ -107,6 +108,7 @@ BAD_INDEX = {
     ),
     "a tensor no shard has": (lambda m, files: m.update({"x": files[0]}), r"tensor 'x' expected \(the index says so\), got"),
     "a tensor left out": (lambda m, files: m.pop(NORM), rf"index\.json: tensor '{NORM}' expected in .*, got None"),
+    "a name too long": (lambda m, files: m.update({NORM: "x" * 300 + ".safetensors"}), rf"'{NORM}' expected in x.*no such file"),
     "nothing": (lambda m, files: m.clear(), r"index\.json: expected an object 'weight_map'"),
 }
 
@@ -149,6 +151,42 @@ def test_a_file_linked_into_the_folder_is_read(dense, tmp_path):
 
 def test_companions(dense, tmp_path):
     assert {file.name for file in companions(dense)} == {"tokenizer.json", "generation_config.json"}
-    require_tokenizer(dense)
+    require_tokenizer(dense, len(WORDS))
     with pytest.raises(BarError, match=r"no tokenizer: expected tokenizer\.json or tokenizer\.model, got neither"):
-        require_tokenizer(tmp_path)
+        require_tokenizer(tmp_path, 19)
+    (tmp_path / "tokenizer.model").touch()  # of SentencePiece: read by whoever uses it
+    require_tokenizer(tmp_path, 19)
+
+
+BAD_TOKENIZERS = {
+    "": "not readable as JSON",
+    "{}": "expected a tokenizer with an object 'model' that has a 'vocab', got none",
+    '{"model": {}}': "expected a tokenizer with an object 'model' that has a 'vocab', got none",
+    '{"model": {"vocab": {"a": 0, "b": 19}}}': "token ids expected below vocab_size 19, got 19",
+    '{"model": {"vocab": {"a": "0"}}}': "token ids expected below vocab_size 19, got '0'",
+    '{"model": {"vocab": {"a": -1}}}': "token ids expected below vocab_size 19, got -1",
+    json.dumps({"model": {"vocab": [["a", 0.0]] * 20}}): "token ids expected below vocab_size 19, got 19",
+    '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 50}]}': "token ids expected below vocab_size 19, got 50",
+    '{"model": {"vocab": {"a": 0}}, "added_tokens": [7.5]}': "token ids expected below vocab_size 19, got 7.5",
+}
+
+
+@pytest.mark.parametrize("text, message", BAD_TOKENIZERS.items())
+def test_what_is_no_tokenizer_of_the_model_is_refused(tmp_path, text, message):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(BarError, match=rf"tokenizer\.json: {message}"):
+        require_tokenizer(tmp_path, 19)
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 1000, "num_experts": 1000}, {"num_experts": 20}])
+def test_more_layers_and_experts_than_tensors_are_refused_before_they_are_named(moe, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr("megatron_bar.weights.folder.tensor_shapes", lambda config: pytest.fail("named"))
+    message = r"config\.json expected \d+ layers of \d+ experts, got 33 tensors in all"
+    check_refused(moe, tmp_path / "folder", lambda p: edit_json(p / "config.json", **changes), message)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_path_that_no_folder_can_have_is_refused(name):
+    assert not has_manifest(name)
+    with pytest.raises(BarError, match=r"config\.json: not readable"):
+        Folder.open(name)

@@ -155,6 +155,23 @@ def test_an_empty_folder_is_filled_and_others_are_refused_untouched(dense, tmp_p
     assert names(tmp_path / "full") == ["precious"]
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/below"])
+def test_a_target_that_no_folder_can_be_is_refused(dense, tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(BarError, match="expected a new or empty folder to write to, got "):
+        copy(dense, tmp_path / name)
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_an_earlier_process_of_the_same_id_left_is_replaced(dense, tmp_path):
+    """A container that starts again has the same host name and the same ids."""
+    left = tmp_path / f".out.partial-{os.uname().nodename}-{os.getpid()}"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    copy(dense, tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
 def test_shards_may_be_written_in_any_order_by_anyone(sharded, tmp_path):
     folder, out = Folder.open(sharded), tmp_path / "out"
     plan = plan_shards(folder.config, folder.dtype, 5000)

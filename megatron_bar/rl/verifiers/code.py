@@ -18,13 +18,16 @@ from megatron_bar.rl.verifiers import code_child, sandbox
 CHILD = Path(code_child.__file__).read_text()
 FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 ENOUGH = 0.99
+LIMITS = sandbox.Limits(cpu_s=1)
+"""All tests of a program together take a second of processor time, as in the published run's tests; the wall clock is looser, for
+a busy machine must not turn right answers into wrong ones."""
 
 
 def verify(response: str, truth) -> float:
-    function, arguments, expected, enough = _parse_truth(truth)
+    function, arguments, expected, enough = check(truth)
     secret = secrets.token_hex(16)
     stdin = marshal.dumps((secret, program_of(response), function, arguments))
-    answers = _answers(sandbox.run(CHILD, stdin=stdin).stdout, secret)
+    answers = _answers(sandbox.run(CHILD, stdin=stdin, limits=LIMITS).stdout, secret)
     right = sum(answers.get(index) == spelling for index, spelling in enumerate(expected))
     return float(right >= enough * len(expected))
 
@@ -45,7 +48,7 @@ def _answers(stdout: bytes, secret: str) -> dict[int, str]:
     return answers
 
 
-def _parse_truth(truth) -> tuple[str, list[bytes], list[str], float]:
+def check(truth) -> tuple[str, list[bytes], list[str], float]:
     if not isinstance(truth, dict) or not {"function", "tests"} <= truth.keys() <= {"function", "tests", "pass_fraction"}:
         raise BarError(f"code truth: expected a dict of function, tests and perhaps pass_fraction, found {truth!r:.200}")
     function, tests, fraction = truth["function"], truth["tests"], truth.get("pass_fraction", 1.0)
@@ -63,6 +66,6 @@ def _parse_truth(truth) -> tuple[str, list[bytes], list[str], float]:
             # One by one: a program that changes an argument must not change another test's.
             arguments.append(marshal.dumps(list(test[0])))
             expected.append(code_child.spell(test[1]))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise BarError(f"code truth: expected plain values in a test, found {test!r:.200} ({error})") from error
     return function, arguments, expected, min(fraction, ENOUGH)

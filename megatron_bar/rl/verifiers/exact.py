@@ -4,9 +4,13 @@ from megatron_bar.errors import BarError
 
 
 def verify(response: str, truth) -> float:
+    return float(normalise(response) == normalise(check(truth)))
+
+
+def check(truth) -> str:
     if not isinstance(truth, str) or not normalise(truth):
         raise BarError(f"exact truth: expected a text, found {truth!r:.200}")
-    return float(normalise(response) == normalise(truth))
+    return truth
 
 
 def normalise(text: str) -> str:

@@ -1,65 +1,89 @@
-"""Math: the final answer of a worked solution, compared as a number, else as an expression.
+r"""Math: the final answer of a worked solution, compared as a number, else as an expression.
 
-truth = a number or a text (LaTeX or plain). The answer is what follows the last of "answer:", "####" or \\boxed{, up to the
-end of its sentence or brace; without any, the last number of the text. Quirks: "42.0" = "42" = "$42." = "42%" = "42 apples" =
-"x = 42" (units are not judged), thousands take commas, fractions are exact ("0.333" is not 1/3). What is no plain number goes
-to math-verify, with its leniences (x = 5 is 5, sets have no order), in a process that ends within a second; what it cannot
-decide by then is wrong.
+truth = a number or a text (LaTeX or plain). The answer is what follows the last of "answer:", "####" or \boxed{, up to the
+end of its sentence or brace; without any, the last number of the text, if the words beside it do not change it.
+
+Where the truth is a number, the answer must be one, written out (literal.py): nothing is calculated for it, so a question copied
+back earns nothing. Quirks: "42.0" = "42" = "$42." = "42%" = "42 apples" = "x = 42" (units are not judged), thousands take commas,
+fractions are exact ("0.333" is not 1/3), of "12 - 5 = 7" the last side counts.
+
+Any other truth goes to math-verify, with its leniences (x = 5 is 5, sets have no order), in a process that ends within a second;
+what it cannot decide by then is wrong. Unevaluated sums, integrals, derivatives, limits and the like never count, nor do
+commands that are neither plain notation nor in the truth; a constant truth ("2\sqrt{2}") allows no more sums, products and
+powers of numbers than it has itself. Quirk: between truths with variables and a question that only asks to rewrite ("expand
+(x+1)^2") the verifier cannot tell, for any equal expression is right.
 """
 
-import functools
 import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
-import threading
 from fractions import Fraction
-from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.rl.verifiers import fork_server, literal
 
 MARK = re.compile(r"answer(?:\s+is)?\s*:|####|\\boxed\s*\{", re.IGNORECASE)
-_UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?"
-NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?:\\[dt]?frac\{{(?P<top>{_UNSIGNED})\}}\{{(?P<under>{_UNSIGNED})\}}"
-    rf"|(?P<over>{_UNSIGNED})(?:\s*/\s*(?P<by>{_UNSIGNED}))?)"
-)
-_FRACTION = rf"\\[dt]?frac\{{{_UNSIGNED}\}}\{{{_UNSIGNED}\}}"
-LAST_NUMBER = re.compile(rf"(?:(?<![\w).])[-+])?(?:(?<![\w.]){_UNSIGNED}(?:/{_UNSIGNED})?|{_FRACTION})")
-"""In running text: the minus of "10-3" is no sign, the 2 of "H2" no number."""
-BEFORE = re.compile(r"(?:[a-zA-Z]\w*\s*=|(?:[a-zA-Z]{2,}\s+)+)?\s*")
-AFTER = re.compile(r"(?:\s+[a-zA-Z]{2,}[,.]?)*")
-MATH_WORDS = re.compile(
-    r"\b(?:pi|sqrt|root|log|ln|sin|cos|tan|exp|minus|negative|plus|times|over|divided|by|or|and|not|half|third|quarter|squared|cubed"
-    r"|dozen|hundred|thousand|million|billion|trillion)\b",
-    re.IGNORECASE,
-)
-"""Words that change a number, so that a number among them is not the answer by itself."""
 TAIL = 20_000
 """Characters of a response that are searched: a final answer stands at the end."""
 LONGEST = 300
 """Characters of a final answer; no honest one is longer, and parsing takes more than linear time."""
+DEEPEST = 8
+"""Brackets within brackets."""
+
+COMMAND = re.compile(r"\\[A-Za-z]+")
+NOTATION = frozenset(
+    r"""\frac \dfrac \tfrac \cdot \times \div \pm \mp \left \right \text \mathrm \mathbf \mathbb \infty \cup \cap \in \le \leq \ge
+    \geq \lt \gt \ne \neq \emptyset \varnothing \quad \circ \degree \begin \end \alpha \beta \gamma \delta \epsilon \theta \lambda
+    \mu \nu \rho \sigma \tau \phi \varphi \omega \angle \to \rightarrow \land \lor \wedge \vee \mid \setminus""".split()
+)
+"""What an answer may be written with; functions and roots must occur in a constant truth."""
+FUNCTIONS = frozenset(r"\sqrt \pi \sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \ln \log \exp".split())
+UNEVALUATED = re.compile(
+    r"\\(?:sum|prod|i*nt|oint|lim|limsup|liminf|gcd|lcm|det|max|min|sup|inf|operatorname|partial|nabla|[bp]?mod|pod|prime)(?![a-z])"
+    r"|(?<![a-z\\])(?:gcd|lcm|mod|sum|prod|lim|diff|integrate|int|max|min)(?![a-z])"
+    r"|frac\s*\{\s*d[^{}]*\}\s*\{\s*d\s*\\?[a-z]|\bd\s*/\s*d\s*[a-z]|'\s*\(",
+    re.IGNORECASE,
+)
+CALCULATION = re.compile(r"(?<=[\w)}!])\s*[-+](?!\s*\Z)|[0-9]\s*(?:\*|\\cdot|\\times|\\div|\^)|!|\\pm")
+"""Work left undone in a constant: a sum, a product, quotient or power of numbers, a factorial."""
+TOWER = re.compile(r"\^\s*\{?\s*[0-9.]+\s*\^|\^\s*\{?\s*[-+]?[0-9]{5}|!\s*!|[0-9]{5}\s*!|[0-9]{60}")
+"""Numbers that nobody could write down."""
 
 
 def verify(response: str, truth) -> float:
-    wanted = _parse_truth(truth)
+    wanted = check(truth)
     answer = final_answer(response[-TAIL:])
     if not answer or len(answer) > LONGEST:
         return 0.0
-    wanted_number, number = plain_number(wanted), plain_number(answer)
-    if wanted_number is not None and number is not None:
-        return float(number == wanted_number)
-    return float(_server(os.getpid()).equal(_clean(wanted), _clean(answer)))
+    wanted, answer = _clean(wanted), _clean(answer)
+    value = literal.number(wanted)
+    if value is not None:
+        return float(literal.number(answer) == value)
+    return float(_may_be_asked(wanted, answer) and _server().ask(wanted, answer) is True)
+
+
+def check(truth) -> str:
+    """The truth as text."""
+    number = isinstance(truth, int | float) and not isinstance(truth, bool) and truth - truth == 0
+    if not number and not isinstance(truth, str):
+        raise BarError(f"math truth: expected a number or a text, found {truth!r:.200}")
+    text = str(Fraction(str(truth))) if isinstance(truth, float) else str(truth)
+    cleaned = _clean(text) if len(text) <= LONGEST else ""
+    if (
+        not cleaned
+        or not re.search(r"[\w\\]", cleaned)
+        or re.fullmatch(r"[-+]?(?:inf|infinity|nan|none|null)", cleaned, re.IGNORECASE)
+    ):
+        raise BarError(f"math truth: expected a number or a text of up to {LONGEST} characters, found {truth!r:.200}")
+    if literal.number(cleaned) is None and (_is_bomb(cleaned) or UNEVALUATED.search(cleaned)):
+        raise BarError(f"math truth: expected a number or an evaluated expression, found {truth!r:.200}")
+    return text
 
 
 def final_answer(response: str) -> str:
     """The text of the final answer, "" if there is none."""
     marks = list(MARK.finditer(response))
     if not marks:
-        numbers = LAST_NUMBER.findall(response)
-        return numbers[-1] if numbers else ""
+        return literal.last_number(response.replace("\u2212", "-"))
     rest = response[marks[-1].end() :]
     if marks[-1][0].endswith("{"):
         return _until_brace(rest).strip()
@@ -79,60 +103,31 @@ def _until_brace(text: str) -> str:
 def _clean(text: str) -> str:
     """Without the ornaments of Markdown, money and LaTeX."""
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text.replace("\u2212", "-").replace("{,}", ","))
-    text = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r" \1", text)
-    text = re.sub(r"\\[$%!,()\[\]]|\*\*|__|[$`]|\\(?:left|right)(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r" \1", text)
+    text = re.sub(r"\\[$%!,;:()\[\]]|\*\*|__|[$`\u20ac\u00a3\u00a5]|\\(?:left|right)(?![a-zA-Z])", "", text)
     return text.strip().removesuffix(".").removesuffix("%").strip()
 
 
-def plain_number(text: str) -> Fraction | None:
-    """The one number of ``text``, exactly; None where there is more to it than words around."""
-    text = _clean(text)
-    before = BEFORE.match(text).end()
-    match = NUMBER.match(text, before)
-    if not match or not AFTER.fullmatch(text, match.end()) or MATH_WORDS.search(text):
-        return None
-    top = Fraction((match["top"] or match["over"]).replace(",", ""))
-    under = Fraction((match["under"] or match["by"] or "1").replace(",", ""))
-    if under == 0:
-        return None
-    return -top / under if match["sign"] == "-" else top / under
+def _may_be_asked(truth: str, answer: str) -> bool:
+    """Is ``answer`` a result, small enough to be parsed? Decided on its text: the parser evaluates some of what it reads."""
+    if _is_bomb(answer) or UNEVALUATED.search(answer):
+        return False
+    constant = not re.search(r"[A-Za-df-hj-z]", COMMAND.sub("", truth))  # e and i are numbers
+    allowed = NOTATION | set(COMMAND.findall(truth)) | (frozenset() if constant else FUNCTIONS)
+    if not allowed.issuperset(COMMAND.findall(answer)):
+        return False
+    return not constant or len(CALCULATION.findall(answer)) <= len(CALCULATION.findall(truth))
 
 
-def _parse_truth(truth) -> str:
-    if isinstance(truth, bool) or not isinstance(truth, str | int | float) or truth != truth or not str(truth).strip():
-        raise BarError(f"math truth: expected a number or a text, found {truth!r:.200}")
-    return str(truth) if isinstance(truth, str | int) else str(Fraction(str(truth)))
+def _is_bomb(text: str) -> bool:
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "({[") - (character in ")}]")
+        deepest = max(deepest, depth)
+    return deepest > DEEPEST or bool(TOWER.search(text))
 
 
-class _Server:
-    """math_child.py and the one conversation with it."""
-
-    def __init__(self):
-        if importlib.util.find_spec("math_verify") is None:
-            raise BarError("math verifier: package math-verify expected for symbolic answers, not found; pip install math-verify")
-        # -P: this folder holds files named like modules of the standard library
-        command = [sys.executable, "-P", str(Path(__file__).with_name("math_child.py"))]
-        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        self.lock = threading.Lock()
-        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, bufsize=0, start_new_session=True)
-
-    def equal(self, truth: str, answer: str) -> bool:
-        with self.lock:
-            self.child.stdin.write(json.dumps([truth, answer]).encode() + b"\n")
-            reply = self.child.stdout.read(1)
-        assert reply in (b"y", b"n", b"t"), f"the symbolic server ended with status {self.child.poll()}"
-        return reply == b"y"
-
-
-_starting = threading.Lock()
-
-
-def _server(pid: int) -> _Server:
-    with _starting:
-        return _server_of(pid)
-
-
-@functools.cache
-def _server_of(pid: int) -> _Server:
-    """One per process: a forked process must not talk into its parent's pipes."""
-    return _Server()
+def _server() -> fork_server.ForkServer:
+    if importlib.util.find_spec("math_verify") is None:
+        raise BarError("math verifier: package math-verify expected for symbolic answers, not found; pip install math-verify")
+    return fork_server.server("math_child")

@@ -6,7 +6,11 @@ list), inside <function_calls> tags or, without any tag, anywhere in the text (J
 made counts: one too many is wrong. An optional argument may be missing; given, it must equal the truth's value if the truth
 has one.
 
-Values compare as JSON does: 1 = 1.0, true is not 1, lists have an order, objects none. Python calls are read, never run.
+What cannot be read makes the whole answer wrong, for it may be one more call: another object among the calls, a key given
+twice, a brace that opens no JSON, something like ``g(`` beside JSON. Quirk: text around <function_calls> tags is not read.
+
+Values compare as JSON does: 1 = 1.0, true is not 1, lists have an order, objects none. Python calls are read, never run, and
+their values are what JSON could hold.
 """
 
 import ast
@@ -16,56 +20,93 @@ import re
 from megatron_bar.errors import BarError
 
 TAGS = re.compile(r"<function_calls>(.*?)(?:</function_calls>|\Z)", re.DOTALL)
+CALL_IN_TEXT = re.compile(r"\w\(")
 LONGEST = 20_000
 """Characters; a longer answer is no call, and reading it could take long."""
+Call = tuple[str, dict]
+
+
+class _Unreadable(ValueError):
+    """Text that is no list of calls."""
 
 
 def verify(response: str, truth) -> float:
-    wanted = [_parse_truth(call) for call in (truth if isinstance(truth, list | tuple) else [truth])]
-    if not wanted:
-        raise BarError("tool_call truth: expected at least one call, found an empty list")
+    wanted = check(truth)
     made = calls_in(response) if len(response) <= LONGEST else []
     return float(_matches(made, wanted))
 
 
-def calls_in(response: str) -> list[tuple[str, dict]]:
-    """Every call of the answer, as name and arguments; what cannot be read is no call."""
+def calls_in(response: str) -> list[Call]:
+    """Every call of the answer, as name and arguments; none where anything in it is unreadable."""
     tagged = TAGS.findall(response)
-    if not tagged:
-        return _json_calls(response) or _python_calls(response)
-    return [call for block in tagged for call in _json_calls(block) or _python_calls(block)]
-
-
-def _json_calls(text: str) -> list[tuple[str, dict]]:
-    decoder, calls, at = json.JSONDecoder(), [], 0
-    while (at := text.find("{", at)) >= 0:
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            at += 1
-            continue
-        if value.keys() == {"name", "arguments"} and isinstance(value["name"], str) and isinstance(value["arguments"], dict):
-            calls.append((value["name"], value["arguments"]))
-    return calls
-
-
-def _python_calls(text: str) -> list[tuple[str, dict]]:
     try:
-        body = ast.parse(text.strip()).body
-        expressions = [statement.value for statement in body if isinstance(statement, ast.Expr)]
-        nodes = [node for e in expressions for node in (e.elts if isinstance(e, ast.List | ast.Tuple) else [e])]
-        return [_python_call(node) for node in nodes] if len(expressions) == len(body) else []
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what ast raises on text that is no Python or too deep
+        return [call for text in tagged or [response] for call in _calls(text)]
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # what json and ast raise on text they cannot read
         return []
 
 
-def _python_call(node: ast.expr) -> tuple[str, dict]:
+def _calls(text: str) -> list[Call]:
+    try:
+        return _python_calls(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return _json_calls(text)
+
+
+def _json_calls(text: str) -> list[Call]:
+    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+    calls, beside, at = [], [], 0
+    while (start := text.find("{", at)) >= 0:
+        beside.append(text[at:start])
+        value, at = decoder.raw_decode(text, start)
+        if value.keys() != {"name", "arguments"} or type(value["name"]) is not str or type(value["arguments"]) is not dict:
+            raise _Unreadable("an object that is no call")
+        calls.append((value["name"], value["arguments"]))
+    if CALL_IN_TEXT.search(" ".join([*beside, text[at:]])):
+        raise _Unreadable("a call beside JSON")
+    return calls
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    if len(dict(pairs)) != len(pairs):
+        raise _Unreadable("a key given twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str):
+    raise _Unreadable(name)
+
+
+def _python_calls(text: str) -> list[Call]:
+    body = ast.parse(text.strip()).body
+    if not all(isinstance(statement, ast.Expr) for statement in body):
+        raise _Unreadable("no expression")
+    expressions = [statement.value for statement in body]
+    nodes = [node for e in expressions for node in (e.elts if isinstance(e, ast.List | ast.Tuple) else [e])]
+    return [_python_call(node) for node in nodes]
+
+
+def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError("no call by keyword")
-    return ast.unparse(node.func), {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+        raise _Unreadable("no call by keyword")
+    return ast.unparse(node.func), _object([(keyword.arg, _value(keyword.value)) for keyword in node.keywords])
 
 
-def _matches(made: list[tuple[str, dict]], wanted: list[tuple[str, dict, frozenset]]) -> bool:
+def _value(node: ast.expr):
+    match node:
+        case ast.Constant(value=None | bool() | int() | float() | str() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as value)) if (
+            type(value) is not bool
+        ):
+            return -value if isinstance(sign, ast.USub) else value
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [_value(item) for item in items]
+        case ast.Dict(keys=keys, values=values) if all(isinstance(k, ast.Constant) and type(k.value) is str for k in keys):
+            return _object([(key.value, _value(value)) for key, value in zip(keys, values, strict=True)])
+    raise _Unreadable("no plain value")
+
+
+def _matches(made: list[Call], wanted: list[tuple[str, dict, frozenset]]) -> bool:
     """Can all calls made be paired with all calls wanted? By augmenting paths: optional arguments let one call fit several."""
     maker = {}
 
@@ -81,7 +122,7 @@ def _matches(made: list[tuple[str, dict]], wanted: list[tuple[str, dict, frozens
     return len(made) == len(wanted) and all(place(i, set()) for i in range(len(made)))
 
 
-def _fits(call: tuple[str, dict], wanted: tuple[str, dict, frozenset]) -> bool:
+def _fits(call: Call, wanted: tuple[str, dict, frozenset]) -> bool:
     (name, arguments), (wanted_name, wanted_arguments, optional) = call, wanted
     required = wanted_arguments.keys() - optional
     if name != wanted_name or not required <= arguments.keys() <= wanted_arguments.keys() | optional:
@@ -101,11 +142,24 @@ def _equal(a, b) -> bool:
     return type(a) is type(b) and a == b
 
 
-def _parse_truth(call) -> tuple[str, dict, frozenset]:
+def check(truth) -> list[tuple[str, dict, frozenset]]:
+    wanted = [_parse_call(call) for call in (truth if isinstance(truth, list | tuple) else [truth])]
+    if not wanted:
+        raise BarError("tool_call truth: expected at least one call, found an empty list")
+    return wanted
+
+
+def _parse_call(call) -> tuple[str, dict, frozenset]:
     fields = call if isinstance(call, dict) else {}
     name, arguments, optional = fields.get("name"), fields.get("arguments"), fields.get("optional", [])
     names_optional = isinstance(optional, list | tuple) and all(isinstance(o, str) for o in optional)
     known = fields.keys() <= {"name", "arguments", "optional"}
     if not (known and names_optional and isinstance(name, str) and name and isinstance(arguments, dict)):
         raise BarError(f"tool_call truth: expected name, arguments (an object) and perhaps optional (names), found {call!r:.200}")
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BarError(f"tool_call truth: expected arguments that JSON can hold, found {arguments!r:.200} ({error})") from error
+    if not all(isinstance(key, str) for key in arguments):
+        raise BarError(f"tool_call truth: expected names of arguments, found {list(arguments)!r:.200}")
     return name, arguments, frozenset(optional)

@@ -1,0 +1,149 @@
+"""What a merge accepts: a branched folder and experts that were trained from it, each a lineage of its own.
+
+The cheap checks come first, on every folder; then each is read once, for its hashes. A manifest is a claim: what the tensors
+can show is compared with the tensors.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.folder import TOKENIZERS, Folder, Progress, require_same_config, require_tokenizer
+from megatron_bar.weights.groups import RLVR, RLVR_OPEN
+from megatron_bar.weights.hashes import Units, anchor_hash, domain_hash, hash_units, is_anchors_own
+from megatron_bar.weights.hf_config import MOE
+from megatron_bar.weights.manifest import ANCHOR, DOMAIN, MANIFEST, Expert, Manifest, has_manifest, read_manifest
+
+_MAY_MOVE_THE_ANCHOR = {RLVR.name, RLVR_OPEN.name}
+"""Stages that may have run without a freeze, as the authors' did. A manifest names stages, not policies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    name: str
+    folder: Folder
+    manifest: Manifest
+    units: Units
+
+    @property
+    def lineage(self) -> Expert:
+        """Of its domain expert."""
+        return self.manifest.experts[1]
+
+
+def check_arguments(anchor: Path, experts: dict[str, Path | str]) -> None:
+    if not experts:
+        raise BarError("merge expected at least one expert NAME=FOLDER, got none")
+    paths = {anchor.resolve(): ANCHOR}
+    for name, path in experts.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == ANCHOR:
+            raise BarError(f"expert name expected of letters, digits, '_', '.', '-' and not {ANCHOR!r}, got {name!r}")
+        other = paths.setdefault(Path(path).resolve(), name)
+        if other != name:
+            raise BarError(f"{path}: expected one folder per expert, got the same one as {other!r} and as {name!r}")
+
+
+def open_inputs(anchor: Path | str, experts: dict[str, Path | str], progress: Progress) -> list[Input]:
+    """All checks, the cheap ones on every folder before the first byte is hashed."""
+    opened = [(name, _open_two_experts(path), _read_manifest(Path(path))) for name, path in {"anchor": anchor, **experts}.items()]
+    _, branched, recorded = opened[0]
+    if recorded.kind != "branched":
+        raise BarError(
+            f"{branched.path}: the anchor expected is the branched folder all experts started from, got {recorded.kind!r}"
+        )
+    require_tokenizer(branched.path, branched.config.vocab_size)
+    for _, folder, manifest in opened[1:]:
+        _compare_with_anchor(branched, recorded, folder, manifest)
+    _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened[1:]])
+    inputs = []
+    for name, folder, manifest in opened:
+        units = hash_units(folder, finite=True, progress=progress)
+        inputs.append(Input(name=name, folder=folder, manifest=manifest, units=units))
+    found = anchor_hash(inputs[0].units)
+    if found != recorded.anchor_hash:
+        raise BarError(f"{branched.path}: changed since the branch: expected anchor hash {recorded.anchor_hash}, got {found}")
+    _refuse_copies(inputs)
+    for given in inputs[1:]:
+        _refuse_foreign_anchor(inputs[0], given)
+    return inputs
+
+
+def _open_two_experts(path: Path | str) -> Folder:
+    folder = Folder.open(path)
+    if folder.config.num_experts != 2:
+        raise BarError(
+            f"{path}: merge expected a FlexOlmo folder with 2 experts, got {folder.config.num_experts or 'a dense one'}"
+        )
+    return folder
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not has_manifest(path):
+        raise BarError(
+            f"{path / MANIFEST}: not found; expected the manifest that tools/branch_expert.py writes and every training stage"
+            " carries along: branch with that tool and train from its folder"
+        )
+    manifest = read_manifest(path)
+    if manifest.anchor_hash is None or len(manifest.experts) != 2:
+        got = f"{manifest.anchor_hash} and {len(manifest.experts)}"
+        raise BarError(f"{path / MANIFEST}: expected an anchor hash and 2 experts, got {got}")
+    first, second = manifest.experts
+    if manifest.family != MOE or first.name != ANCHOR or second.name == ANCHOR:
+        got = f"{manifest.family} of {first.name!r} and {second.name!r}"
+        raise BarError(f"{path / MANIFEST}: expected {MOE} of {ANCHOR!r} and a domain expert, got {got}")
+    for expert in manifest.experts:
+        if expert.anchor_hash != manifest.anchor_hash:
+            what = f"anchor hash {manifest.anchor_hash} of expert {expert.name!r} too"
+            raise BarError(f"{path / MANIFEST}: expected {what}, got {expert.anchor_hash}")
+    return manifest
+
+
+def _compare_with_anchor(branched: Folder, recorded: Manifest, folder: Folder, manifest: Manifest) -> None:
+    if manifest.anchor_hash != recorded.anchor_hash:
+        raise BarError(
+            f"{folder.path}: foreign anchor: expected anchor hash {recorded.anchor_hash} as recorded in {branched.path},"
+            f" got {manifest.anchor_hash}"
+        )
+    if manifest.kind != "expert":
+        raise BarError(f"{folder.path}: expected a trained expert of {branched.path}, got kind {manifest.kind!r}")
+    require_same_config(branched, folder)
+    for name in TOKENIZERS:
+        ours, theirs = branched.path / name, folder.path / name
+        if ours.is_file() != theirs.is_file() or (ours.is_file() and ours.read_bytes() != theirs.read_bytes()):
+            raise BarError(f"{theirs}: expected the same tokenizer as {ours}, got another or none")
+
+
+def _refuse_one_lineage_twice(named: list[tuple[Folder, str]]) -> None:
+    """Two stages of one expert; those that no training named cannot be told apart and are left to `_refuse_copies`."""
+    seen: dict[str, Folder] = {}
+    for folder, name in named:
+        other = seen.setdefault(name, folder)
+        if other is not folder and name != DOMAIN:
+            raise BarError(f"{folder.path}: expected one folder per expert, got {name!r} in {other.path} too")
+
+
+def moved_anchor(branched: Input, given: Input) -> list[str]:
+    return [unit for unit, digest in branched.units.items() if is_anchors_own(unit) and given.units[unit] != digest]
+
+
+def _refuse_foreign_anchor(branched: Input, given: Input) -> None:
+    """The anchor hash in a manifest says where an expert came from, not that it did: its frozen tensors show it."""
+    moved = moved_anchor(branched, given)
+    if moved and not _MAY_MOVE_THE_ANCHOR & set(given.lineage.stages):
+        stages = " > ".join(given.lineage.stages) or "none"
+        raise BarError(
+            f"{given.folder.path}: tensor {moved[0]!r} is the anchor's, frozen in its stages ({stages}): expected the bits of"
+            f" {branched.folder.path}, got others"
+        )
+
+
+def _refuse_copies(inputs: list[Input]) -> None:
+    """The branched folder among them: with its domain expert an input is untrained."""
+    seen: dict[str, Input] = {}
+    for given in inputs:
+        other = seen.setdefault(domain_hash(given.units), given)
+        if other is not given:
+            raise BarError(
+                f"{given.folder.path}: expected a domain expert of its own, got a copy of {other.name!r} as {given.name!r}"
+            )

@@ -1,0 +1,29 @@
+"""A JSON object from a file that anyone may have written, or one line saying what is wrong with it."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+
+
+def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    """For ``object_pairs_hook``: of a key that is there twice, readers take different ones."""
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        [(name, count)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} expected once, got it {count} times")
+    return seen
+
+
+def read_object(path: Path, *, expected: str) -> dict:
+    """The object in ``path``; ``expected`` says what the file would have belonged to where it is missing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
+    except FileNotFoundError:
+        raise BarError(f"{path}: not found; expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BarError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BarError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
