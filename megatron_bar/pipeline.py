@@ -206,7 +206,8 @@ class Pipeline:
             stage = step.run.stage
             shape = self.shape.with_experts(step.experts) if step.experts else self.shape
             layout = stage.parallel
-            stage.check(shape, processes or layout.tensor * layout.pipeline * layout.expert)
+            needed = layout.tensor * layout.pipeline * layout.expert
+            stage.check(shape, processes or needed, batches=step.run.rl is None)  # RLVR makes batches of what it has
 
     @property
     def shape(self) -> ModelConfig:

@@ -60,8 +60,8 @@ class Stage:
                 f"stage {self.name}: sequence {self.sequence} is not divisible by tensor parallelism {self.parallel.tensor}"
             )
 
-    def check(self, shape: ModelConfig, world_size: int) -> None:
-        """That the stage can train a model of this shape on so many processes."""
+    def check(self, shape: ModelConfig, world_size: int, *, batches: bool = True) -> None:
+        """That the stage can train a model of this shape on so many processes; ``batches``: by batches of that many rows."""
         try:
             self.parallel.check(shape, world_size)
         except BarError as error:
@@ -71,7 +71,7 @@ class Stage:
         if absent:
             raise BarError(f"stage {self.name}: policy {self.policy} trains {', '.join(absent)}, which the model does not have")
         unit = self.micro_batch * world_size // (self.parallel.tensor * self.parallel.pipeline)
-        if self.batch % unit:
+        if batches and self.batch % unit:
             raise BarError(
                 f"stage {self.name}: batch of {self.batch} rows is not divisible by micro-batch {self.micro_batch} x "
                 f"{unit // self.micro_batch} data-parallel ranks"

@@ -222,6 +222,12 @@ def test_what_no_step_could_do_is_told_before_the_first(tmp_path, change, messag
         pipeline.check(pipeline.select())
 
 
+def test_the_shipped_recipes_can_be_run_on_what_they_are_meant_for(tmp_path):
+    for name, processes in (("tiny", 1), ("tiny", 2), ("olmo2_7b", 8), ("olmo2_7b", 64)):
+        pipeline = Pipeline(load_recipe(name), tmp_path)
+        pipeline.check(pipeline.select(), processes)
+
+
 def test_steps_are_selected_by_expert_and_stage(tmp_path):
     pipeline = Pipeline(load_recipe("tiny"), tmp_path)
     named = lambda **which: [step.name for step in pipeline.select(**which)]  # noqa: E731
