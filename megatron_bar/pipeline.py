@@ -26,6 +26,7 @@ from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.data.world import Sizes
 from megatron_bar.errors import BarError, require_at_least, require_name
 from megatron_bar.evaluation.generative import TestSet, evaluate, load_model
+from megatron_bar.evaluation.plot import line_chart
 from megatron_bar.evaluation.report import write_report
 from megatron_bar.evaluation.routing import expert_shares
 from megatron_bar.experts.branch import branch
@@ -328,7 +329,7 @@ class Pipeline:
             logs=self.out / "logs" / name,
         )
         if run.rl is not None:
-            tasks = self._tasks(run, chats)
+            tasks = self.tasks(run, chats)
             grpo.train(job, run.stage, run.rl, tasks, chats, verify_many)
             return
         mixture = self._mixture(run, chats)
@@ -337,7 +338,7 @@ class Pipeline:
         self.say(f"{name}: {summary(mixture.parts)}")
         fit(job, run.stage, mixture.parts, weights=mixture.weights)
 
-    def _tasks(self, run: Run, chats: ChatFormat) -> list[grpo.Task]:
+    def tasks(self, run: Run, chats: ChatFormat) -> list[grpo.Task]:
         """All of them checked before the first is drawn: graders never see a truth that they cannot use."""
         rows = [row for source in run.data for row in read_rows(source, self.data, seed=self.recipe.seed)]
         on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
@@ -428,11 +429,24 @@ class Pipeline:
                 found["routing"][source.place.name.partition(".")[0]] = shares
         on_rank_zero(lambda: _write(self.out / "evaluation" / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False)))
 
+    def _reward_curves(self) -> dict[str, list[list[float]]]:
+        """The mean reward of every round, of every RLVR stage that left a log."""
+        curves = {}
+        for step in self.steps.values():
+            log = self.out / "logs" / step.name / "metrics.jsonl"
+            if step.run is not None and step.run.rl is not None and log.is_file():
+                curves[step.name] = [[json.loads(line)["reward"] for line in log.read_text(encoding="utf-8").splitlines()]]
+        return curves
+
     def _report(self, models: tuple[str, ...]) -> None:
         def make():
             found = {name: json.loads((self.out / "evaluation" / f"{name}.json").read_text(encoding="utf-8")) for name in models}
             experts = {spec.name: f"{spec.name}-{spec.runs[-1].stage.name}" for spec in self.recipe.experts}
             text = write_report(self.recipe.name, found, experts=experts, trained=self.recipe.evaluation.trained)
+            curves = self._reward_curves()
+            if curves:
+                chart = line_chart(curves, title="Mean reward of RLVR", x="round", y="reward")
+                _write(self.out / "rewards.svg", chart)
             _write(self.out / "report.md", text)
 
         on_rank_zero(make)

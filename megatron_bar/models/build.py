@@ -60,14 +60,15 @@ class LanguageModel(GPTModel):
         cache: KVCache | None = None,
         slots: Tensor | None = None,
         keep: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor] | Tensor:
         """One pass over ``ids`` ``[b, s]`` (int64) at ``positions`` ``[b, s]``.
 
         With ``labels`` ``[b, s]`` (the token each position should predict; negative: no loss there): ``(nll, lse)``,
-        both ``[b, s]`` fp32. Without: logits ``[b, s, vocab_size]``, gathered over TP, without the padding.
-        ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``, ``slots``: see
-        `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are wanted. Pipeline ranks before the
-        last return hidden states for the next one instead.
+        both ``[b, s]`` fp32, of the distribution at ``temperature``. Without: logits ``[b, s, vocab_size]``, gathered over
+        TP, without the padding. ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``,
+        ``slots``: see `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are wanted. Pipeline
+        ranks before the last return hidden states for the next one instead.
         """
         seqs = Sequences(positions=positions, documents=documents, cache=cache, slots=slots)
         seqs.prepare(theta=self.shape.rope_theta, width=self.shape.head_dim)
@@ -77,12 +78,14 @@ class LanguageModel(GPTModel):
             None,
             packed_seq_params=seqs,
             output_processor=self._nll if labels is not None else self._logits,
-            output_processor_context=keep if labels is None else labels,
+            output_processor_context=keep if labels is None else (labels, temperature),
         )
 
-    def _nll(self, *, hidden_states: Tensor, context: Tensor, **_) -> tuple[Tensor, Tensor]:
+    def _nll(self, *, hidden_states: Tensor, context: tuple[Tensor, float], **_) -> tuple[Tensor, Tensor]:
+        labels, temperature = context
         logits, _ = self.output_layer(hidden_states)
-        return token_nll(logits, context, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
+        logits = logits if temperature == 1 else logits / temperature
+        return token_nll(logits, labels, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
 
     def _logits(self, *, hidden_states: Tensor, context: Tensor | None, **_) -> Tensor:
         group = self.pg_collection.tp

@@ -12,6 +12,8 @@ from megatron_bar.data.packing import Batch
 class Objective(Protocol):
     names: tuple[str, ...]
     """Of the sums it reports, divided by the number of loss tokens before they are shown."""
+    temperature: float
+    """Of the distribution whose ``nll`` it wants."""
 
     def __call__(self, nll: Tensor, lse: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss summed over the loss tokens of ``nll``, ``lse`` ``[b, s]``, and the sums named by ``names``."""
@@ -23,6 +25,7 @@ class LanguageModelling:
 
     head_z_loss: float = 0.0
     names = ("loss",)
+    temperature = 1.0
 
     def __call__(self, nll, lse, batch):
         mask = batch.labels >= 0

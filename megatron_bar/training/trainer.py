@@ -4,7 +4,8 @@ Megatron does the parallel work: DDP, distributed optimizer, pipeline schedules.
 is divided once, by the loss tokens of the whole batch, so it does not depend on the layout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
 
 from megatron_bar.data.packing import Batch
 from megatron_bar.errors import BarError
@@ -107,6 +109,49 @@ class Trainer:
         lr = self.scheduler.get_lr({})
         return metrics | {"grad_norm": float(grad_norm), "lr": lr, "tokens": tokens, "loss_tokens": loss_tokens}
 
+    @torch.no_grad()
+    def token_nll(self, micro_batches: list[Batch], objective: Objective) -> list[Tensor]:
+        """Of every label, ``[b, s]`` fp32, on all ranks of its model; trains nothing. Collective."""
+        rows, length = micro_batches[0].ids.shape
+        found = get_forward_backward_func()(
+            forward_step_func=partial(_score, objective),
+            data_iterator=iter(micro_batches),
+            model=[self.ddp],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+        values = torch.empty(len(micro_batches), rows, length, device=cpu.device())
+        if parallel_state.is_pipeline_last_stage():
+            values.copy_(torch.stack(found))
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            last, group = (
+                parallel_state.get_pipeline_model_parallel_last_rank(),
+                parallel_state.get_pipeline_model_parallel_group(),
+            )
+            dist.broadcast(values, src=last, group=group)
+        return list(values)
+
+    @contextmanager
+    def start_weights(self) -> Iterator[None]:
+        """The model as it was when the stage began, for passes that do not train. Needs `keep_start` beforehand."""
+        with torch.no_grad():
+            now = [param.detach().clone() for param, _ in self._start]
+            for param, start in self._start:
+                param.copy_(start)
+            try:
+                yield
+            finally:
+                for (param, _), value in zip(self._start, now, strict=True):
+                    param.copy_(value)
+
+    def keep_start(self) -> None:
+        """Keeps a copy of what will train, before anything has; what is frozen is its own copy."""
+        assert self.done == 0
+        self._start = [(param, param.detach().clone()) for param in self.model.parameters() if param.requires_grad]
+
     def _count(self, micro_batches: list[Batch]) -> tuple[int, int]:
         counts = torch.tensor([[b.ids.numel(), b.loss_tokens] for b in micro_batches], device=cpu.device()).sum(0)
         dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
@@ -144,8 +189,15 @@ def _on_all_ranks(check: Callable[[], None]) -> None:
 
 def _forward(objective: Objective, batches, model):
     batch = next(batches).to(cpu.device())
-    output = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
+    output = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents, temperature=objective.temperature)
     return output, partial(_reduce, objective, batch)
+
+
+def _score(objective: Objective, batches, model):
+    """A pass that does not train: what is wanted is the output itself, one tensor."""
+    output, _ = _forward(objective, batches, model)
+    nll = output[0] if isinstance(output, tuple) else output  # earlier pipeline ranks hand on hidden states
+    return nll, lambda values, non_loss_data: values
 
 
 def _reduce(objective: Objective, batch: Batch, output):

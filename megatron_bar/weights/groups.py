@@ -88,8 +88,9 @@ RLVR = FreezePolicy(name="rlvr", trains=_EXPERT_AND_ROW | _SHARED)
 ROUTE = FreezePolicy(name="route", trains=frozenset({ParamGroup.ROUTER}), anchor_row_frozen=False)
 # Where the authors' scripts differ from it (their released training scripts).
 SFT_SHARED_FROZEN = FreezePolicy(name="sft_shared_frozen", trains=_EXPERT_AND_ROW)
+RLVR_HEAD_FREE = FreezePolicy(name="rlvr_head_free", trains=_EXPERT_AND_ROW | {ParamGroup.LM_HEAD})
 RLVR_OPEN = FreezePolicy(name="rlvr_open", trains=_EXPERT_AND_ROW | _SHARED | {ParamGroup.ANCHOR_EXPERT}, anchor_row_frozen=False)
 # Dense models: pretraining and post-training of the anchor.
 DENSE_ALL = FreezePolicy(name="dense_all", trains=_SHARED | {ParamGroup.FFN}, anchor_row_frozen=False)
 
-POLICIES = {p.name: p for p in (MIDTRAIN, SFT, RLVR, ROUTE, SFT_SHARED_FROZEN, RLVR_OPEN, DENSE_ALL)}
+POLICIES = {p.name: p for p in (MIDTRAIN, SFT, RLVR, ROUTE, SFT_SHARED_FROZEN, RLVR_HEAD_FREE, RLVR_OPEN, DENSE_ALL)}

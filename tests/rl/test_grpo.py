@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_bar.data.packing import NO_LOSS, Batch
 from megatron_bar.errors import BarError
-from megatron_bar.rl.advantage import centred, informative
+from megatron_bar.rl.advantage import centred, dr_grpo, informative, standardised
 from megatron_bar.rl.grpo import GRPOConfig, Prompts, Task, _grade, pack_rollouts, rollout
 from megatron_bar.rl.loss import ClippedPolicyGradient
 from megatron_bar.rl.sampler import Completion
@@ -26,17 +26,17 @@ def batch_of(labels, old, advantages, dtype=torch.float64) -> Batch:
 
 def plain(nll: list[float], labels, old, advantages) -> tuple[float, dict[str, float]]:
     """The published objective, one token after the other."""
-    total, clipped, kl, surprise = 0.0, 0, 0.0, 0.0
+    sums = {"loss": 0.0, "clip_low": 0, "clip_high": 0, "kl_to_sampler": 0.0, "kl_to_start": 0.0}
     for value, label, before, advantage in zip(nll, labels, old, advantages, strict=True):
         if label < 0:
             continue
         ratio = math.exp(-value - before)
         held = min(max(ratio, 1 - LOW), 1 + HIGH)
-        total -= min(ratio * advantage, held * advantage)
-        clipped += ratio * advantage > held * advantage
-        kl += ratio - 1 - math.log(ratio)
-        surprise += value
-    return total, {"loss": total, "clipped": clipped, "kl_to_sampler": kl, "surprise": surprise}
+        sums["loss"] -= min(ratio * advantage, held * advantage)
+        if ratio * advantage > held * advantage:
+            sums["clip_low" if ratio < 1 else "clip_high"] += 1
+        sums["kl_to_sampler"] += ratio - 1 - math.log(ratio)
+    return sums["loss"], sums
 
 
 REAL = st.floats(-5, 5, allow_subnormal=False)
@@ -95,12 +95,40 @@ def test_masked_tokens_do_not_matter_even_where_they_overflow():
     loss, sums = objective(nll, None, batch)
     loss.backward()
     assert nll.grad.tolist() == [[1.0, 0.0, -1.0]]
-    assert sums.tolist() == pytest.approx([0.0, 0.0, 0.0, 1.5])
+    assert sums.tolist() == pytest.approx([0.0] * 5)
+
+
+def test_kl_to_the_start_is_k3_and_has_its_gradient():
+    """Beside the policy gradient: beta * (exp(r) - 1 - r), r = start - new; d / d nll = beta * (exp(r) - 1)."""
+    nll = torch.tensor([[1.2, 0.7]], dtype=torch.float64, requires_grad=True)
+    batch = batch_of([[3, NO_LOSS]], [[-1.2, 0.0]], [[0.0, 0.0]])
+    batch.extras["start_logprobs"] = torch.tensor([[-0.9, 5.0]], dtype=torch.float64)
+    loss, sums = ClippedPolicyGradient(kl=0.5)(nll, None, batch)
+    loss.backward()
+    r = -0.9 + 1.2
+    assert loss.item() == pytest.approx(0.5 * (math.exp(r) - 1 - r)) and sums[-1].item() == pytest.approx(math.exp(r) - 1 - r)
+    assert nll.grad.tolist() == [[pytest.approx(0.5 * (math.exp(r) - 1)), 0.0]]
+    measured, _ = ClippedPolicyGradient()(nll, None, batch)
+    assert measured.item() == 0.0, "without a weight it is measured only"
+
+
+@pytest.mark.parametrize("sampled, weight", [(-1.0, 1.0), (-1.5, math.exp(0.5)), (-9.0, 2.0), (-0.5, math.exp(-0.5))])
+def test_truncated_importance_sampling_weighs_by_trainer_over_sampler(sampled, weight):
+    """The ratio is to the trainer's own probability, here 1; the sampler's enters by the weight, 2 at most."""
+    nll = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
+    batch = batch_of([[3]], [[sampled]], [[3.0]])
+    batch.extras["trainer_logprobs"] = torch.tensor([[-1.0]], dtype=torch.float64)
+    loss, _ = ClippedPolicyGradient(importance_cap=2.0)(nll, None, batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(-3.0 * weight) and nll.grad.item() == pytest.approx(3.0 * weight)
+
+
+LENGTHS = [2, 4, 6, 8]
 
 
 @given(st.lists(REAL, min_size=1, max_size=8))
 def test_advantages_are_centred_and_not_scaled(rewards):
-    advantages = centred(rewards)
+    advantages = centred(rewards, LENGTHS, 8)
     assert sum(advantages) == pytest.approx(0, abs=1e-9)
     for a, b in zip(rewards, advantages, strict=True):
         assert b - advantages[0] == pytest.approx(a - rewards[0], abs=1e-9)
@@ -108,8 +136,11 @@ def test_advantages_are_centred_and_not_scaled(rewards):
 
 
 def test_centred_by_hand():
-    assert centred([10.0, 0.0, 0.0, 10.0]) == [5.0, -5.0, -5.0, 5.0]
-    assert centred([10.0, 0.0, 0.0, 0.0]) == [7.5, -2.5, -2.5, -2.5]
+    assert centred([10.0, 0.0, 0.0, 10.0], LENGTHS, 8) == [5.0, -5.0, -5.0, 5.0]
+    assert centred([10.0, 0.0, 0.0, 0.0], LENGTHS, 8) == [7.5, -2.5, -2.5, -2.5]
+    assert standardised([10.0, 0.0, 0.0, 10.0], LENGTHS, 8) == pytest.approx([1, -1, -1, 1], abs=1e-5)
+    # 20 tokens in 4 answers of at most 8: the sum over tokens times 20 / 32, over 20 tokens, is the sum over 4 * 8.
+    assert dr_grpo([10.0, 0.0, 0.0, 10.0], LENGTHS, 8) == pytest.approx([5 * 5 / 8, -5 * 5 / 8, -5 * 5 / 8, 5 * 5 / 8])
     assert informative([0.0, 0.0, 1.0]) and not informative([1.0, 1.0])
 
 
@@ -135,13 +166,13 @@ def rollouts(draw):
 @given(rollouts(), st.integers(10, 16))
 def test_what_an_answer_had_lies_beside_its_labels(made, length):
     tasks, groups, rewards = made
-    packed = pack_rollouts(tasks, groups, rewards, length=length, pad_id=0)
+    packed = pack_rollouts(tasks, groups, rewards, length=length, pad_id=0, longest=9)
     rows = packed.take(range(len(packed)))
     logprobs, advantages = rows.extras["logprobs"], rows.extras["advantages"]
     expected = {
         token: (logprob, advantage)
         for group, scores in zip(groups, rewards, strict=True)
-        for answer, advantage in zip(group, centred(scores), strict=True)
+        for answer, advantage in zip(group, centred(scores, [], 9), strict=True)
         for token, logprob in zip(answer.ids, answer.logprobs, strict=True)
     }
     labels = rows.labels[rows.labels >= 0].tolist()
@@ -162,17 +193,26 @@ def test_a_rollout_that_does_not_fit_is_refused():
     task = Task(prompt=[1, 2, 3], verifier="exact", truth="")
     answers = [Completion(ids=[4, 5], logprobs=[0.0, 0.0], finished=False)] * 2
     with pytest.raises(BarError, match="a rollout of 5 tokens does not fit the sequence length 4"):
-        pack_rollouts([task], [answers], [[0.0, 10.0]], length=4, pad_id=0)
+        pack_rollouts([task], [answers], [[0.0, 10.0]], length=4, pad_id=0, longest=9)
 
 
 def test_rows_that_fill_up_a_batch_carry_no_loss():
     task = Task(prompt=[1], verifier="exact", truth="")
     answers = [Completion(ids=[4, 5], logprobs=[-1.0, -2.0], finished=True)] * 2
-    rows = pack_rollouts([task], [answers], [[0.0, 10.0]], length=3, pad_id=0)
+    rows = pack_rollouts([task], [answers], [[0.0, 10.0]], length=3, pad_id=0, longest=9)
     batch = rows.take([1, -1, 0])
     assert batch.labels.tolist() == [[4, 5, NO_LOSS], [NO_LOSS] * 3, [4, 5, NO_LOSS]]
     assert {values.dtype for values in batch.extras.values()} == {torch.float32}
     assert batch.extras["advantages"][[0, 2]].sum().item() == 0 and batch.loss_tokens == 4
+
+
+def test_answers_cut_off_can_be_left_out_of_the_loss():
+    task = Task(prompt=[1], verifier="exact", truth="")
+    answers = [Completion(ids=[4, 5], logprobs=[-1.0, -2.0], finished=done) for done in (True, False)]
+    options = {"length": 3, "pad_id": 0, "longest": 2}
+    for truncated, tokens in (("score", 4), ("mask", 2)):
+        rows = pack_rollouts([task], [answers], [[0.0, 10.0]], truncated=truncated, **options)
+        assert rows.take([0, 1]).loss_tokens == tokens
 
 
 TASKS = [Task(prompt=[n], verifier="exact", truth=str(n)) for n in range(12)]

@@ -16,7 +16,12 @@ from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.manifest import Manifest
 
-LAYOUTS = {"tp1": (ParallelConfig(), 1), "tp2": (ParallelConfig(tensor=2), 2), "ep2": (ParallelConfig(expert=2), 2)}
+LAYOUTS = {
+    "tp1": (ParallelConfig(), 1),
+    "tp2": (ParallelConfig(tensor=2), 2),
+    "ep2": (ParallelConfig(expert=2), 2),
+    "pp2": (ParallelConfig(pipeline=2), 2),
+}
 CONFIG = grpo.GRPOConfig(rounds=14, prompts=8, group=8, mini_batches=2, max_new_tokens=3, solved=1.1)
 
 
@@ -88,7 +93,7 @@ def test_the_first_mini_batch_has_the_samplers_probabilities(folder, tmp_path):
     run_distributed(learn, 1, folder, tmp_path / "out", stage(ParallelConfig()), config)
     (only,) = rewards(tmp_path / "logs")
     assert abs(only["kl_to_sampler"]) <= 1e-9
-    assert only["clipped"] == 0
+    assert only["clip_low"] == only["clip_high"] == 0
 
 
 def stop_after_save(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> None:

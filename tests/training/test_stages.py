@@ -108,6 +108,7 @@ PUBLISHED = {
     "rlvr": "domain_expert router embedding lm_head final_norm attention block_norm",
     "route": "router",
     "sft_shared_frozen": "domain_expert router",
+    "rlvr_head_free": "domain_expert router lm_head",
     "rlvr_open": "domain_expert router embedding lm_head final_norm attention block_norm anchor_expert",
 }
 ANCHOR_ROW_MOVES = ("route", "rlvr_open")
