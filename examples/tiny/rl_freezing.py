@@ -4,8 +4,8 @@ The article says that with all shared parameters frozen "the reward curve was co
 predates the repair of a bug by which frozen early layers cost the others their gradients. Here every trainable tensor is
 known to receive one (the trainer stops otherwise), and only what trains differs. Run it after `make demo`:
 
-    python examples/tiny/rl_freezing.py --run runs/tiny --out runs/rl_freezing
-    torchrun --standalone --nproc-per-node 2 examples/tiny/rl_freezing.py --run runs/tiny --out runs/rl_freezing
+    python examples/tiny/rl_freezing.py --source runs/tiny --out runs/rl_freezing
+    torchrun --standalone --nproc-per-node 2 examples/tiny/rl_freezing.py --source runs/tiny --out runs/rl_freezing
 
 Writes curves.json, curves.svg and result.md; what is in curves.json already is not run again.
 """
@@ -30,7 +30,7 @@ WAYS = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="a finished tiny run (default runs/tiny)")
+    parser.add_argument("--source", type=Path, default=Path("runs/tiny"), help="a finished tiny run (default runs/tiny)")
     parser.add_argument("--out", type=Path, default=Path("runs/rl_freezing"))
     parser.add_argument("--rounds", type=int, default=30, help="rollout batches (default 30)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -71,9 +71,9 @@ def one(args, policy: str, seed: int) -> list[float]:
     stage = replace(run.stage, policy=policy, seed=seed, save_every=0, optim=replace(run.stage.optim, lr=args.lr))
     # No prompt is retired: every way sees the same ones, and the curve is of the whole set.
     config = replace(run.rl, rounds=args.rounds, solved=2.0, kl_every=0)
-    source, work = args.run / "math-sft", args.out / ".work"
+    source, work = args.source / "math-sft", args.out / ".work"
     chats = ChatFormat(load_tokenizer(source), recipe.chat_template)
-    tasks = Pipeline(recipe, args.run).tasks(replace(run, stage=stage, rl=config), chats)
+    tasks = Pipeline(recipe, args.source).tasks(replace(run, stage=stage, rl=config), chats)
     on_rank_zero(lambda: shutil.rmtree(work, ignore_errors=True))
     job = Job(
         name=f"{policy} seed {seed}",
