@@ -89,16 +89,7 @@ class Trainer:
         watch = GradientWatch(self.model) if self.done == 0 else None
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        rows, length = micro_batches[0].ids.shape
-        sums = get_forward_backward_func()(
-            forward_step_func=partial(_forward, objective),
-            data_iterator=iter(micro_batches),
-            model=[self.ddp],
-            num_microbatches=len(micro_batches),
-            seq_length=length,
-            micro_batch_size=rows,
-            forward_only=False,
-        )
+        sums = self._passes(partial(_forward, objective), micro_batches)
         if watch is not None:
             _on_all_ranks(watch.check)
         self.scheduler.step(1)
@@ -109,20 +100,25 @@ class Trainer:
         lr = self.scheduler.get_lr({})
         return metrics | {"grad_norm": float(grad_norm), "lr": lr, "tokens": tokens, "loss_tokens": loss_tokens}
 
-    @torch.no_grad()
-    def token_nll(self, micro_batches: list[Batch], objective: Objective) -> list[Tensor]:
-        """Of every label, ``[b, s]`` fp32, on all ranks of its model; trains nothing. Collective."""
+    def _passes(self, step: Callable, micro_batches: list[Batch], *, forward_only: bool = False, **more) -> list:
+        """Megatron's schedule over the micro-batches: what each left on the last pipeline rank."""
         rows, length = micro_batches[0].ids.shape
-        found = get_forward_backward_func()(
-            forward_step_func=partial(_score, objective),
+        return get_forward_backward_func()(
+            forward_step_func=step,
             data_iterator=iter(micro_batches),
             model=[self.ddp],
             num_microbatches=len(micro_batches),
             seq_length=length,
             micro_batch_size=rows,
-            forward_only=True,
-            collect_non_loss_data=True,
+            forward_only=forward_only,
+            **more,
         )
+
+    @torch.no_grad()
+    def token_nll(self, micro_batches: list[Batch], objective: Objective) -> list[Tensor]:
+        """Of every label, ``[b, s]`` fp32, on all ranks of its model; trains nothing. Collective."""
+        rows, length = micro_batches[0].ids.shape
+        found = self._passes(partial(_score, objective), micro_batches, forward_only=True, collect_non_loss_data=True)
         values = torch.empty(len(micro_batches), rows, length, device=cpu.device())
         if parallel_state.is_pipeline_last_stage():
             values.copy_(torch.stack(found))
