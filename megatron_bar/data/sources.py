@@ -1,6 +1,7 @@
 """Where rows come from: JSONL (plain, .gz, .zst), Parquet, folders of them, Hugging Face ``datasets``; and which rows are taken.
 
-A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), or a task ``{"messages", "verifier", "truth"}``.
+A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), or a task ``{"messages", "verifier", "truth"}``;
+published RLVR sets call these ``prompt``, ``dataset`` and ``ground_truth``, which is understood too.
 Every row is checked; a bad one is named by file and line, and stops the work unless the caller collects such errors.
 Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this kind.
 """
@@ -31,6 +32,8 @@ KEYS: dict[str, dict[str, type]] = {
     "task": {"messages": list, "verifier": str, "truth": object},
 }
 """What a row must have, and of which type."""
+PUBLISHED = {"gsm8k": "numeric", "math": "math", "code": "code", "string_matcher": "exact"}
+"""Verifiers of the ``dataset`` that a published RLVR row names (open-instruct)."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
 
 
@@ -138,12 +141,29 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
             raise BarError(f"{where}: half a surrogate pair ({error.object[error.start]!r}), which is no character") from None
     if not isinstance(row, dict):
         raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}, got {type(row).__name__}")
+    if kind == "task" and "ground_truth" in row:
+        row = _from_published(row, where)
     for key, wanted in KEYS[kind].items():
         if key not in row:
             raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}; {key} is missing")
         if not isinstance(row[key], wanted):
             raise BarError(f"{where}: {key} must be {_called(wanted)}, got {type(row[key]).__name__}")
     return row
+
+
+def _from_published(row: dict, where: str) -> dict:
+    """A row of open-instruct's form in ours."""
+    row = dict(row)
+    truth, source = row.pop("ground_truth"), row.pop("dataset", None)
+    if isinstance(row.get("prompt"), str):
+        row.setdefault("messages", [{"role": "user", "content": row["prompt"]}])
+    if "verifier" not in row:
+        name = source[0] if isinstance(source, list) and len(source) == 1 else source
+        if not isinstance(name, str) or name.lower() not in PUBLISHED:
+            known = ", ".join(PUBLISHED)
+            raise BarError(f"{where}: expected a verifier, or a dataset out of {known} beside ground_truth, got {source!r:.100}")
+        row["verifier"] = PUBLISHED[name.lower()]
+    return row | {"truth": truth[0] if isinstance(truth, list) and len(truth) == 1 and isinstance(source, list) else truth}
 
 
 def _called(wanted: type) -> str:

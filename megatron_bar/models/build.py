@@ -17,7 +17,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_bar.models.layers import KVCache, Sequences, token_nll
+from megatron_bar.models.attention import Kernels, KVCache, Sequences
+from megatron_bar.models.layers import token_nll
 from megatron_bar.models.olmo2 import block_spec, megatron_config, weight_op
 from megatron_bar.models.ops import WeightOp
 from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
@@ -27,9 +28,9 @@ from megatron_bar.weights.hf_config import ModelConfig
 class LanguageModel(GPTModel):
     """This rank's layers of an OLMo 2 or FlexOlmo model, on this rank's device."""
 
-    def __init__(self, shape: ModelConfig, layout: ParallelConfig, *, recompute: bool = False):
+    def __init__(self, shape: ModelConfig, layout: ParallelConfig, *, recompute: bool, attention: Kernels):
         megatron = megatron_config(shape, layout, recompute=recompute)
-        spec = block_spec(shape, megatron, shape.num_layers // layout.pipeline)
+        spec = block_spec(shape, megatron, shape.num_layers // layout.pipeline, attention=attention)
         super().__init__(
             config=megatron,
             transformer_layer_spec=spec,
@@ -40,7 +41,7 @@ class LanguageModel(GPTModel):
             position_embedding_type="none",  # RoPE belongs to the attention core, which knows the positions
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         )
-        self.shape, self.layout = shape, layout
+        self.shape, self.layout, self.attention = shape, layout, attention
         for index, layer in enumerate(self.decoder.layers):
             layer.self_attention.core_attention.layer = index
         if self.pre_process and recompute:
@@ -71,7 +72,8 @@ class LanguageModel(GPTModel):
         ranks before the last return hidden states for the next one instead.
         """
         seqs = Sequences(positions=positions, documents=documents, cache=cache, slots=slots)
-        seqs.prepare(theta=self.shape.rope_theta, width=self.shape.head_dim)
+        dtype, width = self.config.params_dtype, self.shape.head_dim
+        seqs.prepare(theta=self.shape.rope_theta, width=width, kernels=self.attention, dtype=dtype)
         return super().forward(
             ids,
             positions,
@@ -122,8 +124,10 @@ class LanguageModel(GPTModel):
         return [layer.mlp.router for layer in self.decoder.layers] if self.shape.num_experts else []
 
 
-def build_model(shape: ModelConfig, layout: ParallelConfig, *, recompute: bool = False) -> LanguageModel:
+def build_model(
+    shape: ModelConfig, layout: ParallelConfig, *, recompute: bool = False, attention: Kernels = "torch"
+) -> LanguageModel:
     """This rank's part of the model, its weights not yet set (see shards.load_folder)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return LanguageModel(shape, layout, recompute=recompute)
+        return LanguageModel(shape, layout, recompute=recompute, attention=attention)

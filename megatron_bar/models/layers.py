@@ -1,14 +1,11 @@
-"""What OLMo 2 has and Megatron-Core lacks: its norms, its residual, its attention core, its loss.
+"""What OLMo 2 has and Megatron-Core lacks: its norms, its residual, its loss (its attention core: attention.py).
 
-Legend: s sequence, b batch, h hidden, n heads of this rank, d head width, t tokens, v vocabulary columns of this rank.
+Legend: s sequence, b batch, h hidden, n heads of this rank, d head width, v vocabulary columns of this rank.
 Source: transformers models/olmo2/modeling_olmo2.py; OLMo 2 (arXiv 2501.00656) section 3 for norm placement and QK-norm.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -85,105 +82,6 @@ class PostNormResidual(MegatronModule):
 
     def forward(self, training: bool, fused: bool):
         return lambda x_with_bias, residual, dropout: residual + self.norm(x_with_bias[0])
-
-
-class KVCache:
-    """Keys and values of the sequences being sampled: ``[layers of this rank, rows + 1, heads of this rank, max_length, d]``.
-
-    The last row belongs to no sequence: it takes what fills a pass up to a shape that all ranks share.
-    """
-
-    def __init__(self, *, layers: int, rows: int, heads: int, max_length: int, width: int, dtype: torch.dtype):
-        self.rows = rows
-        shape = (layers, rows + 1, heads, max_length, width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=torch.cuda.current_device())
-        self.values = torch.zeros_like(self.keys)
-
-
-@dataclass
-class Sequences(PackedSeqParams):
-    """Positions, documents and cache of a forward pass; travels to the attention core as Megatron's packed_seq_params.
-
-    Training: positions ``[b, s]``; tokens attend to earlier ones of the same ``documents`` id ``[b, s]`` (None: one
-    document per row). Sampling: the batch is laid out flat, ``[1, rows * new]``, so that sequence parallelism can cut
-    it, and its rows are the rows ``slots`` ``[rows]`` of ``cache``; None: all of them.
-    """
-
-    positions: Tensor = None
-    documents: Tensor | None = None
-    cache: KVCache | None = None
-    slots: Tensor | None = None
-    cos: Tensor = field(init=False, default=None)
-    sin: Tensor = field(init=False, default=None)
-    mask: Tensor | None = field(init=False, default=None)
-
-    @property
-    def rows(self) -> int:
-        """Sequences in the pass."""
-        if self.cache is None:
-            return len(self.positions)
-        return self.cache.rows if self.slots is None else len(self.slots)
-
-    def prepare(self, *, theta: float, width: int) -> "Sequences":
-        """Computes once what every layer needs: RoPE's cosines and sines, ``[b, 1, s, d]`` in fp32, and the mask."""
-        device = self.positions.device
-        # As in transformers: every operation of the angle in fp32.
-        frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float, device=device) / width))
-        angles = self.positions[:, :, None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        if self.cache is not None:
-            angles = angles.view(self.rows, -1, width)
-            reach = self.positions.view(self.rows, -1)
-            slots = torch.arange(self.cache.keys.shape[3], device=device)[: int(reach.max()) + 1]
-            self.mask = (slots <= reach[:, :, None])[:, None]
-        elif self.documents is not None:
-            s = self.positions.shape[1]
-            causal = torch.ones(s, s, dtype=torch.bool, device=device).tril()
-            self.mask = (causal & (self.documents[:, :, None] == self.documents[:, None, :]))[:, None]
-        self.cos, self.sin = angles.cos()[:, None], angles.sin()[:, None]
-        return self
-
-
-def _rotate(x_bnsd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x_bnsd.chunk(2, dim=-1)
-    return (x_bnsd * cos + torch.cat((-right, left), dim=-1) * sin).to(x_bnsd.dtype)
-
-
-class CoreAttention(MegatronModule):
-    """RoPE, cache, document mask and torch's scaled_dot_product_attention, in Megatron's core_attention slot."""
-
-    def __init__(
-        self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None, pg_collection=None
-    ):
-        super().__init__(config)
-        self.layer = None
-        """Index of this layer among the layers of this pipeline rank: its row in the cache."""
-
-    def forward(self, query, key, value, attention_mask, *, packed_seq_params: Sequences, **_) -> Tensor:
-        """query ``[s, b, n, d]``, key and value ``[s, b, kv heads, d]`` -> ``[s, b, n * d]``."""
-        seqs, (s, b, n, d) = packed_seq_params, query.shape
-
-        def by_head(x):  # [s, b, n, d] -> [rows, n, tokens per row, d]
-            return x.transpose(0, 1).reshape(seqs.rows, -1, x.shape[2], d).transpose(1, 2)
-
-        query, key, value = by_head(query), by_head(key), by_head(value)
-        query, key = _rotate(query, seqs.cos, seqs.sin), _rotate(key, seqs.cos, seqs.sin)
-        if seqs.cache is not None:
-            key, value = self._through_cache(key, value, seqs)
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=seqs.mask, is_causal=seqs.mask is None, enable_gqa=key.shape[1] != n
-        )
-        return out.transpose(1, 2).reshape(b, s, n * d).transpose(0, 1).contiguous()
-
-    def _through_cache(self, key: Tensor, value: Tensor, seqs: Sequences) -> tuple[Tensor, Tensor]:
-        positions, slots, reach = seqs.positions.view(seqs.rows, -1), seqs.slots, seqs.mask.shape[-1]
-        row = torch.arange(seqs.rows, device=positions.device) if slots is None else slots
-        rows = slice(seqs.rows) if slots is None else slots  # a view, where all rows take part
-        read = []
-        for buffer, new in ((seqs.cache.keys[self.layer], key), (seqs.cache.values[self.layer], value)):
-            buffer[row[:, None], :, positions] = new.transpose(1, 2)
-            read.append(buffer[rows, :, :reach])
-        return read[0], read[1]
 
 
 def token_nll(logits_sbv: Tensor, labels_bs: Tensor, *, vocab_size: int, group) -> tuple[Tensor, Tensor]:

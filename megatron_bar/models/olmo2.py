@@ -21,7 +21,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_bar.errors import BarError
-from megatron_bar.models.layers import CoreAttention, KNorm, PostNormResidual, QNorm, RMSNorm
+from megatron_bar.models.attention import CORES, Kernels
+from megatron_bar.models.layers import KNorm, PostNormResidual, QNorm, RMSNorm
 from megatron_bar.models.moe import AnchoredMoE, Router
 from megatron_bar.models.ops import Columns, GateUp, QueryKeyValue, Rows, WeightOp, Whole
 from megatron_bar.parallel.state import ParallelConfig
@@ -86,7 +87,9 @@ def _has_fused_weight_gradients() -> bool:
     return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
-def block_spec(config: ModelConfig, megatron: TransformerConfig, layers: int) -> TransformerBlockSubmodules:
+def block_spec(
+    config: ModelConfig, megatron: TransformerConfig, layers: int, *, attention: Kernels
+) -> TransformerBlockSubmodules:
     """One OLMo 2 layer, ``layers`` times: no norm before a block, post-norm residuals behind it, QK-norm within."""
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     if config.num_experts:
@@ -95,16 +98,16 @@ def block_spec(config: ModelConfig, megatron: TransformerConfig, layers: int) ->
         mlp = partial(AnchoredMoE, submodules=MoESubmodules(experts=experts, router=router))
     else:
         mlp = partial(MLP.as_mlp_submodule, submodules=linears)
-    attention = SelfAttentionSubmodules(
+    submodules = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
-        core_attention=CoreAttention,
+        core_attention=CORES[attention],
         linear_proj=RowParallelLinear,
         q_layernorm=QNorm,
         k_layernorm=KNorm,
     )
     residual = ModuleSpec(module=PostNormResidual, params={"config": megatron})
     layer = TransformerLayerSubmodules(
-        self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
+        self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules),
         self_attn_bda=residual,
         mlp=mlp,
         mlp_bda=residual,

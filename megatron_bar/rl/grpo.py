@@ -2,14 +2,17 @@
 
 Each round draws ``prompts`` prompts, ``group`` answers to each, from the weights as they are; answers are rewarded by their
 verifier alone; groups that agree are dropped; the rest makes ``mini_batches`` optimizer steps. A prompt that was solved
-at least ``solved`` of the time is not drawn again. On policy: nothing is asynchronous.
+at least ``solved`` of the time is not drawn again.
+
+With ``lag`` 1 a round's answers are begun before the steps of the round before it, so that an engine of its own answers while
+the trainer trains; truncated importance sampling then corrects for the weights that are one round old.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
-from random import Random
 from typing import Literal
 
 import numpy as np
@@ -20,14 +23,15 @@ from torch import Tensor
 
 from megatron_bar.config import to_json
 from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.indexed import Document, in_memory
+from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import Batch, PackedRows
 from megatron_bar.errors import BarError, require_at_least
-from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel.state import on_rank_zero
-from megatron_bar.rl.advantage import ADVANTAGES, Advantages, centred, informative
+from megatron_bar.rl.advantage import ADVANTAGES, informative
+from megatron_bar.rl.engine import Drawing, Engine, EngineConfig, build_engine
 from megatron_bar.rl.loss import ClippedPolicyGradient
-from megatron_bar.rl.sampler import Completion, Sampler
+from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
+from megatron_bar.rl.sampler import Completion
 from megatron_bar.training import checkpoint
 from megatron_bar.training.fit import Job
 from megatron_bar.training.metrics import Log
@@ -56,7 +60,13 @@ class GRPOConfig:
     kl_every: int = 10
     """Rounds between measurements of the KL to the start where it is not in the loss; 0: never."""
     importance_cap: float | None = None
-    """Truncated importance sampling, for a sampler that is not the trainer itself; see loss.py."""
+    """Truncated importance sampling, for a sampler that is not the trainer itself; see loss.py. 2 is usual."""
+    lag: Literal[0, 1] = 0
+    """Rounds that the weights that answer are behind: 1 is one step asynchronous, and needs ``importance_cap``."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What answers."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, besides the chat format's own end."""
     truncated: Literal["score", "mask"] = "score"
     """Answers cut off at the length limit: scored as they stand, or without loss (overlong filtering, arXiv 2503.14476)."""
     max_drift: float = 0.05
@@ -77,72 +87,72 @@ class GRPOConfig:
         for name in ("temperature", "clip_low", "clip_high", "reward", "solved"):
             if not getattr(self, name) > 0:
                 raise BarError(f"rl: {name} must be positive, got {getattr(self, name)}")
+        if self.lag not in (0, 1) or (self.lag and self.importance_cap is None):
+            raise BarError(f"rl: lag must be 0, or 1 with an importance_cap (2 is usual), got {self.lag}")
+        if not all(self.stop):
+            raise BarError("rl: stop has an empty text, which would end every answer")
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(max_new_tokens=self.max_new_tokens, temperature=self.temperature, stop=self.stop, slots=self.slots)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    prompt: list[int]
-    """Token ids, generation prompt included."""
-    verifier: str
-    truth: object
+@dataclass
+class _Pending:
+    """Answers on their way: to which prompts, in groups of how many."""
+
+    drawn: list[int]
+    wait: Callable[[], list[Completion]]
+    group: int
+
+    def groups(self) -> list[list[Completion]]:
+        flat = self.wait()
+        return [flat[n : n + self.group] for n in range(0, len(flat), self.group)]
+
+    def saved(self) -> dict:
+        """As JSON; the answers are waited for."""
+        done = self.wait()
+        self.wait = lambda: done
+        return {"drawn": self.drawn, "answers": [vars(completion) for completion in done]}
 
 
-def pack_rollouts(
-    tasks: list[Task],
-    groups: list[list[Completion]],
-    rewards: list[list[float]],
-    *,
-    length: int,
-    pad_id: int,
-    longest: int,
-    advantages: Advantages = centred,
-    truncated: str = "score",
-) -> PackedRows:
-    """Prompt and answer as one document each; an answer's tokens carry their ``logprobs`` and ``advantages``."""
-    documents: list[Document] = []
-    logprobs: list[list[float]] = []
-    weights: list[list[float]] = []
-    for task, group, scores in zip(tasks, groups, rewards, strict=True):
-        nothing = [0.0] * len(task.prompt)
-        for completion, advantage in zip(group, advantages(scores, [len(c.ids) for c in group], longest), strict=True):
-            ids = task.prompt + completion.ids
-            if len(ids) > length:
-                raise BarError(f"a rollout of {len(ids)} tokens does not fit the sequence length {length}")
-            learn = completion.finished or truncated == "score"
-            documents.append((ids, [False] * len(task.prompt) + [learn] * len(completion.ids)))
-            logprobs.append(nothing + completion.logprobs)
-            weights.append(nothing + [advantage] * len(completion.ids))
-    rollouts = in_memory(documents, logprobs=logprobs, advantages=weights)
-    return PackedRows([("rollouts", rollouts)], length, pad_id=pad_id)
+class Rollouts:
+    """The answers of each round, from an engine that has the weights it should have."""
 
+    PROBES, PROBE_TOKENS = 4, 32
 
-class Prompts:
-    """The prompts still worth drawing; what is drawn in a round depends on the seed and on what was solved before."""
+    def __init__(self, trainer: Trainer, engine: Engine, tasks: list[Task], prompts: Prompts, config: GRPOConfig, pad_id: int):
+        self.trainer, self.engine, self.tasks, self.prompts = trainer, engine, tasks, prompts
+        self.config, self.pad_id, self.pending = config, pad_id, None
 
-    def __init__(self, tasks: list[Task], *, seed: int, solved: float):
-        if not tasks:
-            raise BarError("RLVR needs at least one prompt")
-        self.tasks, self.seed, self.solved = tasks, seed, solved
-        self.open = set(range(len(tasks)))
+    def begin(self, number: int) -> None:
+        """Round ``number``'s, by the weights as they are now."""
+        config, seed = self.config, self.trainer.stage.seed + number
+        drawn = self.prompts.draw(number, config.prompts)
+        self.engine.sync()
+        if config.lag:  # when the answers come, the trainer will have moved on
+            self._probe([self.tasks[n].prompt for n in drawn[: self.PROBES]], seed)
+        prompts = [self.tasks[n].prompt for n in drawn for _ in range(config.group)]
+        self.pending = _Pending(drawn, self.engine.start(prompts, config.drawing, seed=seed), config.group)
 
-    def draw(self, round_number: int, count: int) -> list[int]:
-        """Numbers of ``count`` different prompts; fewer, when fewer are left."""
-        if not self.open:
-            raise BarError(f"every one of the {len(self.tasks)} prompts is solved at least {self.solved:.0%} of the time")
-        return Random(f"{self.seed}/{round_number}").sample(sorted(self.open), min(count, len(self.open)))
+    def _probe(self, prompts: list[list[int]], seed: int) -> None:
+        short = replace(self.config.drawing, max_new_tokens=min(self.PROBE_TOKENS, self.config.max_new_tokens))
+        answers = self.engine.start(prompts, short, seed=seed)()
+        documents = [
+            (prompt + answer.ids, [False] * len(prompt) + [True] * len(answer.ids))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        logprobs = [[0.0] * len(prompt) + answer.logprobs for prompt, answer in zip(prompts, answers, strict=True)]
+        tokens = in_memory(documents, logprobs=logprobs)
+        rows = PackedRows([("probe", tokens)], self.trainer.stage.sequence, pad_id=self.pad_id)
+        self.check(rows)
 
-    def record(self, number: int, pass_rate: float) -> None:
-        if pass_rate >= self.solved:
-            self.open.discard(number)
+    def check(self, rows: PackedRows) -> float:
+        return check_rollouts(self.trainer, self.engine, rows, _objective(self.config), limit=self.config.max_drift)
 
-
-def rollout(sampler: Sampler, tasks: list[Task], config: GRPOConfig, *, seed: int) -> list[list[Completion]]:
-    """``config.group`` completions per task."""
-    prompts = [task.prompt for task in tasks for _ in range(config.group)]
-    flat = sampler.generate(
-        prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed, slots=config.slots
-    )
-    return [flat[n : n + config.group] for n in range(0, len(flat), config.group)]
+    def restore(self, saved: dict) -> None:
+        done = [Completion(**answer) for answer in saved["answers"]]
+        self.pending = _Pending(saved["drawn"], lambda: done, self.config.group)
 
 
 Grade = Callable[[list[tuple[str, str, object]]], list[float]]
@@ -157,7 +167,6 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: 
     tokenizer = chats.tokenizer
     trainer = Trainer(job.source, stage, steps=config.rounds * config.mini_batches)
     trainer.keep_start()
-    sampler = Sampler(trainer.model, eos_ids=chats.stop_ids, pad_id=tokenizer.pad_id)
     prompts = Prompts(tasks, seed=stage.seed, solved=config.solved)
     everything = json.dumps([to_json(config), [vars(task) for task in tasks]])
     origin = {"source": trainer.source_hash, "tasks and rl": blake3(everything.encode()).hexdigest()}
@@ -166,13 +175,22 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: 
         "open": sorted(prompts.open),
         "tokens": 0,
         "idle": 0,
+        "pending": None,
     }
     prompts.open, tokens, idle = set(saved["open"]), saved["tokens"], saved["idle"]
-    with Log(job.name, job.logs, steps=config.rounds, start=saved["round"]) as log:
+    weights = job.out.with_name(f".{job.out.name}.rollout")
+    engine = build_engine(config.engine, trainer, chats, config.drawing, folder=weights)
+    rollouts = Rollouts(trainer, engine, tasks, prompts, config, tokenizer.pad_id)
+    if saved["pending"] is not None:
+        rollouts.restore(saved["pending"])
+    with closing(engine), Log(job.name, job.logs, steps=config.rounds, start=saved["round"]) as log:
         for number in range(saved["round"], config.rounds):
-            drawn = prompts.draw(number, config.prompts)
-            weights = fingerprints(trainer.model)
-            groups = rollout(sampler, [tasks[n] for n in drawn], config, seed=stage.seed + number)
+            if rollouts.pending is None:
+                rollouts.begin(number)
+            drawn, groups = rollouts.pending.drawn, rollouts.pending.groups()
+            rollouts.pending = None
+            if config.lag and number + 1 < config.rounds:
+                rollouts.begin(number + 1)
             scores = on_rank_zero(partial(_grade, [tasks[n] for n in drawn], groups, tokenizer, grade))
             for n, group in zip(drawn, scores, strict=True):
                 prompts.record(n, sum(group) / len(group))
@@ -197,15 +215,16 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: 
                     advantages=ADVANTAGES[config.advantages],
                     truncated=config.truncated,
                 )
-                objective = _objective(config)
-                values["drift"] = check_rollouts(trainer, rows, objective, weights, limit=config.max_drift)
+                if not config.lag:
+                    values["drift"] = rollouts.check(rows)
                 measured = config.kl > 0 or (config.kl_every > 0 and (number + 1) % config.kl_every == 0)
-                values |= _steps(trainer, rows, config, objective, seed=number, from_start=measured)
+                values |= _steps(trainer, rows, config, _objective(config), seed=number, from_start=measured)
                 tokens += int(values["tokens"])
             log.step(number + 1, values)
             if stage.save_every and (number + 1) % stage.save_every == 0 and number + 1 < config.rounds:
                 extra = {"round": number + 1, "open": sorted(prompts.open), "tokens": tokens, "idle": idle}
-                checkpoint.save(trainer, job.checkpoints, extra=extra, origin=origin)
+                pending = rollouts.pending.saved() if rollouts.pending else None
+                checkpoint.save(trainer, job.checkpoints, extra=extra | {"pending": pending}, origin=origin)
     trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash))
     checkpoint.remove(job.checkpoints)
     return tokens
@@ -221,41 +240,30 @@ def _objective(config: GRPOConfig) -> ClippedPolicyGradient:
     )
 
 
-def fingerprints(model: LanguageModel) -> dict[str, float]:
-    """A sum of every parameter of this rank, by the folder's name: a change shows."""
-    ops = model.weight_ops().values()
-    return {
-        op.names[0]: float(param.detach().double().sum()) for (_, param), op in zip(model.named_parameters(), ops, strict=True)
-    }
-
-
 def check_rollouts(
-    trainer: Trainer, rows: PackedRows, objective: ClippedPolicyGradient, weights: dict[str, float], *, limit: float
+    trainer: Trainer, engine: Engine, rows: PackedRows, objective: ClippedPolicyGradient, *, limit: float
 ) -> float:
-    """Mean difference between the sampler's and the trainer's log-probabilities of a few answers. Collective.
+    """Mean difference between the engine's and the trainer's log-probabilities of a few answers. Collective.
 
-    ``weights``: `fingerprints` from before the answers were sampled. Raises where they are others now, or the difference is
-    above ``limit``: then what trains is not what answered.
+    Raises where it is above ``limit``, and where the own sampler's weights have changed since: then what trains is not what
+    answered.
     """
-    now = fingerprints(trainer.model)
-    changed = [name for name, value in weights.items() if now[name] != value]
-    (batch,) = _micro_batches(trainer, rows, np.arange(min(len(rows), trainer.stage.micro_batch * trainer.data_size)))
+    few = np.arange(min(len(rows), trainer.stage.micro_batch * trainer.data_size))
+    (batch,) = _micro_batches(trainer, rows, few)
     (nll,) = trainer.token_nll([batch], objective)
     mask = (batch.labels >= 0).to(nll.device)
     difference = ((-nll - batch.extras["logprobs"].to(nll.device)).abs() * mask).double().sum()
     total = torch.stack([difference, mask.double().sum()])
     dist.all_reduce(total)
     drift = (total[0] / total[1].clamp(min=1)).item()
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, changed)
-    changed = list(dict.fromkeys(name for part in everyone for name in part))
-    if changed or not drift <= limit:
-        where = f"changed since the answers were sampled: {', '.join(changed[:3])}" if changed else "no tensor changed"
-        raise BarError(
-            f"sampler and trainer differ by {drift:.2g} in the mean log-probability of an answer's token, "
-            f"at most {limit:g} expected; {where}"
-        )
-    return drift
+    if drift <= limit and not engine.changed():
+        return drift
+    ids = rows.take([0])
+    first = ids.ids[0][ids.documents[0] == ids.documents[0, 0]].tolist()
+    raise BarError(
+        f"sampler and trainer differ by {drift:.2g} in the mean log-probability of an answer's token, "
+        f"at most {limit:g} expected; {engine.difference(first)}"
+    )
 
 
 def _grade(tasks: list[Task], groups: list[list[Completion]], tokenizer, grade: Grade) -> list[list[float]]:

@@ -194,18 +194,22 @@ class _Run:
 
     def _logits(self, ids: Tensor, positions: Tensor, slots: Tensor | None = None, keep: Tensor | None = None) -> Tensor | None:
         """``[rows, vocabulary]`` fp32 on the last pipeline rank, None on the others. ``ids`` ``[rows, new]``."""
-        flat_ids, flat_positions = ids.reshape(1, -1), positions.reshape(1, -1)
-        model, (first, last) = self.model, (self.model.pre_process, self.model.post_process)
-        if not first:
-            shape = (flat_ids.shape[1] // self.tensor, 1, model.shape.hidden_size)
-            hidden = torch.empty(shape, dtype=model.config.params_dtype, device=ids.device)
-            dist.recv(hidden.view(torch.uint8), src=parallel_state.get_pipeline_model_parallel_prev_rank())
-            model.set_input_tensor(hidden)
-        out = model(flat_ids, flat_positions, cache=self.cache, slots=slots, keep=keep)
-        if not last:
-            dist.send(out.contiguous().view(torch.uint8), dst=parallel_state.get_pipeline_model_parallel_next_rank())
-            return None
-        return out[0].float()
+        out = through_stages(self.model, ids.reshape(1, -1), positions.reshape(1, -1), cache=self.cache, slots=slots, keep=keep)
+        return None if out is None else out[0].float()
+
+
+def through_stages(model: LanguageModel, ids: Tensor, positions: Tensor, **more) -> Tensor | None:
+    """What ``model(ids, positions, **more)`` gives on the last pipeline rank, None on the others. ``ids`` ``[1, tokens]``."""
+    if not model.pre_process:
+        shape = (ids.shape[1] // parallel_state.get_tensor_model_parallel_world_size(), 1, model.shape.hidden_size)
+        hidden = torch.empty(shape, dtype=model.config.params_dtype, device=ids.device)
+        dist.recv(hidden.view(torch.uint8), src=parallel_state.get_pipeline_model_parallel_prev_rank())
+        model.set_input_tensor(hidden)
+    out = model(ids, positions, **more)
+    if model.post_process:
+        return out
+    dist.send(out.contiguous().view(torch.uint8), dst=parallel_state.get_pipeline_model_parallel_next_rank())
+    return None
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from megatron_bar.data.packing import TooLong
 from megatron_bar.errors import BarError, require_at_least, require_name
+from megatron_bar.models.attention import Kernels
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.weights.groups import POLICIES, classify
@@ -37,6 +38,8 @@ class Stage:
     head_z_loss: float = 0.0
     recompute: bool = False
     """Recompute activations in the backward pass, layer by layer."""
+    attention: Kernels = "torch"
+    """Whose kernels attend: torch's (flash attention on a GPU) or, where it is installed, Transformer Engine's."""
     save_every: int = 0
     """Steps between checkpoints; 0: none."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -41,7 +41,7 @@ class Trainer:
         opened = Folder.open(self.source)
         stage.parallel.check(opened.config, dist.get_world_size())
         set_layout(stage.parallel, seed=stage.seed)
-        self.model = build_model(opened.config, stage.parallel, recompute=stage.recompute)
+        self.model = build_model(opened.config, stage.parallel, recompute=stage.recompute, attention=stage.attention)
         load_folder(self.model, opened)
         policy = POLICIES[stage.policy]
         self.frozen = freeze(self.model, policy)

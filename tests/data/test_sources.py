@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import ROOT, refused, run_here
 
-from megatron_bar.data.sources import Source, check, raw_rows, read_rows
+from megatron_bar.data.sources import Source, check, parse, raw_rows, read_rows
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.errors import BarError
 
@@ -241,3 +241,24 @@ def test_the_first_row_alone_can_be_checked(tmp_path):
         check(Source(path=Path("x.jsonl"), kind="chat"), tmp_path)
     with pytest.raises(BarError, match=r"none\.jsonl: not found"):
         check(text("none.jsonl"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row, verifier, truth",
+    [
+        ({"messages": CHAT, "ground_truth": "18", "dataset": "gsm8k"}, "numeric", "18"),
+        ({"prompt": "What is 2+2?", "ground_truth": "4", "dataset": "MATH"}, "math", "4"),
+        ({"messages": CHAT, "ground_truth": ["4"], "dataset": ["math"]}, "math", "4"),
+        ({"messages": CHAT, "ground_truth": ["assert f(1) == 2"], "dataset": "code"}, "code", ["assert f(1) == 2"]),
+        ({"messages": CHAT, "ground_truth": "two", "verifier": "exact"}, "exact", "two"),
+    ],
+)
+def test_rows_of_published_rlvr_sets(row, verifier, truth):
+    got = parse(row, "task", "a.jsonl:1")
+    assert (got["verifier"], got["truth"]) == (verifier, truth)
+    assert got["messages"] == row.get("messages", [{"role": "user", "content": "What is 2+2?"}])
+
+
+def test_a_published_row_that_nobody_grades_is_named():
+    with pytest.raises(BarError, match=r"^a.jsonl:1: expected a verifier, or a dataset out of gsm8k.*, got 'ifeval'$"):
+        parse({"messages": CHAT, "ground_truth": "x", "dataset": "ifeval"}, "task", "a.jsonl:1")

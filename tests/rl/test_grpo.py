@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from megatron_bar.data.packing import NO_LOSS, Batch
 from megatron_bar.errors import BarError
 from megatron_bar.rl.advantage import centred, dr_grpo, informative, standardised
-from megatron_bar.rl.grpo import GRPOConfig, Prompts, Task, _grade, pack_rollouts, rollout
+from megatron_bar.rl.engine import Drawing
+from megatron_bar.rl.grpo import GRPOConfig, Rollouts, _grade
 from megatron_bar.rl.loss import ClippedPolicyGradient
+from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
 from megatron_bar.rl.sampler import Completion
 
 LOW, HIGH = 0.2, 0.272
@@ -248,19 +250,26 @@ def test_without_prompts_there_is_nothing_to_draw():
 
 
 class Echo:
-    """A sampler whose answer to a prompt is the prompt and how many answers it gave before."""
+    """An engine whose answer to a prompt is the prompt and how many answers it gave before."""
 
-    def generate(self, prompts, **options):
-        self.options = options
-        return [Completion(ids=[*prompt, n], logprobs=[0.0, 0.0], finished=True) for n, prompt in enumerate(prompts)]
+    def sync(self):
+        pass
+
+    def start(self, prompts, drawing, *, seed):
+        self.drawing, self.seed = drawing, seed
+        return lambda: [Completion(ids=[*prompt, n], logprobs=[0.0, 0.0], finished=True) for n, prompt in enumerate(prompts)]
 
 
 def test_every_prompt_gets_its_group_and_every_answer_its_own_score():
-    config = GRPOConfig(rounds=1, group=3, max_new_tokens=9, temperature=0.7, slots=5)
-    sampler = Echo()
-    groups = rollout(sampler, TASKS[3:5], config, seed=11)
-    assert [[answer.ids for answer in group] for group in groups] == [[[3, 0], [3, 1], [3, 2]], [[4, 3], [4, 4], [4, 5]]]
-    assert sampler.options == {"max_new_tokens": 9, "temperature": 0.7, "seed": 11, "slots": 5}
+    config = GRPOConfig(rounds=1, group=3, prompts=2, max_new_tokens=9, temperature=0.7, slots=5, stop=("end",))
+    engine, trainer = Echo(), SimpleNamespace(stage=SimpleNamespace(seed=11))
+    rollouts = Rollouts(trainer, engine, TASKS[3:5], Prompts(TASKS[3:5], seed=0, solved=1.0), config, pad_id=0)
+    rollouts.begin(0)
+    groups = sorted(rollouts.pending.groups(), key=lambda group: group[0].ids[0])
+    one, two = (3, 0) if rollouts.pending.drawn == [1, 0] else (0, 3)
+    expected = [[[3, one + n] for n in range(3)], [[4, two + n] for n in range(3)]]
+    assert [[answer.ids for answer in group] for group in groups] == expected
+    assert engine.drawing == Drawing(max_new_tokens=9, temperature=0.7, stop=("end",), slots=5) and engine.seed == 11
     tokenizer = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
     seen = []
 
@@ -268,5 +277,5 @@ def test_every_prompt_gets_its_group_and_every_answer_its_own_score():
         seen.extend(items)
         return [float(answer.split()[1]) for _, answer, _ in items]
 
-    assert _grade(TASKS[3:5], groups, tokenizer, grade) == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
-    assert seen[1] == ("exact", "3 1", "3") and seen[3] == ("exact", "4 3", "4")
+    assert _grade(TASKS[3:5], groups, tokenizer, grade) == [[float(number) for _, number in group] for group in expected]
+    assert seen[1] == ("exact", f"3 {one + 1}", "3") and seen[3] == ("exact", f"4 {two}", "4")

@@ -147,8 +147,8 @@ def test_a_killed_trainer_leaves_no_program():
 def test_many_programs_leave_no_residue():
     files = len(os.listdir("/proc/self/fd"))
     truth = {"function": "f", "tests": [[[3], 9]]}
-    answers = [f"def f(x): return x * {n % 4}" for n in range(40)]
-    assert verify_many([("code", answer, truth) for answer in answers]) == [float(n % 4 == 3) for n in range(40)]
+    answers = [f"def f(x): return x * {n % 4}" for n in range(200)]
+    assert verify_many([("code", answer, truth) for answer in answers]) == [float(n % 4 == 3) for n in range(200)]
     assert leftovers() == []
     assert len(os.listdir("/proc/self/fd")) == files
 

@@ -180,6 +180,7 @@ NUMERIC = [
     ("forty-two", 42, 0),
     ("", 0, 0),
 ]
+TWICE = {"stdin_tests": [["2\n", "4\n"], ["-1", "-2"]]}
 CODE = [
     (GOOD, DOUBLE, 1),
     (f"Sure:\n```python\n{GOOD}```\nDone.", DOUBLE, 1),
@@ -206,6 +207,18 @@ CODE = [
     ("def plus(a): return 10 ** 5000", plus([[[1], 10**5000]]), 1),
     ("def plus(a): return float('nan')", plus([[[1], float("nan")]]), 1),
     ("def plus(a): return a", plus([[[1], 1], [[2], 2], [[3], 0], [[4], 4]], 0.75), 1),
+    (GOOD, ["assert double(2) == 4", "assert double([1]) == [1, 1]"], 1),
+    (GOOD, '["assert double(2) == 4", "assert double(-1) == -2"]', 1),
+    (GOOD, ["assert double(2) == 4", "assert double(2) == 5"], 0),
+    ("print(2 * int(input()))", TWICE, 1),
+    ("```python\nimport sys\nfor line in sys.stdin:\n    print(2 * int(line), ' ')\n```", TWICE, 1),
+    ("print(4)", TWICE, 0),
+    ("print(4)", TWICE | {"pass_fraction": 0.5}, 1),
+    ("print(2 * int(input()))\nraise ValueError", TWICE, 0),
+    ("print(2 * int(input()))\nwhile True: pass", TWICE, 0),
+    ("print('the answer is', 2 * int(input()))", TWICE, 0),
+    ("def double(x): return 2 * x", TWICE, 0),
+    ("import os\nos.write(1, b'%d\\n' % (2 * int(input())))", TWICE, 1),
     ("def plus(a): return a", plus([[[1], 1], [[2], 2], [[3], 0], [[4], 4]], 0.8), 0),
     ("def plus(a):\n    if a == 2: raise SystemExit\n    return a", plus([[[1], 1], [[2], 2], [[3], 3]], 0.3), 1),
     ("import os\ndef plus(a): print(a); os.write(1, b'no line end'); return a", plus([[[1], 1]]), 1),

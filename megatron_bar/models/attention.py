@@ -1,0 +1,193 @@
+"""OLMo 2's attention core: RoPE, the KV cache, and attention that stays inside packed documents.
+
+Documents are attended to by kernels for sequences of many lengths: Transformer Engine's where the stage asks for it, torch's
+varlen flash attention on a CUDA device in 16 bit; elsewhere they are laid out as a batch of documents, or masked, whichever
+computes less. All compute the same.
+
+Legend: s sequence, b batch, n heads of this rank, d head width, t = b * s tokens.
+Source: transformers models/olmo2/modeling_olmo2.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+try:  # since torch 2.10; runs on CUDA devices alone
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+from megatron_bar.errors import BarError
+
+Kernels = Literal["torch", "transformer_engine"]
+
+
+class KVCache:
+    """Keys and values of the sequences being sampled: ``[layers of this rank, rows + 1, heads of this rank, max_length, d]``.
+
+    The last row belongs to no sequence: it takes what fills a pass up to a shape that all ranks share.
+    """
+
+    def __init__(self, *, layers: int, rows: int, heads: int, max_length: int, width: int, dtype: torch.dtype):
+        self.rows = rows
+        shape = (layers, rows + 1, heads, max_length, width)
+        self.keys = torch.zeros(shape, dtype=dtype, device=torch.cuda.current_device())
+        self.values = torch.zeros_like(self.keys)
+
+
+@dataclass
+class Sequences(PackedSeqParams):
+    """Positions, documents and cache of a forward pass; travels to the attention core as Megatron's packed_seq_params.
+
+    Training: positions ``[b, s]``; tokens attend to earlier ones of the same ``documents`` id ``[b, s]``, whose tokens lie
+    together (None: one document per row). Sampling: the batch is laid out flat, ``[1, rows * new]``, so that sequence
+    parallelism can cut it, and its rows are the rows ``slots`` ``[rows]`` of ``cache``; None: all of them.
+    """
+
+    positions: Tensor = None
+    documents: Tensor | None = None
+    cache: KVCache | None = None
+    slots: Tensor | None = None
+    cos: Tensor = field(init=False, default=None)
+    sin: Tensor = field(init=False, default=None)
+    mask: Tensor | None = field(init=False, default=None)
+    borders: PackedSeqParams | None = field(init=False, default=None)
+    """The documents of the whole batch laid out flat, where their borders describe them and not ``mask``. Apart from ``self``,
+    whose batch Megatron would take for flat already."""
+    places: Tensor | None = field(init=False, default=None)
+    """``[t]``: where each token lies in ``[documents, longest]``; None for a kernel that takes the borders as they are."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the pass."""
+        if self.cache is None:
+            return len(self.positions)
+        return self.cache.rows if self.slots is None else len(self.slots)
+
+    def prepare(self, *, theta: float, width: int, kernels: Kernels, dtype: torch.dtype) -> "Sequences":
+        """Computes once what every layer needs: RoPE's cosines and sines, ``[b, 1, s, d]`` in fp32, and borders or mask."""
+        device = self.positions.device
+        # As in transformers: every operation of the angle in fp32.
+        frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float, device=device) / width))
+        angles = self.positions[:, :, None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        if self.cache is not None:
+            angles = angles.view(self.rows, -1, width)
+            reach = self.positions.view(self.rows, -1)
+            slots = torch.arange(self.cache.keys.shape[3], device=device)[: int(reach.max()) + 1]
+            self.mask = (slots <= reach[:, :, None])[:, None]
+        elif self.documents is not None or kernels == "transformer_engine":
+            self._mark_documents(kernels == "transformer_engine" or _has_varlen(device, dtype))
+        self.cos, self.sin = angles.cos()[:, None], angles.sin()[:, None]
+        return self
+
+    def _mark_documents(self, kernel: bool) -> None:
+        """``kernel``: whether there is one for sequences of many lengths."""
+        b, s = self.positions.shape
+        starts = torch.zeros(b, s, dtype=torch.bool, device=self.positions.device)
+        starts[:, 0] = True
+        if self.documents is not None:
+            starts[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
+        borders = F.pad(starts.flatten().nonzero().squeeze(-1), (0, 1), value=b * s)
+        longest = int(borders.diff().max())
+        if kernel or (len(borders) - 1) * longest**2 < b * s**2:
+            ends = borders.int()
+            self.borders = PackedSeqParams(
+                qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
+            )
+            if not kernel:
+                document = starts.flatten().cumsum(0) - 1
+                self.places = torch.arange(b * s, device=borders.device) + document * longest - borders[document]
+        else:
+            causal = torch.ones(s, s, dtype=torch.bool, device=borders.device).tril()
+            self.mask = (causal & (self.documents[:, :, None] == self.documents[:, None, :]))[:, None]
+
+
+def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's flash attention for sequences of many lengths can be used."""
+    return varlen_attn is not None and device.type == "cuda" and dtype.itemsize == 2
+
+
+def _rotate(x_bnsd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x_bnsd.chunk(2, dim=-1)
+    return (x_bnsd * cos + torch.cat((-right, left), dim=-1) * sin).to(x_bnsd.dtype)
+
+
+class CoreAttention(MegatronModule):
+    """RoPE, cache, documents and torch's attention, in Megatron's core_attention slot."""
+
+    def __init__(
+        self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None, pg_collection=None
+    ):
+        super().__init__(config)
+        self.layer = None
+        """Index of this layer among the layers of this pipeline rank: its row in the cache."""
+
+    def forward(self, query, key, value, attention_mask, *, packed_seq_params: Sequences, **_) -> Tensor:
+        """query ``[s, b, n, d]``, key and value ``[s, b, kv heads, d]`` -> ``[s, b, n * d]``."""
+        seqs, (s, b, n, d) = packed_seq_params, query.shape
+
+        def by_head(x):  # [s, b, n, d] -> [rows, n, tokens per row, d]
+            return x.transpose(0, 1).reshape(seqs.rows, -1, x.shape[2], d).transpose(1, 2)
+
+        query, key, value = by_head(query), by_head(key), by_head(value)
+        query, key = _rotate(query, seqs.cos, seqs.sin), _rotate(key, seqs.cos, seqs.sin)
+        if seqs.borders is not None:
+            out = self.attend_packed(*(x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)), seqs)
+        else:
+            if seqs.cache is not None:
+                key, value = self._through_cache(key, value, seqs)
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=seqs.mask, is_causal=seqs.mask is None, enable_gqa=key.shape[1] != n
+            ).transpose(1, 2)
+        return out.reshape(b, s, n * d).transpose(0, 1).contiguous()
+
+    def attend_packed(self, query: Tensor, key: Tensor, value: Tensor, seqs: Sequences) -> Tensor:
+        """query ``[t, n, d]``, key and value ``[t, kv heads, d]`` -> ``[t, n, d]``."""
+        gqa, ends, longest = key.shape[1] != query.shape[1], seqs.borders.cu_seqlens_q, seqs.borders.max_seqlen_q
+        documents = len(ends) - 1
+        if seqs.places is None:
+            return varlen_attn(query, key, value, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=gqa)
+
+        def by_document(x):  # [t, n, d] -> [documents, n, longest, d]; what fills a document up comes after all its tokens
+            padded = x.new_zeros(documents * longest, *x.shape[1:]).index_copy(0, seqs.places, x)
+            return padded.view(documents, longest, *x.shape[1:]).transpose(1, 2)
+
+        out = F.scaled_dot_product_attention(*map(by_document, (query, key, value)), is_causal=True, enable_gqa=gqa)
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, seqs.places)
+
+    def _through_cache(self, key: Tensor, value: Tensor, seqs: Sequences) -> tuple[Tensor, Tensor]:
+        positions, slots, reach = seqs.positions.view(seqs.rows, -1), seqs.slots, seqs.mask.shape[-1]
+        row = torch.arange(seqs.rows, device=positions.device) if slots is None else slots
+        rows = slice(seqs.rows) if slots is None else slots  # a view, where all rows take part
+        read = []
+        for buffer, new in ((seqs.cache.keys[self.layer], key), (seqs.cache.values[self.layer], value)):
+            buffer[row[:, None], :, positions] = new.transpose(1, 2)
+            read.append(buffer[rows, :, :reach])
+        return read[0], read[1]
+
+
+class TransformerEngineAttention(CoreAttention):
+    """The same with Transformer Engine's kernels where training attends; found at run time."""
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, **more):
+        super().__init__(config, layer_number, attn_mask_type, attention_type, **more)
+        try:
+            from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention
+        except ImportError:
+            HAVE_TE = False
+        if not HAVE_TE:
+            raise BarError("attention: transformer_engine is not installed (pip install 'megatron_bar[te]'); torch needs nothing")
+        self.kernel = TEDotProductAttention(config, layer_number, attn_mask_type, attention_type, **more)
+
+    def attend_packed(self, query: Tensor, key: Tensor, value: Tensor, seqs: Sequences) -> Tensor:
+        return self.kernel(query, key, value, None, AttnMaskType.padding_causal, packed_seq_params=seqs.borders).view_as(query)
+
+
+CORES = {"torch": CoreAttention, "transformer_engine": TransformerEngineAttention}

@@ -1,0 +1,67 @@
+"""What RLVR asks, and what it learns from: prompts still worth drawing, and answers packed as documents with advantages."""
+
+from dataclasses import dataclass
+from random import Random
+
+from megatron_bar.data.indexed import Document, in_memory
+from megatron_bar.data.packing import PackedRows
+from megatron_bar.errors import BarError
+from megatron_bar.rl.advantage import Advantages, centred
+from megatron_bar.rl.sampler import Completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    prompt: list[int]
+    """Token ids, generation prompt included."""
+    verifier: str
+    truth: object
+
+
+def pack_rollouts(
+    tasks: list[Task],
+    groups: list[list[Completion]],
+    rewards: list[list[float]],
+    *,
+    length: int,
+    pad_id: int,
+    longest: int,
+    advantages: Advantages = centred,
+    truncated: str = "score",
+) -> PackedRows:
+    """Prompt and answer as one document each; an answer's tokens carry their ``logprobs`` and ``advantages``."""
+    documents: list[Document] = []
+    logprobs: list[list[float]] = []
+    weights: list[list[float]] = []
+    for task, group, scores in zip(tasks, groups, rewards, strict=True):
+        nothing = [0.0] * len(task.prompt)
+        for completion, advantage in zip(group, advantages(scores, [len(c.ids) for c in group], longest), strict=True):
+            ids = task.prompt + completion.ids
+            if len(ids) > length:
+                raise BarError(f"a rollout of {len(ids)} tokens does not fit the sequence length {length}")
+            learn = completion.finished or truncated == "score"
+            documents.append((ids, [False] * len(task.prompt) + [learn] * len(completion.ids)))
+            logprobs.append(nothing + completion.logprobs)
+            weights.append(nothing + [advantage] * len(completion.ids))
+    rollouts = in_memory(documents, logprobs=logprobs, advantages=weights)
+    return PackedRows([("rollouts", rollouts)], length, pad_id=pad_id)
+
+
+class Prompts:
+    """The prompts still worth drawing; what is drawn in a round depends on the seed and on what was solved before."""
+
+    def __init__(self, tasks: list[Task], *, seed: int, solved: float):
+        if not tasks:
+            raise BarError("RLVR needs at least one prompt")
+        self.tasks, self.seed, self.solved = tasks, seed, solved
+        self.open = set(range(len(tasks)))
+
+    def draw(self, round_number: int, count: int) -> list[int]:
+        """Numbers of ``count`` different prompts; fewer, when fewer are left."""
+        if not self.open:
+            raise BarError(f"every one of the {len(self.tasks)} prompts is solved at least {self.solved:.0%} of the time")
+        return Random(f"{self.seed}/{round_number}").sample(sorted(self.open), min(count, len(self.open)))
+
+    def record(self, number: int, pass_rate: float) -> None:
+        if pass_rate >= self.solved:
+            self.open.discard(number)

@@ -1,0 +1,213 @@
+"""An engine in a process of its own against the trainer: same weights, same probabilities, a name for what differs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from distributed import run_distributed
+from folders import load_tensors, save_hf
+from test_grpo_training import CONFIG, Ids, first_is_five, stage
+
+from megatron_bar.data.indexed import in_memory
+from megatron_bar.data.packing import PackedRows
+from megatron_bar.errors import BarError
+from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.rl import grpo
+from megatron_bar.rl.engine import Drawing, EngineConfig, build_engine
+from megatron_bar.training import checkpoint
+from megatron_bar.training.fit import Job
+from megatron_bar.training.trainer import Trainer
+from megatron_bar.weights.manifest import Manifest
+
+LAYOUTS = {"tp1": (ParallelConfig(), 1), "tp2": (ParallelConfig(tensor=2), 2), "ep2": (ParallelConfig(expert=2), 2)}
+PROMPTS = [[5, 6, 7], [9], [4, 8, 15, 16, 3], [11, 12]]
+DRAWING = Drawing(max_new_tokens=8, temperature=1.0, stop=(), slots=3)
+APART = EngineConfig(name="transformers")
+EXPERT = "decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_hf(tmp_path_factory.mktemp("engine"), experts=2, seed=2)
+
+
+def answers(source: Path, handover: Path, layout: ParallelConfig):
+    """Greedy ones of both engines, the drift of the other one's draws, and what is said when a weight moves after the sync."""
+    trainer = Trainer(source, stage(layout), steps=1)
+    own = build_engine(EngineConfig(), trainer, Ids(), DRAWING, folder=handover)
+    apart = build_engine(APART, trainer, Ids(), DRAWING, folder=handover)
+    greedy = replace(DRAWING, temperature=0.0)
+    for engine in (own, apart):
+        engine.sync()
+    same = [[c.ids for c in engine.start(PROMPTS, greedy, seed=0)()] for engine in (own, apart)]
+    done = apart.start(PROMPTS, DRAWING, seed=3)()
+    again = apart.start(PROMPTS, DRAWING, seed=3)()
+    documents = [(p + c.ids, [False] * len(p) + [True] * len(c.ids)) for p, c in zip(PROMPTS, done, strict=True)]
+    logprobs = [[0.0] * len(p) + c.logprobs for p, c in zip(PROMPTS, done, strict=True)]
+    rows = PackedRows([("x", in_memory(documents, logprobs=logprobs))], 16, pad_id=0)
+    objective = grpo._objective(CONFIG)
+    drift = grpo.check_rollouts(trainer, apart, rows, objective, limit=1e-5)
+    with torch.no_grad():
+        expert = dict(trainer.model.named_parameters()).get(EXPERT)
+        if expert is not None:
+            expert[3, 5] += 0.5
+        if layout.expert == 2 and torch.distributed.get_rank() == 1:  # whose only expert is the second one
+            dict(trainer.model.named_parameters())[EXPERT.replace("experts.1", "experts.0")][3, 5] += 0.5
+    with pytest.raises(BarError) as caught:
+        grpo.check_rollouts(trainer, apart, rows, objective, limit=1e-5)
+    apart.close()
+    return same, [(c.ids, c.logprobs, c.finished) for c in done], [c.ids for c in again], drift, str(caught.value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_process_answers_with_the_trainers_weights(layout, folder, tmp_path):
+    layout, processes = LAYOUTS[layout]
+    for (own, apart), done, again, drift, message in run_distributed(answers, processes, folder, tmp_path / "w", layout):
+        assert own == apart
+        assert [ids for ids, _, _ in done] == again
+        assert all(len(ids) == len(logprobs) for ids, logprobs, _ in done)
+        assert all(finished == (ids[-1] == 1) and 1 not in ids[:-1] for ids, _, finished in done)
+        assert drift <= 1e-5
+        assert message.endswith("; worst tensor in the engine: model.layers.1.mlp.experts.1.down_proj.weight")
+    assert list(tmp_path.iterdir()) == []
+
+
+def shared_cache_rows(source: Path, handover: Path, layout: ParallelConfig) -> str:
+    """A defect of the cache itself: two layers write to the same place."""
+    trainer = Trainer(source, stage(layout), steps=1)
+    engine = build_engine(EngineConfig(), trainer, Ids(), DRAWING, folder=handover)
+    for layer in trainer.model.decoder.layers[2:]:
+        layer.self_attention.core_attention.layer = 1
+    engine.sync()
+    assert engine.changed() == []
+    return engine.difference([5, 6, 7, 8, 9, 10, 11])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_no_tensor_differs_the_layer_is_named(layout, tmp_path):
+    layout, processes = LAYOUTS[layout]
+    source = save_hf(tmp_path / "deep", experts=2, seed=2, num_hidden_layers=4)
+    for said in run_distributed(shared_cache_rows, processes, source, tmp_path / "w", layout):
+        assert said.startswith("no tensor changed; with the cache, model.layers.1 is the first to differ, by ")
+
+
+def errors(source: Path, handover: Path) -> list[str]:
+    trainer, found = Trainer(source, stage(ParallelConfig()), steps=1), []
+    for config in (EngineConfig(name="vllm"), EngineConfig(name="vllm", python="/no/such/python")):
+        with pytest.raises(BarError) as caught:
+            build_engine(config, trainer, Ids(), DRAWING, folder=handover).sync()
+        found.append(str(caught.value))
+    engine = build_engine(APART, trainer, Ids(), DRAWING, folder=handover)
+    engine.sync()
+    engine.version += 1
+    with pytest.raises(BarError) as caught:
+        engine.start(PROMPTS, DRAWING, seed=0)()
+    found.append(str(caught.value))
+    engine.version -= 1
+    with pytest.raises(BarError) as caught:
+        engine.start([[10**6]], DRAWING, seed=0)()
+    found.append(str(caught.value))
+    engine.process.kill()
+    with pytest.raises(BarError) as caught:
+        engine.start(PROMPTS, DRAWING, seed=0)()
+    found.append(str(caught.value))
+    return found
+
+
+def test_what_goes_wrong_is_one_line(folder, tmp_path):
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("vLLM is installed")
+    (found,) = run_distributed(errors, 1, folder, tmp_path / "w")
+    assert found[0].startswith("engine vllm: load: vllm is not installed in ")
+    assert found[1] == "engine vllm: /no/such/python: not runnable: No such file or directory"
+    assert found[2] == "engine transformers: out of step: holds weights 1, expected 2"
+    assert found[3].startswith("engine transformers: generate: IndexError: ")
+    assert found[4] == "engine transformers: its process ended with status -9 during generate"
+    assert list(tmp_path.iterdir()) == []
+
+
+def learn(source: Path, out: Path, config: grpo.GRPOConfig, layout: ParallelConfig, save_every: int, kill: bool) -> int:
+    """Engine processes that are left."""
+    tasks = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
+    manifest = Manifest(family="flex_olmo", kind="dense")
+    job = Job(name="rlvr", source=source, out=out, manifest=lambda _, source_hash: manifest, logs=out.with_name("logs"))
+    original = checkpoint.save
+
+    def save_and_stop(*args, **kwargs):
+        original(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    if kill:
+        checkpoint.save = save_and_stop
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                grpo.train(job, stage(layout, save_every), config, tasks, Ids(), first_is_five)
+        finally:
+            checkpoint.save = original
+    grpo.train(job, stage(layout, save_every), config, tasks, Ids(), first_is_five)
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return sum("engine_server.py" in " ".join(child.cmdline()) for child in alive)
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out.with_name("logs") / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("layout, engine", [("tp1", "own"), ("ep2", "own"), ("tp2", "transformers")])
+def test_the_reward_rises_with_answers_one_round_old(layout, engine, folder, tmp_path):
+    layout, processes = LAYOUTS[layout]
+    config = replace(CONFIG, lag=1, importance_cap=2.0, engine=EngineConfig(name=engine))
+    left = run_distributed(learn, processes, folder, tmp_path / "out", config, layout, 0, False)
+    assert left == [0] * processes
+    found = metrics(tmp_path / "out")
+    assert found[0]["reward"] <= 0.3
+    assert found[-1]["reward"] >= 0.8
+    # The first round's answers are its own weights'; later ones differ from those that train by a round of steps.
+    assert found[0]["kl_to_sampler"] < found[1]["kl_to_sampler"]
+
+
+def test_with_answers_on_their_way_a_stopped_run_goes_on_as_if_it_had_not_been(folder, tmp_path):
+    config = replace(CONFIG, rounds=4, lag=1, importance_cap=2.0)
+    for name, save_every, kill in (("a", 0, False), ("b", 2, True)):
+        (tmp_path / name).mkdir()
+        run_distributed(learn, 1, folder, tmp_path / name / "out", config, ParallelConfig(), save_every, kill)
+    a, b = load_tensors(tmp_path / "a" / "out"), load_tensors(tmp_path / "b" / "out")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stopped(source: Path, handover: Path) -> list[list[list[int]]]:
+    trainer = Trainer(source, stage(ParallelConfig()), steps=1)
+    drawing = replace(DRAWING, temperature=0.0, stop=("plus",))
+    found = []
+    for config in (EngineConfig(), APART):
+        engine = build_engine(config, trainer, Words(), drawing, folder=handover)
+        engine.sync()
+        found.append([(c.ids, c.finished) for c in engine.start([[n] for n in range(2, 19)], drawing, seed=0)()])
+        engine.close()
+    return found
+
+
+class Words(Ids):
+    def decode(self, ids) -> str:
+        from folders import WORDS
+
+        return " ".join(WORDS[n] if n < len(WORDS) else "" for n in ids)
+
+
+def test_a_text_that_ends_an_answer_does_so_in_both(folder, tmp_path):
+    ((own, apart),) = run_distributed(stopped, 1, folder, tmp_path / "w")
+    assert own == apart
+    assert any(ids[-1] == 4 and finished for ids, finished in own)  # "plus"
+    assert all(4 not in ids[:-1] for ids, _ in own)
+
+
+def test_lag_needs_its_correction():
+    with pytest.raises(BarError, match="lag must be 0, or 1 with an importance_cap"):
+        replace(CONFIG, lag=1)
