@@ -30,7 +30,9 @@ from megatron_bar.evaluation.plot import line_chart
 from megatron_bar.evaluation.report import write_report
 from megatron_bar.evaluation.routing import expert_shares
 from megatron_bar.experts.branch import branch
-from megatron_bar.experts.merge import SHARED, merge
+from megatron_bar.experts.merge import merge
+from megatron_bar.experts.merge_report import markdown, measure
+from megatron_bar.experts.shared import Combination
 from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, world_size
 from megatron_bar.rl import grpo
 from megatron_bar.rl.verifiers import check_task, verify_many
@@ -113,7 +115,7 @@ class Recipe:
     router_init: Literal["normal", "zero"] = "normal"
     """The start of the router rows. From domain texts: branch by tools/branch_expert.py."""
     experts: tuple[ExpertSpec, ...]
-    shared: str = "mean"
+    shared: Combination = field(default_factory=Combination)
     """How the merge combines what the experts share."""
     route: Run
     evaluation: Evaluation | None = None
@@ -126,9 +128,9 @@ class Recipe:
             raise BarError(f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither")
         require_name("recipe", self.name)
         require_at_least(f"recipe {self.name}", self, 0, "seed")
-        if not self.embedding_std > 0 or self.shared not in SHARED:
-            got = f"{self.embedding_std}, {self.shared!r}"
-            raise BarError(f"recipe {self.name}: embedding_std must be positive and shared one of {', '.join(SHARED)}, got {got}")
+        if not self.embedding_std > 0:
+            raise BarError(f"recipe {self.name}: embedding_std must be positive, got {self.embedding_std}")
+        self.shared.check(1 + len(self.experts))
         names = [expert.name for expert in self.experts]
         if not names or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
             got = ", ".join(names) or "none"
@@ -412,6 +414,8 @@ class Pipeline:
     def _merge(self, ends: tuple[str, ...]) -> None:
         def make():
             experts = {spec.name: self.path(end) for spec, end in zip(self.recipe.experts, ends, strict=True)}
+            report = markdown(measure(self.path("branched"), experts), list(experts))
+            self.path("merge_report.md").write_text(report, encoding="utf-8")
             merge(anchor=self.path("branched"), experts=experts, out=self.path("merged"), shared=self.recipe.shared)
 
         on_rank_zero(make)

@@ -4,8 +4,11 @@ import argparse
 from pathlib import Path
 
 from megatron_bar.cli import progress, run
-from megatron_bar.experts.merge import SHARED, merge, parse_experts
-from megatron_bar.weights.manifest import read_manifest
+from megatron_bar.errors import BarError
+from megatron_bar.experts.merge import merge, parse_experts
+from megatron_bar.experts.merge_report import markdown, measure
+from megatron_bar.experts.shared import COMBINE, Combination
+from megatron_bar.weights.manifest import ANCHOR, read_manifest
 from megatron_bar.weights.writer import parse_size
 
 
@@ -17,20 +20,56 @@ def main() -> None:
     parser.add_argument("--anchor", type=Path, required=True, metavar="HF", help="the branched folder all experts started from")
     parser.add_argument("--expert", action="append", required=True, metavar="NAME=HF", help="in the order of the slots 1, 2, ...")
     parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
-    parser.add_argument("--shared", choices=tuple(SHARED), default="mean", help="how anchor and shared tensors are combined")
+    parser.add_argument("--shared", choices=tuple(COMBINE), default="mean", help="how anchor and shared tensors are combined")
+    parser.add_argument(
+        "--weight", action="append", default=[], metavar="NAME=W", help="of weighted: one per input, anchor=W too"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="of task-arithmetic, ties and dare: of the combined delta")
+    parser.add_argument("--density", type=float, default=0.2, help="of ties and dare: share of a delta's entries that is kept")
+    parser.add_argument("--seed", type=int, default=0, help="of dare's draws")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write what the experts did to the shared tensors, as Markdown"
+    )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
     args = parser.parse_args()
+    experts = parse_experts(args.expert)
+    shared = Combination(
+        method=args.shared,
+        weights=_weights(args.weight, [ANCHOR, *experts]),
+        scale=args.scale,
+        density=args.density,
+        seed=args.seed,
+    )
     folder = merge(
         args.anchor,
-        parse_experts(args.expert),
+        experts,
         args.out,
-        shared=args.shared,
+        shared=shared,
         max_shard_bytes=parse_size(args.max_shard_size),
         progress=progress,
     )
+    if args.report:
+        args.report.write_text(markdown(measure(args.anchor, experts, progress=progress), list(experts)), encoding="utf-8")
     for note in read_manifest(folder.path).notes:
         print(f"note: {note}")
     print(f"{folder.path}: {folder.config.num_experts} experts, {folder.nbytes:,} bytes, verified")
+
+
+def _weights(given: list[str], names: list[str]) -> tuple[float, ...]:
+    """In the order of ``names``, each of which is given once, or none."""
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise BarError(f"weight expected as NAME=NUMBER, got {text!r}") from None
+        if name not in names or name in found:
+            raise BarError(f"weight expected once for each of {', '.join(names)}, got {text!r}")
+        found[name] = number
+    if given and len(found) < len(names):
+        raise BarError(f"weight expected for each of {', '.join(names)}, missing {', '.join(n for n in names if n not in found)}")
+    return tuple(found[name] for name in names) if given else ()
 
 
 if __name__ == "__main__":

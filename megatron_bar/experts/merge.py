@@ -4,40 +4,26 @@ As published (arXiv 2604.18473, stage 2): the domain FFNs and their router rows 
 expert 0, router row 0 and every shared tensor become the uniform mean over ALL inputs, the branched folder itself included, so
 each expert's shared delta is scaled by 1/(N+1). All N+1 experts are active in the result.
 Where nothing moved the mean is bit-equal to the inputs: it is taken in float64, where a sum of a few equal numbers is exact.
-Left out: weighted and sign-aware means; one of those is a function of the inputs' tensors and a line in `SHARED`.
+Other ways to combine what is shared: shared.py.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from megatron_bar.errors import BarError
 from megatron_bar.experts.inputs import Input, check_arguments, moved_anchor, open_inputs
+from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index, with_expert
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.manifest import DOMAIN, Manifest, Source
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out, write_folder
 
-_ROWS = 1024
-
-
-def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Uniform, accumulated in float64 by blocks of rows; ``tensors`` may be lazy views of files."""
-    result = torch.empty_like(tensors[0])
-    for start in range(0, len(result), _ROWS):
-        rows = slice(start, start + _ROWS)
-        total = tensors[0][rows].double()
-        for tensor in tensors[1:]:
-            total += tensor[rows]
-        result[rows] = total / len(tensors)
-    return result
-
-
-SHARED: dict[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]] = {"mean": mean}
-"""How anchor and shared tensors are combined; the first tensor is the branched folder's, the others the experts' in order."""
+MEAN = Combination()
+"""As published."""
 
 
 def parse_experts(arguments: Sequence[str]) -> dict[str, Path]:
@@ -58,30 +44,27 @@ def merge(
     experts: dict[str, Path | str],
     out: Path | str,
     *,
-    shared: str = "mean",
+    shared: Combination = MEAN,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     verify: Verify = "weights",
     progress: Progress = silent,
 ) -> Folder:
     """``anchor`` is the branched folder that all ``experts`` (name -> folder, in slot order) were trained from."""
     check_out(out)
-    if shared not in SHARED:
-        raise BarError(f"shared expected one of {', '.join(SHARED)}, got {shared!r}")
+    shared.check(1 + len(experts))
     check_arguments(Path(anchor), experts)
     inputs = open_inputs(anchor, experts, progress)
     folders = [given.folder for given in inputs]
     config = folders[0].config.with_experts(len(inputs))
-
-    combine = SHARED[shared]
 
     def produce(name: str) -> torch.Tensor:
         group = classify(name)
         if group is ParamGroup.DOMAIN_EXPERT:
             return folders[expert_index(name)].read(with_expert(name, 1))
         if group is ParamGroup.ROUTER:
-            row0 = combine([folder.rows(name, 0, 1) for folder in folders])
+            row0 = shared(name, [folder.rows(name, 0, 1) for folder in folders])
             return torch.cat([row0, *(folder.rows(name, 1, 2) for folder in folders[1:])])
-        return combine([folder.read(name) for folder in folders])
+        return shared(name, [folder.read(name) for folder in folders])
 
     return write_folder(
         out,
@@ -95,7 +78,7 @@ def merge(
     )
 
 
-def _manifest(inputs: list[Input], written: Folder, shared: str) -> Manifest:
+def _manifest(inputs: list[Input], written: Folder, shared: Combination) -> Manifest:
     branched = inputs[0].manifest
     experts = [branched.experts[0]]
     for slot, given in enumerate(inputs[1:], start=1):
@@ -108,7 +91,7 @@ def _manifest(inputs: list[Input], written: Folder, shared: str) -> Manifest:
         anchor_hash=branched.anchor_hash,
         experts=tuple(experts),
         sources=tuple(sources),
-        notes=(f"shared tensors: {shared} of {len(inputs)} folders, the anchor included", *_notes(inputs)),
+        notes=(f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included", *_notes(inputs)),
     )
 
 

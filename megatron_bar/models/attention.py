@@ -26,6 +26,8 @@ except ImportError:
 from megatron_bar.errors import BarError
 
 Kernels = Literal["torch", "transformer_engine"]
+MOVING = 256
+"""Moving a token into a batch of documents and back costs about as much as attending to so many (measured on a CPU)."""
 
 
 class KVCache:
@@ -96,7 +98,7 @@ class Sequences(PackedSeqParams):
             starts[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
         borders = F.pad(starts.flatten().nonzero().squeeze(-1), (0, 1), value=b * s)
         longest = int(borders.diff().max())
-        if kernel or (len(borders) - 1) * longest**2 < b * s**2:
+        if kernel or (len(borders) - 1) * longest**2 / (b * s) + MOVING < s:
             ends = borders.int()
             self.borders = PackedSeqParams(
                 qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest

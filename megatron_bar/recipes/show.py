@@ -22,7 +22,7 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
             yield from _run(f"{expert.name}-{run.stage.name}", run, two)
     merged = dense.with_experts(len(recipe.experts) + 1)
     names = ", ".join(expert.name for expert in recipe.experts)
-    yield f"merged: anchor, {names}; shared {recipe.shared}: {num_parameters(merged):,} parameters"
+    yield f"merged: anchor, {names}; shared {recipe.shared.describe()}: {num_parameters(merged):,} parameters"
     yield from _run("final", recipe.route, merged)
 
 

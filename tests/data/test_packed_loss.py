@@ -11,6 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import CutRows, PackedRows
+from megatron_bar.models import attention
 from megatron_bar.models.build import build_model
 from megatron_bar.models.shards import load_folder
 from megatron_bar.parallel.state import ParallelConfig, set_layout
@@ -30,8 +31,16 @@ def document(ids: list[int]):
     return ids, [n > 1 for n in range(len(ids))]
 
 
-def losses(folder: Path, layout: ParallelConfig, packing: str) -> list[tuple[float, torch.Tensor | None]]:
+def losses(folder: Path, layout: ParallelConfig, packing: str, moving: int) -> list[tuple[float, torch.Tensor | None]]:
     """Of A, B and both packed: the loss, and its gradient with respect to the embeddings; then that of A's part alone."""
+    before, attention.MOVING = attention.MOVING, moving
+    try:
+        return _losses(folder, layout, packing)
+    finally:
+        attention.MOVING = before  # these processes go on to other tests
+
+
+def _losses(folder: Path, layout: ParallelConfig, packing: str) -> list[tuple[float, torch.Tensor | None]]:
     opened = Folder.open(folder)
     set_layout(layout, seed=0)
     model = build_model(opened.config, layout)
@@ -103,11 +112,12 @@ def folder(tmp_path_factory):
     return save_hf(tmp_path_factory.mktemp("packed"), experts=2, seed=4, vocab_size=51)
 
 
+@pytest.mark.parametrize("moving", [-(10**9), attention.MOVING], ids=["batch", "mask"])
 @pytest.mark.parametrize("packing", ["documents", "cut_masked"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_packed_documents_are_what_they_are_alone(folder, layout, packing):
+def test_packed_documents_are_what_they_are_alone(folder, layout, packing, moving):
     layout, processes = LAYOUTS[layout]
-    results = run_distributed(losses, processes, folder, layout, packing)
+    results = run_distributed(losses, processes, folder, layout, packing, moving)
     first = next(result for result in results if result[0][1] is not None)
     last = next(result for result in reversed(results) if result[0][0] is not None)
     a, b, both, part = (loss for loss, _ in last)

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_bar.models import attention
 from megatron_bar.models.attention import CORES, Sequences
 from megatron_bar.parallel import cpu
 
@@ -85,18 +86,27 @@ def layouts(draw) -> list[list[int]]:
     return [row() for _ in range(draw(st.integers(1, 3)))]
 
 
-@given(layouts())
-@example([[40]])
-@example([[38, 1, 1]])
-@example([[4] * 10, [5] * 8])
-def test_documents_attend_as_if_alone(rows):
-    assert max(errors(rows, "torch", torch.float32, torch.device("cpu"))[1]) < 1e-5
+@pytest.mark.parametrize("moving", [-(10**9), 10**9], ids=["documents", "mask"])
+def test_documents_attend_as_if_alone(moving, monkeypatch):
+    monkeypatch.setattr(attention, "MOVING", moving)
+
+    @given(layouts())
+    @example([[40]])
+    @example([[38, 1, 1]])
+    @example([[4] * 10, [5] * 8])
+    def compare(rows):
+        seqs, found = errors(rows, "torch", torch.float32, torch.device("cpu"))
+        assert (seqs.mask is None) == (moving < 0)
+        assert max(found) < 1e-5
+
+    compare()
 
 
 def test_what_computes_less_is_chosen():
     cpu_device = torch.device("cpu")
-    assert packed([[4] * 10], "torch", torch.float32, cpu_device).places is not None
-    assert packed([[38, 1, 1]], "torch", torch.float32, cpu_device).mask is not None
+    assert packed([[40] * 10], "torch", torch.float32, cpu_device).places is not None
+    assert packed([[398, 1, 1]], "torch", torch.float32, cpu_device).mask is not None
+    assert packed([[4] * 10], "torch", torch.float32, cpu_device).mask is not None
 
 
 def test_transformer_engine_gets_the_borders_and_is_named_where_it_is_missing():

@@ -195,7 +195,7 @@ def test_a_recipe_that_is_none_is_told_in_one_line(file, name, message):
         ("experts.0.runs.2.rl.temperature=-1", r"rl: temperature must be positive, got -1"),
         ("route.data=", r"stage route: data expected at least one source, got none"),
         ("route.data.0.kind=task", r"stage route: sft_general\.jsonl: expected rows of text or chat or tokens, got task"),
-        ("shared=foo", r"shared one of mean, got .*'foo'"),
+        ("shared.method=foo", r"shared.method must be one of mean, weighted, .*, got 'foo'"),
         ("embedding_std=-1", r"embedding_std must be positive"),
         ("evaluation.slots=0", r"evaluation: slots expected at least 1, got 0"),
         ("evaluation.tests.0.max_new_tokens=0", r"test set knowledge: max_new_tokens expected at least 1, got 0"),

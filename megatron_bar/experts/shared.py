@@ -1,0 +1,178 @@
+"""How the tensors that all experts share become one: by rows, in float64, from lazy views of the inputs' files.
+
+The first tensor is the base (the branched folder's), the others the experts', in order; a delta is what an expert's differs
+from the base. Only ``mean`` is BAR's; the others are what its readers will want to compare it with.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from megatron_bar.errors import BarError
+
+Method = Literal["mean", "weighted", "task-arithmetic", "ties", "dare", "first"]
+_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    method: Method = "mean"
+    """mean: uniform over all inputs, the base included, as published (arXiv 2604.18473, stage 2).
+    weighted: the same with ``weights`` (model soups, arXiv 2203.05482).
+    task-arithmetic: base + scale x the sum of deltas (arXiv 2212.04089).
+    ties: each delta cut to its largest entries, a sign elected per entry, the mean of those that agree (arXiv 2306.01708).
+    dare: each delta's entries dropped at random and the rest scaled up, then the mean of deltas (arXiv 2311.03099).
+    first: the first expert's, as one of the paper's baselines has it."""
+    weights: tuple[float, ...] = ()
+    """Of weighted: one per input, the base first; they are divided by their sum."""
+    scale: float = 1.0
+    """Of the combined delta, in task-arithmetic, ties and dare."""
+    density: float = 0.2
+    """Share of a delta's entries that ties and dare keep; the papers' 20 % and 10 % are both common."""
+    seed: int = 0
+    """Of dare's draws, which depend on it, the tensor's name and the expert's place alone."""
+
+    def __post_init__(self):
+        if self.method not in COMBINE:
+            raise BarError(f"shared expected one of {', '.join(COMBINE)}, got {self.method!r}")
+        if (self.method == "weighted") != bool(self.weights):
+            raise BarError(f"shared: weights expected with weighted and with nothing else, got {self.method} and {self.weights}")
+        if not all(math.isfinite(w) and w >= 0 for w in self.weights) or (self.weights and not sum(self.weights)):
+            raise BarError(f"shared: weights expected of 0 and more, not all 0, got {self.weights}")
+        if not 0 < self.density <= 1 or not math.isfinite(self.scale):
+            raise BarError(
+                f"shared: density expected above 0 and up to 1 and a finite scale, got {self.density} and {self.scale}"
+            )
+
+    def check(self, inputs: int) -> None:
+        if self.weights and len(self.weights) != inputs:
+            raise BarError(f"shared: expected {inputs} weights, the anchor's first, got {len(self.weights)}")
+
+    def __call__(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
+        """In the dtype of the first; ``tensors`` ``[rows, ...]`` alike. Where nothing moved the result has the base's bits."""
+        result = torch.empty_like(tensors[0])
+        rows_of = COMBINE[self.method](self, name, tensors)
+        for start in range(0, len(result), _ROWS):
+            result[start : start + _ROWS] = rows_of(start, [tensor[start : start + _ROWS].double() for tensor in tensors])
+        return result
+
+    def describe(self) -> str:
+        details = {
+            "weighted": f" by {', '.join(map('{:g}'.format, self.weights))}",
+            "task-arithmetic": f" with scale {self.scale:g}",
+            "ties": f" with density {self.density:g} and scale {self.scale:g}",
+            "dare": f" with density {self.density:g}, scale {self.scale:g} and seed {self.seed}",
+        }
+        return self.method + details.get(self.method, "")
+
+
+RowsOf = Callable[[int, list[Tensor]], Tensor]
+"""The result's rows from a start on, of the inputs' rows in float64."""
+
+
+def _mean(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
+    return lambda start, rows: sum(rows[1:], rows[0].clone()) / len(rows)
+
+
+def _weighted(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
+    total = sum(settings.weights)
+    # From the base on: where nothing moved, no weight rounds anything.
+    return lambda start, rows: (
+        rows[0] + sum((w / total) * (row - rows[0]) for w, row in zip(settings.weights[1:], rows[1:], strict=True))
+    )
+
+
+def _task_arithmetic(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
+    return lambda start, rows: rows[0] + settings.scale * sum(row - rows[0] for row in rows[1:])
+
+
+def _ties(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
+    smallest = [_smallest_kept(tensors[0], tensor, settings.density) for tensor in tensors[1:]]
+
+    def rows_of(start: int, rows: list[Tensor]) -> Tensor:
+        deltas = [row - rows[0] for row in rows[1:]]
+        kept = torch.stack([d.masked_fill(d.float().abs() < least, 0.0) for d, least in zip(deltas, smallest, strict=True)])
+        agree = (kept.sign() == kept.sum(0).sign()) & (kept != 0)
+        return rows[0] + settings.scale * (kept * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+    return rows_of
+
+
+def _smallest_kept(base: Tensor, tensor: Tensor, density: float) -> float:
+    """The magnitude from which on a delta's entries belong to its largest ``density``."""
+    delta = (tensor.float() - base.float()).abs().flatten()
+    return delta.kthvalue(delta.numel() - max(1, round(density * delta.numel())) + 1).values.item()
+
+
+def _dare(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
+    seeds = [blake3(f"{settings.seed}/{name}/{place}".encode()).digest(7) for place in range(1, len(tensors))]
+    generators = [torch.Generator().manual_seed(int.from_bytes(seed)) for seed in seeds]
+
+    def rows_of(start: int, rows: list[Tensor]) -> Tensor:
+        total = torch.zeros_like(rows[0])
+        for row, generator in zip(rows[1:], generators, strict=True):
+            total += (row - rows[0]) * (torch.rand(row.shape, generator=generator) < settings.density)
+        return rows[0] + settings.scale * total / (settings.density * (len(rows) - 1))
+
+    return rows_of
+
+
+def _first(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
+    return lambda start, rows: rows[1]
+
+
+COMBINE: dict[Method, Callable[[Combination, str, Sequence[Tensor]], RowsOf]] = {
+    "mean": _mean,
+    "weighted": _weighted,
+    "task-arithmetic": _task_arithmetic,
+    "ties": _ties,
+    "dare": _dare,
+    "first": _first,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """Of one tensor: what the experts did to it, against the base."""
+
+    moved: tuple[float, ...]
+    """Of each expert, the norm of its delta over the base's norm."""
+    cosines: dict[tuple[int, int], float]
+    """Between the deltas of each two experts (from 0) that moved it."""
+    conflicts: float
+    """Share of entries that one expert raised and another lowered, of those that at least two moved."""
+    kept: float
+    """Norm of the mean delta over the mean norm of the deltas, the base's delta of 0 included in both: 1 where all agree."""
+
+
+def disagreement(tensors: Sequence[Tensor]) -> Disagreement:
+    """By rows, in the memory of a few of them."""
+    count = len(tensors) - 1
+    gram, base, conflicts, shared, mean = torch.zeros(count, count, dtype=torch.float64), 0.0, 0, 0, 0.0
+    for rows in _row_blocks(tensors):
+        deltas = torch.stack([(row - rows[0]).flatten() for row in rows[1:]])
+        gram += deltas @ deltas.T
+        base += float(rows[0].square().sum())
+        up, down = (deltas > 0).sum(0), (deltas < 0).sum(0)
+        conflicts += int(((up > 0) & (down > 0)).sum())
+        shared += int((up + down > 1).sum())
+        mean += float((deltas.sum(0) / len(tensors)).square().sum())
+    norms = gram.diagonal().sqrt()
+    pairs = [(a, b) for a in range(count) for b in range(a + 1, count) if norms[a] > 0 and norms[b] > 0]
+    total = float(norms.sum()) / len(tensors)
+    return Disagreement(
+        moved=tuple((norms / max(base, 1e-300) ** 0.5).tolist()),
+        cosines={(a, b): float(gram[a, b] / (norms[a] * norms[b])) for a, b in pairs},
+        conflicts=conflicts / shared if shared else 0.0,
+        kept=mean**0.5 / total if total else 1.0,
+    )
+
+
+def _row_blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    for start in range(0, len(tensors[0]), _ROWS):
+        yield [tensor[start : start + _ROWS].double() for tensor in tensors]
