@@ -297,7 +297,7 @@ class Pipeline:
                 steps.append(self._training(run, before, name, stage=run.stage.name, expert=expert.name, experts=2))
                 before = name
         ends = tuple(f"{expert.name}-{expert.runs[-1].stage.name}" for expert in recipe.experts)
-        make, choices = partial(self._merge, ends), {"shared": recipe.shared}
+        make, choices = partial(self._merge, ends), {"shared": to_json(recipe.shared)}
         steps.append(Step(name="merged", needs=("branched", *ends), make=make, stage="merge", choices=choices))
         steps.append(self._training(recipe.route, "merged", "final", stage=recipe.route.stage.name, experts=len(ends) + 1))
         if recipe.evaluation is not None:

@@ -411,3 +411,18 @@ def test_calls_have_no_order(calls, random):
     as_python = "\n".join(f"f({', '.join(f'{key}={value!r}' for key, value in call['arguments'].items())})" for call in shuffled)
     assert verify("tool_call", json.dumps(shuffled), truth) == verify("tool_call", as_python, truth) == 1
     assert verify("tool_call", json.dumps(shuffled + shuffled[:1]), truth) == 0
+
+
+class Broken:
+    """A verifier with a defect, as someone might add one."""
+
+    @staticmethod
+    def verify(response, truth):
+        return 2.0 if response == "too much" else 1 / len(response)
+
+
+@pytest.mark.parametrize("answer, what", [("", "ZeroDivisionError: division by zero"), ("too much", "AssertionError: score 2.0")])
+def test_a_verifier_that_fails_is_an_error_and_no_score(monkeypatch, answer, what):
+    monkeypatch.setitem(VERIFIERS, "broken", Broken)
+    with pytest.raises(BarError, match=f"^verifier broken: {what}; on the answer '{answer}' and the truth 'x'$"):
+        verify_many([("exact", "x", "x"), ("broken", answer, "x")])

@@ -39,8 +39,15 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify(name: str, response: str, truth) -> float:
-    score = _verifier(name).verify(response, truth)
-    assert 0.0 <= score <= 1.0, (name, score)
+    try:
+        score = _verifier(name).verify(response, truth)
+        assert 0.0 <= score <= 1.0, f"score {score}"
+    except BarError:
+        raise
+    except Exception as error:
+        raise BarError(
+            f"verifier {name}: {type(error).__name__}: {error}; on the answer {response!r:.200} and the truth {truth!r:.200}"
+        ) from error
     return score
 
 
