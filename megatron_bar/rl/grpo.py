@@ -178,8 +178,8 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: 
         "pending": None,
     }
     prompts.open, tokens, idle = set(saved["open"]), saved["tokens"], saved["idle"]
-    weights = job.out.with_name(f".{job.out.name}.rollout")
-    engine = build_engine(config.engine, trainer, chats, config.drawing, folder=weights)
+    handover = job.out.with_name(f".{job.out.name}.rollout")
+    engine = build_engine(config.engine, trainer, chats, config.drawing, folder=handover)
     rollouts = Rollouts(trainer, engine, tasks, prompts, config, tokenizer.pad_id)
     if saved["pending"] is not None:
         rollouts.restore(saved["pending"])
