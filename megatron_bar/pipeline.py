@@ -39,9 +39,10 @@ from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.hf_config import ModelConfig, read_config
 from megatron_bar.weights.init import random_folder
-from megatron_bar.weights.manifest import Manifest, read_manifest
+from megatron_bar.weights.manifest import Manifest, Training, read_manifest
 from megatron_bar.weights.manifest import Source as ManifestSource
 
 GENERAL = "general"
@@ -323,18 +324,23 @@ class Pipeline:
 
     def _train(self, run: Run, source: str, name: str, expert: str | None) -> None:
         chats = self._chats(source)
+        if run.rl is None:
+            mixture = self._mixture(run, chats)
+            data = {", ".join(part.sources): part.fingerprint for part in mixture.parts}
+        else:
+            tasks = self.tasks(run, chats)
+            data = {"tasks": blake3(json.dumps([vars(task) for task in tasks]).encode()).hexdigest()}
+        training = Training(stage=run.stage.name, policy=run.stage.policy, recipe=self.recipe.name, data=data)
         job = Job(
             name=name,
             source=self.path(source),
             out=self.path(name),
-            manifest=partial(self._manifest, source, run.stage.name, expert),
+            manifest=partial(self._manifest, training, source, expert),
             logs=self.out / "logs" / name,
         )
         if run.rl is not None:
-            tasks = self.tasks(run, chats)
             grpo.train(job, run.stage, run.rl, tasks, chats, verify_many)
             return
-        mixture = self._mixture(run, chats)
         if run.stage.name == "sft" and not any(s.name == GENERAL for s in run.data):
             self.say(f"warning: {name}: no source of the domain {GENERAL}; SFT on a domain alone costs general skill")
         self.say(f"{name}: {summary(mixture.parts)}")
@@ -371,9 +377,11 @@ class Pipeline:
     def _chats(self, folder: str) -> ChatFormat:
         return ChatFormat(load_tokenizer(self.path(folder)), self.recipe.chat_template)
 
-    def _manifest(self, source: str, stage: str, expert: str | None, written: Folder, source_hash: str) -> Manifest:
+    def _manifest(
+        self, training: Training, source: str, expert: str | None, written: Folder, units: Units, source_hash: str
+    ) -> Manifest:
         read = ManifestSource(role="source", name=self.path(source).name, hash=source_hash)
-        return read_manifest(self.path(source)).after(stage, recipe=self.recipe.name, sources=(read,), expert=expert)
+        return read_manifest(self.path(source)).after(training, sources=(read,), expert=expert)
 
     def _world(self) -> None:
         def make():

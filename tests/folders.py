@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder
+from megatron_bar.weights.hashes import config_hash, hash_units
 from megatron_bar.weights.hf_config import read_config, tensor_shapes
-from megatron_bar.weights.manifest import read_manifest
+from megatron_bar.weights.manifest import Manifest, Training, has_manifest, read_manifest
 
 WORDS = ("<|pad|>", "<|endoftext|>", "one", "two", "plus", "red", "blue", "is")
 SHAPE = {
@@ -75,13 +77,30 @@ def copy_with(source: Path, target: Path, change: Callable[[str, torch.Tensor], 
     for file in (*target.glob("*.safetensors"), target / INDEX):
         file.unlink(missing_ok=True)
     save_file(tensors, target / SINGLE, metadata={"format": "pt"})
+    if has_manifest(target):
+        seal(target, read_manifest(target))
     return target
 
 
-def train_with(source: Path, target: Path, stage: str, change: Callable[[str, torch.Tensor], torch.Tensor], **after) -> Path:
-    """As a training stage leaves a folder: other values and a manifest that says so."""
+def seal(path: Path, manifest: Manifest) -> None:
+    """Writes the manifest with the receipts of the folder as it is."""
+    folder = Folder.open(path)
+    replace(manifest, tensors=hash_units(folder), config_hash=config_hash(folder.config)).write(path)
+
+
+def train_with(
+    source: Path,
+    target: Path,
+    stage: str,
+    change: Callable[[str, torch.Tensor], torch.Tensor],
+    *,
+    policy: str | None = None,
+    expert: str | None = None,
+) -> Path:
+    """As a training stage leaves a folder: other values and a manifest that says so; ``policy`` is called like the stage."""
     copy_with(source, target, change)
-    read_manifest(source).after(stage, recipe="tests", sources=(), **after).write(target)
+    training = Training(stage=stage, policy=policy or stage, recipe="tests")
+    seal(target, read_manifest(source).after(training, sources=(), expert=expert))
     return target
 
 

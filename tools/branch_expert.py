@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--general-text", type=Path, metavar="FILE", help="--router-init domain: text for the anchor's row")
     parser.add_argument("--domain-text", type=Path, metavar="FILE", help="--router-init domain: text for the domain's row")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    parser.add_argument("--verify", choices=("none", "weights"), default="weights", help="weights: read all back (default)")
     args = parser.parse_args()
     folder, notes = branch(
         args.anchor,
@@ -32,11 +33,13 @@ def main() -> None:
         general_text=args.general_text,
         domain_text=args.domain_text,
         max_shard_bytes=parse_size(args.max_shard_size),
+        verify=args.verify,
         progress=progress,
     )
     for note in notes:
         print(f"note: {note}")
-    print(f"{folder.path}: 2 experts, {folder.nbytes:,} bytes, verified")
+    verified = "not verified" if args.verify == "none" else "verified"
+    print(f"{folder.path}: 2 experts, {folder.nbytes:,} bytes, {verified}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def main() -> None:
         "--report", type=Path, metavar="FILE", help="write what the experts did to the shared tensors, as Markdown"
     )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    parser.add_argument("--verify", choices=("none", "weights"), default="weights", help="weights: read all back (default)")
     args = parser.parse_args()
     experts = parse_experts(args.expert)
     shared = Combination(
@@ -46,13 +47,15 @@ def main() -> None:
         args.out,
         shared=shared,
         max_shard_bytes=parse_size(args.max_shard_size),
+        verify=args.verify,
         progress=progress,
     )
     if args.report:
         args.report.write_text(markdown(measure(args.anchor, experts, progress=progress), list(experts)), encoding="utf-8")
     for note in read_manifest(folder.path).notes:
         print(f"note: {note}")
-    print(f"{folder.path}: {folder.config.num_experts} experts, {folder.nbytes:,} bytes, verified")
+    verified = "not verified" if args.verify == "none" else "verified"
+    print(f"{folder.path}: {folder.config.num_experts} experts, {folder.nbytes:,} bytes, {verified}")
 
 
 def _weights(given: list[str], names: list[str]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ Left out: FlexOlmo's embedding model for the domain texts; the anchor's own inpu
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +21,10 @@ from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
-from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
+from megatron_bar.weights.hashes import Units, anchor_hash, folder_hash
 from megatron_bar.weights.hf_config import DENSE
 from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Source, has_manifest, read_manifest
+from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out, write_folder
 
 RouterInit = Literal["normal", "domain", "zero"]
@@ -58,42 +59,44 @@ def branch(
     row = _router_rows(first, router_init, seed, general_text, domain_text)
     lineage = read_manifest(first.path).experts if has_manifest(first.path) else ()
     config = dataclasses.replace(first.config.with_experts(2), norm_topk_prob=False)
-    sources = tuple(
-        Source(role=role, name=folder.path.resolve().name, hash=folder_hash(hash_units(folder, finite=True, progress=progress)))
-        for role, folder in (("anchor", first), ("domain_init", second))
-    )
+    sources = {"anchor": Proven.open(first), "domain_init": Proven.open(second)}
 
-    def produce(name: str) -> torch.Tensor:
+    def produce(name: str) -> Iterable[torch.Tensor]:
         if classify(name) is ParamGroup.ROUTER:
-            return torch.stack([row(name, 0), row(name, 1)]).to(getattr(torch, config.dtype))
+            return [torch.stack([row(name, 0), row(name, 1)]).to(getattr(torch, config.dtype))]
         expert = expert_index(name)
         if expert is None:
-            return first.read(name)
-        return (first, second)[expert].read(name.replace(f".experts.{expert}.", "."))
+            return sources["anchor"].blocks(name)
+        return tuple(sources.values())[expert].blocks(name.replace(f".experts.{expert}.", "."))
 
-    def manifest(written: Folder) -> Manifest:
-        digest = anchor_hash(hash_units(written, progress=progress))
-        stages = lineage[0].stages if lineage else ()
-        experts = (
-            Expert(index=0, name=ANCHOR, stages=stages, anchor_hash=digest),
-            Expert(index=1, name=DOMAIN, anchor_hash=digest),
-        )
+    def manifest(written: Folder, units: Units) -> Manifest:
+        digest = anchor_hash(units)
+        trained = lineage[0].trained if lineage else ()
         return Manifest(
             family=config.family,
             kind="branched",
             stage="branch",
             anchor_hash=digest,
-            experts=experts,
-            sources=sources,
+            experts=(
+                Expert(index=0, name=ANCHOR, trained=trained, anchor_hash=digest),
+                Expert(index=1, name=DOMAIN, anchor_hash=digest),
+            ),
+            sources=tuple(
+                Source(role=role, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress)))
+                for role, source in sources.items()
+            ),
             notes=tuple(notes),
         )
 
+    texts = [str(text) for text in (general_text, domain_text) if text]
+    folders = [source.folder.fingerprint() for source in sources.values()]
     folder = write_folder(
         out,
         config,
         produce,
         companions_from=first.path,
         manifest=manifest,
+        job={"branch": folders, "router": [router_init, seed, *texts]},
         max_shard_bytes=max_shard_bytes,
         verify=verify,
         progress=progress,

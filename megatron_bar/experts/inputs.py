@@ -1,7 +1,7 @@
 """What a merge accepts: a branched folder and experts that were trained from it, each a lineage of its own.
 
-The cheap checks come first, on every folder; then each is read once, for its hashes. A manifest is a claim: what the tensors
-can show is compared with the tensors.
+Everything is checked by headers and by the receipts in the manifests, before a tensor is read. A manifest is a claim: the merge
+compares every tensor with its receipt as it reads it.
 """
 
 import re
@@ -9,22 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.folder import TOKENIZERS, Folder, Progress, require_same_config, require_tokenizer
-from megatron_bar.weights.groups import RLVR, RLVR_OPEN
-from megatron_bar.weights.hashes import Units, anchor_hash, domain_hash, hash_units, is_anchors_own
+from megatron_bar.experts.artifact import open_expert
+from megatron_bar.weights.folder import TOKENIZERS, Folder, require_same_config, require_tokenizer
+from megatron_bar.weights.groups import POLICIES, ParamGroup
+from megatron_bar.weights.hashes import Units, anchor_hash, domain_hash, is_anchors_own
 from megatron_bar.weights.hf_config import MOE
-from megatron_bar.weights.manifest import ANCHOR, DOMAIN, MANIFEST, Expert, Manifest, has_manifest, read_manifest
-
-_MAY_MOVE_THE_ANCHOR = {RLVR.name, RLVR_OPEN.name}
-"""Stages that may have run without a freeze, as the authors' did. A manifest names stages, not policies."""
+from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, DOMAIN, MANIFEST, Expert, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.receipts import Proven, receipts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
     name: str
-    folder: Folder
+    source: Proven
     manifest: Manifest
-    units: Units
+
+    @property
+    def folder(self) -> Folder:
+        return self.source.folder
+
+    @property
+    def units(self) -> Units:
+        """As recorded; what the merge reads is compared with it on the way."""
+        return self.source.recorded
 
     @property
     def lineage(self) -> Expert:
@@ -44,22 +51,21 @@ def check_arguments(anchor: Path, experts: dict[str, Path | str]) -> None:
             raise BarError(f"{path}: expected one folder per expert, got the same one as {other!r} and as {name!r}")
 
 
-def open_inputs(anchor: Path | str, experts: dict[str, Path | str], progress: Progress) -> list[Input]:
-    """All checks, the cheap ones on every folder before the first byte is hashed."""
-    opened = [(name, _open_two_experts(path), _read_manifest(Path(path))) for name, path in {"anchor": anchor, **experts}.items()]
-    _, branched, recorded = opened[0]
+def open_inputs(anchor: Path | str, experts: dict[str, Path | str]) -> list[Input]:
+    """All that headers and manifests can show."""
+    branched, recorded = _two_experts(Folder.open(anchor)), _read_manifest(Path(anchor))
     if recorded.kind != "branched":
         raise BarError(
             f"{branched.path}: the anchor expected is the branched folder all experts started from, got {recorded.kind!r}"
         )
     require_tokenizer(branched.path, branched.config.vocab_size)
+    opened = [(ANCHOR, branched, recorded)]
+    for name, path in experts.items():
+        opened.append((name, _two_experts(open_expert(path, branched)), _read_manifest(Path(path))))
     for _, folder, manifest in opened[1:]:
         _compare_with_anchor(branched, recorded, folder, manifest)
     _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened[1:]])
-    inputs = []
-    for name, folder, manifest in opened:
-        units = hash_units(folder, finite=True, progress=progress)
-        inputs.append(Input(name=name, folder=folder, manifest=manifest, units=units))
+    inputs = [Input(name=name, source=Proven(folder, receipts(folder, m)), manifest=m) for name, folder, m in opened]
     found = anchor_hash(inputs[0].units)
     if found != recorded.anchor_hash:
         raise BarError(f"{branched.path}: changed since the branch: expected anchor hash {recorded.anchor_hash}, got {found}")
@@ -69,11 +75,10 @@ def open_inputs(anchor: Path | str, experts: dict[str, Path | str], progress: Pr
     return inputs
 
 
-def _open_two_experts(path: Path | str) -> Folder:
-    folder = Folder.open(path)
+def _two_experts(folder: Folder) -> Folder:
     if folder.config.num_experts != 2:
         raise BarError(
-            f"{path}: merge expected a FlexOlmo folder with 2 experts, got {folder.config.num_experts or 'a dense one'}"
+            f"{folder.path}: merge expected a FlexOlmo folder with 2 experts, got {folder.config.num_experts or 'a dense one'}"
         )
     return folder
 
@@ -105,6 +110,8 @@ def _compare_with_anchor(branched: Folder, recorded: Manifest, folder: Folder, m
             f"{folder.path}: foreign anchor: expected anchor hash {recorded.anchor_hash} as recorded in {branched.path},"
             f" got {manifest.anchor_hash}"
         )
+    if manifest.kind == ARTIFACT:  # has no tokenizer and only what is not the branch's
+        return
     if manifest.kind != "expert":
         raise BarError(f"{folder.path}: expected a trained expert of {branched.path}, got kind {manifest.kind!r}")
     require_same_config(branched, folder)
@@ -130,10 +137,11 @@ def moved_anchor(branched: Input, given: Input) -> list[str]:
 def _refuse_foreign_anchor(branched: Input, given: Input) -> None:
     """The anchor hash in a manifest says where an expert came from, not that it did: its frozen tensors show it."""
     moved = moved_anchor(branched, given)
-    if moved and not _MAY_MOVE_THE_ANCHOR & set(given.lineage.stages):
-        stages = " > ".join(given.lineage.stages) or "none"
+    policies = [training.policy for training in given.lineage.trained]
+    if moved and not any(policy in POLICIES and ParamGroup.ANCHOR_EXPERT in POLICIES[policy].trains for policy in policies):
+        trained = " > ".join(map(str, policies)) or "none"
         raise BarError(
-            f"{given.folder.path}: tensor {moved[0]!r} is the anchor's, frozen in its stages ({stages}): expected the bits of"
+            f"{given.folder.path}: tensor {moved[0]!r} is the anchor's, frozen in its stages ({trained}): expected the bits of"
             f" {branched.folder.path}, got others"
         )
 

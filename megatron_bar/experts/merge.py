@@ -8,18 +8,22 @@ Other ways to combine what is shared: shared.py.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
 from megatron_bar.experts.inputs import Input, check_arguments, moved_anchor, open_inputs
 from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index, with_expert
-from megatron_bar.weights.hashes import folder_hash
+from megatron_bar.weights.hashes import anchor_hash, folder_hash
 from megatron_bar.weights.manifest import DOMAIN, Manifest, Source
+from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out, write_folder
 
 MEAN = Combination()
@@ -53,37 +57,96 @@ def merge(
     check_out(out)
     shared.check(1 + len(experts))
     check_arguments(Path(anchor), experts)
-    inputs = open_inputs(anchor, experts, progress)
-    folders = [given.folder for given in inputs]
-    config = folders[0].config.with_experts(len(inputs))
+    inputs = open_inputs(anchor, experts)
+    options = {"max_shard_bytes": max_shard_bytes, "verify": verify, "progress": progress}
+    return merge_inputs(inputs, out, shared=shared, **options)
 
-    def produce(name: str) -> torch.Tensor:
-        group = classify(name)
-        if group is ParamGroup.DOMAIN_EXPERT:
-            return folders[expert_index(name)].read(with_expert(name, 1))
-        if group is ParamGroup.ROUTER:
-            row0 = shared(name, [folder.rows(name, 0, 1) for folder in folders])
-            return torch.cat([row0, *(folder.rows(name, 1, 2) for folder in folders[1:])])
-        return shared(name, [folder.read(name) for folder in folders])
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Router rows of a merged model that stay as they are."""
+
+    model: Proven
+    slots: dict[str, int]
+    """Name of an expert -> its slot in that model."""
+    trained: bool
+    """Since it was merged: then the anchor's row stays too, and the router of the result is stale."""
+
+
+def merge_inputs(
+    inputs: list[Input],
+    out: Path | str,
+    *,
+    shared: Combination,
+    kept: Kept | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: Verify = "weights",
+    progress: Progress = silent,
+) -> Folder:
+    """``inputs``: the branched folder, then the experts in slot order, as `open_inputs` checked them."""
+    config = inputs[0].folder.config.with_experts(len(inputs))
+    rows = None if kept is None else [kept.model.folder.fingerprint(), kept.slots, kept.trained]
+
+    def produce(name: str) -> Iterable[Tensor]:
+        if classify(name) is ParamGroup.DOMAIN_EXPERT:
+            return inputs[expert_index(name)].source.blocks(with_expert(name, 1))
+        if classify(name) is ParamGroup.ROUTER:
+            return [_router(name, inputs, shared, kept)]
+        return _combined(name, inputs, shared, prove=verify != "none")
 
     return write_folder(
         out,
         config,
         produce,
-        companions_from=anchor,
-        manifest=lambda written: _manifest(inputs, written, shared),
+        companions_from=inputs[0].folder.path,
+        manifest=lambda written, units: _manifest(inputs, written, shared, stale=kept is not None and kept.trained),
+        job={"merge": {given.name: given.folder.fingerprint() for given in inputs}, "shared": to_json(shared), "rows": rows},
         max_shard_bytes=max_shard_bytes,
         verify=verify,
         progress=progress,
     )
 
 
-def _manifest(inputs: list[Input], written: Folder, shared: Combination) -> Manifest:
+def _router(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
+    """Row 0 is combined; a domain expert brings its own row, or keeps the one that it has in a merged model."""
+    routers = [given.source.whole(name) for given in inputs]
+    rows = [shared(name, [router[:1] for router in routers]), *(router[1:2] for router in routers[1:])]
+    if kept is not None:
+        before = kept.model.whole(name)
+        slots = [0 if kept.trained else None, *(kept.slots.get(given.name) for given in inputs[1:])]
+        rows = [row if slot is None else before[slot : slot + 1] for row, slot in zip(rows, slots, strict=True)]
+    return torch.cat(rows)
+
+
+def _combined(name: str, inputs: list[Input], shared: Combination, *, prove: bool) -> Iterator[Tensor]:
+    """By blocks of rows. What nobody moved is copied; only ``prove`` then reads the others' too."""
+    moved = len({given.units[name] for given in inputs}) > 1
+    if not moved and not prove:
+        return inputs[0].source.blocks(name)
+    blocks = zip(*(given.source.blocks(name) for given in inputs), strict=True)
+    if not moved:
+        return (block for block, *_ in blocks)
+    return shared.blocks(name, [given.folder.read(name) for given in inputs], blocks)
+
+
+def _manifest(inputs: list[Input], written: Folder, shared: Combination, *, stale: bool) -> Manifest:
     branched = inputs[0].manifest
-    experts = [branched.experts[0]]
-    for slot, given in enumerate(inputs[1:], start=1):
-        experts.append(dataclasses.replace(given.lineage, index=slot, name=given.name))
-    sources = [Source(role=given.name, name=given.folder.path.resolve().name, hash=folder_hash(given.units)) for given in inputs]
+    lineages = [branched.experts[0], *(given.lineage for given in inputs[1:])]
+    experts = [
+        dataclasses.replace(
+            lineage,
+            index=slot,
+            name=given.name,
+            # One whose folder is gone was taken from a merged model, which knows what it was.
+            folder_hash=lineage.folder_hash or folder_hash(given.units),
+            shared_hash=lineage.shared_hash or anchor_hash(given.units),
+        )
+        for slot, (given, lineage) in enumerate(zip(inputs, lineages, strict=True))
+    ]
+    sources = [
+        Source(role=expert.name, name=given.folder.path.resolve().name, hash=expert.folder_hash)
+        for expert, given in zip(experts, inputs, strict=True)
+    ]
     return Manifest(
         family=written.config.family,
         kind="merged",
@@ -91,6 +154,8 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination) -> Mani
         anchor_hash=branched.anchor_hash,
         experts=tuple(experts),
         sources=tuple(sources),
+        shared=to_json(shared),
+        router_stale=stale,
         notes=(f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included", *_notes(inputs)),
     )
 
@@ -101,4 +166,4 @@ def _notes(inputs: list[Input]) -> Iterator[str]:
             yield f"expert {given.name} is called {given.lineage.name} by its own manifest"
         moved = moved_anchor(inputs[0], given)
         if moved:
-            yield f"expert {given.name} moved {len(moved)} of the anchor's own tensors, as only rlvr without a freeze does"
+            yield f"expert {given.name} moved {len(moved)} of the anchor's own tensors, which its stages let train"

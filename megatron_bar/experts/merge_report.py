@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_bar.experts.artifact import open_expert
 from megatron_bar.experts.shared import Disagreement, disagreement
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import ParamGroup, classify
@@ -21,7 +22,8 @@ OPPOSED = -0.1
 
 def measure(anchor: Path | str, experts: dict[str, Path | str], *, progress: Progress = silent) -> dict[str, Disagreement]:
     """Per shared tensor (and the anchor's own: its FFN and router row); ``anchor`` is the branched folder."""
-    folders = [Folder.open(path) for path in (anchor, *experts.values())]
+    branched = Folder.open(anchor)
+    folders = [branched, *(open_expert(path, branched) for path in experts.values())]
     names = [name for name in folders[0].tensors if classify(name) is not ParamGroup.DOMAIN_EXPERT]
     found = {}
     with progress("comparing experts", sum(folders[0].tensors[name].nbytes for name in names)) as advance:

@@ -5,7 +5,7 @@ from the base. Only ``mean`` is BAR's; the others are what its readers will want
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from megatron_bar.errors import BarError
 
 Method = Literal["mean", "weighted", "task-arithmetic", "ties", "dare", "first"]
-_ROWS = 1024
+_BLOCK_VALUES = 1 << 16
+"""In float64 they stay in a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +55,22 @@ class Combination:
             raise BarError(f"shared: expected {inputs} weights, the anchor's first, got {len(self.weights)}")
 
     def __call__(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
-        """In the dtype of the first; ``tensors`` ``[rows, ...]`` alike. Where nothing moved the result has the base's bits."""
-        result = torch.empty_like(tensors[0])
+        """Of whole tensors ``[rows, ...]`` alike."""
+        return next(self.blocks(name, tensors, [tensors]))
+
+    def blocks(self, name: str, tensors: Sequence[Tensor], blocks: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+        """The combination by blocks of rows, of each block of every tensor in ``blocks``, in its dtype.
+
+        ``tensors``, the same ones whole, are read where a method needs to know all of a tensor. Where nothing moved the
+        result has the base's bits.
+        """
         rows_of = COMBINE[self.method](self, name, tensors)
-        for start in range(0, len(result), _ROWS):
-            result[start : start + _ROWS] = rows_of(start, [tensor[start : start + _ROWS].double() for tensor in tensors])
-        return result
+        for rows in blocks:
+            result = torch.empty_like(rows[0])
+            for start in range(0, len(result), _rows(result)):
+                part = slice(start, start + _rows(result))
+                result[part] = rows_of([row[part].double() for row in rows])
+            yield result
 
     def describe(self) -> str:
         details = {
@@ -71,30 +82,34 @@ class Combination:
         return self.method + details.get(self.method, "")
 
 
-RowsOf = Callable[[int, list[Tensor]], Tensor]
-"""The result's rows from a start on, of the inputs' rows in float64."""
+RowsOf = Callable[[list[Tensor]], Tensor]
+"""The result's next rows, of the inputs' rows in float64."""
+
+
+def _rows(tensor: Tensor) -> int:
+    return max(1, _BLOCK_VALUES * len(tensor) // max(1, tensor.numel()))
 
 
 def _mean(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
-    return lambda start, rows: sum(rows[1:], rows[0].clone()) / len(rows)
+    return lambda rows: sum(rows[1:], rows[0].clone()) / len(rows)
 
 
 def _weighted(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
     total = sum(settings.weights)
     # From the base on: where nothing moved, no weight rounds anything.
-    return lambda start, rows: (
+    return lambda rows: (
         rows[0] + sum((w / total) * (row - rows[0]) for w, row in zip(settings.weights[1:], rows[1:], strict=True))
     )
 
 
 def _task_arithmetic(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
-    return lambda start, rows: rows[0] + settings.scale * sum(row - rows[0] for row in rows[1:])
+    return lambda rows: rows[0] + settings.scale * sum(row - rows[0] for row in rows[1:])
 
 
 def _ties(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
     smallest = [_smallest_kept(tensors[0], tensor, settings.density) for tensor in tensors[1:]]
 
-    def rows_of(start: int, rows: list[Tensor]) -> Tensor:
+    def rows_of(rows: list[Tensor]) -> Tensor:
         deltas = [row - rows[0] for row in rows[1:]]
         kept = torch.stack([d.masked_fill(d.float().abs() < least, 0.0) for d, least in zip(deltas, smallest, strict=True)])
         agree = (kept.sign() == kept.sum(0).sign()) & (kept != 0)
@@ -113,7 +128,7 @@ def _dare(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf
     seeds = [blake3(f"{settings.seed}/{name}/{place}".encode()).digest(7) for place in range(1, len(tensors))]
     generators = [torch.Generator().manual_seed(int.from_bytes(seed)) for seed in seeds]
 
-    def rows_of(start: int, rows: list[Tensor]) -> Tensor:
+    def rows_of(rows: list[Tensor]) -> Tensor:
         total = torch.zeros_like(rows[0])
         for row, generator in zip(rows[1:], generators, strict=True):
             total += (row - rows[0]) * (torch.rand(row.shape, generator=generator) < settings.density)
@@ -123,7 +138,7 @@ def _dare(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf
 
 
 def _first(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf:
-    return lambda start, rows: rows[1]
+    return lambda rows: rows[1]
 
 
 COMBINE: dict[Method, Callable[[Combination, str, Sequence[Tensor]], RowsOf]] = {
@@ -174,5 +189,6 @@ def disagreement(tensors: Sequence[Tensor]) -> Disagreement:
 
 
 def _row_blocks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    for start in range(0, len(tensors[0]), _ROWS):
-        yield [tensor[start : start + _ROWS].double() for tensor in tensors]
+    step = _rows(tensors[0])
+    for start in range(0, len(tensors[0]), step):
+        yield [tensor[start : start + step].double() for tensor in tensors]

@@ -20,10 +20,11 @@ from megatron_bar.models.build import LanguageModel
 from megatron_bar.models.olmo2 import DTYPES
 from megatron_bar.models.ops import WeightOp
 from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, share_error
+from megatron_bar.parallel.state import on_rank_zero, share_error
 from megatron_bar.weights import writer
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import expert_index
+from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
@@ -92,7 +93,7 @@ def save_folder(
     out: Path,
     *,
     companions_from: Path,
-    manifest: Callable[[Folder], Manifest],
+    manifest: Callable[[Folder, Units], Manifest],
     dtype: str | None = None,
     max_shard_bytes: int = writer.DEFAULT_SHARD_BYTES,
     verify: writer.Verify = "weights",
@@ -106,42 +107,41 @@ def save_folder(
     config = replace(model.shape, dtype=dtype or model.shape.dtype)
     plan = writer.plan_shards(config, config.dtype, max_shard_bytes)
     nbytes = {name: math.prod(shape) * ITEMSIZE[config.dtype] for name, shape in tensor_shapes(config).items()}
-    partial = on_rank_zero(lambda: writer.start(out, sum(nbytes.values())))
+    claim = None
+
+    def begin() -> Path:
+        nonlocal claim
+        claim = writer.start(out, sum(nbytes.values()))
+        return claim.path
+
+    folder = on_rank_zero(begin)
     try:
         with progress(f"writing {Path(out).name}", sum(nbytes.values())) as advance:
-            hashes = _write_shards(model, partial, config, plan, lambda names: advance(sum(nbytes[name] for name in names)))
+            units = _write_shards(model, folder, config, plan, lambda names: advance(sum(nbytes[name] for name in names)))
+        rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
 
         def finish() -> None:
-            writer.finish(
-                partial,
-                out,
-                config=config,
-                plan=plan,
-                companions_from=companions_from,
-                manifest=manifest,
-                hashes=hashes if verify == "weights" else None,
-                progress=progress,
-            )
+            writer.finish(claim, **rest, units=units, verify=verify, progress=progress)
 
         on_rank_zero(finish)
     except BaseException:
-        if is_rank_zero():
-            writer.abort(partial)
+        if claim is not None:
+            claim.abort()
         raise
 
 
 def _write_shards(
-    model: LanguageModel, partial: Path, config: ModelConfig, plan: writer.Plan, written: Callable[[list[str]], None]
-) -> dict[str, str]:
+    model: LanguageModel, folder: Path, config: ModelConfig, plan: writer.Plan, written: Callable[[list[str]], None]
+) -> Units:
     """All files of ``plan``; returns the hashes of all tensors. Every rank raises when one cannot write. Collective."""
-    hashes, error = {}, None
+    units, error = {}, None
     for k, names in enumerate(plan):
         owner = k % dist.get_world_size()
         stream = _tensors(model, names, owner)
         if dist.get_rank() == owner and error is None:
-            cast = ((name, tensor.to(DTYPES[config.dtype])) for name, tensor in stream)
+            cast = ((name, [tensor.to(DTYPES[config.dtype])]) for name, tensor in stream)
             try:
-                hashes |= writer.write_shard(partial, config, plan, k, cast)
+                units |= writer.write_shard(folder, config, plan, k, cast)
             except (BarError, OSError) as problem:
                 error = problem
         for _ in stream:  # sends, and takes what a failed write left: the senders wait for it
@@ -149,7 +149,7 @@ def _write_shards(
         written(names)
     share_error(error)
     everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, hashes)
+    dist.all_gather_object(everyone, units)
     return {name: digest for part in everyone for name, digest in part.items()}
 
 

@@ -229,7 +229,7 @@ class EngineProcess:
         on_rank_zero(lambda: shutil.rmtree(self.folder, ignore_errors=True))
         model = self.trainer.model
         manifest = Manifest(family=model.shape.family, kind="dense")  # nobody's folder but the engine's
-        save_folder(model, self.folder, companions_from=self.trainer.source, manifest=lambda _: manifest, verify="none")
+        save_folder(model, self.folder, companions_from=self.trainer.source, manifest=lambda *_: manifest, verify="none")
 
     def start(self, prompts: list[list[int]], drawing: Drawing, *, seed: int) -> Callable[[], list[Completion]]:
         given = {

@@ -5,21 +5,24 @@ A checkpoint holds Megatron's torch_dist data; what is said of it comes from its
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import Folder, Progress, companions, silent
 from megatron_bar.weights.groups import classify
-from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
+from megatron_bar.weights.hashes import anchor_hash, config_hash, folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config, tensor_shapes
 from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.receipts import Proven
 
 TORCH_DIST = "*.distcp"
 """The data files of a torch_dist checkpoint."""
 
 
 def describe(path: Path | str, *, hashes: bool = True, progress: Progress = silent) -> list[str]:
-    """Lines of text. A folder is opened, and so checked; with ``hashes`` it is read whole, and NaN is refused."""
+    """Lines of text. A folder is opened, and so checked; with ``hashes`` it is read whole: NaN is refused, and so is a
+    tensor that is not what the manifest says."""
     path = Path(path)
     manifest = read_manifest(path) if has_manifest(path) else None
     if manifest is not None and any(path.rglob(TORCH_DIST)):
@@ -30,11 +33,20 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
     lines.append(f"beside the weights: {', '.join(file.name for file in companions(path)) or 'nothing (no tokenizer)'}")
     lines += _lineage(manifest) if manifest else [f"lineage: unknown (no {MANIFEST})"]
     if hashes:
-        units = hash_units(folder, finite=True, progress=progress)
+        units = Proven.open(folder).prove(progress)
+        lines += tick_table(folder.tensors, "equals its receipt" if manifest else "finite; no receipts to compare with")
+        if manifest and manifest.config_hash != config_hash(folder.config):
+            lines.append(f"config.json: another one than {MANIFEST} was written with")
         lines.append(f"hash of all tensors: {folder_hash(units)}")
         if folder.config.num_experts:
             lines.append(f"hash of anchor and shared tensors now: {anchor_hash(units)}")
     return lines
+
+
+def tick_table(names: Iterable[str], claim: str) -> list[str]:
+    """A line per parameter group: what was shown of all its tensors."""
+    counts = Counter(classify(name) for name in names)
+    return [f"  \u2713 {group:15} {count:6} tensors  {claim}" for group, count in counts.items()]
 
 
 def checkpoint_config(path: Path, manifest: Manifest) -> ModelConfig:
@@ -86,6 +98,11 @@ def _lineage(manifest: Manifest) -> list[str]:
         lines.append(f"expert {expert.index}: {expert.name}, stages: {' > '.join(expert.stages) or 'none'}")
     lines += [f"made from {source.role}: {source.name} (hash {source.hash})" for source in manifest.sources]
     lines += [f"note: {note}" for note in manifest.notes]
+    if manifest.frozen:
+        frozen = manifest.frozen
+        lines.append(f"frozen by {frozen.policy} and bit-identical: {frozen.units} tensors and router rows (hash {frozen.hash})")
+    if manifest.router_stale:
+        lines.append("router: STALE, experts were added, replaced or removed since it was trained; run the router stage")
     if manifest.anchor_hash:
         lines.append(f"anchor hash recorded at the branch: {manifest.anchor_hash}")
     return lines

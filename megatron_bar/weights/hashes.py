@@ -1,18 +1,21 @@
 """BLAKE3 hashes of tensors and folders, and the two that BAR needs: of the anchor and of the domain expert.
 
 A folder is hashed by units: every tensor is one, and every ROW of a router, because row 0 belongs to the anchor and the others
-to the domain experts. A hash covers the unit's name, dtype, shape and bytes, never how the tensors are split into files.
+to the domain experts. A unit's hash covers its dtype, shape and bytes, not its name, so a copy under another expert's name has
+the same; the hash of a folder covers the names too. Never how the tensors are split into files.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from blake3 import blake3
 
+from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import ParamGroup, classify
+from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.safetensors_io import tensor_bytes
 
 Units = dict[str, str]
@@ -21,30 +24,62 @@ Units = dict[str, str]
 _ROUTER_ROW = re.compile(r"(.+)\[(\d+)\]")
 
 
-def hash_tensor(name: str, dtype: str, shape: Sequence[int], chunks: Iterable[torch.Tensor]) -> str:
-    digest = blake3(json.dumps([name, dtype, list(shape)]).encode(), max_threads=blake3.AUTO)
-    for chunk in chunks:
-        digest.update(tensor_bytes(chunk))
+def units_of(name: str, shape: Sequence[int]) -> list[str]:
+    return [f"{name}[{row}]" for row in range(shape[0])] if classify(name) is ParamGroup.ROUTER else [name]
+
+
+def _begin(dtype: str, shape: Sequence[int]) -> blake3:
+    return blake3(json.dumps([dtype, list(shape)]).encode(), max_threads=blake3.AUTO)
+
+
+def hashed(name: str, dtype: str, shape: Sequence[int], blocks: Iterable[torch.Tensor], into: Units) -> Iterator[torch.Tensor]:
+    """Passes the tensor's blocks of rows on; once the last is taken its hashes stand in ``into``."""
+    if classify(name) is ParamGroup.ROUTER:
+        row = 0
+        for block in blocks:
+            for values in block:
+                into[f"{name}[{row}]"] = hash_tensor(dtype, values.shape, [values])
+                row += 1
+            yield block
+        return
+    digest = _begin(dtype, shape)
+    for block in blocks:
+        digest.update(tensor_bytes(block))
+        yield block
+    into[name] = digest.hexdigest()
+
+
+def hash_tensor(dtype: str, shape: Sequence[int], blocks: Iterable[torch.Tensor]) -> str:
+    digest = _begin(dtype, shape)
+    for block in blocks:
+        digest.update(tensor_bytes(block))
     return digest.hexdigest()
 
 
-def tensor_hash(folder: Folder, name: str) -> str:
-    return hash_tensor(name, folder.dtype, folder.tensors[name].shape, folder.chunks(name))
+def read_hashed(folder: Folder, name: str, into: Units, *, finite: bool = False) -> Iterator[torch.Tensor]:
+    """The tensor by blocks of rows, like `Folder.chunks`, its hashes then in ``into``."""
+    return hashed(name, folder.dtype, folder.tensors[name].shape, folder.chunks(name, finite=finite), into)
 
 
-def hash_units(folder: Folder, *, finite: bool = False, progress: Progress = silent) -> Units:
-    """One pass over the folder; ``finite`` checks the values in the same pass."""
-    units = {}
-    with progress(f"hashing {folder.path.name}", folder.nbytes) as advance:
-        for name, info in folder.tensors.items():
-            chunks = folder.chunks(name, finite=finite)
-            if classify(name) is ParamGroup.ROUTER:
-                for n, row in enumerate(row for chunk in chunks for row in chunk):
-                    units[f"{name}[{n}]"] = hash_tensor(f"{name}[{n}]", folder.dtype, row.shape, [row])
-            else:
-                units[name] = hash_tensor(name, folder.dtype, info.shape, chunks)
-            advance(info.nbytes)
+def hash_units(folder: Folder, names: Iterable[str] | None = None, *, finite: bool = False, progress: Progress = silent) -> Units:
+    """One pass over the tensors ``names`` (None: all); ``finite`` checks the values in the same pass."""
+    units: Units = {}
+    wanted = list(folder.tensors if names is None else names)
+    with progress(f"hashing {folder.path.name}", sum(folder.tensors[name].nbytes for name in wanted)) as advance:
+        for name in wanted:
+            for block in read_hashed(folder, name, units, finite=finite):
+                advance(block.nbytes)
     return units
+
+
+def require_units(folder: Folder, name: str, found: Units, recorded: Units, since: str) -> None:
+    """That the tensor's hashes in ``found`` are those in ``recorded``."""
+    for unit in units_of(name, folder.tensors[name].shape):
+        if found[unit] != recorded.get(unit):
+            raise BarError(
+                f"{folder.tensors[name].file}: tensor {unit!r} changed since {since}: expected hash {recorded.get(unit)},"
+                f" got {found[unit]}"
+            )
 
 
 def is_domain(unit: str) -> bool:
@@ -75,3 +110,8 @@ def anchor_hash(units: Units) -> str:
 
 def domain_hash(units: Units) -> str:
     return combine(units, is_domain)
+
+
+def config_hash(config: ModelConfig) -> str:
+    """Of config.json as this project writes it."""
+    return blake3(json.dumps(config.to_hf(), sort_keys=True).encode()).hexdigest()

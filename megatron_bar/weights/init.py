@@ -15,18 +15,18 @@ def random_folder(config: ModelConfig, out: Path, *, tokenizer: Path, seed: int,
     """Matrices from N(0, initializer_range), as transformers initialises OLMo 2, embeddings N(0, embedding_std), norms one."""
     shapes = tensor_shapes(config)
 
-    def tensor(name: str) -> torch.Tensor:
+    def tensor(name: str) -> list[torch.Tensor]:
         dtype = getattr(torch, config.dtype)
         if len(shapes[name]) == 1:
-            return torch.ones(shapes[name], dtype=dtype)
+            return [torch.ones(shapes[name], dtype=dtype)]
         std = embedding_std if classify(name) is ParamGroup.EMBEDDING else config.initializer_range
         generator = torch.Generator().manual_seed(int.from_bytes(blake3(f"{seed}/{name}".encode()).digest()[:6], "big"))
-        return (torch.randn(shapes[name], generator=generator) * std).to(dtype)
+        return [(torch.randn(shapes[name], generator=generator) * std).to(dtype)]
 
     write_folder(
         out,
         config,
         tensor,
         companions_from=tokenizer,
-        manifest=lambda _: Manifest(family=config.family, kind="dense", stage="init"),
+        manifest=lambda *_: Manifest(family=config.family, kind="dense", stage="init"),
     )

@@ -1,4 +1,4 @@
-"""manifest.json: what a folder is, which experts it holds and where they come from.
+"""manifest.json: a folder's receipt. What it is, which experts it holds, where they come from, and the hash of every tensor.
 
 Written into every folder this project makes. The anchor hash is recorded at the branch and carried along unchanged, because
 later stages may move the tensors it was taken from: it says which branch an expert descends from, not what it holds now.
@@ -8,7 +8,8 @@ Strict: an unknown, missing or ill-typed field is an error that names it.
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import megatron_bar
@@ -18,10 +19,23 @@ from megatron_bar.weights.json_file import read_object
 
 MANIFEST = "manifest.json"
 FORMAT = "megatron_bar/1"
-KINDS = ("dense", "branched", "expert", "merged", "routed")
+ARTIFACT = "artifact"
+KINDS = ("dense", "branched", "expert", "merged", "routed", ARTIFACT)
 ANCHOR = "anchor"
 DOMAIN = "domain"
 """The names of a branch's experts. An expert keeps the second one where its training was told no other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A stage in an expert's life."""
+
+    stage: str
+    policy: str | None = None
+    """What trained: a key of `groups.POLICIES`."""
+    recipe: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    """What it learnt from: name -> hash of the tokens or tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +43,18 @@ class Expert:
     index: int
     """Global: 0 is the anchor."""
     name: str
-    stages: tuple[str, ...] = ()
+    trained: tuple[Training, ...] = ()
     """What trained it, in order."""
     anchor_hash: str | None = None
     """Of the branch it was trained in."""
+    folder_hash: str | None = None
+    """Of a merge's expert: `hashes.folder_hash` of the folder it came from; the anchor's came from the branched one."""
+    shared_hash: str | None = None
+    """Of a merge's expert: `hashes.anchor_hash` of that folder as it was, so of all that it did not copy but combine."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(training.stage for training in self.trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +68,22 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A stage's certificate: what it may not have moved, by the hashes of the folder it read and of the one it wrote."""
+
+    policy: str
+    units: int
+    """How many tensors and router rows were frozen."""
+    hash: str
+    """Of them, before and after."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     family: str
     kind: str
-    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts) or routed (merged, router trained)."""
+    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts), routed (merged, router trained) or
+    artifact (what an expert has that its branch has not)."""
     stage: str | None = None
     """The stage that wrote the folder."""
     recipe: str | None = None
@@ -60,8 +94,18 @@ class Manifest:
     sources: tuple[Source, ...] = ()
     notes: tuple[str, ...] = ()
     """What was decided for the user, such as whose RoPE theta was kept."""
+    tensors: dict[str, str] = field(default_factory=dict)
+    """The receipts: hash of every tensor, and of every row of a router (`hashes.Units`)."""
+    config_hash: str | None = None
+    """`hashes.config_hash` of config.json."""
+    frozen: Frozen | None = None
+    """Of the training stage that wrote the folder."""
+    shared: dict | None = None
+    """How a merge combined what its inputs share: experts/shared.Combination as JSON."""
+    router_stale: bool = False
+    """Experts were added, replaced or removed since the router was trained."""
     config: dict | None = None
-    """config.json's content where no config.json lies beside the manifest: in a torch_dist checkpoint."""
+    """config.json's content where no config.json lies beside the manifest: in an artifact or a torch_dist checkpoint."""
     tool_version: str = megatron_bar.__version__
 
     def __post_init__(self):
@@ -72,22 +116,23 @@ class Manifest:
         if [expert.index for expert in self.experts] != list(range(len(self.experts))):
             raise BarError(f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}")
 
-    def after(self, stage: str, *, recipe: str | None, sources: tuple[Source, ...], expert: str | None = None) -> "Manifest":
+    def after(self, training: Training, *, sources: tuple[Source, ...], expert: str | None = None) -> "Manifest":
         """Of the folder that a training stage makes from this one; ``expert`` is the trained expert's name from here on."""
         kind = {"branched": "expert", "merged": "routed"}.get(self.kind, self.kind)
         trained = {"dense": 0, "expert": 1}.get(kind)  # the router belongs to no expert
         experts = tuple(
-            dataclasses.replace(e, name=expert or e.name, stages=(*e.stages, stage)) if e.index == trained else e
+            dataclasses.replace(e, name=expert or e.name, trained=(*e.trained, training)) if e.index == trained else e
             for e in self.experts
         )
         return Manifest(
             family=self.family,
             kind=kind,
-            stage=stage,
-            recipe=recipe,
+            stage=training.stage,
+            recipe=training.recipe,
             anchor_hash=self.anchor_hash,
             experts=experts,
             sources=sources,
+            shared=self.shared,
         )
 
     def write(self, folder: Path) -> None:
@@ -97,7 +142,7 @@ class Manifest:
 
 def _typed(value, kind: type, where: str):
     """``value`` if it is a ``kind``; bool is not an int."""
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BarError(f"{where} expected {kind.__name__}, got {value!r}")
     return value
 
@@ -105,7 +150,8 @@ def _typed(value, kind: type, where: str):
 def _fields(value, cls: type, where: str) -> dict:
     """``value`` as keyword arguments of the dataclass: no field missing that has no default, none surplus."""
     _typed(value, dict, where)
-    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(cls)}
+    missing = dataclasses.MISSING
+    known = {f.name: f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls)}
     for name in value:
         if name not in known:
             raise BarError(f"{where} expected only {', '.join(known)}, got {name!r}")
@@ -121,17 +167,29 @@ def _check_strings(value: dict, names: tuple[str, ...], where: str) -> None:
             _typed(value[name], str, f"{where}{name}")
 
 
-def _strings(value: dict, name: str, where: str) -> tuple[str, ...]:
+def _hashes(value: dict, name: str, where: str) -> dict[str, str]:
+    items = _typed(value.get(name, {}), dict, f"{where}{name}")
+    return {key: _typed(item, str, f"{where}{name}[{key!r}]") for key, item in items.items()}
+
+
+def _list[T](value: dict, name: str, parse: Callable[[object, str], T], where: str = "") -> tuple[T, ...]:
     items = _typed(value.get(name, []), list, f"{where}{name}")
-    return tuple(_typed(item, str, f"{where}{name}[{n}]") for n, item in enumerate(items))
+    return tuple(parse(item, f"{where}{name}[{n}]") for n, item in enumerate(items))
+
+
+def _training(value, where: str) -> Training:
+    fields = _fields(value, Training, where)
+    _typed(fields["stage"], str, f"{where}.stage")
+    _check_strings(fields, ("policy", "recipe"), f"{where}.")
+    return Training(**(fields | {"data": _hashes(fields, "data", f"{where}.")}))
 
 
 def _expert(value, where: str) -> Expert:
     fields = _fields(value, Expert, where)
     _typed(fields["index"], int, f"{where}.index")
     _typed(fields["name"], str, f"{where}.name")
-    _check_strings(fields, ("anchor_hash",), f"{where}.")
-    return Expert(**(fields | {"stages": _strings(fields, "stages", f"{where}.")}))
+    _check_strings(fields, ("anchor_hash", "folder_hash", "shared_hash"), f"{where}.")
+    return Expert(**(fields | {"trained": _list(fields, "trained", _training, f"{where}.")}))
 
 
 def _source(value, where: str) -> Source:
@@ -141,23 +199,34 @@ def _source(value, where: str) -> Source:
     return Source(**fields)
 
 
+def _frozen(value, where: str) -> Frozen | None:
+    if value is None:
+        return None
+    fields = _fields(value, Frozen, where)
+    for name, kind in (("policy", str), ("units", int), ("hash", str)):
+        _typed(fields[name], kind, f"{where}.{name}")
+    return Frozen(**fields)
+
+
 def _parse(value: dict) -> Manifest:
     if value.get("format") != FORMAT:
         raise BarError(f"format expected {FORMAT!r}, got {value.get('format')!r}")
     fields = _fields({name: item for name, item in value.items() if name != "format"}, Manifest, "the manifest")
     for name in ("family", "kind", "tool_version"):
         _typed(fields.get(name), str, name)
-    _check_strings(fields, ("stage", "recipe", "anchor_hash"), "")
-    if fields.get("config") is not None:
-        _typed(fields["config"], dict, "config")
-    experts = _typed(fields.get("experts", []), list, "experts")
-    sources = _typed(fields.get("sources", []), list, "sources")
+    _check_strings(fields, ("stage", "recipe", "anchor_hash", "config_hash"), "")
+    _typed(fields.get("router_stale", False), bool, "router_stale")
+    for name in ("config", "shared"):
+        if fields.get(name) is not None:
+            _typed(fields[name], dict, name)
     return Manifest(
         **fields
         | {
-            "experts": tuple(_expert(item, f"experts[{n}]") for n, item in enumerate(experts)),
-            "sources": tuple(_source(item, f"sources[{n}]") for n, item in enumerate(sources)),
-            "notes": _strings(fields, "notes", ""),
+            "experts": _list(fields, "experts", _expert),
+            "sources": _list(fields, "sources", _source),
+            "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
+            "tensors": _hashes(fields, "tensors", ""),
+            "frozen": _frozen(fields.get("frozen"), "frozen"),
         }
     )
 

@@ -1,7 +1,7 @@
 """The safetensors file format: a strict header reader and a streaming writer.
 
 Format: https://github.com/huggingface/safetensors#format. The library itself reads the data (folder.py); it accepts duplicate
-keys, so the header is read here. The writer takes one tensor at a time: a shard never has to fit in memory.
+keys, so the header is read here. The writer takes blocks of rows: neither a shard nor a tensor has to fit in memory.
 Left out: dtypes other than the three a model folder may have, and metadata beyond {"format": "pt"}.
 """
 
@@ -90,8 +90,12 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.numpy())
 
 
-def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Writes and fsyncs a new file; ``tensors`` come in the order of ``layout`` and are held one at a time."""
+Tensors = Iterable[tuple[str, Iterable[torch.Tensor]]]
+"""Names, each with the tensor as blocks of rows in order: none has to be in memory whole."""
+
+
+def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tensors: Tensors) -> None:
+    """Writes and fsyncs a new file; ``tensors`` come in the order of ``layout``."""
     codes = {name: code for code, name in _CODES.items()}
     header, position = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in layout.items():
@@ -103,10 +107,14 @@ def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tenso
     try:
         with path.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for (name, shape), (given, tensor) in zip(layout.items(), tensors, strict=True):
-                found = (given, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-                assert found == (name, shape, dtype), f"{path.name} expects {(name, shape, dtype)}, the caller gave {found}"
-                file.write(tensor_bytes(tensor))
+            for (name, shape), (given, blocks) in zip(layout.items(), tensors, strict=True):
+                rows = 0
+                for block in blocks:
+                    found, expected = (given, *block.shape[1:], block.dtype), (name, *shape[1:], getattr(torch, dtype))
+                    assert found == expected, f"{path.name} expects {expected}, the caller gave {found}"
+                    file.write(tensor_bytes(block))
+                    rows += len(block)
+                assert rows == shape[0], f"{path.name} expects {shape[0]} rows of {name}, the caller gave {rows}"
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -1,33 +1,37 @@
-"""Writes a Hugging Face folder that appears only when it is whole.
+"""Writes a Hugging Face folder that appears only when it is whole, and goes on after a kill.
 
-Everything goes into `.<name>.partial-<host>-<pid>` beside the target, is fsynced, read back, and renamed as the last act.
-(In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
+Everything goes into `.<name>.partial/folder` beside the target, is fsynced, read back from the disk, and renamed as the last
+act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.) Beside that folder lie a lock, what the
+writer was asked for (`job.json`), and the hashes of every finished file: the same job started again keeps those files.
 
 In one process: `write_folder`. In a distributed saver: rank 0 `start`s, rank r calls `write_shard(k, ...)` for the shards it
-owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0 calls `abort`.
+owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0 aborts its claim.
 The split into files is `plan_shards`, a pure function of the config, so that all ranks agree without talking.
 """
 
+import dataclasses
+import fcntl
 import json
 import math
 import os
 import re
 import shutil
-import socket
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 
+import megatron_bar
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder, Progress, companions, silent
-from megatron_bar.weights.hashes import hash_tensor, tensor_hash
+from megatron_bar.weights.hashes import Units, config_hash, hash_units, hashed, require_units
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.manifest import Manifest
-from megatron_bar.weights.safetensors_io import ITEMSIZE, write_file
+from megatron_bar.weights.safetensors_io import ITEMSIZE, Tensors, write_file
 
 Plan = list[list[str]]
 """The names of file k, in order."""
@@ -50,11 +54,18 @@ def parse_size(text: str) -> int:
     return size
 
 
-def plan_shards(config: ModelConfig, dtype: str, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> Plan:
-    """Which tensors file k holds: in the order of `tensor_shapes`, a new file when the next tensor would not fit."""
+def plan_shards(
+    config: ModelConfig, dtype: str, max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, only: Container[str] | None = None
+) -> Plan:
+    """Which tensors file k holds: in the order of `tensor_shapes`, a new file when the next tensor would not fit.
+
+    ``only``: of these; None: of all.
+    """
     plan: Plan = []
     room = 0
     for name, shape in tensor_shapes(config).items():
+        if only is not None and name not in only:
+            continue
         size = math.prod(shape) * ITEMSIZE[dtype]
         if size > room:
             plan.append([])
@@ -84,141 +95,220 @@ def check_out(out: Path | str) -> None:
         raise BarError(f"{expected}, got one that is not empty")
 
 
-def _partial_prefix(out: Path) -> str:
-    return f".{out.name}.partial-{socket.gethostname()}-"
+class Claim:
+    """The right to write ``out``, held by a lock until it is published, aborted or left for the next run."""
+
+    def __init__(self, out: Path):
+        self.out, self.home = out, out.parent / f".{out.name}.partial"
+        self.path = self.home / "folder"
+        """What becomes ``out``."""
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.leave()
+                raise BarError(f"{out}: expected to be its only writer, got another process at work in {self.home}") from None
+            if self._is_mine():
+                return
+            self.leave()  # its last holder removed it in between
+
+    def _is_mine(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock), (self.home / "lock").stat()) and self.path.is_dir()
+        except FileNotFoundError:
+            return False
+
+    def take_up(self, job: dict | None) -> None:
+        """Keeps what an earlier run of the same ``job`` left, else empties the place."""
+        file, wanted = self.home / "job.json", None if job is None else json.loads(json.dumps(job))
+        try:
+            same = wanted is not None and read_object(file, expected="a job") == wanted
+        except BarError:
+            same = False
+        if not same:
+            shutil.rmtree(self.path)
+            for left in self.home.glob("*.json"):
+                left.unlink()
+            self.path.mkdir()
+            if wanted is not None:
+                _write_whole(file, wanted)
+
+    def finished(self, name: str) -> Units | None:
+        """The hashes of what the file ``name`` holds, if it was finished by an earlier run."""
+        record = self.home / f"{name}.json"
+        if not (record.is_file() and (self.path / name).is_file()):
+            (self.path / name).unlink(missing_ok=True)
+            return None
+        return read_object(record, expected="the hashes of a finished file")
+
+    def record(self, name: str, units: Units) -> None:
+        _write_whole(self.home / f"{name}.json", units)
+
+    @property
+    def has_finished_files(self) -> bool:
+        return any(self.home.glob("*.safetensors.json"))
+
+    def publish(self) -> None:
+        publish(self.path, self.out)
+        self.abort()
+
+    def abort(self) -> None:
+        """Removes what is not published."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.leave()
+
+    def leave(self) -> None:
+        os.close(self._lock)
 
 
-def _remove_leftovers(out: Path) -> None:
-    """What a killed writer of the same target left on this host; a living one's folder stays.
-
-    One with our own id is left by another process too: a container that starts again has the same host name and ids.
-    """
-    prefix = _partial_prefix(out)
-    for left in out.parent.iterdir():
-        pid = left.name.removeprefix(prefix)
-        if not left.name.startswith(prefix) or not pid.isdigit():
-            continue
-        if int(pid) == os.getpid() or not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left)
-
-
-def start(out: Path | str, nbytes: int = 0) -> Path:
-    """Makes and returns the partial folder, on the target's file system; ``nbytes`` must fit there."""
-    check_out(out)
-    out = Path(out).resolve()
-    partial = out.parent / f"{_partial_prefix(out)}{os.getpid()}"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        free = shutil.disk_usage(out.parent).free
-        if nbytes > free:
-            raise BarError(f"{out}: not enough space: expected {nbytes} bytes free, got {free}")
-        partial.mkdir()
-    except OSError as error:
-        raise BarError(f"{partial}: could not be made: {error.strerror}") from None
-    return partial
-
-
-def write_shard(
-    partial: Path, config: ModelConfig, plan: Plan, k: int, tensors: Iterable[tuple[str, torch.Tensor]]
-) -> dict[str, str]:
-    """Writes file k from (name, tensor) pairs in the plan's order, held one at a time; returns their hashes for `finish`."""
-    shapes = tensor_shapes(config)
-    hashes = {}
-
-    def hashed():
-        for name, tensor in tensors:
-            hashes[name] = hash_tensor(name, config.dtype, tensor.shape, [tensor])
-            yield name, tensor
-
-    write_file(partial / shard_name(k, plan), {name: shapes[name] for name in plan[k]}, config.dtype, hashed())
-    return hashes
-
-
-def finish(
-    partial: Path,
-    out: Path | str,
-    *,
-    config: ModelConfig,
-    plan: Plan,
-    companions_from: Path | str,
-    manifest: Callable[[Folder], Manifest],
-    hashes: dict[str, str] | None = None,
-    progress: Progress = silent,
-) -> Folder:
-    """Index, config, companions and manifest; reads the folder back, then renames it into place.
-
-    ``manifest`` is given the opened result, so that it can hash it. ``hashes`` (all of `write_shard`'s) makes the reading back
-    compare every tensor too.
-    """
-    out = Path(out).resolve()
-    try:
-        _write_small_files(partial, config, plan, Path(companions_from))
-        written = Folder.open(partial)
-        if hashes is not None:
-            _compare_hashes(written, hashes, progress)
-        manifest(written).write(partial)
-    except OSError as error:
-        raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
-    publish(partial, out)
-    return Folder.open(out)
-
-
-def publish(partial: Path, out: Path) -> None:
+def publish(folder: Path, out: Path) -> None:
     """The last act: everything on disk, then the folder under its own name."""
     try:
-        for file in (*partial.iterdir(), partial):
+        for file in (*folder.iterdir(), folder):
             _fsync(file)
-        partial.rename(out)  # replaces an empty folder, fails on any other
+        folder.rename(out)  # replaces an empty folder, fails on any other
         _fsync(out.parent)
     except OSError as error:
         raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
 
 
-def abort(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
+def start(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> Claim:
+    """Claims ``out``, on whose file system ``nbytes`` must fit. ``job``: all that the output depends on; what a killed run of
+    the same one finished is kept."""
+    check_out(out)
+    out = Path(out).resolve()
+    try:
+        claim = Claim(out)
+    except OSError as error:
+        raise BarError(f"{error.filename or out}: could not be made: {error.strerror}") from None
+    try:
+        check_out(out)  # somebody may have published it in between
+        claim.take_up(job)
+        there = sum(file.stat().st_size for file in claim.path.iterdir())
+        free = shutil.disk_usage(out.parent).free
+        if nbytes - there > free:
+            raise BarError(f"{out}: not enough space: expected {nbytes - there} bytes free, got {free}")
+    except (BarError, OSError):
+        claim.abort()
+        raise
+    return claim
+
+
+def write_shard(folder: Path, config: ModelConfig, plan: Plan, k: int, tensors: Tensors) -> Units:
+    """Writes file k of ``folder`` from tensors in the plan's order, as blocks of rows; returns their hashes for `finish`."""
+    shapes, units = tensor_shapes(config), {}
+    stream = ((name, hashed(name, config.dtype, shapes[name], blocks, units)) for name, blocks in tensors)
+    write_file(folder / shard_name(k, plan), {name: shapes[name] for name in plan[k]}, config.dtype, stream)
+    return units
+
+
+def finish(
+    claim: Claim,
+    *,
+    config: ModelConfig,
+    plan: Plan,
+    companions_from: Path | str,
+    manifest: Callable[[Folder, Units], Manifest],
+    units: Units,
+    verify: Verify = "weights",
+    progress: Progress = silent,
+) -> Folder:
+    """Index, config, companions and manifest; reads the folder back, then renames it into place.
+
+    ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in. With ``verify``
+    every tensor is read back from the disk and hashed again.
+    """
+    try:
+        _write_small_files(claim.path, config, plan, Path(companions_from))
+        written = Folder.open(claim.path)
+        assert {name.partition("[")[0] for name in units} == written.tensors.keys()
+        if verify != "none":
+            verify_units(written, units, progress)
+        made = manifest(written, units)
+        dataclasses.replace(made, tensors=units, config_hash=config_hash(config)).write(claim.path)
+    except OSError as error:
+        raise BarError(f"{error.filename or claim.out}: could not be written: {error.strerror}") from None
+    claim.publish()
+    return Folder.open(claim.out)
 
 
 def write_folder(
     out: Path | str,
     config: ModelConfig,
-    produce: Callable[[str], torch.Tensor],
+    produce: Callable[[str], Iterable[torch.Tensor]],
     *,
     companions_from: Path | str,
-    manifest: Callable[[Folder], Manifest],
+    manifest: Callable[[Folder, Units], Manifest],
+    job: dict | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     verify: Verify = "weights",
     progress: Progress = silent,
 ) -> Folder:
-    """A whole folder from a function of tensor names, in the memory of one tensor."""
+    """A whole folder from a function of tensor names that gives blocks of rows, in the memory of one block.
+
+    ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were finished.
+    """
     plan = plan_shards(config, config.dtype, max_shard_bytes)
-    total = sum(math.prod(shape) for shape in tensor_shapes(config).values()) * ITEMSIZE[config.dtype]
-    partial = start(out, total)
+    with claimed(out, config, plan, job=job) as claim:
+        units = write_files(claim, config, plan, produce, progress=progress)
+        rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
+        return finish(claim, **rest, units=units, verify=verify, progress=progress)
+
+
+@contextmanager
+def claimed(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> Iterator[Claim]:
+    """A claim for the files of ``plan`` that is aborted on an error; on a termination finished files wait for the same job."""
+    whole = None if job is None else {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
+    claim = start(out, sum(_nbytes(config, plan).values()), job=whole)
     try:
-        with progress(f"writing {Path(out).name}", total) as advance:
-
-            def tensors(names):
-                for name in names:
-                    tensor = produce(name)
-                    yield name, tensor
-                    advance(tensor.nbytes)
-
-            hashes = {}
-            for k, names in enumerate(plan):
-                hashes |= write_shard(partial, config, plan, k, tensors(names))
-        return finish(
-            partial,
-            out,
-            config=config,
-            plan=plan,
-            companions_from=companions_from,
-            manifest=manifest,
-            hashes=hashes if verify == "weights" else None,
-            progress=progress,
-        )
-    except BaseException:
-        abort(partial)
+        yield claim
+    except (KeyboardInterrupt, SystemExit):
+        if job is not None and claim.has_finished_files:
+            claim.leave()
+        else:
+            claim.abort()
         raise
+    except BaseException:
+        claim.abort()
+        raise
+
+
+def _nbytes(config: ModelConfig, plan: Plan) -> dict[str, int]:
+    shapes = tensor_shapes(config)
+    return {name: math.prod(shapes[name]) * ITEMSIZE[config.dtype] for names in plan for name in names}
+
+
+def write_files(
+    claim: Claim,
+    config: ModelConfig,
+    plan: Plan,
+    produce: Callable[[str], Iterable[torch.Tensor]],
+    *,
+    progress: Progress = silent,
+) -> Units:
+    """The files of ``plan``, but those that an earlier run of the same job finished; the hashes of all their tensors."""
+    units, nbytes = {}, _nbytes(config, plan)
+    with progress(f"writing {claim.out.name}", sum(nbytes.values())) as advance:
+        for k, names in enumerate(plan):
+            found = claim.finished(shard_name(k, plan))
+            if found is None:
+                found = write_shard(claim.path, config, plan, k, _watched(produce, names, advance))
+                claim.record(shard_name(k, plan), found)
+            else:
+                advance(sum(nbytes[name] for name in names))
+            units |= found
+    return units
+
+
+def _watched(produce: Callable[[str], Iterable[torch.Tensor]], names: list[str], advance: Callable[[int], None]) -> Tensors:
+    def blocks(name: str) -> Iterable[torch.Tensor]:
+        for block in produce(name):
+            yield block
+            advance(block.nbytes)
+
+    return ((name, blocks(name)) for name in names)
 
 
 def _write_json(path: Path, value: dict) -> None:
@@ -226,10 +316,7 @@ def _write_json(path: Path, value: dict) -> None:
 
 
 def _write_small_files(partial: Path, config: ModelConfig, plan: Plan, source: Path) -> None:
-    if len(plan) > 1:
-        total = sum(math.prod(shape) for shape in tensor_shapes(config).values()) * ITEMSIZE[config.dtype]
-        weight_map = {name: shard_name(k, plan) for k, names in enumerate(plan) for name in names}
-        _write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_index(partial, config, plan)
     hf = config.to_hf()
     _write_json(partial / "config.json", hf)
     copy_companions(source, partial)
@@ -239,19 +326,36 @@ def _write_small_files(partial: Path, config: ModelConfig, plan: Plan, source: P
         _write_json(generation, {key: hf[key] for key in tokens if hf[key] is not None})
 
 
+def write_index(folder: Path, config: ModelConfig, plan: Plan) -> None:
+    """Of more than one file."""
+    if len(plan) > 1:
+        weight_map = {name: shard_name(k, plan) for k, names in enumerate(plan) for name in names}
+        total = sum(_nbytes(config, plan).values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
 def copy_companions(source: Path, target: Path) -> None:
     for file in companions(source):
         shutil.copyfile(file, target / file.name)
 
 
-def _compare_hashes(folder: Folder, hashes: dict[str, str], progress: Progress) -> None:
-    with progress(f"verifying {folder.nbytes} bytes", folder.nbytes) as advance:
-        assert hashes.keys() == folder.tensors.keys()
-        for name, info in folder.tensors.items():
-            found = tensor_hash(folder, name)
-            if found != hashes[name]:
-                raise BarError(f"{info.file}: tensor {name!r} read back differs: expected hash {hashes[name]}, got {found}")
-            advance(info.nbytes)
+def verify_units(folder: Folder, units: Units, progress: Progress) -> None:
+    """Reads every tensor of ``units`` back from the disk."""
+    for file in {info.file for info in folder.tensors.values()}:
+        with file.open("rb") as opened:  # what is still in memory says nothing about the disk
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    names = list(dict.fromkeys(name.partition("[")[0] for name in units))
+    found = hash_units(folder, names, progress=progress)
+    for name in names:
+        require_units(folder, name, found, units, "it was written")
+
+
+def _write_whole(path: Path, value: dict) -> None:
+    """A JSON file that appears when it is whole."""
+    beside = path.with_suffix(".tmp")
+    _write_json(beside, value)
+    _fsync(beside)
+    beside.rename(path)
 
 
 def _fsync(path: Path) -> None:

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 import torch
-from folders import WORDS, add_tokenizer, copy_with, edit_json, load_tensors, save_hf, whole
+from folders import WORDS, add_tokenizer, copy_with, edit_json, load_tensors, save_hf, seal, whole
 
 from megatron_bar.errors import BarError
 from megatron_bar.experts.branch import branch, domain_embedding
 from megatron_bar.weights.folder import Folder
-from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units, is_domain
-from megatron_bar.weights.manifest import Expert, Manifest, Source, read_manifest
+from megatron_bar.weights.hashes import anchor_hash, config_hash, folder_hash, hash_units, is_domain
+from megatron_bar.weights.manifest import Expert, Manifest, Source, Training, read_manifest
 
 ROUTERS = [f"model.layers.{n}.mlp.gate.weight" for n in range(2)]
 
@@ -73,12 +73,15 @@ def test_the_manifest_says_what_was_done(dense, other_dense, branched):
             Source(role=role, name=path.name, hash=folder_hash(hash_units(Folder.open(path))))
             for role, path in (("anchor", dense), ("domain_init", other_dense))
         ),
+        tensors=units,
+        config_hash=config_hash(Folder.open(branched).config),
     )
 
 
 def test_the_anchors_stages_are_carried_along(dense, tmp_path):
     anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
-    Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="dense", stages=("pretrain", "sft")),)).write(anchor)
+    trained = (Training(stage="pretrain"), Training(stage="sft"))
+    seal(anchor, Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="dense", trained=trained),)))
     branch(anchor, dense, tmp_path / "out", router_init="zero")
     assert read_manifest(tmp_path / "out").experts[0].stages == ("pretrain", "sft")
 

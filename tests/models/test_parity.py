@@ -102,7 +102,7 @@ def compare(source: Path, layout: ParallelConfig, out: Path) -> dict[str, float]
     ids, labels = rows()
     logits = all_logits(trainer.model, ids)
     manifest = Manifest(family=trainer.model.shape.family, kind="dense")
-    save_folder(trainer.model, out / "folder", companions_from=source, manifest=lambda _: manifest, max_shard_bytes=20_000)
+    save_folder(trainer.model, out / "folder", companions_from=source, manifest=lambda *_: manifest, max_shard_bytes=20_000)
     through_checkpoint(trainer.model, source, out, manifest)
     per_rank = ROWS // trainer.data_size
     mine = slice(trainer.data_rank * per_rank, (trainer.data_rank + 1) * per_rank)
@@ -133,7 +133,7 @@ def through_checkpoint(model, source: Path, out: Path, manifest: Manifest) -> No
         for param in model.parameters():
             param.fill_(3.0)
     torch_dist.load_weights(model, out / "torch_dist")
-    save_folder(model, out / "checkpoint", companions_from=source, manifest=lambda _: manifest)
+    save_folder(model, out / "checkpoint", companions_from=source, manifest=lambda *_: manifest)
 
 
 def all_logits(model, ids: torch.Tensor) -> torch.Tensor:

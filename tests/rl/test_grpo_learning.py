@@ -66,7 +66,7 @@ def learn_form(source: Path, out: Path, seed: int) -> None:
     loader = Loader([rows], global_batch=32, micro_batch=32, data_rank=0, data_size=1, seed=seed, steps=80)
     for step in loader.ahead():
         trainer.step(step.micro_batches, LanguageModelling())
-    trainer.save(out, manifest=lambda _: Manifest(family="flex_olmo", kind="dense"))
+    trainer.save(out, manifest=lambda *_: Manifest(family="flex_olmo", kind="dense"))
 
 
 def learn_sums(source: Path, out: Path, seed: int, shuffled: bool) -> float:

@@ -73,7 +73,7 @@ def train(source, out, wanted: Stage, steps: int) -> list[dict]:
     batch = stream(trainer)
     values = [trainer.step(next(batch), LanguageModelling()) for _ in range(steps)]
     manifest = Manifest(family=trainer.model.shape.family, kind="dense")
-    trainer.save(out, manifest=lambda _: manifest)
+    trainer.save(out, manifest=lambda *_: manifest)
     return values
 
 
@@ -138,7 +138,7 @@ def interrupted(source, folder, wanted: Stage) -> list[dict]:
     batch = stream(second, start=second.done)
     values += [second.step(next(batch), LanguageModelling()) for _ in range(2)]
     manifest = Manifest(family=second.model.shape.family, kind="dense")
-    second.save(folder / "out", manifest=lambda _: manifest)
+    second.save(folder / "out", manifest=lambda *_: manifest)
     return values
 
 
@@ -170,7 +170,7 @@ def spoil_frozen(source, out) -> None:
     trainer = Trainer(source, stage("midtrain", ParallelConfig()), steps=1)
     with torch.no_grad():
         trainer.model.decoder.final_layernorm.weight[3] += 1e-6
-    trainer.save(out, manifest=lambda _: Manifest(family="flex_olmo", kind="dense"))
+    trainer.save(out, manifest=lambda *_: Manifest(family="flex_olmo", kind="dense"))
 
 
 def test_a_frozen_tensor_that_changed_stops_the_run(sources, tmp_path):

@@ -6,7 +6,7 @@ from blake3 import blake3
 from folders import copy_with
 
 from megatron_bar.weights.folder import Folder
-from megatron_bar.weights.hashes import anchor_hash, domain_hash, folder_hash, hash_units, is_domain, tensor_hash
+from megatron_bar.weights.hashes import anchor_hash, domain_hash, folder_hash, hash_units, is_domain
 
 ROUTER = "model.layers.1.mlp.gate.weight"
 
@@ -47,10 +47,11 @@ def test_the_split_into_files_does_not_matter(sharded, tmp_path):
     assert hashes(single) == hashes(sharded)
 
 
-def test_a_tensor_hash_is_blake3_over_name_dtype_shape_and_bytes(dense):
-    folder, name = Folder.open(dense), "model.norm.weight"
-    data = b'["model.norm.weight", "float32", [16]]' + folder.read(name).numpy().tobytes()
-    assert tensor_hash(folder, name) == blake3(data).hexdigest() == hash_units(folder)[name]
+def test_a_tensor_hash_is_blake3_over_dtype_shape_and_bytes(moe):
+    folder, norm, router = Folder.open(moe), "model.norm.weight", "model.layers.0.mlp.gate.weight"
+    units, start = hash_units(folder), b'["float32", [16]]'
+    assert units[norm] == blake3(start + folder.read(norm).numpy().tobytes()).hexdigest()
+    assert units[f"{router}[1]"] == blake3(start + folder.read(router)[1].numpy().tobytes()).hexdigest()
 
 
 def test_expert_ten_is_a_domain_expert():

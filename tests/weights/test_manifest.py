@@ -1,22 +1,32 @@
 """The manifest's round trip, its strictness, and how it follows a folder through the stages."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from folders import edit_json
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.manifest import MANIFEST, Expert, Manifest, Source, has_manifest, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Expert, Frozen, Manifest, Source, Training, has_manifest, read_manifest
 
+SFT = Training(stage="sft", policy="sft", recipe="r", data={"sft_math.jsonl": "dd"})
 FULL = Manifest(
     family="flex_olmo",
     kind="branched",
     stage="branch",
     recipe="tiny",
     anchor_hash="aa",
-    experts=(Expert(index=0, name="anchor", stages=("pretrain", "sft")), Expert(index=1, name="domain", anchor_hash="aa")),
+    experts=(
+        Expert(index=0, name="anchor", trained=(Training(stage="pretrain"), SFT)),
+        Expert(index=1, name="domain", anchor_hash="aa", folder_hash="00", shared_hash="11"),
+    ),
     sources=(Source(role="anchor", name="BAR-7B", hash="bb"),),
     notes=("rope_theta differs",),
+    tensors={"model.norm.weight": "cc"},
+    config_hash="ee",
+    frozen=Frozen(policy="sft", units=3, hash="ff"),
+    shared={"method": "mean"},
+    router_stale=True,
     config={"model_type": "flex_olmo"},
 )
 
@@ -45,10 +55,17 @@ BAD = {
     "expert without name": ({"experts": [{"index": 0}]}, r"experts\[0\]: 'name' is missing"),
     "expert with index true": ({"experts": [{"index": True, "name": "a"}]}, r"experts\[0\]\.index expected int, got True"),
     "expert out of order": ({"experts": [{"index": 1, "name": "a"}]}, r"experts expected with index 0, 1, .*got \[1\]"),
-    "stages no strings": (
-        {"experts": [{"index": 0, "name": "a", "stages": [1]}]},
-        r"experts\[0\]\.stages\[0\] expected str, got 1",
+    "training no object": (
+        {"experts": [{"index": 0, "name": "a", "trained": [1]}]},
+        r"experts\[0\]\.trained\[0\] expected dict, got 1",
     ),
+    "data no hashes": (
+        {"experts": [{"index": 0, "name": "a", "trained": [{"stage": "sft", "data": {"x": 1}}]}]},
+        r"experts\[0\]\.trained\[0\]\.data\['x'\] expected str, got 1",
+    ),
+    "tensors no hashes": ({"tensors": {"x": None}}, r"tensors\['x'\] expected str, got None"),
+    "certificate without hash": ({"frozen": {"policy": "sft", "units": 1}}, r"frozen: 'hash' is missing"),
+    "staleness no truth value": ({"router_stale": 1}, r"router_stale expected bool, got 1"),
     "source without hash": ({"sources": [{"role": "a", "name": "b"}]}, r"sources\[0\]: 'hash' is missing"),
     "source with a path": (
         {"sources": [{"role": "a", "name": "b", "hash": "c", "path": "d"}]},
@@ -80,17 +97,18 @@ def test_no_manifest_is_refused(tmp_path):
 
 
 def test_an_expert_gathers_its_stages_and_keeps_its_anchor():
-    sft = FULL.after("midtrain", recipe="r", sources=(), expert="math").after("sft", recipe="r", sources=FULL.sources)
+    midtrain = Training(stage="midtrain", policy="midtrain")
+    sft = FULL.after(midtrain, sources=(), expert="math").after(SFT, sources=FULL.sources)
     assert (sft.kind, sft.stage, sft.recipe, sft.anchor_hash) == ("expert", "sft", "r", "aa")
     assert sft.experts[0] == FULL.experts[0]
-    assert sft.experts[1] == Expert(index=1, name="math", stages=("midtrain", "sft"), anchor_hash="aa")
+    assert sft.experts[1] == replace(FULL.experts[1], name="math", trained=(midtrain, SFT))
     assert sft.sources == FULL.sources
     assert (sft.config, sft.notes) == (None, ())
 
 
 def test_routing_belongs_to_no_expert_and_a_dense_model_to_itself():
-    merged = Manifest(family="flex_olmo", kind="merged", experts=FULL.experts)
-    assert merged.after("route", recipe=None, sources=()).kind == "routed"
-    assert merged.after("route", recipe=None, sources=()).experts == FULL.experts
+    merged = Manifest(family="flex_olmo", kind="merged", experts=FULL.experts, router_stale=True)
+    routed = merged.after(Training(stage="route"), sources=())
+    assert (routed.kind, routed.experts, routed.router_stale) == ("routed", FULL.experts, False)
     dense = Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="base"),))
-    assert dense.after("pretrain", recipe=None, sources=()).experts[0].stages == ("pretrain",)
+    assert dense.after(Training(stage="pretrain"), sources=()).experts[0].stages == ("pretrain",)

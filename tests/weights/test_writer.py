@@ -1,6 +1,7 @@
 """A folder appears whole or not at all; the plan is a partition; what is written loads in transformers."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,19 +17,20 @@ from hypothesis import strategies as st
 
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import INDEX, Folder
+from megatron_bar.weights.hashes import hash_units, units_of
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import Manifest, read_manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
-from megatron_bar.weights.writer import abort, finish, parse_size, plan_shards, shard_name, start, write_folder, write_shard
+from megatron_bar.weights.writer import finish, parse_size, plan_shards, shard_name, start, write_folder, write_shard
 
 
-def manifest(folder: Folder) -> Manifest:
+def manifest(folder: Folder, units) -> Manifest:
     return Manifest(family=folder.config.family, kind="dense", recipe=folder.path.name)
 
 
 def copy(source: Path, out: Path, **options) -> Folder:
     folder = Folder.open(source)
-    return write_folder(out, folder.config, folder.read, companions_from=source, manifest=manifest, **options)
+    return write_folder(out, folder.config, folder.chunks, companions_from=source, manifest=manifest, **options)
 
 
 def names(folder: Path) -> list[str]:
@@ -111,7 +113,7 @@ def test_a_copy_is_bit_exact_and_whole(sharded, tmp_path, limit, files):
     assert (out / "tokenizer.json").read_bytes() == (sharded / "tokenizer.json").read_bytes()
     assert (out / "generation_config.json").read_bytes() == (sharded / "generation_config.json").read_bytes()
     # The manifest is made from the folder as it lies on the disk, before it has its name.
-    assert read_manifest(out).recipe.startswith(".out.partial-")
+    assert read_manifest(out).recipe == "folder"
     assert names(out.parent) == ["out"]
 
 
@@ -163,24 +165,64 @@ def test_a_target_that_no_folder_can_be_is_refused(dense, tmp_path, name):
     assert names(tmp_path) == ["file"]
 
 
-def test_what_an_earlier_process_of_the_same_id_left_is_replaced(dense, tmp_path):
-    """A container that starts again has the same host name and the same ids."""
-    left = tmp_path / f".out.partial-{os.uname().nodename}-{os.getpid()}"
-    left.mkdir()
+def test_what_another_job_left_is_replaced(dense, tmp_path):
+    left = tmp_path / ".out.partial" / "folder"
+    left.mkdir(parents=True)
     (left / "model.safetensors").write_text("half")
+    (left.parent / "model.safetensors.json").write_text("{}")
     copy(dense, tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_target_has_one_writer(dense, tmp_path):
+    claim = start(tmp_path / "out")
+    with pytest.raises(BarError, match=r"out: expected to be its only writer, got another process at work in .*\.out\.partial"):
+        copy(dense, tmp_path / "out")
+    claim.abort()
+    copy(dense, tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_job_goes_on_where_it_was_killed(sharded, tmp_path):
+    """Finished files are not made again; another job, or a file that nobody finished, is."""
+    folder, made = Folder.open(sharded), []
+
+    def produce(name, stop):
+        made.append(name)
+        if name == stop:
+            raise KeyboardInterrupt
+        return folder.chunks(name)
+
+    def run(job, stop=None):
+        made.clear()
+        options = {"companions_from": sharded, "manifest": manifest, "max_shard_bytes": 5000, "job": job}
+        return write_folder(tmp_path / "out", folder.config, lambda name: produce(name, stop), **options)
+
+    plan = plan_shards(folder.config, folder.dtype, 5000)
+    with pytest.raises(KeyboardInterrupt):
+        run({"of": 1}, stop=plan[2][1])
+    assert made == plan[0] + plan[1] + plan[2][:2]
+    assert names(tmp_path) == [".out.partial"]
+    assert names(tmp_path / ".out.partial" / "folder") == [shard_name(k, plan) for k in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        run({"of": 2}, stop=plan[1][0])
+    assert made == plan[0] + plan[1][:1]
+    run({"of": 2})
+    assert made == [name for shard in plan[1:] for name in shard]
+    ours, theirs = load_tensors(tmp_path / "out"), load_tensors(sharded)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert read_manifest(tmp_path / "out").tensors == hash_units(folder)
     assert names(tmp_path) == ["out"]
 
 
 def test_shards_may_be_written_in_any_order_by_anyone(sharded, tmp_path):
     folder, out = Folder.open(sharded), tmp_path / "out"
     plan = plan_shards(folder.config, folder.dtype, 5000)
-    partial = start(out)
-    hashes = {}
+    claim, units = start(out), {}
     for k in reversed(range(len(plan))):
-        hashes |= write_shard(partial, folder.config, plan, k, {name: folder.read(name) for name in plan[k]}.items())
+        units |= write_shard(claim.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
     assert not out.exists()
-    finish(partial, out, config=folder.config, plan=plan, companions_from=sharded, manifest=manifest, hashes=hashes)
+    finish(claim, config=folder.config, plan=plan, companions_from=sharded, manifest=manifest, units=units)
     whole(out)
     assert names(tmp_path) == ["out"]
 
@@ -188,22 +230,24 @@ def test_shards_may_be_written_in_any_order_by_anyone(sharded, tmp_path):
 def test_a_shard_that_nobody_wrote_or_that_the_disk_spoiled_is_found(sharded, tmp_path):
     folder, out = Folder.open(sharded), tmp_path / "out"
     plan = plan_shards(folder.config, folder.dtype, 5000)
-    partial, hashes = start(out), {}
+    claim, units = start(out), {}
     for k in range(1, len(plan)):
-        hashes |= write_shard(partial, folder.config, plan, k, ((name, folder.read(name)) for name in plan[k]))
-    rest = {"config": folder.config, "plan": plan, "companions_from": sharded, "manifest": manifest}
+        units |= write_shard(claim.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
+    rest = {"config": folder.config, "plan": plan, "companions_from": sharded, "manifest": manifest, "units": units}
     with pytest.raises(BarError, match=rf"expected in {shard_name(0, plan)}, got no such file"):
-        finish(partial, out, **rest)
-    hashes |= write_shard(partial, folder.config, plan, 0, ((name, folder.read(name)) for name in plan[0]))
-    with (partial / shard_name(0, plan)).open("r+b") as file:
+        finish(claim, **rest)
+    units |= write_shard(claim.path, folder.config, plan, 0, ((name, folder.chunks(name)) for name in plan[0]))
+    with (claim.path / shard_name(0, plan)).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([byte ^ 1]))
-    with pytest.raises(BarError, match=rf"{shard_name(0, plan)}: tensor '{plan[0][-1]}' read back differs: expected hash"):
-        finish(partial, out, hashes=hashes, **rest)
+    unit = units_of(plan[0][-1], folder.tensors[plan[0][-1]].shape)[-1]
+    message = rf"{shard_name(0, plan)}: tensor '{re.escape(unit)}' changed since it was written: expected hash"
+    with pytest.raises(BarError, match=message):
+        finish(claim, **rest)
     assert not out.exists()
-    abort(partial)
+    claim.abort()
     assert names(tmp_path) == []
 
 
@@ -213,7 +257,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(sharded, tmp_path, limit):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(BarError, match=r"/\.out\.partial-.*: could not (write \d+ bytes|be written): File too large"):
+        with pytest.raises(BarError, match=r"/\.out\.partial/.*: could not (write \d+ bytes|be written): File too large"):
             copy(sharded, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -232,7 +276,7 @@ def test_any_exception_leaves_nothing(dense, tmp_path):
     def interrupted(name):
         if name == "lm_head.weight":
             raise KeyboardInterrupt
-        return folder.read(name)
+        return [folder.read(name)]
 
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path / "out", folder.config, interrupted, companions_from=dense, manifest=manifest)
@@ -249,7 +293,7 @@ def produce(name):
     if name == "lm_head.weight":
         print("writing", flush=True)
         time.sleep(60)
-    return folder.read(name)
+    return folder.chunks(name)
 
 folder = Folder.open(sys.argv[1])
 run(lambda: write_folder(sys.argv[2], folder.config, produce, companions_from=sys.argv[1], manifest=None))
@@ -264,11 +308,11 @@ def test_a_killed_writer_leaves_no_output_and_the_next_one_cleans_up(dense, tmp_
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     ) as child:
         assert child.stdout.readline() == "writing\n"
-        assert names(tmp_path) == [f".out.partial-{os.uname().nodename}-{child.pid}"]
+        assert names(tmp_path) == [".out.partial"]
         # A living writer's folder is not touched.
-        with pytest.raises(BarError, match="not enough space"):
-            start(out, 10**18)
-        assert len(names(tmp_path)) == 1
+        with pytest.raises(BarError, match="expected to be its only writer"):
+            start(out)
+        assert names(tmp_path / ".out.partial" / "folder") == ["model.safetensors"]
         child.send_signal(how)
         stderr = child.communicate()[1]
     if how is signal.SIGTERM:

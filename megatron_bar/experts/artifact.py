@@ -1,0 +1,125 @@
+"""One expert as a small folder: its FFNs, its routers, and the shared tensors that its training changed, verbatim.
+
+A two-expert folder of BAR 7B is 23 GB, nearly all of it the branch's; what an expert adds is 9 GB after mid-training. The
+manifest is the two-expert folder's own, with the hashes of ALL its tensors: so on the branched folder the artifact stands
+for the whole one, bit for bit, and says so where it does not.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.folder import Folder, Progress, TensorInfo, read_tensors, silent
+from megatron_bar.weights.groups import ParamGroup, classify
+from megatron_bar.weights.hashes import folder_hash, units_of
+from megatron_bar.weights.hf_config import ModelConfig
+from megatron_bar.weights.manifest import ARTIFACT, MANIFEST, Manifest, read_manifest
+from megatron_bar.weights.receipts import Proven, receipts
+from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, claimed, plan_shards, verify_units, write_files, write_index
+
+CARD = "README.md"
+_ALWAYS = {ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
+"""Kept even where they equal the branch's: another branch of the same anchor may have started from others."""
+
+
+def extract(
+    expert: Path | str,
+    base: Path | str,
+    out: Path | str,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: Verify = "weights",
+    progress: Progress = silent,
+) -> Manifest:
+    """``expert`` is a two-expert folder that was trained from the branched folder ``base``."""
+    folder, branched = Folder.open(expert), Folder.open(base)
+    manifest, origin = read_manifest(folder.path), read_manifest(branched.path)
+    if manifest.kind != "expert" or origin.kind != "branched" or manifest.anchor_hash != origin.anchor_hash:
+        raise BarError(
+            f"{folder.path}: expected a trained expert of the branched folder {branched.path} (anchor hash {origin.anchor_hash}),"
+            f" got kind {manifest.kind!r} (anchor hash {manifest.anchor_hash})"
+        )
+    units, before = receipts(folder, manifest), receipts(branched, origin)
+    names = [name for name in folder.tensors if classify(name) in _ALWAYS or _differs(folder, name, units, before)]
+    source, plan = Proven(folder, units), plan_shards(folder.config, folder.dtype, max_shard_bytes, only=set(names))
+    job = {"extract": [folder.fingerprint(), branched.fingerprint()]}
+    with claimed(out, folder.config, plan, job=job) as claim:
+        written = write_files(claim, folder.config, plan, source.blocks, progress=progress)
+        write_index(claim.path, folder.config, plan)
+        made = dataclasses.replace(manifest, kind=ARTIFACT, config=folder.config.to_hf())
+        made.write(claim.path)
+        (claim.path / CARD).write_text(card(made, names, branched.path.resolve().name), encoding="utf-8")
+        if verify != "none":
+            verify_units(open_artifact(claim.path, branched), written, progress)
+        claim.publish()
+    return made
+
+
+def _differs(folder: Folder, name: str, left: dict[str, str], right: dict[str, str]) -> bool:
+    return any(left[unit] != right.get(unit) for unit in units_of(name, folder.tensors[name].shape))
+
+
+def open_artifact(path: Path | str, base: Folder) -> Folder:
+    """The two-expert folder that the artifact and the branched folder are together. Reads headers and manifests only."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest.kind != ARTIFACT or manifest.config is None:
+        raise BarError(f"{path / MANIFEST}: expected kind {ARTIFACT!r} with a config, got {manifest.kind!r}")
+    config = ModelConfig.from_hf(manifest.config, source=f"{path / MANIFEST}: config")
+    if config != base.config:
+        name = next(name for name, value in vars(config).items() if value != vars(base.config)[name])
+        raise BarError(f"{path}: {name} expected {vars(base.config)[name]} as in {base.path}, got {vars(config)[name]}")
+    own, dtypes = read_tensors(path)
+    for name, info in own.items():
+        if name not in base.tensors or info.shape != base.tensors[name].shape or dtypes[name] != base.dtype:
+            known = base.tensors.get(name)
+            expected = f"{base.dtype} {list(known.shape)}" if known else "no such tensor"
+            raise BarError(f"{info.file}: tensor {name!r}: expected {expected}, got {dtypes[name]} {list(info.shape)}")
+    before = receipts(base, read_manifest(base.path))
+    for name in base.tensors:
+        if name not in own and (classify(name) in _ALWAYS or _differs(base, name, manifest.tensors, before)):
+            raise BarError(f"{path}: tensor {name!r} expected, for it is not that of {base.path}; got no such tensor")
+    return Folder(path, config, base.tensors | own)
+
+
+def open_expert(path: Path | str, base: Folder) -> Folder:
+    """A two-expert folder, whole or as an artifact of ``base``."""
+    return open_artifact(path, base) if is_artifact(path) else Folder.open(path)
+
+
+def is_artifact(path: Path | str) -> bool:
+    return (Path(path) / MANIFEST).is_file() and read_manifest(path).kind == ARTIFACT
+
+
+def overlay(base: Folder, merged: Folder, slot: int) -> Folder:
+    """A two-expert folder with the domain expert in ``slot`` of a merged one and all else as in ``base``."""
+    own = {}
+    for name in base.tensors:
+        if classify(name) is ParamGroup.DOMAIN_EXPERT:
+            key = name.replace(".experts.1.", f".experts.{slot}.")
+            own[name] = TensorInfo(**vars(merged.tensors[key]) | {"key": key})
+    return Folder(merged.path, base.config, base.tensors | own)
+
+
+def card(manifest: Manifest, names: list[str], base: str) -> str:
+    """What the folder is, for a person."""
+    expert = manifest.experts[1]
+    shared = [name for name in names if classify(name) not in _ALWAYS]
+    stages = "\n".join(
+        f"- {t.stage} (policy {t.policy}, recipe {t.recipe}), data: {', '.join(t.data) or 'not recorded'}" for t in expert.trained
+    )
+    return f"""# Expert {expert.name}
+
+One expert of a BAR model (arXiv 2604.18473): its FFN in every layer, its routers, and the {len(shared)} shared tensors that its
+training changed. It is not a model by itself: merge it with the branched folder that it was trained from.
+
+- trained from: {base}, anchor hash {manifest.anchor_hash}
+- the whole two-expert folder has the hash {folder_hash(manifest.tensors)}
+- made by version {manifest.tool_version}
+
+Training:
+{stages}
+
+    python tools/expert.py add MERGED --expert {expert.name}=THIS_FOLDER --out NEW
+    python tools/merge_experts.py --anchor {base} --expert {expert.name}=THIS_FOLDER --expert ... --out MERGED
+"""

@@ -1,0 +1,146 @@
+"""Add, replace or remove one expert of a merged model, by merging again from what it was merged from.
+
+A mean cannot be inverted, so the folders or artifacts that the model's manifest names are found by their hashes, and the result
+is bit-equal to a fresh merge of that set. Only where every input had the same shared tensors is one that is gone not needed:
+its FFN is in the model. Router rows of the experts that stay are kept (the trained ones are the start of the next router
+stage), the new expert brings its own, and the manifest says that the router is stale. BAR's upgrades (arXiv 2604.18473) retrain
+one expert and the router.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_bar.config import from_json
+from megatron_bar.errors import BarError
+from megatron_bar.experts.artifact import overlay
+from megatron_bar.experts.inputs import Input, check_arguments, open_inputs
+from megatron_bar.experts.merge import Kept, merge_inputs
+from megatron_bar.experts.shared import Combination
+from megatron_bar.weights.folder import Folder, Progress, silent
+from megatron_bar.weights.hashes import folder_hash
+from megatron_bar.weights.manifest import ANCHOR, MANIFEST, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.receipts import Proven
+from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """A merged or routed model and the places where its inputs may lie."""
+
+    folder: Folder
+    manifest: Manifest
+    places: Sequence[Path]
+
+    @classmethod
+    def open(cls, path: Path | str, places: Sequence[Path | str]) -> "Merged":
+        """``places``: folders of which subfolders are looked through, besides the model's own parent."""
+        folder, manifest = Folder.open(path), read_manifest(path)
+        if manifest.kind not in ("merged", "routed") or len(manifest.experts) != folder.config.num_experts:
+            raise BarError(f"{path}: expected a merged model with a manifest of its experts, got kind {manifest.kind!r}")
+        missing = [expert.name for expert in manifest.experts if not expert.folder_hash]
+        if missing or manifest.shared is None:
+            raise BarError(f"{Path(path) / MANIFEST}: expected the hash of what each expert was merged from, got none")
+        return cls(folder=folder, manifest=manifest, places=[Path(path).resolve().parent, *map(Path, places)])
+
+    @property
+    def slots(self) -> dict[str, int]:
+        return {expert.name: expert.index for expert in self.manifest.experts if expert.index}
+
+    def find(self, name: str) -> Path | None:
+        """The folder or artifact that expert ``name`` was merged from."""
+        wanted = next(expert.folder_hash for expert in self.manifest.experts if expert.name == name)
+        for place in self.places:
+            for path in sorted(place.iterdir()) if place.is_dir() else ():
+                try:
+                    if has_manifest(path) and folder_hash(read_manifest(path).tensors) == wanted:
+                        return path
+                except BarError:  # somebody else's manifest
+                    continue
+        return None
+
+    @property
+    def shares_one_set(self) -> bool:
+        """Whether all inputs of the merge had the same shared tensors."""
+        return len({expert.shared_hash for expert in self.manifest.experts}) == 1
+
+
+def add(model: Merged, name: str, expert: Path | str, out: Path | str, **options) -> Folder:
+    if name in model.slots:
+        raise BarError(f"{model.folder.path}: expected no expert called {name!r} yet, got it in slot {model.slots[name]}")
+    return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, **options)
+
+
+def replace_expert(model: Merged, name: str, expert: Path | str, out: Path | str, **options) -> Folder:
+    _require(model, name)
+    return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, **options)
+
+
+def remove(model: Merged, name: str, out: Path | str, **options) -> Folder:
+    _require(model, name)
+    if len(model.slots) == 1:
+        raise BarError(f"{model.folder.path}: expected an expert besides {name!r} to stay, got none")
+    return _merge_again(model, {other: None for other in model.slots if other != name}, out, **options)
+
+
+def _require(model: Merged, name: str) -> None:
+    if name not in model.slots:
+        raise BarError(f"{model.folder.path}: expert expected one of {', '.join(model.slots)}, got {name!r}")
+
+
+def _merge_again(
+    model: Merged,
+    experts: dict[str, Path | None],
+    out: Path | str,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: Verify = "weights",
+    progress: Progress = silent,
+) -> Folder:
+    """``experts``: in slot order, each with the folder that is new, or None for the one in the model."""
+    check_out(out)
+    shared = from_json(Combination, model.manifest.shared)
+    if shared.weights:
+        raise BarError(
+            f"{model.folder.path}: its inputs were weighted by {shared.weights}, which says nothing of another set: "
+            "merge with tools/merge_experts.py"
+        )
+    base = model.find(ANCHOR)
+    if base is None:
+        raise BarError(f"{_not_found(model, ANCHOR)} (the branched folder)")
+    found = {name: path or model.find(name) for name, path in experts.items()}
+    gone = [name for name, path in found.items() if path is None]
+    if gone and not model.shares_one_set:
+        raise BarError(f"{_not_found(model, gone[0])}: a mean cannot be taken back, so it is needed to merge again")
+    there = {name: path for name, path in found.items() if path is not None}
+    if there:
+        check_arguments(base, there)
+    present = open_inputs(base, there)
+    by_name = {given.name: given for given in present}
+    inputs = [present[0], *(by_name.get(name) or _from_model(model, present[0], name) for name in experts)]
+    new = {name for name, path in experts.items() if path is not None}
+    kept = Kept(
+        model=Proven.open(model.folder),
+        slots={name: slot for name, slot in model.slots.items() if name in experts and name not in new},
+        trained=model.manifest.kind == "routed" or model.manifest.router_stale,
+    )
+    options = {"max_shard_bytes": max_shard_bytes, "verify": verify, "progress": progress}
+    return merge_inputs(inputs, out, shared=shared, kept=kept, **options)
+
+
+def _not_found(model: Merged, name: str) -> str:
+    expert = next(expert for expert in model.manifest.experts if expert.name == name)
+    places = ", ".join(map(str, model.places))
+    return f"{model.folder.path}: {name!r} expected as a folder or artifact with hash {expert.folder_hash} in {places}, got none"
+
+
+def _from_model(model: Merged, branched: Input, name: str) -> Input:
+    """An expert whose own folder is gone, all of whose shared tensors are the branch's."""
+    slot, recorded = model.slots[name], model.manifest.tensors
+    units = {
+        unit: recorded[unit.replace(".experts.1.", f".experts.{slot}.")] if ".experts.1." in unit else digest
+        for unit, digest in branched.units.items()
+    }
+    lineage = replace(model.manifest.experts[slot], index=1)
+    manifest = replace(branched.manifest, kind="expert", experts=(branched.manifest.experts[0], lineage))
+    return Input(name=name, source=Proven(overlay(branched.folder, model.folder, slot), units), manifest=manifest)
