@@ -69,7 +69,9 @@ class Checkpoint:
         self.tensors, self._places = read_metadata(self.folder)
         if config.num_layers * max(1, config.num_experts) > len(self.tensors):  # before all their names are made
             layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (config.num_experts > 0)
-            raise BarError(f"{self.folder}/.metadata: another model's checkpoint: expected {layers}, got {len(self.tensors)} tensors")
+            raise BarError(
+                f"{self.folder}/.metadata: another model's checkpoint: expected {layers}, got {len(self.tensors)} tensors"
+            )
         self._ops = checkpoint_ops(config)
         self._keys = {name: key for key, op in self._ops.items() for name in op.names}
         self._maps: dict[str, mmap.mmap] = {}
