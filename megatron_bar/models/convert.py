@@ -39,7 +39,7 @@ def import_folder(source: Path, out: Path, *, verify: writer.Verify = "weights",
     manifest = _manifest(folder)
     partial = writer.start(out, folder.nbytes)
     try:
-        write_checkpoint(partial, _cut(folder, progress))
+        write_checkpoint(partial, _cut(folder, out, progress))
         if verify == "weights":
             _compare(partial, out, folder, progress)
         writer.copy_companions(source, partial)
@@ -110,9 +110,9 @@ def _manifest(folder: Folder) -> Manifest:
     return Manifest(family=folder.config.family, kind=kind, notes=("imported from a folder without a manifest: lineage unknown",))
 
 
-def _cut(folder: Folder, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+def _cut(folder: Folder, out: Path, progress: Progress) -> Iterator[tuple[str, Tensor]]:
     """Every key with its tensor, which is finite."""
-    with progress(f"writing {folder.path.name}", folder.nbytes) as advance:
+    with progress(f"writing {out.name}", folder.nbytes) as advance:
         for key, op in checkpoint_ops(folder.config).items():
             tensor = op.cut(folder.slice, 0, 1)
             if not is_finite(tensor):

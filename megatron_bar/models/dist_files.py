@@ -89,7 +89,7 @@ class Checkpoint:
             shape = op.cut(lambda name: torch.empty(shapes[name], device="meta"), 0, 1).shape
             expected = (list(shape), DTYPES[self.config.dtype])
             found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
-            if isinstance(op, Rows) and 0 <= found[0][0] - self.config.vocab_size < self.config.num_kv_heads:
+            if isinstance(op, Rows) and found[0] and 0 <= found[0][0] - self.config.vocab_size < self.config.num_kv_heads:
                 expected[0][0] = found[0][0]  # padded for another tensor parallelism, at most one rank per key/value head
             if found != expected:
                 raise BarError(f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}")
@@ -97,10 +97,10 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """The Hugging Face tensor; a fused one's parts are kept until another is asked for."""
         key = self._keys[name]
-        if self._held[0] != key:
-            self._held = ("", {})
-            self._held = (key, self._ops[key].join([self._whole(key)]))
-        tensor = self._held[1][name]
+        held = self._held
+        if held[0] != key:
+            held = self._held = (key, self._ops[key].join([self._whole(key)]))
+        tensor = held[1][name]
         if not is_finite(tensor):
             raise BarError(f"{self.folder}: tensor {name!r}: expected finite values, got NaN or infinity")
         return tensor

@@ -10,6 +10,7 @@ import re
 from itertools import combinations
 from pathlib import Path
 
+import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
@@ -80,6 +81,11 @@ def _check_chunks(key: str, known: TensorStorageMetadata, places: Places) -> Non
         raise BarError(f"tensor {key!r}: expected {math.prod(known.size)} values, got {found}")
     if key.startswith(_OPTIMIZER):
         return
+    if not isinstance(known.properties.dtype, torch.dtype):
+        raise BarError(f"tensor {key!r}: expected a dtype, got {known.properties.dtype!r}")
+    for numbers in (known.size, *(part for chunk in known.chunks for part in (chunk.offsets, chunk.sizes))):
+        if not isinstance(numbers, torch.Size):
+            raise BarError(f"tensor {key!r}: expected sizes and offsets of tensors, got {numbers!r}")
     boxes = [[(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True)] for chunk in known.chunks]
     for box in boxes:
         if not all(0 <= start < stop <= size for (start, stop), size in zip(box, known.size, strict=True)):

@@ -311,6 +311,17 @@ def outside(value) -> None:
     value.state_dict_metadata["embedding.word_embeddings.weight"].chunks[0].offsets = torch.Size([-1, 0])
 
 
+def scalar(value) -> None:
+    described = value.state_dict_metadata["output_layer.weight"]
+    described.size, described.chunks = torch.Size([]), [ChunkStorageMetadata(torch.Size([]), torch.Size([]))]
+    place = value.storage_data[place_of(value, "output_layer.weight")]
+    value.storage_data[MetadataIndex("output_layer.weight", torch.Size([]))] = place
+
+
+def describe(**changes):
+    return lambda value: vars(value.state_dict_metadata["output_layer.weight"]).update(changes)
+
+
 def lose_place(value) -> None:
     del value.storage_data[place_of(value, "output_layer.weight")]
 
@@ -381,6 +392,9 @@ BAD_CHECKPOINTS = {
     "parts that overlap": (lambda p: edit_metadata(p, split_over), r"'embedding\.\S+': expected parts side by side, got"),
     "a part outside": (lambda p: edit_metadata(p, outside), r"'embedding\.\S+': expected parts within \[19, 16\], got"),
     "a part nowhere": (lambda p: edit_metadata(p, lose_place), r"'output_layer\.weight': expected the bytes of its part"),
+    "a scalar": (lambda p: edit_metadata(p, scalar), r"'output_layer\.weight': expected \(\[19, 16\], .* got \(\[\]"),
+    "no properties": (lambda p: edit_metadata(p, describe(properties=None)), r"refused: .*no attribute 'dtype'"),
+    "a size of text": (lambda p: edit_metadata(p, describe(size=(19.0, 16))), r"expected sizes and offsets .* got \(19\.0, 16\)"),
     "another's data": (lambda p: edit_metadata(p, take_another), r"'output_layer\.weight' could not be read: .*19.*2, 16"),
     "before the file": (
         lambda p: edit_metadata(p, set_place(offset=-9)),
