@@ -1,4 +1,4 @@
-"""A checkpoint in Megatron's torch_dist format -> the Hugging Face folder of its model; alone or under torchrun."""
+"""A checkpoint in Megatron's torch_dist format, of any layout -> the Hugging Face folder of its model."""
 
 import argparse
 from pathlib import Path
@@ -22,29 +22,22 @@ def main() -> None:
         default="weights",
         help="weights: read back and compare hashes (default); logits: also run transformers on the folder, in fp32",
     )
-    for name in ("tensor", "pipeline", "expert"):
-        parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=f"{name} parallelism (default 1)")
     args = parser.parse_args()
     max_shard_bytes = parse_size(args.max_shard_size)
 
-    from megatron_bar.models.convert import LOGITS_TOLERANCE, export_checkpoint  # here: Megatron takes seconds to import
-    from megatron_bar.parallel.state import ParallelConfig, distributed, is_rank_zero
+    from megatron_bar.models.convert import export_checkpoint, report  # here: Megatron takes seconds to import
 
-    with distributed():
-        figure = export_checkpoint(
-            args.checkpoint,
-            args.out,
-            layout=ParallelConfig(tensor=args.tensor, pipeline=args.pipeline, expert=args.expert),
-            dtype=args.dtype,
-            max_shard_bytes=max_shard_bytes,
-            verify=args.verify,
-            progress=progress,
-        )
-        if is_rank_zero():
-            said = "not verified" if args.verify == "none" else "verified"
-            if figure is not None:
-                said += f", logits within {figure:.1e} of those of transformers (limit {LOGITS_TOLERANCE:g}, fp32)"
-            print(f"{args.out}: {said}")
+    config, figure = export_checkpoint(
+        args.checkpoint,
+        args.out,
+        dtype=args.dtype,
+        max_shard_bytes=max_shard_bytes,
+        verify=args.verify,
+        progress=progress,
+    )
+    if args.verify != "none":
+        print(*report(config, figure=figure), sep="\n")
+    print(f"{args.out}: {'not verified' if args.verify == 'none' else 'verified'}")
 
 
 if __name__ == "__main__":

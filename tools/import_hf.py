@@ -1,4 +1,4 @@
-"""An OLMo 2 or FlexOlmo folder -> a checkpoint in Megatron's torch_dist format; alone or under torchrun."""
+"""An OLMo 2 or FlexOlmo folder -> a checkpoint in Megatron's torch_dist format, which every layout loads."""
 
 import argparse
 from pathlib import Path
@@ -13,18 +13,18 @@ def main() -> None:
     )
     parser.add_argument("--hf", type=Path, required=True, metavar="HF", help="config.json, safetensors and tokenizer")
     parser.add_argument("--out", type=Path, required=True, metavar="CKPT", help="a new or empty folder")
-    for name in ("tensor", "pipeline", "expert"):
-        parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=f"{name} parallelism (default 1)")
+    parser.add_argument(
+        "--verify", choices=("none", "weights"), default="weights", help="weights: read back and compare hashes (default)"
+    )
     args = parser.parse_args()
 
-    from megatron_bar.models.convert import import_folder  # here: Megatron takes seconds to import
-    from megatron_bar.parallel.state import ParallelConfig, distributed, is_rank_zero
+    from megatron_bar.models.convert import import_folder, report  # here: Megatron takes seconds to import
 
-    with distributed():
-        layout = ParallelConfig(tensor=args.tensor, pipeline=args.pipeline, expert=args.expert)
-        import_folder(args.hf, args.out, layout=layout, progress=progress)
-        if is_rank_zero():
-            print(f"{args.out}: checkpoint of {args.hf}, verified bit for bit")
+    config = import_folder(args.hf, args.out, verify=args.verify, progress=progress)
+    if args.verify != "none":
+        print(*report(config), sep="\n")
+    said = "not verified" if args.verify == "none" else "verified bit for bit"
+    print(f"{args.out}: checkpoint of {args.hf}, {said}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_bar.models.attention import Kernels, KVCache, Sequences
 from megatron_bar.models.layers import token_nll
-from megatron_bar.models.olmo2 import block_spec, megatron_config, weight_op
+from megatron_bar.models.olmo2 import block_spec, global_name, megatron_config, weight_ops
 from megatron_bar.models.ops import WeightOp
 from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
 from megatron_bar.weights.hf_config import ModelConfig
@@ -114,8 +114,9 @@ class LanguageModel(GPTModel):
         first_layer = self.decoder.layers[0].layer_number - 1
         experts = self.shape.num_experts // self.layout.expert
         first_expert = parallel_state.get_expert_model_parallel_rank() * experts
+        ops = weight_ops(self.shape)
         return {
-            name: weight_op(self.shape, name, first_layer=first_layer, first_expert=first_expert)
+            name: ops[global_name(name, first_layer=first_layer, first_expert=first_expert)]
             for name, _ in self.named_parameters()
         }
 

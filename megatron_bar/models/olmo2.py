@@ -116,39 +116,40 @@ def block_spec(
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
 
 
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.+)")
-
-
-def weight_op(config: ModelConfig, name: str, *, first_layer: int, first_expert: int) -> WeightOp:
-    """How the parameter ``name`` of this rank's model is cut from the folder's tensors.
-
-    Layers and experts in ``name`` are counted from this rank's first ones; in the folder they are global.
-    """
-    top = {
-        "embedding.word_embeddings.weight": Rows("model.embed_tokens.weight", total=config.vocab_size),
-        "output_layer.weight": Rows("lm_head.weight", total=config.vocab_size),
-        "decoder.final_layernorm.weight": Whole("model.norm.weight"),
-    }
-    if name in top:
-        return top[name]
-    match = _LAYER.fullmatch(name)
-    assert match, f"parameter {name} has no place in a Hugging Face folder"
-    layer, rest = f"model.layers.{int(match[1]) + first_layer}", match[2]
-    attn, ffn = f"{layer}.self_attn", f"{layer}.mlp"
-    if expert := _EXPERT.fullmatch(rest):
-        ffn, rest = f"{ffn}.experts.{int(expert[1]) + first_expert}", f"mlp.{expert[2]}"
+def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
+    """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted globally."""
     heads = {"groups": config.num_kv_heads, "per_group": config.num_heads // config.num_kv_heads, "width": config.head_dim}
-    inner = {
-        "self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
-        "self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
-        "self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
-        "self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
-        "self_attn_bda.norm.weight": Whole(f"{layer}.post_attention_layernorm.weight"),
-        "mlp_bda.norm.weight": Whole(f"{layer}.post_feedforward_layernorm.weight"),
-        "mlp.router.weight": Whole(f"{ffn}.gate.weight"),
-        "mlp.linear_fc1.weight": GateUp(f"{ffn}.gate_proj.weight", f"{ffn}.up_proj.weight"),
-        "mlp.linear_fc2.weight": Columns(f"{ffn}.down_proj.weight"),
+    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": Rows("model.embed_tokens.weight", total=config.vocab_size)}
+    for n in range(config.num_layers):
+        layer, theirs = f"decoder.layers.{n}", f"model.layers.{n}"
+        attn, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
+        ops |= {
+            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
+            f"{layer}.self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
+            f"{layer}.self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
+            f"{layer}.self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
+            f"{layer}.self_attn_bda.norm.weight": Whole(f"{theirs}.post_attention_layernorm.weight"),
+        }
+        if config.num_experts:
+            ops[f"{layer}.mlp.router.weight"] = Whole(f"{ffn}.gate.weight")
+            for e in range(config.num_experts):
+                ops |= _ffn_ops(f"{layer}.mlp.experts.local_experts.{e}", f"{ffn}.experts.{e}")
+        else:
+            ops |= _ffn_ops(f"{layer}.mlp", ffn)
+        ops[f"{layer}.mlp_bda.norm.weight"] = Whole(f"{theirs}.post_feedforward_layernorm.weight")
+    ops["decoder.final_layernorm.weight"] = Whole("model.norm.weight")
+    ops["output_layer.weight"] = Rows("lm_head.weight", total=config.vocab_size)
+    return ops
+
+
+def _ffn_ops(ours: str, theirs: str) -> dict[str, WeightOp]:
+    return {
+        f"{ours}.linear_fc1.weight": GateUp(f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight"),
+        f"{ours}.linear_fc2.weight": Columns(f"{theirs}.down_proj.weight"),
     }
-    assert rest in inner, f"parameter {name} has no place in a Hugging Face folder"
-    return inner[rest]
+
+
+def global_name(name: str, *, first_layer: int, first_expert: int) -> str:
+    """The parameter ``name`` of a rank's model in the whole model; the rank counts layers and experts from its first ones."""
+    name = re.sub(r"(?<=^decoder\.layers\.)\d+", lambda n: str(int(n[0]) + first_layer), name)
+    return re.sub(r"(?<=\.local_experts\.)\d+", lambda n: str(int(n[0]) + first_expert), name)

@@ -41,6 +41,11 @@ def _shape(tensor) -> list[int]:
     return list(tensor.shape) if isinstance(tensor, Tensor) else tensor.get_shape()
 
 
+def _cat(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """A single part as it is: of a mapped file it costs no memory."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
 @dataclass(frozen=True)
 class Whole:
     """Replicated on every rank."""
@@ -75,10 +80,11 @@ class Rows:
         width = -(-self.total // size)
         start, stop = min(rank * width, self.total), min((rank + 1) * width, self.total)
         part = read(self.name)[start:stop]
-        return torch.cat((part, part.new_zeros(width - len(part), part.shape[1])))
+        padding = [part.new_zeros(width - len(part), part.shape[1])] if len(part) < width else []
+        return _cat([part, *padding])
 
     def join(self, parts):
-        return {self.name: torch.cat(parts)[: self.total]}
+        return {self.name: _cat(parts)[: self.total]}
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Columns:
         return whole[:, _share(_shape(whole)[1], rank, size)]
 
     def join(self, parts):
-        return {self.name: torch.cat(parts, dim=1)}
+        return {self.name: _cat(parts, dim=1)}
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,6 @@ class QueryKeyValue:
         return torch.cat(parts, dim=1).flatten(0, 1)
 
     def join(self, parts):
-        fused = torch.cat(parts).unflatten(0, (self.groups, (self.per_group + 2) * self.width))
+        fused = _cat(parts).unflatten(0, (self.groups, (self.per_group + 2) * self.width))
         pieces = fused.split([self.per_group * self.width, self.width, self.width], dim=1)
         return {name: piece.flatten(0, 1) for name, piece in zip(self.names, pieces, strict=True)}

@@ -5,9 +5,7 @@ alone, so the same model gives the same bytes at every layout; file k belongs to
 the ranks that hold a tensor's parts send them to its file's owner. No rank number appears in a file.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,15 +15,14 @@ from torch import Tensor
 
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
-from megatron_bar.models.olmo2 import DTYPES
 from megatron_bar.models.ops import WeightOp
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_rank_zero, share_error
 from megatron_bar.weights import writer
-from megatron_bar.weights.folder import Folder, Progress, silent
+from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import expert_index
 from megatron_bar.weights.hashes import Units
-from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 
@@ -94,34 +91,30 @@ def save_folder(
     *,
     companions_from: Path,
     manifest: Callable[[Folder, Units], Manifest],
-    dtype: str | None = None,
     max_shard_bytes: int = writer.DEFAULT_SHARD_BYTES,
     verify: writer.Verify = "weights",
-    progress: Progress = silent,
 ) -> None:
     """Writes the model as a Hugging Face folder that appears when it is whole and, by ``verify``, read back. Collective.
 
-    ``dtype``: float32 or bfloat16, the model's own if None. An owner holds one tensor at a time. When a rank fails, every
-    rank raises and nothing is left.
+    An owner holds one tensor at a time. When a rank fails, every rank raises and nothing is left.
     """
-    config = replace(model.shape, dtype=dtype or model.shape.dtype)
+    config = model.shape
     plan = writer.plan_shards(config, config.dtype, max_shard_bytes)
-    nbytes = {name: math.prod(shape) * ITEMSIZE[config.dtype] for name, shape in tensor_shapes(config).items()}
+    nbytes = num_parameters(config) * ITEMSIZE[config.dtype]
     claim = None
 
     def begin() -> Path:
         nonlocal claim
-        claim = writer.start(out, sum(nbytes.values()))
+        claim = writer.start(out, nbytes)
         return claim.path
 
     folder = on_rank_zero(begin)
     try:
-        with progress(f"writing {Path(out).name}", sum(nbytes.values())) as advance:
-            units = _write_shards(model, folder, config, plan, lambda names: advance(sum(nbytes[name] for name in names)))
+        units = _write_shards(model, folder, config, plan)
         rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
 
         def finish() -> None:
-            writer.finish(claim, **rest, units=units, verify=verify, progress=progress)
+            writer.finish(claim, **rest, units=units, verify=verify)
 
         on_rank_zero(finish)
     except BaseException:
@@ -130,23 +123,20 @@ def save_folder(
         raise
 
 
-def _write_shards(
-    model: LanguageModel, folder: Path, config: ModelConfig, plan: writer.Plan, written: Callable[[list[str]], None]
-) -> Units:
+def _write_shards(model: LanguageModel, folder: Path, config: ModelConfig, plan: writer.Plan) -> Units:
     """All files of ``plan``; returns the hashes of all tensors. Every rank raises when one cannot write. Collective."""
     units, error = {}, None
     for k, names in enumerate(plan):
         owner = k % dist.get_world_size()
         stream = _tensors(model, names, owner)
         if dist.get_rank() == owner and error is None:
-            cast = ((name, [tensor.to(DTYPES[config.dtype])]) for name, tensor in stream)
+            blocks = ((name, [tensor]) for name, tensor in stream)
             try:
-                units |= writer.write_shard(folder, config, plan, k, cast)
+                units |= writer.write_shard(folder, config, plan, k, blocks)
             except (BarError, OSError) as problem:
                 error = problem
         for _ in stream:  # sends, and takes what a failed write left: the senders wait for it
             pass
-        written(names)
     share_error(error)
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, units)

@@ -114,22 +114,19 @@ class Folder:
 
     def chunks(self, name: str, *, finite: bool = False) -> Iterator[torch.Tensor]:
         """The tensor in blocks of rows of about 4 MiB; ``finite`` refuses NaN and infinity."""
-        info = self.tensors[name]
-        step = max(1, _CHUNK_BYTES * info.shape[0] // info.nbytes)
-        for start in range(0, info.shape[0], step):
-            chunk = self.rows(name, start, min(start + step, info.shape[0]))
+        info, start = self.tensors[name], 0
+        for chunk in blocks(self.read(name)):
             if finite and not is_finite(chunk):
                 first = start + int((~chunk.isfinite().reshape(len(chunk), -1).all(dim=1)).nonzero()[0])
                 raise BarError(f"{info.file}: tensor {name!r}: expected finite values, got NaN or infinity in row {first}")
             yield chunk
+            start += len(chunk)
 
-    def check_finite(self, progress: Progress = silent) -> None:
-        """Reads everything once; raises at the first tensor that has a NaN or an infinity."""
-        with progress(f"checking {self.path.name}", self.nbytes) as advance:
-            for name, info in self.tensors.items():
-                for _ in self.chunks(name, finite=True):
-                    pass
-                advance(info.nbytes)
+
+def blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Rows of about 4 MiB at a time, as views."""
+    step = max(1, _CHUNK_BYTES * len(tensor) // max(1, tensor.nbytes))
+    return iter(tensor.split(step))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

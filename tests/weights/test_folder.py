@@ -6,10 +6,13 @@ import shutil
 import pytest
 import torch
 from folders import NOT_FINITE, SPOILED, SPOILED_MOE, WORDS, edit_json, load_tensors, whole
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.folder import INDEX, Folder, companions, require_tokenizer
+from megatron_bar.weights.folder import INDEX, Folder, companions, is_finite, require_tokenizer
+from megatron_bar.weights.hashes import hash_units
 from megatron_bar.weights.manifest import has_manifest
 
 
@@ -78,10 +81,16 @@ def check_refused(source, folder, spoil, message):
 def test_a_value_that_is_not_finite_is_found(dense, tmp_path, spoil, message):
     folder = tmp_path / "folder"
     shutil.copytree(dense, folder)
-    Folder.open(folder).check_finite()
+    hash_units(Folder.open(folder), finite=True)
     spoil(folder)
     with pytest.raises(BarError, match=message):
-        Folder.open(folder).check_finite()
+        hash_units(Folder.open(folder), finite=True)
+
+
+@given(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.lists(st.floats(width=16), max_size=20))
+def test_the_fast_look_for_what_is_not_finite_sees_what_torch_sees(dtype, values):
+    tensor = torch.tensor(values, dtype=dtype)
+    assert is_finite(tensor) == bool(tensor.isfinite().all())
 
 
 def spoil_index(sharded, folder, change):

@@ -1,0 +1,170 @@
+"""The files of a torch_dist checkpoint, read and written tensor by tensor, without a model and in one process.
+
+Format: torch.distributed.checkpoint as megatron-core 0.19.2 uses it: a part of a tensor is an item that torch.save wrote
+into a .distcp file (dist_metadata.py says where). An item's pickle is read by torch's own restricted reader, its values are
+a view of the mapped file. torch's writer is not used: it holds all tensors that it has written until the end.
+Left out: compressed items, and optimizer state, which is left alone. Like torch and Megatron, reading ignores the items' CRC.
+"""
+
+import json
+import mmap
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.utils import _create_file_view
+
+from megatron_bar.errors import BarError
+from megatron_bar.models.dist_metadata import Places, read_metadata
+from megatron_bar.models.olmo2 import DTYPES, weight_ops
+from megatron_bar.models.ops import GateUp, Rows, WeightOp, Whole
+from megatron_bar.weights.folder import blocks, is_finite
+from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+
+_DATA = "__0_0.distcp"
+_COMMON = "common_state/shard_0_1"
+"""Megatron's key of what is no tensor: in a checkpoint of weights, an empty dictionary."""
+
+
+def checkpoint_ops(config: ModelConfig) -> dict[str, WeightOp]:
+    """How the tensor of every key is made of the folder's tensors; the one place that says so.
+
+    Keys are the names of the whole model's parameters, but for two things: gate and up lie apart (a stacked parameter is cut
+    differently on every layout), and an expert has its global number under ``experts.experts``.
+    """
+    ops: dict[str, WeightOp] = {}
+    for name, op in weight_ops(config).items():
+        key = name.replace(".local_experts.", ".experts.")
+        ops |= {f"{key}_w": Whole(op.gate), f"{key}_v": Whole(op.up)} if isinstance(op, GateUp) else {key: op}
+    assert sorted(name for op in ops.values() for name in op.names) == sorted(tensor_shapes(config))
+    return ops
+
+
+def require_dtype(config: ModelConfig, path: Path) -> None:
+    if config.dtype not in DTYPES:
+        raise BarError(f"{path}: dtype expected one of {', '.join(DTYPES)}, got {config.dtype!r}")
+
+
+class Checkpoint:
+    """The weights of a folder, checked when it is opened and read lazily: tensors of a single part are views of mapped files."""
+
+    def __init__(self, folder: Path, config: ModelConfig):
+        self.folder, self.config = Path(folder), config
+        require_dtype(config, self.folder)
+        self.tensors, self._places = read_metadata(self.folder)
+        if config.num_layers * max(1, config.num_experts) > len(self.tensors):  # before all their names are made
+            layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (config.num_experts > 0)
+            raise BarError(
+                f"{self.folder}/.metadata: another model's checkpoint: expected {layers}, got {len(self.tensors)} tensors"
+            )
+        self._ops = checkpoint_ops(config)
+        self._keys = {name: key for key, op in self._ops.items() for name in op.names}
+        self._maps: dict[str, mmap.mmap] = {}
+        self._held: tuple[str, dict[str, Tensor]] = ("", {})
+        self._compare()
+
+    def fingerprint(self) -> list[list]:
+        """What tells cheaply that the checkpoint is still the same: file names, sizes, times."""
+        found = [(path.name, path.stat()) for path in sorted(self.folder.iterdir()) if path.is_file()]
+        return [str(self.folder.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in found)]
+
+    def _compare(self) -> None:
+        """It holds the model's tensors in the model's shapes and dtype, and no other."""
+        path, shapes = self.folder / ".metadata", tensor_shapes(self.config)
+        if missing := sorted(self._ops.keys() - self.tensors.keys()):
+            raise BarError(f"{path}: another model's checkpoint: expected tensor {missing[0]!r}, got no such tensor")
+        if surplus := sorted(self.tensors.keys() - self._ops.keys()):
+            raise BarError(f"{path}: another model's checkpoint: expected no tensor {surplus[0]!r}, got one")
+        for key, op in self._ops.items():
+            shape = op.cut(lambda name: torch.empty(shapes[name], device="meta"), 0, 1).shape
+            expected = (list(shape), DTYPES[self.config.dtype])
+            found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
+            if isinstance(op, Rows) and found[0] and 0 <= found[0][0] - self.config.vocab_size < self.config.num_kv_heads:
+                expected[0][0] = found[0][0]  # padded for another tensor parallelism, at most one rank per key/value head
+            if found != expected:
+                raise BarError(f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}")
+
+    def read(self, name: str) -> Tensor:
+        """The Hugging Face tensor; a fused one's parts are kept until another is asked for."""
+        key = self._keys[name]
+        held = self._held
+        if held[0] != key:
+            held = self._held = (key, self._ops[key].join([self._whole(key)]))
+        tensor = held[1][name]
+        if not all(map(is_finite, blocks(tensor))):
+            raise BarError(f"{self.folder}: tensor {name!r}: expected finite values, got NaN or infinity")
+        return tensor
+
+    def _whole(self, key: str) -> Tensor:
+        known = self.tensors[key]
+        if len(known.chunks) == 1:
+            return self._part(key, known.chunks[0])
+        whole = torch.empty(known.size, dtype=known.properties.dtype)
+        for chunk in known.chunks:
+            there = tuple(slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
+            whole[there] = self._part(key, chunk)
+        return whole
+
+    def _part(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        place = self._places[MetadataIndex(key, chunk.offsets)]
+        try:
+            with (self.folder / place.relative_path).open("rb") as file:
+                view = _create_file_view(file, place.offset, place.length)
+                item = torch.load(view, map_location="meta", weights_only=True)  # the shape, and where the values lie
+            expected = (torch.Size(chunk.sizes), self.tensors[key].properties.dtype)
+            if (item.shape, item.dtype) != expected or not item.is_contiguous():
+                raise BarError(f"expected {expected}, got {(item.shape, item.dtype)}")
+            start = item.untyped_storage()._checkpoint_offset + item.storage_offset() * item.itemsize
+            if not 0 <= start <= place.length - item.nbytes:
+                raise BarError(f"expected {item.nbytes} bytes of it, got the end of the item")
+            mapped = self._map(place.relative_path)
+            flat = torch.frombuffer(mapped, dtype=item.dtype, count=item.numel(), offset=place.offset + start)
+        except Exception as error:  # noqa: BLE001  torch's reader raises what it likes on bytes that are no item
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BarError(f"{self.folder / place.relative_path}: tensor {key!r} could not be read: {reason}") from None
+        return flat.view(item.shape)
+
+    def _map(self, name: str) -> mmap.mmap:
+        if name not in self._maps:
+            with (self.folder / name).open("rb") as file:
+                # A private copy on write: torch wants memory that could be written to; nobody does.
+                self._maps[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[name]
+
+
+def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Writes (key, tensor) pairs, held one at a time, as the checkpoint of a single rank."""
+    known: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    places: Places = {}
+    try:
+        with (folder / _DATA).open("xb") as file:
+
+            def add(index: MetadataIndex, item) -> None:
+                start = file.tell()
+                torch.save(item, file)
+                places[index] = _StorageInfo(_DATA, start, file.tell() - start)
+
+            add(MetadataIndex(_COMMON), [{}])
+            known[_COMMON] = BytesStorageMetadata()
+            for key, tensor in tensors:
+                if tensor.untyped_storage().nbytes() != tensor.nbytes:
+                    tensor = tensor.clone()  # torch.save would write all that the view is a part of
+                chunk = ChunkStorageMetadata(offsets=torch.Size([0] * tensor.dim()), sizes=tensor.shape)
+                add(MetadataIndex(key, chunk.offsets), tensor)
+                properties = TensorProperties.create_from_tensor(tensor)
+                known[key] = TensorStorageMetadata(properties=properties, size=tensor.shape, chunks=[chunk])
+        (folder / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=known, storage_data=places)))
+        (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+    except OSError as error:
+        raise BarError(f"{folder}: the checkpoint could not be written: {error.strerror}") from None
