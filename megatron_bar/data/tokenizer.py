@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from megatron_bar.data.fast_bpe import fast_encoder
 from megatron_bar.errors import BarError
+from megatron_bar.weights.json_file import why
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -167,7 +168,7 @@ def _read_config(file: Path) -> dict:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BarError(f"{file}: not readable as JSON: {error}") from None
+        raise BarError(f"{file}: not readable as JSON: {why(error)}") from None
     if not isinstance(config, dict):
         raise BarError(f"{file}: expected a JSON object, got {type(config).__name__}")
     return config

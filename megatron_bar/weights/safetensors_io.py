@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.json_file import no_duplicates
+from megatron_bar.weights.json_file import no_duplicates, why
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -52,14 +52,14 @@ def _read_json(path: Path) -> tuple[dict, int]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-                raise BarError(f"{path}: not a whole safetensors file: expected a header of {length} bytes, the file has {size}")
+                raise BarError(f"{path}: not a whole safetensors file: expected at least {8 + length} bytes, got {size}")
             raw = file.read(length)
     except OSError as error:
         raise BarError(f"{path}: not readable: {error.strerror}") from None
     try:
         header = json.loads(raw, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise BarError(f"{path}: malformed safetensors header: {error}") from None
+        raise BarError(f"{path}: malformed safetensors header: {why(error)}") from None
     if not isinstance(header, dict):
         raise BarError(f"{path}: malformed safetensors header: expected a JSON object, got {type(header).__name__}")
     return header, size - 8 - length
