@@ -8,7 +8,6 @@ Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this ki
 
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ import pyarrow.parquet
 
 from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
-from megatron_bar.weights.json_file import why
+from megatron_bar.weights.json_file import loads, why
 
 Kind = Literal["text", "chat", "task", "tokens"]
 KEYS: dict[str, dict[str, type]] = {
@@ -128,16 +127,11 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
     """The row, with the keys and types that its kind needs."""
     if isinstance(raw, bytes):
         try:
-            row = json.loads(raw.decode("utf-8").rstrip("\r\n"))
+            row = loads(raw.decode("utf-8").rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             raise BarError(f"{where}: not a JSON row: {why(error)}") from None
     else:
         row = raw
-    if isinstance(raw, bytes) and b"\\ud" in raw.lower():
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise BarError(f"{where}: expected characters, got {error.object[error.start]!r}, half of a surrogate pair") from None
     if not isinstance(row, dict):
         raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}, got {type(row).__name__}")
     if kind == "task" and "ground_truth" in row:

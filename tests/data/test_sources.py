@@ -129,7 +129,7 @@ BAD_ROWS = {
     "half a character": (
         "text",
         '{"text": "a \\uD800 b"}',
-        r"x\.jsonl:2: expected characters, got '\\ud800', half of a surrogate pair",
+        r"x\.jsonl:2: not a JSON row: expected characters, got '\\ud800', half of a surrogate pair",
     ),
     "nested too deeply": ("text", "[" * 100_000, r"x\.jsonl:2: not a JSON row: "),
     "not an object": ("text", ["text"], r"x\.jsonl:2: expected a row with text, got list"),
