@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint bench
+.PHONY: help setup demo test test-slow test-faults test-gpu lint bench
 export PYTHONUNBUFFERED := 1
 
 PY := .venv/bin/python
@@ -41,8 +41,11 @@ demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it co
 test: $(READY)  ## the test suite
 	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults" tests
 
-test-slow: $(READY)  ## the longer tests: kills, full disks, whole trainings
-	$(PY) -m pytest -m "(slow or faults) and not gpu" tests
+test-slow: $(READY)  ## the longer tests: whole trainings, many seeds
+	$(PY) -m pytest -m "slow and not faults and not gpu" tests
+
+test-faults: $(READY)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
+	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu" tests
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu tests

@@ -1,4 +1,6 @@
-"""What every test shares: one thread, no network, the same hypothesis examples everywhere, processes ended at the end."""
+"""What every test shares: one thread, no network, the same hypothesis examples everywhere, processes ended at the end; and
+after the last test the table of what was promised and what was found.
+"""
 
 import os
 
@@ -20,3 +22,20 @@ hypothesis.settings.load_profile("project")
 def _test_processes():
     yield
     close_pool()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests recorded by `record_property("figure", "promise: figure")`; of a failed one that it was not kept."""
+    rows = []
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            figures = [value for name, value in report.user_properties if name == "figure"]
+            if outcome == "passed":
+                rows += [figure.partition(": ")[::2] for figure in figures if report.when == "call"]
+            elif figures or "faults" in report.keywords:
+                rows.append((figures[-1].partition(": ")[0] if figures else "a promise", f"NOT KEPT: {report.nodeid}"))
+    if rows:
+        terminalreporter.section("promises")
+        width = max(len(promise) for promise, _ in rows)
+        for promise, figure in sorted(rows):
+            terminalreporter.line(f"{promise:{width}}  {figure}")

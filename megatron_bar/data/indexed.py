@@ -87,14 +87,15 @@ def read_indexed(prefix: Path | str, *, vocab_size: int | None = None) -> Tokens
     bin_path, idx_path, learn_path = (_beside(prefix, suffix) for suffix in (".bin", ".idx", ".learn"))
     for path in (idx_path, bin_path):
         if not path.is_file():
-            raise BarError(f"{path}: not found; expected token files {Path(prefix).name}.bin and .idx")
+            raise BarError(f"{path}: not found; expected token files {Path(prefix).name}.bin and .idx, got no such file")
     dtype, lengths, documents = _read_index(idx_path)
     if (lengths < 0).any():
-        raise BarError(f"{idx_path}: sequence {int(np.argmax(lengths < 0))} has a negative length")
+        first = int(np.argmax(lengths < 0))
+        raise BarError(f"{idx_path}: sequence {first} expected with a length of at least 0, got {lengths[first]}")
     ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     wanted, found = int(ends[-1]) * dtype.itemsize, bin_path.stat().st_size
     if wanted != found:
-        raise BarError(f"{bin_path}: its index says {wanted:,} bytes, the file has {found:,}")
+        raise BarError(f"{bin_path}: expected {wanted:,} bytes, as its index says, got {found:,}")
     ids = np.memmap(bin_path, dtype, "r") if found else np.empty(0, dtype)
     if vocab_size is not None:
         _check_ids(bin_path, ids, vocab_size)
@@ -111,7 +112,8 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-            raise BarError(f"{path}: not an index of Megatron's: expected it to begin with {_MAGIC[:7].decode()}")
+            start = _MAGIC[:7].decode()
+            raise BarError(f"{path}: not an index of Megatron's: expected {_HEADER.size} bytes from {start} on, got {header!r}")
         _, version, code, sequences, documents = _HEADER.unpack(header)
         if version != _VERSION:
             raise BarError(f"{path}: expected index version {_VERSION}, got {version}")
@@ -121,16 +123,19 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
         wanted = _HEADER.size + 12 * sequences + 8 * documents
         if size not in (wanted, wanted + sequences):  # a byte a sequence more where it has modes
             counts = f"{sequences:,} sequences and {documents:,} documents"
-            raise BarError(f"{path}: {counts} take {wanted:,} bytes, the file has {size:,}")
+            raise BarError(f"{path}: expected {wanted:,} bytes for {counts}, got {size:,}")
         lengths = np.fromfile(file, np.int32, sequences)
         offsets = np.fromfile(file, np.int64, sequences)
         starts = np.fromfile(file, np.int64, documents)
     packed = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:sequences] * _CODES[code].itemsize
     if not np.array_equal(offsets, packed):
-        raise BarError(f"{path}: sequence {int(np.argmax(offsets != packed))} does not begin where the one before it ends")
+        first = int(np.argmax(offsets != packed))
+        end = f"byte {packed[first]:,}, where the one before it ends"
+        raise BarError(f"{path}: sequence {first} expected to begin at {end}, got {offsets[first]:,}")
     whole = len(starts) > 0 and starts[0] == 0 and starts[-1] == sequences and (np.diff(starts) >= 0).all()
     if not whole:
-        raise BarError(f"{path}: documents expected to begin at sequence 0, to rise and to end at {sequences:,}")
+        wanted = f"to begin at sequence 0, to rise and to end at {sequences:,}"
+        raise BarError(f"{path}: documents expected {wanted}, got {np.array2string(starts, threshold=8, max_line_width=200)}")
     return _CODES[code], lengths, starts
 
 
@@ -141,7 +146,7 @@ def _check_ids(path: Path, ids: np.ndarray, vocab_size: int) -> None:
         bad = np.flatnonzero((part < 0) | (part >= vocab_size)) if part.min() < 0 or part.max() >= vocab_size else ()
         if len(bad):
             at = start + int(bad[0])
-            raise BarError(f"{path}: token {at:,} is {int(ids[at])}, outside the vocabulary of {vocab_size:,}")
+            raise BarError(f"{path}: token {at:,} expected within the vocabulary of {vocab_size:,}, got {int(ids[at])}")
 
 
 def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:

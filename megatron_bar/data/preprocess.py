@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from blake3 import blake3
@@ -80,8 +81,8 @@ def preprocess(
 ) -> dict:
     """Writes the folder ``out``; returns its manifest. ``root`` is what the source's path is relative to."""
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BarError(f"{out}: expected a new or empty folder, it exists and is not empty")
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise BarError(f"{out}: expected a new or empty folder, got a file, a link or a folder that is not empty")
     text = load_tokenizer(tokenizer)
     dtype = _dtype(options.dtype, text)
     plan = {
@@ -93,16 +94,18 @@ def preprocess(
         "dtype": dtype.name,
     }
     work = out.with_name(f".{out.name}.partial")
-    _take_up(work, plan)
     try:
+        _take_up(work, plan)
         manifest = _make(source, root, text, work, options, plan, dtype, processes=processes, say=say)
+        if out.exists():
+            out.rmdir()
+        (work / "whole").rename(out)
+        shutil.rmtree(work)
     except BarError:
         shutil.rmtree(work)  # what is wrong with the input has to be changed, and then nothing here is of use
         raise
-    if out.exists():
-        out.rmdir()
-    (work / "whole").rename(out)
-    shutil.rmtree(work)
+    except OSError as error:  # a full disk, say: what is finished is taken up by the next run
+        raise BarError(f"{error.filename or work}: could not be written: {error.strerror or error}") from None
     return manifest
 
 
@@ -195,8 +198,11 @@ class _Maker:
         amount = sum(_amount(raw) for _, raw in rows)
         if not path.exists():
             self._write(self.block(rows), path)
-        with np.load(path, allow_pickle=False) as stored:
-            return {"tokens": int(stored["lengths"].sum()), "bad": json.loads(str(stored["bad"])), "amount": amount}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {"tokens": int(stored["lengths"].sum()), "bad": json.loads(str(stored["bad"])), "amount": amount}
+        except (ValueError, KeyError, AttributeError, EOFError, BadZipFile) as error:
+            raise BarError(f"{path}: expected what an interrupted run left here, got another file ({error}); run again") from None
 
     def _write(self, block: Block, path: Path) -> None:
         beside = path.with_suffix(".writing")

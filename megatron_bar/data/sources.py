@@ -8,7 +8,6 @@ Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this ki
 
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ import pyarrow.parquet
 
 from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
+from megatron_bar.weights.json_file import loads, why
 
 Kind = Literal["text", "chat", "task", "tokens"]
 KEYS: dict[str, dict[str, type]] = {
@@ -127,25 +127,18 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
     """The row, with the keys and types that its kind needs."""
     if isinstance(raw, bytes):
         try:
-            row = json.loads(raw.decode("utf-8").rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            raise BarError(f"{where}: not UTF-8: {error.reason} at byte {error.start} of the line") from None
+            row = loads(raw.decode("utf-8").rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
-            raise BarError(f"{where}: not a JSON row: {error or 'nested too deeply'}") from None
+            raise BarError(f"{where}: not a JSON row: {why(error)}") from None
     else:
         row = raw
-    if isinstance(raw, bytes) and b"\\ud" in raw.lower():
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise BarError(f"{where}: half a surrogate pair ({error.object[error.start]!r}), which is no character") from None
     if not isinstance(row, dict):
         raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}, got {type(row).__name__}")
     if kind == "task" and "ground_truth" in row:
         row = _from_published(row, where)
     for key, wanted in KEYS[kind].items():
         if key not in row:
-            raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}; {key} is missing")
+            raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}; {key} is missing, got {list(row)!r:.100}")
         if not isinstance(row[key], wanted):
             raise BarError(f"{where}: {key} must be {_called(wanted)}, got {type(row[key]).__name__}")
     return row
@@ -176,12 +169,14 @@ def _rows(path: Path, name: str) -> Iterator[Raw]:
     if not path.exists():
         if re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) and not _LINES.search(name) and not name.endswith(".parquet"):
             return _hub_rows(name)
-        raise BarError(f"{path}: not found; expected a JSONL or Parquet file, a folder of them, or a hub data set (owner/name)")
+        raise BarError(
+            f"{path}: not found; expected a JSONL or Parquet file, a folder of them, or a hub data set (owner/name), got none"
+        )
     if path.suffix == ".parquet":
         return _parquet_rows(path)
     if _LINES.search(path.name):
         return _line_rows(path)
-    raise BarError(f"{path}: expected .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
+    raise BarError(f"{path}: expected .jsonl, .jsonl.gz, .jsonl.zst or .parquet, got {path.suffix!r}")
 
 
 def _folder_rows(path: Path) -> Iterator[Raw]:
@@ -231,7 +226,7 @@ def _parquet_rows(path: Path) -> Iterator[Raw]:
                     yield f"{path}:{number}", row
     except (pyarrow.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0]
-        raise BarError(f"{path}: not readable as Parquet after row {number}: {problem:.200}") from None
+        raise BarError(f"{path}: expected Parquet, got a file that is not readable after row {number}: {problem:.200}") from None
 
 
 def _line_rows(path: Path) -> Iterator[Raw]:
@@ -243,7 +238,7 @@ def _line_rows(path: Path) -> Iterator[Raw]:
                     yield f"{path}:{number}", line
     except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BarError(f"{path}: broken after line {number}: {problem:.200}") from None
+        raise BarError(f"{path}: expected a whole file, got one broken after line {number}: {problem:.200}") from None
 
 
 def _open(path: Path):

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from megatron_bar.data.fast_bpe import fast_encoder
 from megatron_bar.errors import BarError
+from megatron_bar.weights.json_file import why
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -125,8 +126,9 @@ def _load_bpe(file: Path) -> BpeText:
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    config = _read_config(file.parent / "tokenizer_config.json")
-    names = {key: _token_name(config, key, default) for key, default in (("eos_token", END), ("pad_token", PAD))}
+    beside = file.parent / "tokenizer_config.json"
+    config = _read_config(beside)
+    names = {key: _token_name(beside, config, key, default) for key, default in (("eos_token", END), ("pad_token", PAD))}
     for key, name in names.items():
         if tokenizer.token_to_id(name) is None:
             raise BarError(f"{file}: {key} {name!r} is not in the vocabulary")
@@ -139,25 +141,33 @@ def _load_bpe(file: Path) -> BpeText:
         eos_id=special[names["eos_token"]],
         pad_id=special[names["pad_token"]],
         special=special,
-        bos=_token_name(config, "bos_token", names["eos_token"]),
+        bos=_token_name(beside, config, "bos_token", names["eos_token"]),
         eos=names["eos_token"],
         template=_chat_template(file.parent, config),
     )
 
 
-def _token_name(config: dict, key: str, default: str) -> str:
+def _token_name(file: Path, config: dict, key: str, default: str) -> str:
     name = config.get(key) or default
-    return name["content"] if isinstance(name, dict) else name
+    name = name.get("content") if isinstance(name, dict) else name
+    if not isinstance(name, str):
+        raise BarError(f"{file}: {key} expected a string or an object with 'content', got {config[key]!r:.100}")
+    return name
 
 
 def _chat_template(folder: Path, config: dict) -> str | None:
     """As transformers keeps it: a file of its own, or in the config, by name where there are several."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise BarError(f"{file}: expected UTF-8 text, got {error}") from None
     found = config.get("chat_template")
     if isinstance(found, list):
-        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+        found = next((e.get("template") for e in found if isinstance(e, dict) and e.get("name") == "default"), None)
+    if found is not None and not isinstance(found, str):
+        raise BarError(f"{folder / 'tokenizer_config.json'}: chat_template expected a string, got {found!r:.100}")
     return found
 
 
@@ -166,8 +176,8 @@ def _read_config(file: Path) -> dict:
         return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BarError(f"{file}: not readable as JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BarError(f"{file}: not readable as JSON: {why(error)}") from None
     if not isinstance(config, dict):
         raise BarError(f"{file}: expected a JSON object, got {type(config).__name__}")
     return config

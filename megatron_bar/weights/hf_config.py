@@ -130,7 +130,7 @@ class ModelConfig:
 
         def need(key):
             if config.get(key) is None:
-                raise BarError(f"{source}: {key} is missing")
+                raise BarError(f"{source}: {key} is missing: expected a value, got none")
             return config[key]
 
         experts = need("num_experts") if model_type == MOE else 0
@@ -218,7 +218,8 @@ def _rope_theta(config: dict, source: str) -> float:
         found[f"{key}.rope_theta"] = rope.get("rope_theta")
     thetas = {key: theta for key, theta in found.items() if theta is not None}
     if not thetas:
-        raise BarError(f"{source}: rope_theta is missing (defaults differ between OLMo 2 and FlexOlmo, so it is never guessed)")
+        why = "defaults differ between OLMo 2 and FlexOlmo, so it is never guessed"
+        raise BarError(f"{source}: rope_theta is missing: expected a number, got none ({why})")
     (first, theta), *others = thetas.items()
     for key, other in others:
         if other != theta:

@@ -16,14 +16,35 @@ def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
     return seen
 
 
+def loads(text: str, **options) -> object:
+    """`json.loads`, without halves of surrogate pairs: no text that could be printed or written has them."""
+    value = json.loads(text, **options)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def why(error: Exception) -> str:
+    """What reading JSON failed at: what was expected, what was found, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error}: expected JSON, got {error.doc[error.pos : error.pos + 20]!r}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"expected UTF-8, got {error.object[error.start : error.start + 1]!r} at byte {error.start}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"expected characters, got {error.object[error.start]!r}, half of a surrogate pair"
+    if isinstance(error, RecursionError):
+        return "expected fewer levels of nesting, got more than can be read"
+    return str(error) if "expected" in str(error) else f"expected JSON, got {error}"
+
+
 def read_object(path: Path, *, expected: str) -> dict:
     """The object in ``path``; ``expected`` says what the file would have belonged to where it is missing."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
+        value = loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
     except FileNotFoundError:
-        raise BarError(f"{path}: not found; expected {expected}") from None
+        raise BarError(f"{path}: not found; expected {expected}, got no such file") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BarError(f"{path}: not readable as JSON: {error}") from None
+        raise BarError(f"{path}: not readable as JSON: {why(error)}") from None
     if not isinstance(value, dict):
         raise BarError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value

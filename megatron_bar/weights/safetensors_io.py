@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.json_file import no_duplicates
+from megatron_bar.weights.json_file import loads, no_duplicates, why
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -30,7 +30,7 @@ def _is_size(value) -> bool:
 
 
 def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], int, int]:
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+    if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} != entry.keys():
         raise BarError(f"{path}: tensor {name!r}: expected dtype, shape and data_offsets in the header, got {entry!r}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _CODES:
@@ -52,16 +52,16 @@ def _read_json(path: Path) -> tuple[dict, int]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-                raise BarError(f"{path}: not a whole safetensors file: expected a header of {length} bytes, the file has {size}")
+                raise BarError(f"{path}: not a whole safetensors file: expected at least {8 + length} bytes, got {size}")
             raw = file.read(length)
     except OSError as error:
         raise BarError(f"{path}: not readable: {error.strerror}") from None
     try:
-        header = json.loads(raw, object_pairs_hook=no_duplicates)
+        header = loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise BarError(f"{path}: malformed safetensors header: {error}") from None
-    if not isinstance(header, dict):
-        raise BarError(f"{path}: malformed safetensors header: expected a JSON object, got {type(header).__name__}")
+        raise BarError(f"{path}: malformed safetensors header: {why(error)}") from None
+    if not isinstance(header, dict) or not raw.startswith(b"{"):  # the library takes no white space before it
+        raise BarError(f"{path}: malformed safetensors header: expected a JSON object, got {raw[:20]!r}")
     return header, size - 8 - length
 
 

@@ -659,3 +659,21 @@ def test_digits_and_tags_are_single_tokens(tiny):
     assert len(ours.encode_text("12345")) == 5
     names = Tokenizer.from_file(str(tiny / "tokenizer.json"))
     assert [names.id_to_token(n) for n in ours.encode_text("<|user|>")] == ["<|user|>"]
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ('{"eos_token": 5}', r"eos_token expected a string or an object with 'content', got 5"),
+        ('{"pad_token": {"lstrip": false}}', r"pad_token expected a string or .*got \{'lstrip'"),
+        ('{"chat_template": [3, {"name": "default", "template": 7}]}', r"chat_template expected a string, got 7"),
+        ('{"chat_template": {"a": 1}}', r"chat_template expected a string, got \{'a': 1\}"),
+        ("[" * 100_000, r"not readable as JSON: expected fewer levels of nesting"),
+        ("[]", r"expected a JSON object, got list"),
+    ],
+)
+def test_a_tokenizer_config_that_makes_no_sense_is_refused(tmp_path, config, message):
+    train_tokenizer(["one two"] * 9, tmp_path, vocab_size=300)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(BarError, match=rf"^{tmp_path}/tokenizer_config\.json: {message}"):
+        load_tokenizer(tmp_path)

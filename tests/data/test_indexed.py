@@ -90,20 +90,28 @@ BAD = {
     "whole": (index(), 8, None),
     "no data": (index(), None, r"x\.bin: not found; expected token files x\.bin and \.idx"),
     "no index": (None, 8, r"x\.idx: not found; expected token files x\.bin and \.idx"),
-    "data too short": (index(), 6, r"x\.bin: its index says 8 bytes, the file has 6"),
-    "data too long": (index(), 10, r"x\.bin: its index says 8 bytes, the file has 10"),
-    "data empty": (index(), 0, r"x\.bin: its index says 8 bytes, the file has 0"),
+    "data too short": (index(), 6, r"x\.bin: expected 8 bytes, as its index says, got 6"),
+    "data too long": (index(), 10, r"x\.bin: expected 8 bytes, as its index says, got 10"),
+    "data empty": (index(), 0, r"x\.bin: expected 8 bytes, as its index says, got 0"),
     "index empty": (b"", 8, r"x\.idx: not an index of Megatron's"),
     "header cut": (index()[:20], 8, r"x\.idx: not an index of Megatron's"),
     "another file": (b'{"text": "these are not tokens at all"}', 8, r"x\.idx: not an index of Megatron's"),
     "another version": (index(version=2), 8, r"x\.idx: expected index version 1, got 2"),
     "ids of floats": (index(code=6), 8, r"x\.idx: expected ids of int32, uint16, int64, got dtype code 6"),
     "dtype unknown": (index(code=77), 8, r"x\.idx: expected ids of int32, uint16, int64, got dtype code 77"),
-    "index cut": (index()[:-3], 8, r"x\.idx: 2 sequences and 3 documents take 82 bytes, the file has 79"),
-    "index longer": (index() + bytes(9), 8, r"x\.idx: 2 sequences and 3 documents take 82 bytes, the file has 91"),
-    "count of noise": (index(sequences=1 << 61), 8, r"x\.idx: 2,305,843,009,213,693,952 sequences and"),
-    "negative length": (index(lengths=(5, -1)), 8, r"x\.idx: sequence 1 has a negative length"),
-    "offsets that lie": (index(offsets=(0, 2)), 8, r"x\.idx: sequence 1 does not begin where the one before it ends"),
+    "index cut": (index()[:-3], 8, r"x\.idx: expected 82 bytes for 2 sequences and 3 documents, got 79"),
+    "index longer": (index() + bytes(9), 8, r"x\.idx: expected 82 bytes for 2 sequences and 3 documents, got 91"),
+    "count of noise": (
+        index(sequences=1 << 61),
+        8,
+        r"x\.idx: expected 27,670,116,110,564,327,482 bytes for 2,305,843,009,213,693,952 sequences",
+    ),
+    "negative length": (index(lengths=(5, -1)), 8, r"x\.idx: sequence 1 expected with a length of at least 0, got -1"),
+    "offsets that lie": (
+        index(offsets=(0, 2)),
+        8,
+        r"x\.idx: sequence 1 expected to begin at byte 6, where the one before it ends, got 2",
+    ),
     "documents that lie": (
         index(starts=(0, 1, 3)),
         8,
@@ -131,7 +139,7 @@ def test_files_that_disagree_are_refused(tmp_path, idx, size, message):
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path, bad):
     prefix = ours(tmp_path / "x", [*DOCUMENTS, [3, bad]], np.int32)
     assert len(read_indexed(prefix)) == 5
-    with pytest.raises(BarError, match=rf"x\.bin: token 11 is {bad}, outside the vocabulary of 1,000"):
+    with pytest.raises(BarError, match=rf"x\.bin: token 11 expected within the vocabulary of 1,000, got {bad}"):
         read_indexed(prefix, vocab_size=1000)
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +11,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts import ROOT, refused, run_here
 
 from megatron_bar.data.sources import Source, check, parse, raw_rows, read_rows
-from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.errors import BarError
 
 CHAT = [{"role": "user", "content": "one plus one"}, {"role": "assistant", "content": "two"}]
@@ -51,13 +48,6 @@ def folder(tmp_path_factory):
     parquet(folder / "parts/1.parquet", TEXTS[1000:])
     Dataset.from_list(TEXTS).save_to_disk(str(folder / "saved"))
     DatasetDict({"train": Dataset.from_list(TEXTS)}).save_to_disk(str(folder / "splits"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer((row["text"] for row in TEXTS[:50]), folder, vocab_size=300)
     return folder
 
 
@@ -139,7 +129,7 @@ BAD_ROWS = {
     "half a character": (
         "text",
         '{"text": "a \\uD800 b"}',
-        r"x\.jsonl:2: half a surrogate pair \('\\ud800'\), which is no character",
+        r"x\.jsonl:2: not a JSON row: expected characters, got '\\ud800', half of a surrogate pair",
     ),
     "nested too deeply": ("text", "[" * 100_000, r"x\.jsonl:2: not a JSON row: "),
     "not an object": ("text", ["text"], r"x\.jsonl:2: expected a row with text, got list"),
@@ -173,21 +163,33 @@ BAD_FILES = {
     "not UTF-8": (
         "x.jsonl",
         b'{"text": "a"}\n{"text": "\xff"}\n',
-        r"x\.jsonl:2: not UTF-8: invalid start byte at byte 10 of the line",
+        r"x\.jsonl:2: not a JSON row: expected UTF-8, got b'\\xff' at byte 10",
     ),
     "last line cut": ("x.jsonl", DATA[:-20], r"x\.jsonl:2500: not a JSON row"),
-    "truncated gzip": ("x.jsonl.gz", gzip.compress(DATA)[:-2000], r"x\.jsonl\.gz: broken after line \d+: "),
-    "gzip of noise": ("x.jsonl.gz", b"\x1f\x8b" + bytes(range(256)), r"x\.jsonl\.gz: broken after line 0: "),
-    "not gzip": ("x.jsonl.gz", DATA, r"x\.jsonl\.gz: broken after line 0: Not a gzipped file"),
+    "truncated gzip": (
+        "x.jsonl.gz",
+        gzip.compress(DATA)[:-2000],
+        r"x\.jsonl\.gz: expected a whole file, got one broken after line \d+: ",
+    ),
+    "gzip of noise": (
+        "x.jsonl.gz",
+        b"\x1f\x8b" + bytes(range(256)),
+        r"x\.jsonl\.gz: expected a whole file, got one broken after line 0: ",
+    ),
+    "not gzip": ("x.jsonl.gz", DATA, r"x\.jsonl\.gz: expected a whole file, got one broken after line 0: Not a gzipped file"),
     "gzip with a wrong sum": (
         "x.jsonl.gz",
         gzip.compress(DATA)[:-8] + b"\0" * 8,
-        r"x\.jsonl\.gz: broken after line \d+: CRC check failed",
+        r"x\.jsonl\.gz: expected a whole file, got one broken after line \d+: CRC check failed",
     ),
-    "truncated zstd": ("x.jsonl.zst", zstd(DATA)[:-500], r"x\.jsonl\.zst: broken after line \d+: "),
-    "not zstd": ("x.jsonl.zst", DATA, r"x\.jsonl\.zst: broken after line 0: "),
-    "not Parquet": ("x.parquet", DATA, r"x\.parquet: not readable as Parquet after row 0: "),
-    "empty Parquet": ("x.parquet", b"", r"x\.parquet: not readable as Parquet after row 0: "),
+    "truncated zstd": (
+        "x.jsonl.zst",
+        zstd(DATA)[:-500],
+        r"x\.jsonl\.zst: expected a whole file, got one broken after line \d+: ",
+    ),
+    "not zstd": ("x.jsonl.zst", DATA, r"x\.jsonl\.zst: expected a whole file, got one broken after line 0: "),
+    "not Parquet": ("x.parquet", DATA, r"x\.parquet: expected Parquet, got a file that is not readable after row 0: "),
+    "empty Parquet": ("x.parquet", b"", r"x\.parquet: expected Parquet, got a file that is not readable after row 0: "),
 }
 
 
@@ -199,20 +201,10 @@ def test_a_bad_file_is_named(tmp_path, name, data, message):
         read_rows(text(name), tmp_path)
 
 
-@pytest.mark.parametrize("name, data, message", BAD_FILES.values(), ids=BAD_FILES)
-def test_the_tool_says_so_in_one_line_and_leaves_nothing(tmp_path, name, data, message, monkeypatch, capsys, tokenizer):
-    if data is not None:
-        (tmp_path / name).write_bytes(data)
-    arguments = ("--input", tmp_path / name, "--tokenizer", tokenizer, "--out", tmp_path / "out", "--processes", 1)
-    line = refused(run_here(monkeypatch, capsys.readouterr, ROOT / "tools/preprocess_data.py", *arguments))
-    assert re.match(f"error: {tmp_path}/{message}", line)
-    assert [path.name for path in tmp_path.iterdir()] == ([] if data is None else [name])
-
-
 def test_a_torn_parquet_is_named(tmp_path, folder):
     whole = (folder / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(whole[:-1000])
-    with pytest.raises(BarError, match=f"^{tmp_path}/x.parquet: not readable as Parquet after row 0"):
+    with pytest.raises(BarError, match=f"^{tmp_path}/x.parquet: expected Parquet, got a file that is not readable after row 0"):
         read_rows(text("x.parquet"), tmp_path)
     torn = bytearray(whole)
     torn[len(whole) // 3 : len(whole) // 3 + 200] = bytes(200)

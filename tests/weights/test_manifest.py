@@ -84,7 +84,7 @@ def test_a_malformed_manifest_is_refused_in_one_line(tmp_path, changes, message)
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "megatron_bar/1"', "[" * 200_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "megatron_bar/1"', "[" * 200_000, '{"format": "\\ud800"}'])
 def test_what_is_no_json_object_is_refused(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(BarError, match=r"manifest\.json"):
