@@ -67,8 +67,10 @@ class Checkpoints:
         def start() -> bool:
             if target.exists():  # a stop right behind a save
                 return False
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            try:
+                partial.mkdir(parents=True)
+            except OSError as error:
+                raise BarError(f"{partial}: could not be made: {error.strerror}") from None
             return True
 
         if not on_rank_zero(start):

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 
 from megatron_bar.errors import BarError
-from megatron_bar.parallel.state import is_rank_zero, on_rank_zero
+from megatron_bar.parallel.state import is_rank_zero
+from megatron_bar.training.metrics import take_back
 from megatron_bar.training.stage import Stage
 
 WINDOW, LEAST = 64, 8
@@ -33,7 +34,9 @@ class Guard:
         self.name, self.path, self.stage = name, path, stage
         state = saved or {"in_a_row": 0, "recent": {value: [] for value in watched}}
         self.in_a_row, self.recent = state["in_a_row"], state["recent"]
-        on_rank_zero(lambda: _take_back(path, start))
+        if is_rank_zero():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            take_back(path, start)
 
     def saved(self) -> dict:
         """As JSON, for a checkpoint."""
@@ -65,14 +68,6 @@ class Guard:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "what": what, "values": shown, "rows": rows}) + "\n")
         print(f"{self.name}  step {step}: {what}; its rows are in {self.path}", flush=True)
-
-
-def _take_back(path: Path, start: int) -> None:
-    """What an interrupted run reported after its last checkpoint: those steps come again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start), encoding="utf-8")
 
 
 def _few(rows: dict[str, list[int]]) -> str:

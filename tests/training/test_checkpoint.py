@@ -25,7 +25,6 @@ from megatron_bar.weights.manifest import Manifest
 
 LENGTH, ROWS, STEPS = 16, 4, 20
 LAYOUTS = {f"tp{t}pp{p}ep{e}": ParallelConfig(tensor=t, pipeline=p, expert=e) for t, p, e in product((1, 2), (1, 2), (1, 2))}
-PAIRS = list(product(LAYOUTS, LAYOUTS))
 SAMPLE = [
     ("tp1pp1ep1", "tp2pp2ep2"),
     ("tp2pp2ep2", "tp1pp1ep1"),
@@ -171,10 +170,8 @@ def test_another_layout_in_bfloat16(sources, tmp_path):
 
 
 @pytest.mark.faults
-def test_every_pair_of_layouts(sources, tmp_path, record_property):
-    worst = max(
-        check_pairs(sources["four"], tmp_path / policy / first, policy, first, list(LAYOUTS), 1e-5, 1e-5)
-        for policy in ("rlvr", "midtrain")
-        for first in LAYOUTS
-    )
-    record_property("figure", f"resume on another layout: 2 x {len(PAIRS)} pairs, state bit-equal, losses within {worst:.1e}")
+@pytest.mark.parametrize("policy, firsts", [("rlvr", list(LAYOUTS)), ("midtrain", ["tp1pp1ep2", "tp2pp2ep2"])])
+def test_every_pair_of_layouts(policy, firsts, sources, tmp_path, record_property):
+    worst = max(check_pairs(sources["four"], tmp_path / n, policy, n, list(LAYOUTS), 1e-5, 1e-5) for n in firsts)
+    pairs = len(firsts) * len(LAYOUTS)
+    record_property("figure", f"resume on another layout, {policy}: {pairs} pairs bit-equal, next losses within {worst:.1e}")
