@@ -36,7 +36,7 @@ from megatron_bar.experts.shared import Combination
 from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, world_size
 from megatron_bar.rl import grpo
 from megatron_bar.rl.verifiers import check_task, verify_many
-from megatron_bar.training.fit import Job, fit
+from megatron_bar.training.fit import Job, fit, remove_leftovers
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import Units
@@ -193,6 +193,7 @@ class Pipeline:
         on_rank_zero(lambda: self._compare_with_disk(steps))
         for number, step in enumerate(steps, 1):
             if self.finished(step.name):
+                on_rank_zero(lambda: remove_leftovers(self.path(step.name)))  # noqa: B023
                 self.say(f"[{number}/{len(steps)}] {step.name}: there already")
                 continue
             for need in step.needs:

@@ -30,7 +30,13 @@ from typing import Any
 
 import psutil
 
-PRELOAD = ["torch", "megatron_bar.parallel", "pytest", "transformers.models.flex_olmo.modeling_flex_olmo"]
+PRELOAD = [
+    "torch",
+    "megatron_bar.training.fit",
+    "megatron.core.models.mimo",  # which Megatron imports on its first forward pass
+    "pytest",
+    "transformers.models.flex_olmo.modeling_flex_olmo",
+]
 START_SECONDS = 300
 GRACE_SECONDS = 10
 """How long the other ranks may go on once one has failed; they usually wait for it in a collective."""
@@ -48,6 +54,14 @@ def run_distributed(fn: Callable, world_size: int, *args: Any, timeout: float = 
     if "<locals>" in fn.__qualname__ or fn.__module__ == "__main__":
         raise TypeError(f"{fn.__module__}.{fn.__qualname__} cannot be imported by another process; define it at module level")
     return _pool().run(fn, world_size, args, kwargs, timeout)
+
+
+def start_process(fn: Callable, *args: Any, output: Path) -> multiprocessing.process.BaseProcess:
+    """``fn(*args)`` in a process of its own, to be killed: a fork of the fork server, of no group; it prints into ``output``."""
+    _start_fork_server()
+    process = multiprocessing.get_context("forkserver").Process(target=_alone, args=(fn, args, output))
+    process.start()
+    return process
 
 
 def close_pool() -> None:
@@ -191,6 +205,15 @@ def _start_fork_server() -> None:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+def _alone(fn: Callable, args: tuple, output: Path) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    import megatron_bar.parallel  # noqa: F401  adapts Megatron-Core to the CPU
+
+    fn(*args)
 
 
 def _work(pipe: multiprocessing.connection.Connection) -> None:

@@ -28,6 +28,8 @@ class Step:
     micro_batches: list[Batch]
     shares: dict[str, float]
     """Of each source among the tokens of the whole step, over all ranks."""
+    rows: dict[str, list[int]]
+    """Of the whole step, by what they are rows of."""
 
 
 class Order:
@@ -104,7 +106,7 @@ class Loader:
         rows = self._order.at(places)
         mine = rows[self._mine]
         pieces = [mine[at : at + self.micro_batch] for at in range(0, len(mine), self.micro_batch)]
-        return Step([self._take(piece) for piece in pieces], self._shares(rows))
+        return Step([self._take(piece) for piece in pieces], self._shares(rows), self._named(rows))
 
     def ahead(self, start: int = 0) -> Iterator[Step]:
         """Steps from ``start`` to the last, made by a thread while training uses the ones before."""
@@ -146,6 +148,12 @@ class Loader:
         if len(numbers) == 1:
             return self.parts[numbers[0]].take([row for _, row in rows])
         return _stack([self.parts[part].take([row]) for part, row in rows])
+
+    def _named(self, rows: list[tuple[int, int]]) -> dict[str, list[int]]:
+        named: dict[str, list[int]] = {}
+        for part, row in rows:
+            named.setdefault("+".join(self.parts[part].sources), []).append(row)
+        return named
 
     def _shares(self, rows: list[tuple[int, int]]) -> dict[str, float]:
         counts = dict.fromkeys(self._sources, 0)

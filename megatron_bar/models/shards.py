@@ -27,13 +27,19 @@ from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 
 
+def tensor_place(op: WeightOp) -> tuple[int, int]:
+    """This rank's number among those over which ``op``'s kind of parameter is cut, and how many they are."""
+    if expert_index(op.names[0]) is None:
+        return parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    return parallel_state.get_expert_tensor_parallel_rank(), parallel_state.get_expert_tensor_parallel_world_size()
+
+
 def _place(op: WeightOp) -> tuple[int, int, int]:
     """This rank's number among those that share ``op``'s tensors, how many they are, and which replica this is."""
+    rank, size = tensor_place(op)
     if expert_index(op.names[0]) is None:
-        rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
         replica = parallel_state.get_data_parallel_rank()
     else:
-        rank, size = parallel_state.get_expert_tensor_parallel_rank(), parallel_state.get_expert_tensor_parallel_world_size()
         replica = parallel_state.get_expert_data_parallel_rank()
     return (rank, size, replica) if op.sharded else (0, 1, replica + rank)
 

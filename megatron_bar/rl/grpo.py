@@ -32,8 +32,9 @@ from megatron_bar.rl.engine import Drawing, Engine, EngineConfig, build_engine
 from megatron_bar.rl.loss import ClippedPolicyGradient
 from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
 from megatron_bar.rl.sampler import Completion
-from megatron_bar.training import checkpoint
+from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
+from megatron_bar.training.guard import Guard
 from megatron_bar.training.metrics import Log
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
@@ -159,75 +160,127 @@ Grade = Callable[[list[tuple[str, str, object]]], list[float]]
 """(verifier, answer, truth) of many answers to their scores, 0 to 1."""
 
 
+class Rounds:
+    """The rounds of one stage: what each answers, grades and learns, and what goes on from one to the next."""
+
+    def __init__(self, name: str, rollouts: Rollouts, guard: Guard, tokenizer, grade: Grade):
+        self.name, self.rollouts, self.guard, self.tokenizer, self.grade = name, rollouts, guard, tokenizer, grade
+        self.trainer, self.config, self.prompts = rollouts.trainer, rollouts.config, rollouts.prompts
+        self.done = self.tokens = self.idle = 0
+
+    def saved(self) -> dict:
+        """As JSON; answers on their way are waited for."""
+        pending = self.rollouts.pending.saved() if self.rollouts.pending else None
+        counts = {"round": self.done, "tokens": self.tokens, "idle": self.idle}
+        return counts | {"open": sorted(self.prompts.open), "pending": pending, "guard": self.guard.saved()}
+
+    def restore(self, saved: dict) -> None:
+        self.done, self.tokens, self.idle = saved["round"], saved["tokens"], saved["idle"]
+        self.prompts.open = set(saved["open"])
+        if saved["pending"] is not None:
+            self.rollouts.restore(saved["pending"])
+
+    def next(self) -> dict[str, float]:
+        """One round; returns what is shown of it. Collective."""
+        number, config, rollouts = self.done, self.config, self.rollouts
+        if rollouts.pending is None:
+            rollouts.begin(number)
+        drawn, groups = rollouts.pending.drawn, rollouts.pending.groups()
+        rollouts.pending = None
+        if config.lag and number + 1 < config.rounds:
+            rollouts.begin(number + 1)
+        tasks = [rollouts.tasks[n] for n in drawn]
+        scores = on_rank_zero(partial(_grade, tasks, groups, self.tokenizer, self.grade))
+        for n, group in zip(drawn, scores, strict=True):
+            self.prompts.record(n, sum(group) / len(group))
+        kept = [n for n, group in enumerate(scores) if informative(group)]
+        self.idle = 0 if kept else self.idle + 1
+        if self.idle == config.patience:
+            mean = sum(map(sum, scores)) / sum(map(len, scores))
+            raise BarError(
+                f"{self.name}: in {self.idle} rounds no group had answers of different rewards (mean reward {mean:.2f}): "
+                f"nothing to learn from; expected prompts that are solved sometimes"
+            )
+        values = _summary(scores, groups, kept)
+        if kept:
+            rows = pack_rollouts(
+                [tasks[n] for n in kept],
+                [groups[n] for n in kept],
+                [[score * config.reward for score in scores[n]] for n in kept],
+                length=self.trainer.stage.sequence,
+                pad_id=self.tokenizer.pad_id,
+                longest=config.max_new_tokens,
+                advantages=ADVANTAGES[config.advantages],
+                truncated=config.truncated,
+            )
+            if not config.lag:
+                values["drift"] = rollouts.check(rows)
+            values |= self._learn(rows, [drawn[n] for n in kept])
+            self.tokens += int(values["tokens"])
+        self.done += 1
+        return values
+
+    def _learn(self, rows: PackedRows, prompts: list[int]) -> dict[str, float]:
+        """``mini_batches`` optimizer steps, each over its share of ``rows``: answers to ``prompts``, a group to each.
+
+        The first step's ratios are 1 but for rounding.
+        """
+        config, trainer, objective = self.config, self.trainer, _objective(self.config)
+        order = np.random.default_rng(self.done).permutation(len(rows))
+        split = [share for share in np.array_split(order, config.mini_batches) if len(share)]
+        shares = [_micro_batches(trainer, rows, share) for share in split]
+
+        def scored(share: list[Batch]) -> list[Tensor]:
+            return trainer.token_nll(share, objective)
+
+        if config.importance_cap is not None:
+            shares = [_with_extra(share, "trainer_logprobs", scored(share)) for share in shares]
+        from_start = config.kl > 0 or (config.kl_every > 0 and (self.done + 1) % config.kl_every == 0)
+        if from_start:
+            with trainer.start_weights():
+                shares = [_with_extra(share, "start_logprobs", scored(share)) for share in shares]
+        found: dict[str, list[float]] = {}
+        for index, share in zip(split, shares, strict=True):
+            asked = sorted({prompts[document // config.group] for row in index for document in rows.row(row)})
+            for name, value in self.guard.judge(trainer.done + 1, trainer.step(share, objective), {"prompts": asked}).items():
+                found.setdefault(name, []).append(value)
+        if not from_start:
+            found.pop("kl_to_start", None)
+        return {name: sum(v) if "tokens" in name or name == "skipped" else sum(v) / len(v) for name, v in found.items()}
+
+
 def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: ChatFormat, grade: Grade) -> int:
     """Trains ``stage`` by GRPO and writes ``job.out``; resumes from its newest checkpoint. Returns tokens trained on.
 
-    The verifier sees nothing of the policy but its text.
+    The verifier sees nothing of the policy but its text. Asked to stop by SIGTERM it saves after the round and exits.
     """
-    tokenizer = chats.tokenizer
+    job.check_out()
     trainer = Trainer(job.source, stage, steps=config.rounds * config.mini_batches)
     trainer.keep_start()
     prompts = Prompts(tasks, seed=stage.seed, solved=config.solved)
     everything = json.dumps([to_json(config), [vars(task) for task in tasks]])
     origin = {"source": trainer.source_hash, "tasks and rl": blake3(everything.encode()).hexdigest()}
-    saved = checkpoint.resume(trainer, job.checkpoints, origin=origin) or {
-        "round": 0,
-        "open": sorted(prompts.open),
-        "tokens": 0,
-        "idle": 0,
-        "pending": None,
-    }
-    prompts.open, tokens, idle = set(saved["open"]), saved["tokens"], saved["idle"]
+    checkpoints = Checkpoints(trainer, job.checkpoints, name=job.name, origin=origin, unit="round")
+    saved = checkpoints.resume()
+    guarded = saved["guard"] if saved else None
+    # The loss of a policy gradient lies around zero and has no usual size.
+    guard = Guard(job.name, job.nonfinite, stage, start=trainer.done, saved=guarded, watched=("grad_norm",))
     handover = job.out.with_name(f".{job.out.name}.rollout")
     engine = build_engine(config.engine, trainer, chats, config.drawing, folder=handover)
-    rollouts = Rollouts(trainer, engine, tasks, prompts, config, tokenizer.pad_id)
-    if saved["pending"] is not None:
-        rollouts.restore(saved["pending"])
-    with closing(engine), Log(job.name, job.logs, steps=config.rounds, start=saved["round"]) as log:
-        for number in range(saved["round"], config.rounds):
-            if rollouts.pending is None:
-                rollouts.begin(number)
-            drawn, groups = rollouts.pending.drawn, rollouts.pending.groups()
-            rollouts.pending = None
-            if config.lag and number + 1 < config.rounds:
-                rollouts.begin(number + 1)
-            scores = on_rank_zero(partial(_grade, [tasks[n] for n in drawn], groups, tokenizer, grade))
-            for n, group in zip(drawn, scores, strict=True):
-                prompts.record(n, sum(group) / len(group))
-            kept = [n for n, group in enumerate(scores) if informative(group)]
-            idle = 0 if kept else idle + 1
-            if idle == config.patience:
-                mean = sum(map(sum, scores)) / sum(map(len, scores))
-                raise BarError(
-                    f"{job.name}: in {idle} rounds no group had answers of different rewards (mean reward {mean:.2f}): "
-                    f"nothing to learn from; expected prompts that are solved sometimes"
-                )
-            values = _summary(scores, groups, kept)
-            if kept:
-                rewards = [[score * config.reward for score in scores[n]] for n in kept]
-                rows = pack_rollouts(
-                    [tasks[drawn[n]] for n in kept],
-                    [groups[n] for n in kept],
-                    rewards,
-                    length=stage.sequence,
-                    pad_id=tokenizer.pad_id,
-                    longest=config.max_new_tokens,
-                    advantages=ADVANTAGES[config.advantages],
-                    truncated=config.truncated,
-                )
-                if not config.lag:
-                    values["drift"] = rollouts.check(rows)
-                measured = config.kl > 0 or (config.kl_every > 0 and (number + 1) % config.kl_every == 0)
-                values |= _steps(trainer, rows, config, _objective(config), seed=number, from_start=measured)
-                tokens += int(values["tokens"])
-            log.step(number + 1, values)
-            if stage.save_every and (number + 1) % stage.save_every == 0 and number + 1 < config.rounds:
-                extra = {"round": number + 1, "open": sorted(prompts.open), "tokens": tokens, "idle": idle}
-                pending = rollouts.pending.saved() if rollouts.pending else None
-                checkpoint.save(trainer, job.checkpoints, extra=extra | {"pending": pending}, origin=origin)
+    rollouts = Rollouts(trainer, engine, tasks, prompts, config, chats.tokenizer.pad_id)
+    rounds = Rounds(job.name, rollouts, guard, chats.tokenizer, grade)
+    if saved is not None:
+        rounds.restore(saved)
+    with closing(engine), trainer.stop, Log(job.name, job.logs, steps=config.rounds, start=rounds.done) as log:
+        while rounds.done < config.rounds:
+            values = rounds.next()
+            log.step(rounds.done, values)
+            trainer.stop.agree()  # a round in which nothing was learnt has told nobody
+            checkpoints.after(rounds.done, rounds.saved, last=rounds.done == config.rounds)
+        checkpoints.wait()
     trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash))
-    checkpoint.remove(job.checkpoints)
-    return tokens
+    checkpoints.remove()
+    return rounds.tokens
 
 
 def _objective(config: GRPOConfig) -> ClippedPolicyGradient:
@@ -294,27 +347,3 @@ def _micro_batches(trainer: Trainer, rows: PackedRows, share: np.ndarray) -> lis
 
 def _with_extra(batches: list[Batch], name: str, nlls: list[Tensor]) -> list[Batch]:
     return [replace(b, extras=b.extras | {name: -nll.cpu()}) for b, nll in zip(batches, nlls, strict=True)]
-
-
-def _steps(
-    trainer: Trainer, rows: PackedRows, config: GRPOConfig, objective: ClippedPolicyGradient, *, seed: int, from_start: bool
-) -> dict[str, float]:
-    """``mini_batches`` optimizer steps, each over its share of ``rows``. The first step's ratios are 1 but for rounding."""
-    order = np.random.default_rng(seed).permutation(len(rows))
-    shares = [_micro_batches(trainer, rows, share) for share in np.array_split(order, config.mini_batches) if len(share)]
-
-    def scored(share: list[Batch]) -> list[Tensor]:
-        return trainer.token_nll(share, objective)
-
-    if config.importance_cap is not None:
-        shares = [_with_extra(share, "trainer_logprobs", scored(share)) for share in shares]
-    if from_start:
-        with trainer.start_weights():
-            shares = [_with_extra(share, "start_logprobs", scored(share)) for share in shares]
-    totals: dict[str, float] = {}
-    for share in shares:
-        for name, value in trainer.step(share, objective).items():
-            totals[name] = totals.get(name, 0.0) + value
-    if not from_start:
-        del totals["kl_to_start"]
-    return {name: value if "tokens" in name else value / len(shares) for name, value in totals.items()}

@@ -1,142 +1,255 @@
-"""Checkpoints inside a stage: a folder per step that appears when it is whole, one safetensors file per rank.
+"""Checkpoints inside a stage: a folder per step that is whole or absent, written while training goes on, read on any layout.
 
-Between stages everything is a Hugging Face folder; this holds what such a folder cannot (fp32 master weights, Adam's
-moments, the position in the data). A checkpoint belongs to one stage on one layout: anything else is refused with the
-difference. Another layout needs Megatron's reshardable optimizer format, which with torch's Adam loses the moments
-(seen in megatron-core 0.19.2).
+Between stages everything is a Hugging Face folder; this holds what such a folder cannot (see pieces.py): one safetensors file
+per rank, and state.json with the hash of each. ``save`` copies this rank's pieces to the CPU; a thread writes them into a
+hidden folder. Once all ranks are through, rank 0 adds state.json, has everything on the disk and renames the folder. A kill
+at any moment leaves whole checkpoints and hidden leftovers, which the next start removes. So a checkpoint under its own name
+that is not whole was damaged by something else, and is never passed over in silence.
+
+No generator's state is kept: nothing in training draws from one. Dropout is refused, the data's order depends on the step's
+number and the sampler's draws on the round's.
 """
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from blake3 import blake3
 from torch import Tensor
 
 from megatron_bar.config import diff, from_json, to_json
 from megatron_bar.errors import BarError
-from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, share_error
+from megatron_bar.parallel import cpu
+from megatron_bar.parallel.state import ParallelConfig, is_rank_zero, on_rank_zero, share_error
+from megatron_bar.training import pieces
+from megatron_bar.training.freeze import check_unmoved
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
+from megatron_bar.weights.json_file import read_object
+from megatron_bar.weights.safetensors_io import write_file
+from megatron_bar.weights.writer import publish
 
-_STEP = re.compile(r"step-(\d+)")
 STATE = "state.json"
+_NUMBER = re.compile(r"step-(\d+)")
 
 
-def _tensors(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-    """Everything this rank must have back, by a name that depends on the layout alone."""
-    for name, param in trainer.model.named_parameters():
-        yield f"model.{name}", param.data
-    for number, part in enumerate(trainer.optimizer_parts):
-        for place, param in enumerate(p for group in part.optimizer.param_groups for p in group["params"]):
-            yield f"optimizer.{number}.{place}.main", param.data
-            for key in ("exp_avg", "exp_avg_sq", "step"):
-                yield f"optimizer.{number}.{place}.{key}", part.optimizer.state[param][key]
+class Checkpoints:
+    """Those of one stage, in ``folder``. All methods are collective."""
 
+    def __init__(self, trainer: Trainer, folder: Path, *, name: str, origin: dict[str, str], unit: str = "step", keep: int = 2):
+        """``name``: the stage's, and ``unit``: what it counts, for messages. ``origin``: hashes of what it learns from."""
+        self.trainer, self.folder, self.name, self.origin, self.unit, self.keep = trainer, folder, name, origin, unit, keep
+        self._writing: _Writing | None = None
 
-def save(trainer: Trainer, folder: Path, *, extra: dict, origin: dict[str, str], keep: int = 1) -> None:
-    """Writes ``folder/step-N`` and removes older ones but the last ``keep``. Collective.
+    def after(self, number: int, extra: Callable[[], dict], *, last: bool) -> None:
+        """Between two steps, ``number`` of them done: saves where one is due, and leaves where the stage was asked to stop."""
+        self._poll()
+        every = self.trainer.stage.save_every
+        if self.trainer.stop.agreed:
+            self.save(number, extra())
+            self.wait()
+            self.trainer.stop.leave(f"{self.unit} {number} of {self.name}")
+        if every and number % every == 0 and not last:
+            self.save(number, extra())
 
-    ``extra`` is JSON that the stage's own loop wants back; ``origin`` names the hashes of what the stage learns from.
-    """
-    target = folder / f"step-{trainer.done:08d}"
-    partial = folder / f".{target.name}.partial"
+    def save(self, number: int, extra: dict) -> None:
+        """Begins ``step-NUMBER``; ``extra`` is JSON that the stage's own loop wants back."""
+        self.wait()
+        trainer, target = self.trainer, self.folder / f"step-{number:08d}"
+        partial = target.with_name(f".{target.name}.partial")
 
-    def start():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        def start() -> bool:
+            if target.exists():  # a stop right behind a save
+                return False
+            try:
+                partial.mkdir(parents=True)
+            except OSError as error:
+                raise BarError(f"{partial}: could not be made: {error.strerror}") from None
+            return True
 
-    def finish():
+        if not on_rank_zero(start):
+            return
         state = {
             "stage": to_json(trainer.stage),
             "steps": trainer.steps,
+            "number": number,
             "step": trainer.done,
-            "world_size": dist.get_world_size(),
-            "origin": origin,
+            "updates": trainer.updates,
+            "origin": self.origin,
+            "extra": extra,
         }
-        with (partial / STATE).open("w", encoding="utf-8") as file:
-            json.dump(state | {"extra": extra}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(target)
-        for old in _found(folder)[:-keep]:
-            shutil.rmtree(old)
+        listed, tensors = pieces.snapshot(trainer)
+        self._writing = _Writing(trainer, target, partial, state, listed, tensors)
+        self._writing.start()
 
-    on_rank_zero(start)
-    error = None
-    try:
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(trainer)}
-        path = partial / _rank_file()
-        save_file(tensors, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    except (OSError, SafetensorError) as problem:
-        error = BarError(f"{partial}: checkpoint could not be written: {problem}")
-    share_error(error)
-    on_rank_zero(finish)
+    def _poll(self) -> None:
+        """Makes the checkpoint that is being written appear if every rank is through."""
+        if self._writing is None:
+            return
+        busy = torch.tensor(float(self._writing.is_alive()), device=cpu.device())
+        dist.all_reduce(busy)
+        if not busy.item():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written has appeared. When a rank cannot write, every rank raises."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        writing.join()
+        try:
+            share_error(writing.error)
+            files: list = [None] * dist.get_world_size()
+            dist.all_gather_object(files, writing.file)
+            on_rank_zero(lambda: self._publish(writing, files))
+        except BarError:
+            if is_rank_zero():
+                shutil.rmtree(writing.partial, ignore_errors=True)
+            raise
+
+    def _publish(self, writing: "_Writing", files: list[dict]) -> None:
+        pieces.arrange([file["pieces"] for file in files])
+        state = writing.state | {"files": files}
+        text = json.dumps({"blake3": _digest(state), "state": state})
+        path = writing.partial / STATE
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BarError(f"{path}: could not write {len(text)} bytes: {error.strerror}") from None
+        publish(writing.partial, writing.target)
+        for old in _found(self.folder)[: -self.keep]:
+            # Under a name that is no checkpoint's, so that a kill in between leaves no damaged one.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
+
+    def resume(self) -> dict | None:
+        """Puts the newest checkpoint back and returns its ``extra``; None where there is none.
+
+        One of another stage or ``origin`` is refused, and so is a damaged one; another layout is none of its business.
+        """
+        found = [Path(path) for path in on_rank_zero(lambda: [str(path) for path in _tidied(self.folder)])]
+        if not found:
+            return None
+        path = found[-1]
+        try:
+            state = on_rank_zero(lambda: _read_state(path))
+            files = [path / _file_name(number) for number in range(len(state["files"]))]
+            _on_all_ranks(lambda: _check_files(files, state["files"]))
+        except BarError as error:
+            onward = f"to go on from {found[-2].name}" if found[1:] else "to start the stage anew"
+            raise BarError(f"{error}; remove {path} {onward}") from None
+        on_rank_zero(lambda: self._compare(path, state))
+        arranged = pieces.arrange([file["pieces"] for file in state["files"]])
+        _on_all_ranks(lambda: pieces.restore(self.trainer, files, arranged, state["updates"]))
+        self.trainer.resume_at(state["step"], state["updates"])
+        return state["extra"]
+
+    def _compare(self, path: Path, state: dict) -> None:
+        """That it is of the same run of the same stage; what changes no number of a step may differ."""
+        changed = diff(_definition(from_json(Stage, state["stage"])), _definition(self.trainer.stage))
+        if state["steps"] != self.trainer.steps:
+            changed.append(f"steps: {state['steps']} -> {self.trainer.steps}")
+        changed += [f"another {name}" for name, digest in self.origin.items() if state["origin"].get(name) != digest]
+        if changed:
+            raise BarError(
+                f"{path}: was written by another run of this stage ({'; '.join(changed)}); remove {self.folder} to start anew"
+            )
+
+    def remove(self) -> None:
+        """Called when the stage's folder is whole."""
+        if is_rank_zero():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _rank_file() -> str:
-    return f"rank-{dist.get_rank():05d}.safetensors"
+class _Writing(threading.Thread):
+    """One rank's file on its way to the disk; ``file`` describes it, or ``error`` says why it is not there."""
+
+    def __init__(self, trainer: Trainer, target: Path, partial: Path, state: dict, listed: list, tensors: dict[str, Tensor]):
+        super().__init__(name="checkpoint")
+        self.trainer, self.target, self.partial, self.state = trainer, target, partial, state
+        self._listed, self._tensors = listed, tensors
+        self.file: dict | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            check_unmoved(self.trainer.frozen, self.trainer.frozen_hashes)
+            path = self.partial / _file_name(dist.get_rank())
+            layout = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
+            write_file(path, layout, "float32", ((key, [tensor]) for key, tensor in self._tensors.items()))
+            self.file = _measured(path) | {"pieces": pieces.to_json(self._listed)}
+        except Exception as error:  # noqa: BLE001  raised where it is waited for
+            self.error = error
+        self._tensors = {}
+
+
+def _definition(stage: Stage) -> Stage:
+    """Without what changes no number of a step but by rounding."""
+    how = {"parallel": ParallelConfig(), "micro_batch": 1, "recompute": False, "attention": "torch"}
+    return replace(stage, save_every=0, max_skipped=1, spike=0.0, **how)
+
+
+def _file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _measured(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "blake3": blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()}
+
+
+def _digest(state: dict) -> str:
+    return blake3(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _found(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name))
+    """The checkpoints, the newest last."""
+    numbered = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NUMBER.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
-def resume(trainer: Trainer, folder: Path, *, origin: dict[str, str]) -> dict | None:
-    """Puts the newest checkpoint of ``folder`` back and returns its ``extra``; None where there is none. Collective.
-
-    A checkpoint of another stage, layout or ``origin`` is refused.
-    """
-    found = on_rank_zero(lambda: [str(path) for path in _found(folder)])
-    if not found:
-        return None
-    path = Path(found[-1])
-    state = on_rank_zero(lambda: _read_state(path, trainer, origin))
-    trainer.prepare_optimizer_state()
-    error = None
-    try:
-        with safe_open(path / _rank_file(), framework="pt") as file:
-            expected = dict(_tensors(trainer))
-            if set(file.keys()) != set(expected):
-                raise BarError(f"{path / _rank_file()}: its tensors are not those of this stage on this layout")
-            with torch.no_grad():
-                for name, tensor in expected.items():
-                    tensor.copy_(file.get_tensor(name))
-    except (OSError, SafetensorError, RuntimeError, BarError) as problem:
-        error = problem if isinstance(problem, BarError) else BarError(f"{path / _rank_file()}: not readable: {problem}")
-    share_error(error)
-    trainer.resume_at(state["step"])
-    return state["extra"]
+def _tidied(folder: Path) -> list[Path]:
+    """The checkpoints, once what killed runs left is gone."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
+    return _found(folder)
 
 
-def _read_state(path: Path, trainer: Trainer, origin: dict[str, str]) -> dict:
-    try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        then, world_size, steps = from_json(Stage, state["stage"]), state["world_size"], state["steps"]
-        assert isinstance(state["step"], int) and isinstance(state["extra"], dict)
-        learnt_from = dict(state["origin"])
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as problem:
-        raise BarError(f"{path / STATE}: not a readable checkpoint state: {problem}") from None
-    changed = diff(then, trainer.stage)
-    if world_size != dist.get_world_size():
-        changed.append(f"processes: {world_size} -> {dist.get_world_size()}")
-    if steps != trainer.steps:
-        changed.append(f"steps: {steps} -> {trainer.steps}")
-    changed += [f"another {name}" for name, digest in origin.items() if learnt_from.get(name) != digest]
-    if changed:
-        raise BarError(f"{path}: was written by another run of this stage ({'; '.join(changed)}); delete it to start anew")
+def _read_state(path: Path) -> dict:
+    """The whole state of a checkpoint, by its own hash and of the step that its folder is named after."""
+    file = path / STATE
+    found = read_object(file, expected="the state of a checkpoint")
+    state = found.get("state")
+    if found.keys() != {"blake3", "state"} or not isinstance(state, dict):
+        raise BarError(f"{file}: expected the state of a checkpoint with its hash, got the keys {', '.join(found) or 'none'}")
+    if _digest(state) != found["blake3"]:
+        raise BarError(f"{file}: changed since it was written: expected BLAKE3 {found['blake3']!s:.16}, got {_digest(state):.16}")
+    name = f"step-{state['number']:08d}"
+    if path.name != name:
+        raise BarError(f"{file}: expected the state of {path.name}, got that of {name}")
     return state
 
 
-def remove(folder: Path) -> None:
-    """Called when the stage's folder is whole."""
-    if is_rank_zero():
-        shutil.rmtree(folder, ignore_errors=True)
+def _check_files(paths: list[Path], expected: list[dict]) -> None:
+    """This rank's share of the files, byte for byte."""
+    for number in range(dist.get_rank(), len(paths), dist.get_world_size()):
+        path, wanted = paths[number], expected[number]
+        if not path.is_file():
+            raise BarError(f"{path}: expected a file of {wanted['bytes']} bytes, got none")
+        if (size := path.stat().st_size) != wanted["bytes"]:
+            raise BarError(f"{path}: expected {wanted['bytes']} bytes, got {size}")
+        if (digest := _measured(path)["blake3"]) != wanted["blake3"]:
+            raise BarError(f"{path}: changed since it was written: expected BLAKE3 {wanted['blake3']:.16}, got {digest:.16}")
+
+
+def _on_all_ranks(check: Callable[[], None]) -> None:
+    error = None
+    try:
+        check()
+    except (BarError, OSError) as problem:
+        error = problem
+    share_error(error)

@@ -1,6 +1,7 @@
 """The loop of every stage that learns from a data set: steps, checkpoints, a folder at the end."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,15 @@ from blake3 import blake3
 
 from megatron_bar.data.loader import Loader
 from megatron_bar.data.packing import Rows
-from megatron_bar.training import checkpoint
+from megatron_bar.parallel.state import on_rank_zero
+from megatron_bar.training.checkpoint import Checkpoints
+from megatron_bar.training.guard import Guard
 from megatron_bar.training.metrics import Log
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.writer import check_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +37,40 @@ class Job:
 
     @property
     def checkpoints(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.checkpoints")
+        return checkpoints_of(self.out)
+
+    @property
+    def nonfinite(self) -> Path:
+        """Where steps that were not finite, and spikes, are reported."""
+        return self.out.with_name(f"{self.out.name}.nonfinite.jsonl") if self.logs is None else self.logs / "nonfinite.jsonl"
+
+    def check_out(self) -> None:
+        """Refuses a folder that is there already, before anything is trained. Collective."""
+        on_rank_zero(partial(check_out, self.out))
+
+
+def checkpoints_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.checkpoints")
+
+
+def remove_leftovers(out: Path) -> None:
+    """The checkpoints of a folder that is whole: a kill came between its appearance and their removal."""
+    shutil.rmtree(checkpoints_of(out), ignore_errors=True)
 
 
 def fit(job: Job, stage: Stage, parts: Sequence[Rows], *, weights: Sequence[float] | None = None) -> int:
     """Trains ``stage`` on ``parts`` and writes ``job.out``; resumes from its newest checkpoint. Returns tokens seen.
 
-    ``weights``: of each part among the rows; None: every row once an epoch.
+    ``weights``: of each part among the rows; None: every row once an epoch. Asked to stop by SIGTERM it saves and exits.
     """
+    job.check_out()
     steps = stage.num_steps(sum(len(part) for part in parts))
     trainer = Trainer(job.source, stage, steps=steps)
     data = blake3(json.dumps([[part.fingerprint for part in parts], weights]).encode()).hexdigest()
     origin = {"source": trainer.source_hash, "data": data}
-    checkpoint.resume(trainer, job.checkpoints, origin=origin)
+    checkpoints = Checkpoints(trainer, job.checkpoints, name=job.name, origin=origin)
+    saved = checkpoints.resume() or {"guard": None}
+    guard = Guard(job.name, job.nonfinite, stage, start=trainer.done, saved=saved["guard"])
     loader = Loader(
         parts,
         global_batch=stage.batch,
@@ -57,13 +82,14 @@ def fit(job: Job, stage: Stage, parts: Sequence[Rows], *, weights: Sequence[floa
         weights=weights,
     )
     objective = LanguageModelling(stage.head_z_loss)
-    with Log(job.name, job.logs, steps=steps, start=trainer.done) as log:
+    with trainer.stop, Log(job.name, job.logs, steps=steps, start=trainer.done) as log:
         for step in loader.ahead(trainer.done):
             values = trainer.step(step.micro_batches, objective)
+            values = guard.judge(trainer.done, values, step.rows)
             shares = {f"share/{name}": share for name, share in step.shares.items()} if len(step.shares) > 1 else {}
             log.step(trainer.done, values | shares)
-            if stage.save_every and trainer.done % stage.save_every == 0 and trainer.done < steps:
-                checkpoint.save(trainer, job.checkpoints, extra={}, origin=origin)
+            checkpoints.after(trainer.done, lambda: {"guard": guard.saved()}, last=trainer.done == steps)
+        checkpoints.wait()
     trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash))
-    checkpoint.remove(job.checkpoints)
+    checkpoints.remove()
     return steps * stage.batch * stage.sequence

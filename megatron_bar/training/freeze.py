@@ -14,7 +14,9 @@ from torch import Tensor
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.weights.groups import FreezePolicy, ParamGroup, classify
+from megatron_bar.weights.hashes import Units, combine
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.manifest import Certificate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,17 @@ def check_unmoved(frozen: Frozen, before: dict[str, str]) -> None:
             raise BarError(
                 f"frozen tensor {name!r} changed during training: expected hash {before[name][:16]}, got {digest[:16]}"
             )
+
+
+def certify(policy: FreezePolicy, before: Units, after: Units) -> Certificate:
+    """That a folder has the frozen tensors and router rows of the one it was trained from; by hashes, so on any layout."""
+    frozen = [unit for unit in before if policy.freezes(unit)]
+    for unit in frozen:
+        if before[unit] != after[unit]:
+            raise BarError(
+                f"frozen tensor {unit!r} changed in stage {policy.name}: expected hash {before[unit]}, got {after[unit]}"
+            )
+    return Certificate(policy=policy.name, units=len(frozen), hash=combine(after, policy.freezes))
 
 
 def table(shape: ModelConfig, policy: FreezePolicy) -> list[tuple[ParamGroup, int, bool]]:

@@ -26,9 +26,8 @@ class Log:
             # What an interrupted run logged after its last checkpoint is taken back: those steps come again.
             self._board = SummaryWriter(str(folder), purge_step=start + 1)
             path = folder / "metrics.jsonl"
-            kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:start] if path.is_file() else []
-            self._lines = path.open("w", encoding="utf-8")
-            self._lines.writelines(kept)
+            take_back(path, start)
+            self._lines = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Log":
         return self
@@ -59,6 +58,16 @@ class Log:
         shown = " ".join(f"{name} {_short(value)}" for name, value in values.items() if name not in _QUIET and "/" not in name)
         rate = f"{self._tokens / max(elapsed, 1e-9):,.0f} tok/s"
         return f"{self.name}  {number}/{self.steps}  {shown}  {rate}  left {int(left // 60)}:{int(left % 60):02d}"
+
+
+def take_back(path: Path, start: int) -> None:
+    """Keeps of a file with a JSON line per step, the last of which may be torn, the steps up to ``start``."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text("".join(line for line in lines if json.loads(line)["step"] <= start), encoding="utf-8")
+    beside.rename(path)
 
 
 def _short(value: float) -> str:

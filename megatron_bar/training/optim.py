@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule of a stage: Megatron's distributed AdamW, from the recipe's numbers."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -77,6 +79,22 @@ def build_optimizer(model: DistributedDataParallel, optim: OptimConfig):
 def distributed_optimizers(optimizer) -> list:
     """Megatron's distributed optimizers behind the one: for experts spread over ranks, and for the rest."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def update(optimizer, *, finite: bool) -> tuple[bool, float]:
+    """Megatron's ``step`` with a look at the norm before anything moves: it would update with a NaN. Collective.
+
+    Nothing moves where the gradients' norm or, by ``finite``, the loss is not finite. Returns whether it did, and the norm.
+    """
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if not (finite and math.isfinite(norm)):
+        return False, norm
+    for part in distributed_optimizers(optimizer):
+        if params := part.get_parameters():
+            clip_grad_by_total_norm_fp32(params, part.config.clip_grad, norm)
+    assert optimizer.step_with_ready_grads()
+    return True, norm
 
 
 def build_scheduler(optimizer, optim: OptimConfig, steps: int) -> OptimizerParamScheduler:

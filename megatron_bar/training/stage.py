@@ -44,14 +44,18 @@ class Stage:
     """Steps between checkpoints; 0: none."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     seed: int = 0
+    max_skipped: int = 3
+    """Steps in a row with a non-finite loss or gradient, which are skipped, before the run stops."""
+    spike: float = 10.0
+    """A loss or gradient norm so many times its running median is reported; 0: none is."""
 
     def __post_init__(self):
         if self.policy not in POLICIES:
             raise BarError(f"stage {self.name}: policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
         owner, policy = f"stage {self.name}", POLICIES[self.policy]
         require_name("stage", self.name)
-        require_at_least(owner, self, 1, "sequence", "batch", "micro_batch", "steps")
-        require_at_least(owner, self, 0, "save_every", "router_z_loss", "head_z_loss", "seed")
+        require_at_least(owner, self, 1, "sequence", "batch", "micro_batch", "steps", "max_skipped")
+        require_at_least(owner, self, 0, "save_every", "router_z_loss", "head_z_loss", "seed", "spike")
         if not self.epochs > 0:
             raise BarError(f"{owner}: epochs must be positive, got {self.epochs}")
         if policy.anchor_row_frozen and self.optim.weight_decay:

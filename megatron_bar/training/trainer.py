@@ -4,8 +4,10 @@ Megatron does the parallel work: DDP, distributed optimizer, pipeline schedules.
 is divided once, by the loss tokens of the whole batch, so it does not depend on the layout.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,22 +24,27 @@ from megatron_bar.models.build import build_model
 from megatron_bar.models.shards import load_folder, save_folder
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_rank_zero, set_layout, share_error
-from megatron_bar.training.freeze import GradientWatch, check_unmoved, freeze
+from megatron_bar.training.freeze import GradientWatch, certify, check_unmoved, freeze
 from megatron_bar.training.objective import Objective
-from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers
+from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers, update
 from megatron_bar.training.stage import Stage
+from megatron_bar.training.stop import Stop
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import POLICIES
-from megatron_bar.weights.hashes import folder_hash, hash_units
+from megatron_bar.weights.hashes import Units, folder_hash
 from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.receipts import Proven
 
 
 class Trainer:
     """The model of ``folder`` set up for ``stage``; ``steps`` is where its learning-rate schedule ends."""
 
     def __init__(self, folder: Path, stage: Stage, *, steps: int):
-        self.source, self.stage, self.steps, self.done = Path(folder), stage, steps, 0
-        self.source_hash = on_rank_zero(partial(_checked_hash, self.source))
+        self.source, self.stage, self.steps = Path(folder), stage, steps
+        self.done = self.updates = 0
+        """Steps, and those of them in which the optimizer moved: what is not finite is skipped."""
+        self.stop = Stop()
+        self.source_units = on_rank_zero(partial(_proven, self.source))
         opened = Folder.open(self.source)
         stage.parallel.check(opened.config, dist.get_world_size())
         set_layout(stage.parallel, seed=stage.seed)
@@ -54,18 +61,15 @@ class Trainer:
         self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
 
     @property
+    def source_hash(self) -> str:
+        return folder_hash(self.source_units)
+
+    @property
     def optimizer_parts(self) -> list:
         return distributed_optimizers(self.optimizer)
 
-    def prepare_optimizer_state(self) -> None:
-        """Zero moments, so that a checkpoint has somewhere to be copied to."""
-        for part in self.optimizer_parts:
-            for param in (p for group in part.optimizer.param_groups for p in group["params"]):
-                zeros = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param), "step": torch.tensor(0.0)}
-                part.optimizer.state[param] = zeros
-
-    def resume_at(self, step: int) -> None:
-        self.done = step
+    def resume_at(self, step: int, updates: int) -> None:
+        self.done, self.updates = step, updates
         self.scheduler.step(step)
 
     @property
@@ -80,7 +84,8 @@ class Trainer:
         """One optimizer step over this data-parallel rank's micro-batches, all of one shape. Collective.
 
         Returns the objective's sums per loss token of the whole batch, with ``grad_norm`` (before clipping), ``lr`` and
-        the batch's ``tokens`` and ``loss_tokens``; the same on every rank.
+        the batch's ``tokens`` and ``loss_tokens``; the same on every rank. Where one of the sums or the norm is not finite,
+        nothing moves, Adam's count of steps included, and ``skipped`` is among them; the schedule goes on.
         """
         tokens, loss_tokens = self._count(micro_batches)
         for router in self.model.routers():
@@ -93,12 +98,12 @@ class Trainer:
         if watch is not None:
             _on_all_ranks(watch.check)
         self.scheduler.step(1)
-        updated, grad_norm, _ = self.optimizer.step()
-        assert updated
-        self.done += 1
         metrics = self._metrics(sums, objective, loss_tokens)
-        lr = self.scheduler.get_lr({})
-        return metrics | {"grad_norm": float(grad_norm), "lr": lr, "tokens": tokens, "loss_tokens": loss_tokens}
+        updated, grad_norm = update(self.optimizer, finite=all(map(math.isfinite, metrics.values())))
+        self.done += 1
+        self.updates += updated
+        values = metrics | {"grad_norm": grad_norm, "lr": self.scheduler.get_lr({}), "tokens": tokens, "loss_tokens": loss_tokens}
+        return values if updated else values | {"skipped": 1.0}
 
     def _passes(self, step: Callable, micro_batches: list[Batch], *, forward_only: bool = False, **more) -> list:
         """Megatron's schedule over the micro-batches: what each left on the last pipeline rank."""
@@ -157,21 +162,28 @@ class Trainer:
         return tokens, loss_tokens
 
     def _metrics(self, sums: list, objective: Objective, loss_tokens: int) -> dict[str, float]:
-        total = torch.zeros(len(objective.names), dtype=torch.float64, device=cpu.device())
+        total = torch.zeros(len(objective.names) + 1, dtype=torch.float64, device=cpu.device())
         if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
-            total += torch.stack(sums).sum(0)
+            total[:-1] += torch.stack(sums).sum(0)
+        total[-1] = self.stop.asked  # all ranks learn in this one exchange that one of them was asked to stop
         dist.all_reduce(total)
-        return dict(zip(objective.names, (total / loss_tokens).tolist(), strict=True))
+        *values, asked = total.tolist()
+        self.stop.agreed = self.stop.agreed or asked > 0
+        return {name: value / loss_tokens for name, value in zip(objective.names, values, strict=True)}
 
-    def save(self, out: Path, *, manifest: Callable[[Folder], Manifest]) -> None:
-        """Proves that what was frozen is bit-identical, then writes the folder. Collective."""
+    def save(self, out: Path, *, manifest: Callable[[Folder, Units], Manifest]) -> None:
+        """Writes the folder, with the certificate that what was frozen is bit-identical to the source's. Collective."""
         _on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_hashes))
-        save_folder(self.model, Path(out), companions_from=self.source, manifest=manifest)
+
+        def certified(written: Folder, units: Units) -> Manifest:
+            return replace(manifest(written, units), frozen=certify(POLICIES[self.stage.policy], self.source_units, units))
+
+        save_folder(self.model, Path(out), companions_from=self.source, manifest=certified)
 
 
-def _checked_hash(folder: Path) -> str:
-    """Of the whole folder, all of whose values are finite."""
-    return folder_hash(hash_units(Folder.open(folder), finite=True))
+def _proven(folder: Path) -> Units:
+    """The hashes of all tensors as they are, which are finite and what the folder's manifest says, if it has one."""
+    return Proven.open(Folder.open(folder)).prove()
 
 
 def _on_all_ranks(check: Callable[[], None]) -> None:

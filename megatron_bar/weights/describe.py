@@ -10,10 +10,10 @@ from pathlib import Path
 
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import Folder, Progress, companions, silent
-from megatron_bar.weights.groups import classify
-from megatron_bar.weights.hashes import anchor_hash, config_hash, folder_hash
+from megatron_bar.weights.groups import POLICIES, classify
+from megatron_bar.weights.hashes import Units, anchor_hash, combine, config_hash, folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config, tensor_shapes
-from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Certificate, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 
 TORCH_DIST = "*.distcp"
@@ -35,12 +35,21 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
     if hashes:
         units = Proven.open(folder).prove(progress)
         lines += tick_table(folder.tensors, "equals its receipt" if manifest else "finite; no receipts to compare with")
+        if manifest and manifest.frozen:
+            _check_certificate(path, manifest.frozen, units)
         if manifest and manifest.config_hash != config_hash(folder.config):
             lines.append(f"config.json: another one than {MANIFEST} was written with")
         lines.append(f"hash of all tensors: {folder_hash(units)}")
         if folder.config.num_experts:
             lines.append(f"hash of anchor and shared tensors now: {anchor_hash(units)}")
     return lines
+
+
+def _check_certificate(path: Path, frozen: Certificate, units: Units) -> None:
+    policy = POLICIES.get(frozen.policy)
+    found = policy and combine(units, policy.freezes)
+    if found != frozen.hash:
+        raise BarError(f"{path / MANIFEST}: frozen by {frozen.policy!r} expected tensors with hash {frozen.hash}, got {found}")
 
 
 def tick_table(names: Iterable[str], claim: str) -> list[str]:

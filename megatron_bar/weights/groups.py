@@ -76,6 +76,11 @@ class FreezePolicy:
     def trainable(self, name: str) -> bool:
         return classify(name) in self.trains
 
+    def freezes(self, unit: str) -> bool:
+        """Of a tensor's name, or `name[row]` for a row of a router."""
+        name, _, row = unit.partition("[")
+        return not self.trainable(name) or (row == "0]" and self.anchor_row_frozen)
+
 
 _EXPERT_AND_ROW = frozenset({ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER})
 _HEADS = frozenset({ParamGroup.EMBEDDING, ParamGroup.LM_HEAD, ParamGroup.FINAL_NORM})

@@ -68,8 +68,8 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """A stage's certificate: what it may not have moved, by the hashes of the folder it read and of the one it wrote."""
+class Certificate:
+    """What a stage may not have moved and did not, by the hashes of the folder it read and of the one it wrote."""
 
     policy: str
     units: int
@@ -98,7 +98,7 @@ class Manifest:
     """The receipts: hash of every tensor, and of every row of a router (`hashes.Units`)."""
     config_hash: str | None = None
     """`hashes.config_hash` of config.json."""
-    frozen: Frozen | None = None
+    frozen: Certificate | None = None
     """Of the training stage that wrote the folder."""
     shared: dict | None = None
     """How a merge combined what its inputs share: experts/shared.Combination as JSON."""
@@ -199,13 +199,13 @@ def _source(value, where: str) -> Source:
     return Source(**fields)
 
 
-def _frozen(value, where: str) -> Frozen | None:
+def _frozen(value, where: str) -> Certificate | None:
     if value is None:
         return None
-    fields = _fields(value, Frozen, where)
+    fields = _fields(value, Certificate, where)
     for name, kind in (("policy", str), ("units", int), ("hash", str)):
         _typed(fields[name], kind, f"{where}.{name}")
-    return Frozen(**fields)
+    return Certificate(**fields)
 
 
 def _parse(value: dict) -> Manifest:

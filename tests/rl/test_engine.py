@@ -17,7 +17,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
 from megatron_bar.rl.engine import Drawing, EngineConfig, build_engine
-from megatron_bar.training import checkpoint
+from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.manifest import Manifest
@@ -137,20 +137,21 @@ def learn(source: Path, out: Path, config: grpo.GRPOConfig, layout: ParallelConf
     """Engine processes that are left."""
     tasks = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
     manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="rlvr", source=source, out=out, manifest=lambda _, source_hash: manifest, logs=out.with_name("logs"))
-    original = checkpoint.save
+    job = Job(name="rlvr", source=source, out=out, manifest=lambda *_, source_hash: manifest, logs=out.with_name("logs"))
+    original = Checkpoints.save
 
-    def save_and_stop(*args, **kwargs):
-        original(*args, **kwargs)
+    def save_and_stop(checkpoints, *args):
+        original(checkpoints, *args)
+        checkpoints.wait()
         raise KeyboardInterrupt
 
     if kill:
-        checkpoint.save = save_and_stop
+        Checkpoints.save = save_and_stop
         try:
             with pytest.raises(KeyboardInterrupt):
                 grpo.train(job, stage(layout, save_every), config, tasks, Ids(), first_is_five)
         finally:
-            checkpoint.save = original
+            Checkpoints.save = original
     grpo.train(job, stage(layout, save_every), config, tasks, Ids(), first_is_five)
     alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
     return sum("engine_server.py" in " ".join(child.cmdline()) for child in alive)

@@ -10,7 +10,7 @@ from folders import load_tensors, save_hf
 
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
-from megatron_bar.training import checkpoint
+from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
@@ -64,7 +64,7 @@ def stage(layout: ParallelConfig, save_every: int = 0) -> Stage:
 def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> list[dict]:
     tasks = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
     manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="rlvr", source=source, out=out, manifest=lambda _, source_hash: manifest, logs=out.with_name("logs"))
+    job = Job(name="rlvr", source=source, out=out, manifest=lambda *_, source_hash: manifest, logs=out.with_name("logs"))
     grpo.train(job, wanted, config, tasks, Ids(), first_is_five)
     return []
 
@@ -98,18 +98,19 @@ def test_the_first_mini_batch_has_the_samplers_probabilities(folder, tmp_path):
 
 def stop_after_save(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> None:
     """Interrupted right behind a checkpoint, as by a kill; then run again."""
-    original = checkpoint.save
+    original = Checkpoints.save
 
-    def save_and_stop(*args, **kwargs):
-        original(*args, **kwargs)
+    def save_and_stop(checkpoints, *args):
+        original(checkpoints, *args)
+        checkpoints.wait()
         raise KeyboardInterrupt
 
-    checkpoint.save = save_and_stop
+    Checkpoints.save = save_and_stop
     try:
         with pytest.raises(KeyboardInterrupt):
             learn(source, out, wanted, config)
     finally:
-        checkpoint.save = original
+        Checkpoints.save = original
     learn(source, out, wanted, config)
 
 

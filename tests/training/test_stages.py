@@ -14,7 +14,7 @@ from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.experts.proof import verify_frozen
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.training import checkpoint
+from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
@@ -132,9 +132,11 @@ def interrupted(source, folder, wanted: Stage) -> list[dict]:
     first = Trainer(source, wanted, steps=4)
     batch = stream(first)
     values = [first.step(next(batch), LanguageModelling()) for _ in range(2)]
-    checkpoint.save(first, folder, extra={"seen": 2}, origin={"data": "x"})
+    checkpoints = Checkpoints(first, folder, name="x", origin={"data": "x"})
+    checkpoints.save(2, {"seen": 2})
+    checkpoints.wait()
     second = Trainer(source, wanted, steps=4)
-    assert checkpoint.resume(second, folder, origin={"data": "x"}) == {"seen": 2}
+    assert Checkpoints(second, folder, name="x", origin={"data": "x"}).resume() == {"seen": 2}
     batch = stream(second, start=second.done)
     values += [second.step(next(batch), LanguageModelling()) for _ in range(2)]
     manifest = Manifest(family=second.model.shape.family, kind="dense")
@@ -154,7 +156,7 @@ def test_resuming_changes_nothing(layout, source, sources, tmp_path):
 
 
 def resume_as(source, folder, wanted: Stage, origin: str = "x") -> None:
-    checkpoint.resume(Trainer(source, wanted, steps=4), folder, origin={"data": origin})
+    Checkpoints(Trainer(source, wanted, steps=4), folder, name="x", origin={"data": origin}).resume()
 
 
 def test_resuming_another_stage_is_refused_with_the_difference(sources, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from folders import edit_json
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.manifest import MANIFEST, Expert, Frozen, Manifest, Source, Training, has_manifest, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Certificate, Expert, Manifest, Source, Training, has_manifest, read_manifest
 
 SFT = Training(stage="sft", policy="sft", recipe="r", data={"sft_math.jsonl": "dd"})
 FULL = Manifest(
@@ -24,7 +24,7 @@ FULL = Manifest(
     notes=("rope_theta differs",),
     tensors={"model.norm.weight": "cc"},
     config_hash="ee",
-    frozen=Frozen(policy="sft", units=3, hash="ff"),
+    frozen=Certificate(policy="sft", units=3, hash="ff"),
     shared={"method": "mean"},
     router_stale=True,
     config={"model_type": "flex_olmo"},

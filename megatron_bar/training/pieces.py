@@ -1,0 +1,174 @@
+"""What trains, as pieces that do not depend on the layout: each rank's own to write, and any rank's again to read.
+
+The distributed optimizer gives every rank flat ranges of parameters, with fp32 values and Adam's two moments. A piece is such
+a range, known by the parameter's first name in the folder, the tensor-parallel part it lies in and the shape of that part.
+Nothing is exchanged to write them. To read a parameter its parts are put together, joined to the folder's tensors and cut
+for this rank, one parameter at a time, by the operations that load a folder. What is frozen comes from the source folder;
+a bfloat16 parameter is its fp32 value rounded.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from megatron_bar.errors import BarError
+from megatron_bar.models.ops import WeightOp
+from megatron_bar.models.shards import tensor_place
+from megatron_bar.training.trainer import Trainer
+
+KINDS = ("main", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    name: str
+    rank: int
+    """Of the tensor-parallel part it lies in, among ``size`` of them."""
+    size: int
+    shape: tuple[int, ...]
+    """Of that part."""
+    start: int
+    stop: int
+    """Its range in the flat part."""
+
+    def key(self, kind: str) -> str:
+        return f"{self.name}/{self.rank}/{self.start}/{kind}"
+
+
+Pieces = dict[str, list[tuple[int, Piece]]]
+"""By parameter: the number of the file, and the piece; in the order of the parts and of the ranges."""
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """Where a flat range of a parameter is trained on this rank."""
+
+    optimizer: torch.optim.Optimizer
+    main: Tensor
+    start: int
+    stop: int
+
+
+def _owned(trainer: Trainer) -> dict[Tensor, _Owned]:
+    found = {}
+    for part in trainer.optimizer_parts:
+        for param, (group, place) in part.model_param_group_index_map.items():
+            span = part._get_model_param_range_map(param)["param"]
+            main = part.optimizer.param_groups[group]["params"][place]
+            assert main.dtype == torch.float32 and main.numel() == span.end - span.start
+            found[param] = _Owned(part.optimizer, main, span.start, span.end)
+    return found
+
+
+def _trained(trainer: Trainer) -> Iterator[tuple[Tensor, WeightOp]]:
+    ops = trainer.model.weight_ops().values()
+    yield from ((param, op) for (_, param), op in zip(trainer.model.named_parameters(), ops, strict=True) if param.requires_grad)
+
+
+def snapshot(trainer: Trainer) -> tuple[list[Piece], dict[str, Tensor]]:
+    """This rank's pieces, and copies of their tensors on the CPU by key. What several ranks have, the first gives."""
+    owned, pieces, tensors = _owned(trainer), [], {}
+    for param, op in _trained(trainer):
+        rank, size = tensor_place(op)
+        if param not in owned or (rank > 0 and not op.sharded):
+            continue
+        mine = owned[param]
+        piece = Piece(
+            name=op.names[0],
+            rank=rank,
+            size=size if op.sharded else 1,
+            shape=tuple(param.shape),
+            start=mine.start,
+            stop=mine.stop,
+        )
+        pieces.append(piece)
+        state = mine.optimizer.state.get(mine.main, {})
+        for kind in KINDS:
+            # Before the first update Adam has no moments: they are zero.
+            value = mine.main if kind == "main" else state.get(kind, torch.zeros_like(mine.main))
+            assert value.dtype == torch.float32
+            tensors[piece.key(kind)] = value.detach().to("cpu", copy=True).contiguous()
+    return pieces, tensors
+
+
+def to_json(pieces: list[Piece]) -> list[dict]:
+    return [asdict(piece) for piece in pieces]
+
+
+def arrange(files: list[list[dict]]) -> Pieces:
+    """The pieces of all files by parameter; each part is there once from end to end, or it is an error that names it."""
+    found: Pieces = {}
+    for number, listed in enumerate(files):
+        for values in listed:
+            piece = Piece(**values | {"shape": tuple(values["shape"])})
+            found.setdefault(piece.name, []).append((number, piece))
+    for name, pieces in found.items():
+        pieces.sort(key=lambda item: (item[1].rank, item[1].start))
+        ranks = [piece.rank for _, piece in pieces]
+        size = pieces[0][1].size
+        if {piece.size for _, piece in pieces} != {size} or sorted(set(ranks)) != list(range(size)):
+            raise BarError(f"parameter {name!r}: expected parts 0 to {size - 1}, got {sorted(set(ranks))}")
+        for rank in range(size):
+            part = [piece for _, piece in pieces if piece.rank == rank]
+            position, total = 0, math.prod(part[0].shape)
+            for piece in part:
+                if piece.start != position or piece.stop <= piece.start or piece.shape != part[0].shape:
+                    raise BarError(f"parameter {name!r}: part {rank}: expected values from {position} on, got {piece}")
+                position = piece.stop
+            if position != total:
+                raise BarError(f"parameter {name!r}: part {rank}: expected {total} values, got {position}")
+    return found
+
+
+def restore(trainer: Trainer, files: list[Path], pieces: Pieces, updates: int) -> None:
+    """Fills parameters, their fp32 values and Adam's state, of which ``updates`` steps were taken."""
+    owned = _owned(trainer)
+    with ExitStack() as stack, torch.no_grad():
+        handles: dict[int, safe_open] = {}
+
+        def read(number: int, key: str) -> Tensor:
+            try:
+                if number not in handles:
+                    handles[number] = stack.enter_context(safe_open(files[number], framework="pt"))
+                return handles[number].get_tensor(key)
+            except (OSError, SafetensorError) as problem:
+                raise BarError(f"{files[number]}: not readable: {problem}") from None
+
+        for param, op in _trained(trainer):
+            name = op.names[0]
+            if name not in pieces:
+                raise BarError(f"{files[0].parent}: holds nothing of the trainable parameter {name!r}")
+            value = _cut(op, pieces[name], "main", read)
+            assert value.shape == param.shape, (name, value.shape, param.shape)
+            param.copy_(value)
+            if param in owned:
+                mine = owned[param]
+                mine.main.copy_(value.reshape(-1)[mine.start : mine.stop])
+                state = mine.optimizer.state[mine.main]
+                for kind in KINDS[1:]:
+                    flat = _cut(op, pieces[name], kind, read).reshape(-1)[mine.start : mine.stop]
+                    state[kind] = flat.to(mine.main.device, copy=True).view_as(mine.main)
+                if isinstance(mine.optimizer, torch.optim.AdamW):
+                    state["step"] = torch.tensor(float(updates), device=mine.main.device)
+    for part in trainer.optimizer_parts:
+        if not isinstance(part.optimizer, torch.optim.AdamW):  # apex's and Transformer Engine's count by group
+            for group in part.optimizer.param_groups:
+                group["step"] = updates
+
+
+def _cut(op: WeightOp, pieces: list[tuple[int, Piece]], kind: str, read) -> Tensor:
+    """This rank's part of a parameter as it was written on another layout."""
+    parts = []
+    for rank in range(pieces[0][1].size):
+        mine = [(number, piece) for number, piece in pieces if piece.rank == rank]
+        flat = torch.cat([read(number, piece.key(kind)).reshape(-1) for number, piece in mine])
+        parts.append(flat.view(mine[0][1].shape))
+    whole = op.join(parts)
+    rank, size = tensor_place(op)
+    return op.cut(whole.__getitem__, rank, size)
