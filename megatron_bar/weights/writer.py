@@ -92,14 +92,21 @@ def check_out(out: Path | str) -> None:
     if not is_folder:
         raise BarError(f"{expected}, got a file or link")
     if is_full:
+        home = _home(Path(out).resolve())
+        if home.is_dir() and not (home / "folder").exists():  # a kill came right behind the folder's renaming
+            shutil.rmtree(home, ignore_errors=True)
         raise BarError(f"{expected}, got one that is not empty")
+
+
+def _home(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
 
 
 class Claim:
     """The right to write ``out``, held by a lock until it is published, aborted or left for the next run."""
 
     def __init__(self, out: Path):
-        self.out, self.home = out, out.parent / f".{out.name}.partial"
+        self.out, self.home = out, _home(out)
         self.path = self.home / "folder"
         """What becomes ``out``."""
         while True:
