@@ -22,7 +22,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.models.build import build_model
 from megatron_bar.models.shards import load_folder, save_folder
 from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import on_rank_zero, set_layout, share_error
+from megatron_bar.parallel.state import on_all_ranks, on_rank_zero, set_layout
 from megatron_bar.training.freeze import GradientWatch, check_unmoved, freeze
 from megatron_bar.training.objective import Objective
 from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers, update
@@ -90,7 +90,7 @@ class Trainer:
         self.optimizer.zero_grad()
         sums = self._passes(partial(_forward, objective), micro_batches)
         if watch is not None:
-            _on_all_ranks(watch.check)
+            on_all_ranks(watch.check)
         self.scheduler.step(1)
         metrics = self._metrics(sums, objective, loss_tokens)
         updated, grad_norm = update(self.optimizer, finite=all(map(math.isfinite, metrics.values())))
@@ -167,22 +167,13 @@ class Trainer:
 
     def save(self, out: Path, *, manifest: Callable[[Folder], Manifest]) -> None:
         """Proves that what was frozen is bit-identical, then writes the folder. Collective."""
-        _on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_hashes))
+        on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_hashes))
         save_folder(self.model, Path(out), companions_from=self.source, manifest=manifest)
 
 
 def _checked_hash(folder: Path) -> str:
     """Of the whole folder, all of whose values are finite."""
     return folder_hash(hash_units(Folder.open(folder), finite=True))
-
-
-def _on_all_ranks(check: Callable[[], None]) -> None:
-    error = None
-    try:
-        check()
-    except BarError as problem:
-        error = problem
-    share_error(error)
 
 
 def _forward(objective: Objective, batches, model):
