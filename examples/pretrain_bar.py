@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 2 examples/pretrain_bar.py tiny --out runs/tiny --expert math --stage sft
     python examples/pretrain_bar.py olmo2_7b --dry-run
 
-Run again, it continues where it stopped. Exit status 0 only when everything asked for is there.
+Run again, it continues where it stopped, on any number of processes. Exit status 0 only when everything asked for is there; 75
+when a SIGTERM came while it trained, and what was trained is saved.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from megatron_bar.errors import BarError
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Exit status 0, or one line on stderr and 1 for a user's mistake; a bug keeps its traceback."""
-    # As an exception a termination passes through the code that removes half-written folders.
+    # As an exception a termination passes through the code that removes half-written folders. Training has its own way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
         main()

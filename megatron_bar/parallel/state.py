@@ -121,3 +121,13 @@ def on_rank_zero[T](work: Callable[[], T]) -> T:
     share_error(error)
     dist.broadcast_object_list(result, src=0)
     return result[0]
+
+
+def on_all_ranks(check: Callable[[], None]) -> None:
+    """``check`` on every rank; raises on every rank when it raises on one. Collective."""
+    error = None
+    try:
+        check()
+    except (BarError, OSError) as problem:
+        error = problem
+    share_error(error)

@@ -10,8 +10,6 @@ No generator's state is kept: nothing in training draws from one. Dropout is ref
 number and the sampler's draws on the round's.
 """
 
-import json
-import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -20,23 +18,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from blake3 import blake3
 from torch import Tensor
 
 from megatron_bar.config import diff, from_json, to_json
 from megatron_bar.errors import BarError
 from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import ParallelConfig, is_rank_zero, on_rank_zero, share_error
-from megatron_bar.training import pieces
+from megatron_bar.parallel.state import ParallelConfig, is_rank_zero, on_all_ranks, on_rank_zero, share_error
+from megatron_bar.training import pieces, stored
 from megatron_bar.training.freeze import check_unmoved
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
-from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.safetensors_io import write_file
 from megatron_bar.weights.writer import publish
-
-STATE = "state.json"
-_NUMBER = re.compile(r"step-(\d+)")
 
 
 class Checkpoints:
@@ -108,7 +101,7 @@ class Checkpoints:
             files: list = [None] * dist.get_world_size()
             dist.all_gather_object(files, writing.file)
             on_rank_zero(lambda: self._publish(writing, files))
-        except BarError:
+        except BaseException:
             if is_rank_zero():
                 shutil.rmtree(writing.partial, ignore_errors=True)
             raise
@@ -116,14 +109,9 @@ class Checkpoints:
     def _publish(self, writing: "_Writing", files: list[dict]) -> None:
         pieces.arrange([file["pieces"] for file in files])
         state = writing.state | {"files": files}
-        text = json.dumps({"blake3": _digest(state), "state": state})
-        path = writing.partial / STATE
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise BarError(f"{path}: could not write {len(text)} bytes: {error.strerror}") from None
+        stored.write_state(writing.partial, state)
         publish(writing.partial, writing.target)
-        for old in _found(self.folder)[: -self.keep]:
+        for old in stored.found(self.folder)[: -self.keep]:
             # Under a name that is no checkpoint's, so that a kill in between leaves no damaged one.
             shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))
 
@@ -132,20 +120,20 @@ class Checkpoints:
 
         One of another stage or ``origin`` is refused, and so is a damaged one; another layout is none of its business.
         """
-        found = [Path(path) for path in on_rank_zero(lambda: [str(path) for path in _tidied(self.folder)])]
+        found = [Path(path) for path in on_rank_zero(lambda: [str(path) for path in stored.tidied(self.folder)])]
         if not found:
             return None
         path = found[-1]
         try:
-            state = on_rank_zero(lambda: _read_state(path))
-            files = [path / _file_name(number) for number in range(len(state["files"]))]
-            _on_all_ranks(lambda: _check_files(files, state["files"]))
+            state = on_rank_zero(lambda: stored.read_state(path))
+            files = [path / stored.file_name(number) for number in range(len(state["files"]))]
+            on_all_ranks(lambda: stored.check_files(files, state["files"]))
         except BarError as error:
             onward = f"to go on from {found[-2].name}" if found[1:] else "to start the stage anew"
             raise BarError(f"{error}; remove {path} {onward}") from None
         on_rank_zero(lambda: self._compare(path, state))
         arranged = pieces.arrange([file["pieces"] for file in state["files"]])
-        _on_all_ranks(lambda: pieces.restore(self.trainer, files, arranged, state["updates"]))
+        on_all_ranks(lambda: pieces.restore(self.trainer, files, arranged, state["updates"]))
         self.trainer.resume_at(state["step"], state["updates"])
         return state["extra"]
 
@@ -179,10 +167,10 @@ class _Writing(threading.Thread):
     def run(self) -> None:
         try:
             check_unmoved(self.trainer.frozen, self.trainer.frozen_hashes)
-            path = self.partial / _file_name(dist.get_rank())
+            path = self.partial / stored.file_name(dist.get_rank())
             layout = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
             write_file(path, layout, "float32", ((key, [tensor]) for key, tensor in self._tensors.items()))
-            self.file = _measured(path) | {"pieces": pieces.to_json(self._listed)}
+            self.file = stored.measured(path) | {"pieces": pieces.to_json(self._listed)}
         except Exception as error:  # noqa: BLE001  raised where it is waited for
             self.error = error
         self._tensors = {}
@@ -192,64 +180,3 @@ def _definition(stage: Stage) -> Stage:
     """Without what changes no number of a step but by rounding."""
     how = {"parallel": ParallelConfig(), "micro_batch": 1, "recompute": False, "attention": "torch"}
     return replace(stage, save_every=0, max_skipped=1, spike=0.0, **how)
-
-
-def _file_name(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
-
-
-def _measured(path: Path) -> dict:
-    return {"bytes": path.stat().st_size, "blake3": blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()}
-
-
-def _digest(state: dict) -> str:
-    return blake3(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _found(folder: Path) -> list[Path]:
-    """The checkpoints, the newest last."""
-    numbered = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NUMBER.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered)]
-
-
-def _tidied(folder: Path) -> list[Path]:
-    """The checkpoints, once what killed runs left is gone."""
-    for left in folder.glob(".step-*"):
-        shutil.rmtree(left)
-    return _found(folder)
-
-
-def _read_state(path: Path) -> dict:
-    """The whole state of a checkpoint, by its own hash and of the step that its folder is named after."""
-    file = path / STATE
-    found = read_object(file, expected="the state of a checkpoint")
-    state = found.get("state")
-    if found.keys() != {"blake3", "state"} or not isinstance(state, dict):
-        raise BarError(f"{file}: expected the state of a checkpoint with its hash, got the keys {', '.join(found) or 'none'}")
-    if _digest(state) != found["blake3"]:
-        raise BarError(f"{file}: changed since it was written: expected BLAKE3 {found['blake3']!s:.16}, got {_digest(state):.16}")
-    name = f"step-{state['number']:08d}"
-    if path.name != name:
-        raise BarError(f"{file}: expected the state of {path.name}, got that of {name}")
-    return state
-
-
-def _check_files(paths: list[Path], expected: list[dict]) -> None:
-    """This rank's share of the files, byte for byte."""
-    for number in range(dist.get_rank(), len(paths), dist.get_world_size()):
-        path, wanted = paths[number], expected[number]
-        if not path.is_file():
-            raise BarError(f"{path}: expected a file of {wanted['bytes']} bytes, got none")
-        if (size := path.stat().st_size) != wanted["bytes"]:
-            raise BarError(f"{path}: expected {wanted['bytes']} bytes, got {size}")
-        if (digest := _measured(path)["blake3"]) != wanted["blake3"]:
-            raise BarError(f"{path}: changed since it was written: expected BLAKE3 {wanted['blake3']:.16}, got {digest:.16}")
-
-
-def _on_all_ranks(check: Callable[[], None]) -> None:
-    error = None
-    try:
-        check()
-    except (BarError, OSError) as problem:
-        error = problem
-    share_error(error)

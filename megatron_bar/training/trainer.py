@@ -23,7 +23,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.models.build import build_model
 from megatron_bar.models.shards import load_folder, save_folder
 from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import on_rank_zero, set_layout, share_error
+from megatron_bar.parallel.state import on_all_ranks, on_rank_zero, set_layout
 from megatron_bar.training.freeze import GradientWatch, certify, check_unmoved, freeze
 from megatron_bar.training.objective import Objective
 from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers, update
@@ -96,7 +96,7 @@ class Trainer:
         self.optimizer.zero_grad()
         sums = self._passes(partial(_forward, objective), micro_batches)
         if watch is not None:
-            _on_all_ranks(watch.check)
+            on_all_ranks(watch.check)
         self.scheduler.step(1)
         metrics = self._metrics(sums, objective, loss_tokens)
         updated, grad_norm = update(self.optimizer, finite=all(map(math.isfinite, metrics.values())))
@@ -173,7 +173,7 @@ class Trainer:
 
     def save(self, out: Path, *, manifest: Callable[[Folder, Units], Manifest]) -> None:
         """Writes the folder, with the certificate that what was frozen is bit-identical to the source's. Collective."""
-        _on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_hashes))
+        on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_hashes))
 
         def certified(written: Folder, units: Units) -> Manifest:
             return replace(manifest(written, units), frozen=certify(POLICIES[self.stage.policy], self.source_units, units))
@@ -184,15 +184,6 @@ class Trainer:
 def _proven(folder: Path) -> Units:
     """The hashes of all tensors as they are, which are finite and what the folder's manifest says, if it has one."""
     return Proven.open(Folder.open(folder)).prove()
-
-
-def _on_all_ranks(check: Callable[[], None]) -> None:
-    error = None
-    try:
-        check()
-    except BarError as problem:
-        error = problem
-    share_error(error)
 
 
 def _forward(objective: Objective, batches, model):

@@ -91,6 +91,19 @@ def test_weights_hold_after_any_number_of_rows():
     assert sorted(rest[:40]) == list(range(5, 45))
 
 
+def test_a_step_names_the_rows_of_all_ranks():
+    parts = [numbered(5, "general"), numbered(7, "math", first=5)]
+    loaders = [
+        Loader(parts, global_batch=4, micro_batch=1, data_rank=rank, data_size=2, seed=0, steps=3, weights=[0.5, 0.5])
+        for rank in (0, 1)
+    ]
+    for number in range(3):
+        steps = [loader.step(number) for loader in loaders]
+        assert steps[0].rows == steps[1].rows and set(steps[0].rows) == {"general", "math"}
+        named = [*steps[0].rows["general"], *(5 + row for row in steps[0].rows["math"])]
+        assert sorted(named) == sorted(row for step in steps for row in row_numbers(step))
+
+
 def test_the_share_of_each_source_is_reported():
     long = in_memory([([n] * 5, [True] * 5) for n in range(4)])
     short = in_memory([([9] * 3, [True] * 3) for _ in range(4)])

@@ -1,5 +1,8 @@
 """GRPO end to end on real weights: the reward rises, ratios start at one, a stopped run goes on as if it had not been."""
 
+import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +13,13 @@ from folders import load_tensors, save_hf
 
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
-from megatron_bar.training.checkpoint import Checkpoints
+from megatron_bar.rl.engine import build_engine
+from megatron_bar.rl.prompts import Prompts
 from megatron_bar.training.fit import Job
+from megatron_bar.training.guard import Guard
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
+from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.manifest import Manifest
 
 LAYOUTS = {
@@ -61,17 +67,17 @@ def stage(layout: ParallelConfig, save_every: int = 0) -> Stage:
     )
 
 
-def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> list[dict]:
-    tasks = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
+TASKS = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
+
+
+def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig, grade: grpo.Grade = first_is_five) -> list[dict]:
     manifest = Manifest(family="flex_olmo", kind="dense")
     job = Job(name="rlvr", source=source, out=out, manifest=lambda *_, source_hash: manifest, logs=out.with_name("logs"))
-    grpo.train(job, wanted, config, tasks, Ids(), first_is_five)
+    grpo.train(job, wanted, config, TASKS, Ids(), grade)
     return []
 
 
 def rewards(logs: Path) -> list[dict]:
-    import json
-
     return [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -96,30 +102,63 @@ def test_the_first_mini_batch_has_the_samplers_probabilities(folder, tmp_path):
     assert only["clip_low"] == only["clip_high"] == 0
 
 
-def stop_after_save(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> None:
-    """Interrupted right behind a checkpoint, as by a kill; then run again."""
-    original = Checkpoints.save
+def stop_and_go_on(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> int:
+    """Warned by a SIGTERM while rank 0 grades the second round; then run again. Returns the first run's status."""
+    calls = []
 
-    def save_and_stop(checkpoints, *args):
-        original(checkpoints, *args)
-        checkpoints.wait()
-        raise KeyboardInterrupt
+    def grade(items) -> list[float]:
+        calls.append(len(items))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return first_is_five(items)
 
-    Checkpoints.save = save_and_stop
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            learn(source, out, wanted, config)
+        with pytest.raises(SystemExit) as stopped:
+            learn(source, out, wanted, config, grade)
     finally:
-        Checkpoints.save = original
+        signal.signal(signal.SIGTERM, before)
+    assert not out.exists()
     learn(source, out, wanted, config)
+    return stopped.value.code
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(folder, tmp_path):
+@pytest.mark.parametrize("layout", ["tp1", "ep2"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(layout, folder, tmp_path):
     config = replace(CONFIG, rounds=4, solved=0.5)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    run_distributed(learn, 1, folder, tmp_path / "a" / "out", stage(ParallelConfig()), config)
-    run_distributed(stop_after_save, 1, folder, tmp_path / "b" / "out", stage(ParallelConfig(), save_every=2), config)
+    layout, processes = LAYOUTS[layout]
+    run_distributed(learn, processes, folder, tmp_path / "a" / "out", stage(layout), config)
+    found = run_distributed(stop_and_go_on, processes, folder, tmp_path / "b" / "out", stage(layout, save_every=1), config)
+    assert found == [os.EX_TEMPFAIL] * processes
+    assert rewards(tmp_path / "a" / "logs") == rewards(tmp_path / "b" / "logs")
     a, b = load_tensors(tmp_path / "a" / "out"), load_tensors(tmp_path / "b" / "out")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not list((tmp_path / "b").glob(".*"))
+
+
+def spoil_one_step(source: Path, report: Path) -> list[dict]:
+    """Two rounds, in whose second step one gradient is not finite."""
+    wanted, config = stage(ParallelConfig()), replace(CONFIG, rounds=2)
+    trainer = Trainer(source, wanted, steps=4)
+    trainer.keep_start()
+    param = next(param for param in trainer.model.parameters() if param.requires_grad)
+    param.register_hook(lambda gradient: gradient * (torch.inf if trainer.done == 1 else 1.0))
+    engine = build_engine(config.engine, trainer, Ids(), config.drawing, folder=report.with_name("handover"))
+    rollouts = grpo.Rollouts(trainer, engine, TASKS, Prompts(TASKS, seed=0, solved=1.1), config, 0)
+    guard = Guard("rlvr", report, wanted, start=0, watched=("grad_norm",))
+    rounds = grpo.Rounds("rlvr", rollouts, guard, Ids(), first_is_five)
+    found = [rounds.next(), rounds.next()]
+    assert (trainer.done, trainer.updates) == (4, 3)
+    return found
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_prompts_are_named(folder, tmp_path):
+    (found,) = run_distributed(spoil_one_step, 1, folder, tmp_path / "nonfinite.jsonl")
+    assert [values.get("skipped") for values in found] == [1.0, None]
+    assert all(abs(value) < 1e6 for values in found for value in values.values())
+    (reported,) = map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines())
+    assert reported["step"] == 2 and reported["values"]["grad_norm"] in ("inf", "nan")
+    asked = reported["rows"]["prompts"]
+    assert asked and set(asked) <= set(range(len(TASKS)))

@@ -16,11 +16,13 @@ from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.loader import Loader
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.parallel.state import ParallelConfig, on_rank_zero
-from megatron_bar.training.checkpoint import STATE, Checkpoints
+from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
+from megatron_bar.training.stored import STATE
 from megatron_bar.training.trainer import Trainer
+from megatron_bar.weights.groups import POLICIES, FreezePolicy, ParamGroup
 from megatron_bar.weights.manifest import Manifest
 
 LENGTH, ROWS, STEPS = 16, 4, 20
@@ -123,6 +125,23 @@ def test_twenty_steps_are_the_same_stopped_after_ten(policy, source, layout, pro
     worst = max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
     assert worst == 0
     record_property("figure", f"resume, same layout, {policy} {source} {layout}: max difference {worst:g} over {STEPS} steps")
+
+
+HEAD = FreezePolicy(name="head", trains=frozenset({ParamGroup.LM_HEAD}), anchor_row_frozen=False)
+
+
+def head_alone(source: Path, folder: Path) -> list[dict]:
+    """Only the last pipeline rank has something that trains."""
+    POLICIES[HEAD.name] = HEAD
+    try:
+        return stopped(source, folder, stage("head", ParallelConfig(pipeline=2)))[0]
+    finally:
+        del POLICIES[HEAD.name]
+
+
+def test_a_rank_on_which_nothing_trains(sources, tmp_path):
+    first, last = run_distributed(head_alone, 2, sources["dense"], tmp_path)
+    assert first == last and first[-1]["loss"] < first[0]["loss"]
 
 
 def reshard(source: Path, root: Path, first: Stage, others: list[Stage]) -> list[dict]:

@@ -15,6 +15,7 @@ from distributed import start_process
 from tiny_fit import finish, left, logs, make_source, train
 
 from megatron_bar.training import checkpoint
+from megatron_bar.training.fit import remove_leftovers
 
 CALLS = {"open", "mkdir", "write", "flush", "fsync", "close", "rename", "replace", "unlink", "rmdir", "update_mmap"}
 
@@ -80,7 +81,7 @@ def kill_and_finish(straight, folder: Path, start) -> bool:
         status, said = finish(source, folder)
         assert status == 0, said
     else:
-        shutil.rmtree(folder / ".out.checkpoints", ignore_errors=True)
+        remove_leftovers(folder / "out")
     assert left(folder) == expected
     shutil.rmtree(folder)
     shutil.rmtree(logs(folder))
@@ -100,7 +101,8 @@ def kills(straight, root: Path, at_points: int, at_random: int) -> tuple[int, se
             lambda folder: start_process(count_calls, source, folder, report, point, output=root / "output"),  # noqa: B023
         )
         seen.add(report.read_text())
-    for number in range(at_random):
+    wanted, number = killed + at_random, 0
+    while killed < wanted:  # some are over before their time has come
 
         def start(folder: Path):
             process = start_process(train, source, folder, output=root / "output")
@@ -109,6 +111,7 @@ def kills(straight, root: Path, at_points: int, at_random: int) -> tuple[int, se
             return process
 
         killed += kill_and_finish(straight, root / f"random-{number}", start)
+        number += 1
     return killed, seen
 
 

@@ -1,0 +1,75 @@
+"""A checkpoint's folder on the disk: its names, its hashes, and whether it is whole."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+from blake3 import blake3
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.json_file import read_object
+
+STATE = "state.json"
+_NUMBER = re.compile(r"step-(\d+)")
+
+
+def file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def measured(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "blake3": blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()}
+
+
+def digest(state: dict) -> str:
+    return blake3(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints, the newest last."""
+    numbered = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NUMBER.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def tidied(folder: Path) -> list[Path]:
+    """The checkpoints, once what killed runs left is gone."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
+    return found(folder)
+
+
+def write_state(path: Path, state: dict) -> None:
+    file, text = path / STATE, json.dumps({"blake3": digest(state), "state": state})
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BarError(f"{file}: could not write {len(text)} bytes: {error.strerror}") from None
+
+
+def read_state(path: Path) -> dict:
+    """The whole state of a checkpoint, by its own hash and of the step that its folder is named after."""
+    file = path / STATE
+    found = read_object(file, expected="the state of a checkpoint")
+    state = found.get("state")
+    if found.keys() != {"blake3", "state"} or not isinstance(state, dict):
+        raise BarError(f"{file}: expected the state of a checkpoint with its hash, got the keys {', '.join(found) or 'none'}")
+    if digest(state) != found["blake3"]:
+        raise BarError(f"{file}: changed since it was written: expected BLAKE3 {found['blake3']!s:.16}, got {digest(state):.16}")
+    name = f"step-{state['number']:08d}"
+    if path.name != name:
+        raise BarError(f"{file}: expected the state of {path.name}, got that of {name}")
+    return state
+
+
+def check_files(paths: list[Path], expected: list[dict]) -> None:
+    """This rank's share of the files, byte for byte."""
+    for number in range(dist.get_rank(), len(paths), dist.get_world_size()):
+        path, wanted = paths[number], expected[number]
+        if not path.is_file():
+            raise BarError(f"{path}: expected a file of {wanted['bytes']} bytes, got none")
+        if (size := path.stat().st_size) != wanted["bytes"]:
+            raise BarError(f"{path}: expected {wanted['bytes']} bytes, got {size}")
+        if (digest := measured(path)["blake3"]) != wanted["blake3"]:
+            raise BarError(f"{path}: changed since it was written: expected BLAKE3 {wanted['blake3']:.16}, got {digest:.16}")
