@@ -29,7 +29,8 @@ def pytest_terminal_summary(terminalreporter):
     rows = []
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            figures = [value for name, value in report.user_properties if name == "figure"]
+            properties = getattr(report, "user_properties", ())  # a file that could not be imported has none
+            figures = [value for name, value in properties if name == "figure"]
             if outcome == "passed":
                 rows += [figure.partition(": ")[::2] for figure in figures if report.when == "call"]
             elif figures or "faults" in report.keywords:

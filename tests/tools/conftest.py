@@ -1,4 +1,7 @@
+import json
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,3 +36,26 @@ def inline(monkeypatch, capsys):
     handler = signal.getsignal(signal.SIGTERM)
     yield lambda tool, *arguments: run_here(monkeypatch, capsys.readouterr, ROOT / "tools" / f"{tool}.py", *arguments)
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, inline):  # inline puts the handler of signals back
+    """The same of a script by its path from the checkout's root."""
+    return lambda script, *arguments: run_here(monkeypatch, capsys.readouterr, ROOT / script, *arguments)
+
+
+@pytest.fixture(scope="session")
+def new_place(tmp_path_factory, dense, branched, expert):
+    """Makes a folder of inputs two levels below the given one, so that what climbs out of it still lands where it is seen."""
+    sharded = save_hf(tmp_path_factory.mktemp("tools") / "sharded", experts=2, shard="9KB")
+    chat = [{"role": "user", "content": "one plus"}, {"role": "assistant", "content": "two"}]
+
+    def make(root: Path) -> Path:
+        place = root / "a" / "b"
+        for source in (dense, branched, expert, sharded):
+            shutil.copytree(source, place / source.name)
+        (place / "x.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+        (root / "elsewhere").mkdir()
+        return place
+
+    return make

@@ -18,7 +18,7 @@ from blake3 import blake3
 from data.test_indexed import BAD as BAD_TOKENS
 from data.test_sources import BAD_FILES, BAD_ROWS, GOOD, lines
 from folders import NOT_FINITE, SPOILED, SPOILED_MOE, save_hf
-from scripts import ROOT, refused, run_here
+from scripts import ROOT, refused
 from test_convert import BAD_CHECKPOINTS
 from weights.test_folder import BAD_INDEX
 from weights.test_hf_config import BAD as BAD_CONFIGS
@@ -126,7 +126,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_spoiled_file_is_refused_in_one_line_that_says_both_sides(tmp_path, places, monkeypatch, capsys, record_property):
+def test_every_spoiled_file_is_refused_in_one_line_that_says_both_sides(tmp_path, places, run, record_property):
     kinds, seen, problems = Counter(), set(), []
     for case in cases():
         folder = tmp_path / str(kinds.total())
@@ -135,7 +135,7 @@ def test_every_spoiled_file_is_refused_in_one_line_that_says_both_sides(tmp_path
         before = contents(folder)
         paths = places | {"SPOILED": broken, "OUT": folder / "out"}
         arguments = re.sub("SPOILED|OUT|DENSE|TOKENIZER|OWN_DATA", lambda word, paths=paths: str(paths[word[0]]), case.arguments)
-        line = refused(run_here(monkeypatch, capsys.readouterr, ROOT / case.tool, *arguments.split()))
+        line = refused(run(case.tool, *arguments.split()))
         named = str(broken) in line and re.search(case.message, line)
         both_sides = re.search(r"expected .*\bgot\b|must be .*\bgot\b", line) or case.name in ONE_SIDED
         kept = contents(folder) == before and sorted(path.name for path in folder.iterdir()) == ["spoiled"]
