@@ -27,7 +27,7 @@ from scripts import ROOT, process, refused
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from megatron_bar.errors import BarError
-from megatron_bar.models import convert, logits, torch_dist
+from megatron_bar.models import convert, dist_files, logits, torch_dist
 from megatron_bar.models.build import build_model
 from megatron_bar.models.olmo2 import weight_ops
 from megatron_bar.models.shards import load_folder
@@ -154,6 +154,12 @@ def item(ckpt: Path, index) -> torch.Tensor:
     place = metadata(ckpt).storage_data[index]
     data = (ckpt / place.relative_path).read_bytes()[place.offset :][: place.length]
     return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def test_of_a_view_only_what_it_shows_is_written(tmp_path):
+    dist_files.write_checkpoint(tmp_path, [("key", torch.ones(100, 1000)[3:5])])
+    assert (tmp_path / DATA).stat().st_size < 2 * 1000 * 4 + 5000
+    assert torch.equal(item(tmp_path, place_of(metadata(tmp_path), "key")), torch.ones(2, 1000))
 
 
 def anonymous() -> int:
