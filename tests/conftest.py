@@ -29,7 +29,9 @@ def pytest_terminal_summary(terminalreporter):
     rows = []
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            properties = getattr(report, "user_properties", ())  # a file that could not be imported has none
+            if not isinstance(report, pytest.TestReport):  # a file that could not be imported
+                continue
+            properties = report.user_properties
             figures = [value for name, value in properties if name == "figure"]
             if outcome == "passed":
                 rows += [figure.partition(": ")[::2] for figure in figures if report.when == "call"]

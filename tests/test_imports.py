@@ -17,6 +17,7 @@ LEVELS = (
     {"training"},
     {"models", "data"},
     {"parallel"},
+    {"conversion"},
     {"weights"},
     {"config", "cli"},
     {"errors"},

@@ -6,6 +6,7 @@ from typing import get_args
 
 from megatron_bar.cli import progress, run
 from megatron_bar.experts.branch import RouterInit, branch
+from megatron_bar.weights.describe import tick_table
 from megatron_bar.weights.writer import parse_size
 
 
@@ -38,6 +39,8 @@ def main() -> None:
     )
     for note in notes:
         print(f"note: {note}")
+    if args.verify != "none":
+        print(*tick_table(folder.tensors, "read back, equal"), sep="\n")
     verified = "not verified" if args.verify == "none" else "verified"
     print(f"{folder.path}: 2 experts, {folder.nbytes:,} bytes, {verified}")
 

@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 
 from megatron_bar.cli import progress, run
+from megatron_bar.conversion.convert import export_checkpoint
+from megatron_bar.weights.describe import tick_table
+from megatron_bar.weights.hf_config import tensor_shapes
 from megatron_bar.weights.writer import parse_size
 
 
@@ -25,18 +28,24 @@ def main() -> None:
     args = parser.parse_args()
     max_shard_bytes = parse_size(args.max_shard_size)
 
-    from megatron_bar.models.convert import export_checkpoint, report  # here: Megatron takes seconds to import
+    check = None
+    if args.verify == "logits":
+        from megatron_bar.models.logits import LOGITS_TOLERANCE, compare_logits  # here: Megatron takes seconds to import
 
+        check = compare_logits
     config, figure = export_checkpoint(
         args.checkpoint,
         args.out,
         dtype=args.dtype,
         max_shard_bytes=max_shard_bytes,
-        verify=args.verify,
+        verify="none" if args.verify == "none" else "weights",
+        check=check,
         progress=progress,
     )
     if args.verify != "none":
-        print(*report(config, figure=figure), sep="\n")
+        print(*tick_table(tensor_shapes(config), "read back, equal"), sep="\n")
+    if figure is not None:
+        print(f"  \u2713 logits within {figure:.1e} of those of transformers (limit {LOGITS_TOLERANCE:g}, fp32)")
     print(f"{args.out}: {'not verified' if args.verify == 'none' else 'verified'}")
 
 

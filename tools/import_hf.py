@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 
 from megatron_bar.cli import progress, run
+from megatron_bar.conversion.convert import import_folder
+from megatron_bar.weights.describe import tick_table
+from megatron_bar.weights.hf_config import tensor_shapes
 
 
 def main() -> None:
@@ -18,11 +21,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from megatron_bar.models.convert import import_folder, report  # here: Megatron takes seconds to import
-
     config = import_folder(args.hf, args.out, verify=args.verify, progress=progress)
     if args.verify != "none":
-        print(*report(config), sep="\n")
+        print(*tick_table(tensor_shapes(config), "read back, equal"), sep="\n")
     said = "not verified" if args.verify == "none" else "verified bit for bit"
     print(f"{args.out}: checkpoint of {args.hf}, {said}")
 

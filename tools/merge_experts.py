@@ -8,6 +8,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.experts.merge import merge, parse_experts
 from megatron_bar.experts.merge_report import markdown, measure
 from megatron_bar.experts.shared import COMBINE, Combination
+from megatron_bar.weights.describe import tick_table
 from megatron_bar.weights.manifest import ANCHOR, read_manifest
 from megatron_bar.weights.writer import parse_size
 
@@ -54,6 +55,8 @@ def main() -> None:
         args.report.write_text(markdown(measure(args.anchor, experts, progress=progress), list(experts)), encoding="utf-8")
     for note in read_manifest(folder.path).notes:
         print(f"note: {note}")
+    if args.verify != "none":
+        print(*tick_table(folder.tensors, "read back, equal"), sep="\n")
     verified = "not verified" if args.verify == "none" else "verified"
     print(f"{folder.path}: {folder.config.num_experts} experts, {folder.nbytes:,} bytes, {verified}")
 

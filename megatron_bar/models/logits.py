@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.models import torch_dist
 from megatron_bar.models.build import build_model
-from megatron_bar.models.olmo2 import DTYPES
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, distributed, set_layout
 from megatron_bar.weights.folder import Folder

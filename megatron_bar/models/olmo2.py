@@ -20,15 +20,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.models.attention import CORES, Kernels
 from megatron_bar.models.layers import KNorm, PostNormResidual, QNorm, RMSNorm
 from megatron_bar.models.moe import AnchoredMoE, Router
-from megatron_bar.models.ops import Columns, GateUp, QueryKeyValue, Rows, WeightOp, Whole
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.weights.hf_config import ModelConfig
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: bool) -> TransformerConfig:
@@ -114,39 +112,6 @@ def block_spec(
     )
     specs = [ModuleSpec(module=TransformerLayer, submodules=layer)] * layers
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
-
-
-def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
-    """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted globally."""
-    heads = {"groups": config.num_kv_heads, "per_group": config.num_heads // config.num_kv_heads, "width": config.head_dim}
-    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": Rows("model.embed_tokens.weight", total=config.vocab_size)}
-    for n in range(config.num_layers):
-        layer, theirs = f"decoder.layers.{n}", f"model.layers.{n}"
-        attn, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
-        ops |= {
-            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
-            f"{layer}.self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
-            f"{layer}.self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
-            f"{layer}.self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
-            f"{layer}.self_attn_bda.norm.weight": Whole(f"{theirs}.post_attention_layernorm.weight"),
-        }
-        if config.num_experts:
-            ops[f"{layer}.mlp.router.weight"] = Whole(f"{ffn}.gate.weight")
-            for e in range(config.num_experts):
-                ops |= _ffn_ops(f"{layer}.mlp.experts.local_experts.{e}", f"{ffn}.experts.{e}")
-        else:
-            ops |= _ffn_ops(f"{layer}.mlp", ffn)
-        ops[f"{layer}.mlp_bda.norm.weight"] = Whole(f"{theirs}.post_feedforward_layernorm.weight")
-    ops["decoder.final_layernorm.weight"] = Whole("model.norm.weight")
-    ops["output_layer.weight"] = Rows("lm_head.weight", total=config.vocab_size)
-    return ops
-
-
-def _ffn_ops(ours: str, theirs: str) -> dict[str, WeightOp]:
-    return {
-        f"{ours}.linear_fc1.weight": GateUp(f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight"),
-        f"{ours}.linear_fc2.weight": Columns(f"{theirs}.down_proj.weight"),
-    }
 
 
 def global_name(name: str, *, first_layer: int, first_expert: int) -> str:

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from megatron_bar.conversion.ops import WeightOp
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
-from megatron_bar.models.ops import WeightOp
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_rank_zero, share_error
 from megatron_bar.weights import writer

@@ -21,9 +21,9 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_bar.conversion.dist_files import Checkpoint
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
-from megatron_bar.models.dist_files import Checkpoint
 from megatron_bar.parallel.state import share_error
 
 

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_bar.conversion.ops import WeightOp
 from megatron_bar.errors import BarError
-from megatron_bar.models.ops import WeightOp
 from megatron_bar.models.shards import tensor_place
 from megatron_bar.training.trainer import Trainer
 

@@ -26,10 +26,11 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from scripts import ROOT, process, refused
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
+from megatron_bar.conversion import convert, dist_files
+from megatron_bar.conversion.parameters import weight_ops
 from megatron_bar.errors import BarError
-from megatron_bar.models import convert, dist_files, logits, torch_dist
+from megatron_bar.models import logits, torch_dist
 from megatron_bar.models.build import build_model
-from megatron_bar.models.olmo2 import weight_ops
 from megatron_bar.models.shards import load_folder
 from megatron_bar.parallel.state import ParallelConfig, distributed, set_layout
 from megatron_bar.weights.folder import Folder, companions
@@ -121,7 +122,7 @@ def test_a_checkpoint_that_megatron_writes_exports_bit_exact(name, layout, ranks
     (tmp_path / "megatron").mkdir()
     run_distributed(save_by_megatron, ranks, folders(name), tmp_path / "megatron", layout)
     shutil.copytree(tmp_path / "megatron", tmp_path / "ckpt", dirs_exist_ok=True)
-    _, figure = convert.export_checkpoint(tmp_path / "ckpt", tmp_path / "back", verify="logits", max_shard_bytes=9000)
+    _, figure = convert.export_checkpoint(tmp_path / "ckpt", tmp_path / "back", check=logits.compare_logits, max_shard_bytes=9000)
     print(f"\nlogits {name}: {figure:.1e}")
     assert 0 < figure <= 1e-5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ckpt", "megatron"]
@@ -564,7 +565,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(inline, folders, tmp_path, monke
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
-from megatron_bar.models.convert import import_folder
+from megatron_bar.conversion.convert import import_folder
 
 @contextmanager
 def killing(what, total):

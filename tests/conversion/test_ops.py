@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_bar.models.ops import Columns, GateUp, QueryKeyValue, Rows, WeightOp, Whole
+from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, Rows, WeightOp, Whole
 
 SIZES = st.sampled_from([1, 2, 4, 8])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])

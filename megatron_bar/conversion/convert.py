@@ -6,29 +6,27 @@ What is written appears when it is whole and read back, and a failure leaves not
 is written has whole tensors and the true vocabulary, which every layout loads.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
+from megatron_bar.conversion.dist_files import Checkpoint, checkpoint_ops, require_dtype, write_checkpoint
+from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
-from megatron_bar.models.dist_files import Checkpoint, checkpoint_ops, require_dtype, write_checkpoint
-from megatron_bar.models.logits import LOGITS_TOLERANCE, compare_logits
-from megatron_bar.models.olmo2 import DTYPES
 from megatron_bar.weights import writer
 from megatron_bar.weights.describe import checkpoint_config
 from megatron_bar.weights.folder import Folder, Progress, blocks, require_tokenizer, silent
-from megatron_bar.weights.groups import classify
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
 from megatron_bar.weights.hf_config import MOE, ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 
-Verify = Literal["none", "weights", "logits"]
+LogitsCheck = Callable[[Path, ModelConfig, Folder, Path], float]
+"""`models.logits.compare_logits`, which needs Megatron and transformers: of a checkpoint, its config, the folder written and
+the name that it will have, the largest difference of the logits over max(1, max|logit|)."""
 
 
 def import_folder(source: Path, out: Path, *, verify: writer.Verify = "weights", progress: Progress = silent) -> ModelConfig:
@@ -60,12 +58,13 @@ def export_checkpoint(
     *,
     dtype: str | None = None,
     max_shard_bytes: int = writer.DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
+    verify: writer.Verify = "weights",
+    check: LogitsCheck | None = None,
     progress: Progress = silent,
 ) -> tuple[ModelConfig, float | None]:
     """Writes the checkpoint as a Hugging Face folder, in the checkpoint's dtype unless told; returns what it holds.
 
-    With ``verify`` "logits" also the largest difference from transformers' logits over max(1, max|logit|).
+    With ``check`` also what that returned of the folder, before it got its name.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     writer.check_out(out)
@@ -85,8 +84,8 @@ def export_checkpoint(
         if manifest.tensors and written_as == config:
             for name in written.tensors:
                 require_units(written, name, units, manifest.tensors, f"{checkpoint / MANIFEST} was written")
-        if verify == "logits":
-            figure = compare_logits(checkpoint, config, written, out)
+        if check is not None:
+            figure = check(checkpoint, config, written, out)
         return replace(manifest, config=None)
 
     writer.write_folder(
@@ -97,20 +96,10 @@ def export_checkpoint(
         manifest=checked,
         job={"export": weights.fingerprint()},
         max_shard_bytes=max_shard_bytes,
-        verify="none" if verify == "none" else "weights",
+        verify=verify,
         progress=progress,
     )
     return written_as, figure
-
-
-def report(config: ModelConfig, *, figure: float | None = None) -> list[str]:
-    """Lines of a table: how many tensors of each group were verified, all that the model has; and of the logits."""
-    groups = Counter(classify(name) for name in tensor_shapes(config))
-    lines = [f"{'group':15}{'tensors':>8}  verified"]
-    lines += [f"{group:15}{count:8}  ✓" for group, count in groups.items()]
-    if figure is not None:
-        lines.append(f"logits within {figure:.1e} of those of transformers (limit {LOGITS_TOLERANCE:g}, fp32)  ✓")
-    return lines
 
 
 def _manifest(folder: Folder) -> Manifest:

@@ -25,10 +25,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from megatron_bar.conversion.dist_metadata import Places, read_metadata
+from megatron_bar.conversion.ops import GateUp, Rows, WeightOp, Whole
+from megatron_bar.conversion.parameters import DTYPES, weight_ops
 from megatron_bar.errors import BarError
-from megatron_bar.models.dist_metadata import Places, read_metadata
-from megatron_bar.models.olmo2 import DTYPES, weight_ops
-from megatron_bar.models.ops import GateUp, Rows, WeightOp, Whole
 from megatron_bar.weights.folder import blocks, is_finite
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 
