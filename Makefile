@@ -22,7 +22,7 @@ NONE = no Python >= 3.12 with its venv module: install one (apt install python3.
 PYTHON = $(or $(FOUND),$(error $(NONE)))
 
 help:  ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
 setup: $(READY)  ## the environment alone, in .venv (several GB, once)
 
