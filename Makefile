@@ -2,13 +2,15 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-gpu lint bench
+.PHONY: help setup demo test test-slow test-faults test-compat test-gpu lint bench
 export PYTHONUNBUFFERED := 1
 
 PY := .venv/bin/python
 # Of the demo (data-parallel) and of the tests; one core each.
 PROCESSES := 2
 READY := .venv/.ready
+COMPAT := .venv-compat/.ready
+SITE = import site; print(site.getsitepackages()[0])
 
 # The first of these that runs, is >= 3.12 and can make environments (pyenv's shims exist for versions that are switched off).
 CANDIDATES = python3.12 python3.13 python3 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python \
@@ -20,7 +22,7 @@ NONE = no Python >= 3.12 with its venv module: install one (apt install python3.
 PYTHON = $(or $(FOUND),$(error $(NONE)))
 
 help:  ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
 setup: $(READY)  ## the environment alone, in .venv (several GB, once)
 
@@ -35,17 +37,26 @@ $(READY): setup.py constraints.txt
 	$(PY) -m pip install --disable-pip-version-check -e '.[test]' -c constraints.txt; \
 	rm -f .venv/.unfinished; touch $@
 
+# The older transformers with what it needs; torch, the same for both, is found in .venv.
+$(COMPAT): constraints-compat.txt | $(READY)
+	rm -rf .venv-compat; $(PY) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --disable-pip-version-check transformers -c constraints-compat.txt
+	$(PY) -c '$(SITE)' > "$$(.venv-compat/bin/python -c '$(SITE)')/torch.pth"; touch $@
+
 demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
 
 test: $(READY)  ## the test suite
-	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults" tests
+	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat" tests
 
 test-slow: $(READY)  ## the longer tests: whole trainings, many seeds
 	$(PY) -m pytest -m "slow and not faults and not gpu" tests
 
 test-faults: $(READY)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
 	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu" tests
+
+test-compat: $(READY) $(COMPAT)  ## what is exported, in transformers 5 and 4.57 (in .venv-compat) and by the names that vLLM loads
+	$(PY) -m pytest -m compat tests
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu tests

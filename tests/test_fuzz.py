@@ -67,6 +67,19 @@ def mutations(file: Path):
     return mutated_bytes(data) | trees.map(whole) | mutated_bytes(data[8:end]).map(whole) | lengths
 
 
+@pytest.mark.parametrize("number", [str(2**31), str(2**40), "1" + 30 * "0", 5000 * "9"], ids=len)
+def test_a_config_that_asks_for_more_than_there_is_gets_no_memory(number, branched, limited, tmp_path):
+    """The last one has more digits than Python reads."""
+    folder = shutil.copytree(branched, tmp_path / "broken")
+    config = json.loads((branched / "config.json").read_text())
+    for key, value in config.items():
+        if type(value) is int:
+            changed = json.dumps(config | {key: "HERE"}).replace('"HERE"', number)
+            (folder / "config.json").write_text(changed)
+            opened = outcome(lambda: describe(folder), folder)
+            assert opened is None or (key, number) == ("max_position_embeddings", str(2**31)), key
+
+
 def outcome(act, folder: Path):
     """What ``act`` returns, or None where it says in one printable line what is wrong in ``folder``."""
     try:
