@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
 
 from megatron_bar.errors import BarError
 
@@ -81,8 +81,8 @@ def _check_chunks(key: str, known: TensorStorageMetadata, places: Places) -> Non
         raise BarError(f"tensor {key!r}: expected {math.prod(known.size)} values, got {found}")
     if key.startswith(_OPTIMIZER):
         return
-    if not isinstance(known.properties.dtype, torch.dtype):
-        raise BarError(f"tensor {key!r}: expected a dtype, got {known.properties.dtype!r}")
+    if not isinstance(known.properties, TensorProperties) or not isinstance(known.properties.dtype, torch.dtype):
+        raise BarError(f"tensor {key!r}: expected properties with a dtype, got {known.properties!r}")
     for numbers in (known.size, *(part for chunk in known.chunks for part in (chunk.offsets, chunk.sizes))):
         if not isinstance(numbers, torch.Size):
             raise BarError(f"tensor {key!r}: expected sizes and offsets of tensors, got {numbers!r}")

@@ -24,14 +24,16 @@ def test_branch_then_merge_then_inspect_then_verify(dense, branched, expert, tmp
         "branch_expert", "--anchor", dense, "--domain-init", dense, "--out", out, "--max-shard-size", "9KB"
     )
     assert (status, stderr) == (0, "")
-    assert stdout == f"{out}: 2 experts, {Folder.open(out).nbytes:,} bytes, verified\n"
+    assert stdout.startswith("  ✓ embedding            1 tensors  read back, equal\n")
+    assert stdout.endswith(f"equal\n{out}: 2 experts, {Folder.open(out).nbytes:,} bytes, verified\n")
     assert len(list(out.glob("*.safetensors"))) > 1
     whole(out)
 
     merged = tmp_path / "merged"
     status, stdout, stderr = process("merge_experts", "--anchor", branched, "--expert", f"math={expert}", "--out", merged)
     assert (status, stderr) == (0, "")
-    note, said = stdout.splitlines()
+    note, *ticks, said = stdout.splitlines()
+    assert len(ticks) == 8 and all(line.startswith("  ✓ ") for line in ticks)
     assert note == "note: shared tensors: mean of 2 folders, the anchor included"
     assert said == f"{merged}: 2 experts, {Folder.open(merged).nbytes:,} bytes, verified"
     assert [e.name for e in read_manifest(merged).experts] == ["anchor", "math"]

@@ -91,7 +91,7 @@ def prepare(place: Path, run, monkeypatch) -> list[tuple[str, str, tuple[str, ..
     training = TRAINING.format(source())
     assert run("examples/pretrain_bar.py", *training.replace("--expert math", "--stage branch").split())[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr("megatron_bar.training.checkpoint.remove", lambda folder: None)
+        patch.setattr("megatron_bar.training.checkpoint.Checkpoints.remove", lambda self: None)
         assert run("examples/pretrain_bar.py", *training.split())[0] == 0
     shutil.rmtree(place / "run/math-sft")
     for tokens in (place / "run/tokens").glob("x-*/tokens.*"):
@@ -184,4 +184,5 @@ def test_no_file_unpickles_freely_or_trusts_code_from_elsewhere(file):
         if function in ("np.load", "numpy.load"):
             assert words.get("allow_pickle") == "False", function
     if "pickle" in {alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names}:
-        assert file.name == "torch_dist.py", "only there, for an Unpickler with an allow-list"
+        allowed = ("dist_files.py", "dist_metadata.py")
+        assert file.name in allowed, "only there: one writes a description, the other has an Unpickler with an allow-list"
