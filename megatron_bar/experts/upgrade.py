@@ -19,7 +19,7 @@ from megatron_bar.experts.merge import Kept, merge_inputs
 from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.hashes import folder_hash
-from megatron_bar.weights.manifest import ANCHOR, MANIFEST, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, MANIFEST, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out
 
@@ -50,13 +50,16 @@ class Merged:
     def find(self, name: str) -> Path | None:
         """The folder or artifact that expert ``name`` was merged from."""
         wanted = next(expert.folder_hash for expert in self.manifest.experts if expert.name == name)
+        # A model merged of one expert whose shared tensors did not move has that expert's hash too.
+        kinds = ("branched",) if name == ANCHOR else ("expert", ARTIFACT)
         for place in self.places:
             for path in sorted(place.iterdir()) if place.is_dir() else ():
                 try:
-                    if has_manifest(path) and folder_hash(read_manifest(path).tensors) == wanted:
-                        return path
-                except BarError:  # somebody else's manifest
+                    manifest = read_manifest(path) if has_manifest(path) else None
+                except BarError:  # somebody else's
                     continue
+                if manifest is not None and manifest.kind in kinds and folder_hash(manifest.tensors) == wanted:
+                    return path
         return None
 
     @property

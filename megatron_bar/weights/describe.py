@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.folder import Folder, Progress, companions, silent
+from megatron_bar.weights.folder import Folder, Progress, companions, read_tensors, silent
 from megatron_bar.weights.groups import POLICIES, classify
-from megatron_bar.weights.hashes import Units, anchor_hash, combine, config_hash, folder_hash
+from megatron_bar.weights.hashes import Units, anchor_hash, combine, config_hash, folder_hash, hash_units, require_units
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config, tensor_shapes
-from megatron_bar.weights.manifest import MANIFEST, Certificate, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.manifest import ARTIFACT, MANIFEST, Certificate, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 
 TORCH_DIST = "*.distcp"
@@ -27,6 +27,8 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
     manifest = read_manifest(path) if has_manifest(path) else None
     if manifest is not None and any(path.rglob(TORCH_DIST)):
         return [f"{path}: checkpoint", *_shape(checkpoint_config(path, manifest)), *_lineage(manifest)]
+    if manifest is not None and manifest.kind == ARTIFACT:
+        return _artifact(path, manifest, hashes=hashes, progress=progress)
     folder = Folder.open(path)
     files = {info.file for info in folder.tensors.values()}
     lines = [f"{path}: Hugging Face folder, {len(files)} weight file(s), {folder.nbytes:,} bytes", *_shape(folder.config)]
@@ -42,6 +44,19 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
         lines.append(f"hash of all tensors: {folder_hash(units)}")
         if folder.config.num_experts:
             lines.append(f"hash of anchor and shared tensors now: {anchor_hash(units)}")
+    return lines
+
+
+def _artifact(path: Path, manifest: Manifest, *, hashes: bool, progress: Progress) -> list[str]:
+    """Of what lies in it; the whole is known once its branch is there (experts/artifact.py)."""
+    config, (tensors, _) = checkpoint_config(path, manifest), read_tensors(path)
+    own = Folder(path, config, tensors)
+    lines = [f"{path}: artifact of an expert, {len(tensors)} tensors, {own.nbytes:,} bytes", *_shape(config), *_lineage(manifest)]
+    if hashes:
+        units = hash_units(own, finite=True, progress=progress)
+        for name in tensors:
+            require_units(own, name, units, manifest.tensors, f"{MANIFEST} was written")
+        lines += tick_table(tensors, "equals its receipt")
     return lines
 
 

@@ -109,9 +109,9 @@ def interrupt(amount: int, tokens: int) -> None:
 def pickles(marker: Path) -> list[bytes]:
     """One as pickle writes it, one as torch does, one as numpy does."""
     zipped, arrays = io.BytesIO(), io.BytesIO()
-    torch.save([Evil(marker)], zipped)
-    np.savez(arrays, ids=np.array([Evil(marker)], object), lengths=np.array([Evil(marker)], object))
-    return [pickle.dumps(Evil(marker)), zipped.getvalue(), arrays.getvalue()]
+    torch.save([Evil(Path.touch, (marker,))], zipped)
+    np.savez(arrays, ids=np.array([Evil(Path.touch, (marker,))], object), lengths=np.array([Evil(Path.touch, (marker,))], object))
+    return [pickle.dumps(Evil(Path.touch, (marker,))), zipped.getvalue(), arrays.getvalue()]
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.faults)], ids=["sample", "all"])
