@@ -8,7 +8,9 @@ Left out: dtypes other than the three a model folder may have, and metadata beyo
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -90,12 +92,39 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.numpy())
 
 
+class _Behind:
+    """Calls ``work`` on what it is given, in order, in a thread that may lag a few behind; raises what that raised."""
+
+    LAG = 4
+
+    def __init__(self, work: Callable[[memoryview], object]):
+        self._work, self._pending, self._thread = work, deque(), ThreadPoolExecutor(1, thread_name_prefix="writer")
+
+    def __enter__(self) -> "_Behind":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __call__(self, data: memoryview | bytes) -> None:
+        if len(self._pending) == self.LAG:
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(self._work, data))
+
+    def finish(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+
+
 Tensors = Iterable[tuple[str, Iterable[torch.Tensor]]]
 """Names, each with the tensor as blocks of rows in order: none has to be in memory whole."""
 
 
 def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tensors: Tensors) -> None:
-    """Writes and fsyncs a new file; ``tensors`` come in the order of ``layout``."""
+    """Writes and fsyncs a new file; ``tensors`` come in the order of ``layout``.
+
+    A thread writes while the next blocks are made: writing is the system's work and hashing ours, so they take turns for nothing.
+    """
     codes = {name: code for code, name in _CODES.items()}
     header, position = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in layout.items():
@@ -105,16 +134,17 @@ def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tenso
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin aligned
     try:
-        with path.open("xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+        with path.open("xb") as file, _Behind(file.write) as write:
+            write(len(text).to_bytes(8, "little") + text)
             for (name, shape), (given, blocks) in zip(layout.items(), tensors, strict=True):
                 rows = 0
                 for block in blocks:
                     found, expected = (given, *block.shape[1:], block.dtype), (name, *shape[1:], getattr(torch, dtype))
                     assert found == expected, f"{path.name} expects {expected}, the caller gave {found}"
-                    file.write(tensor_bytes(block))
+                    write(tensor_bytes(block))
                     rows += len(block)
                 assert rows == shape[0], f"{path.name} expects {shape[0]} rows of {name}, the caller gave {rows}"
+            write.finish()
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
