@@ -17,7 +17,7 @@ from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.weights import writer
 from megatron_bar.weights.describe import checkpoint_config
-from megatron_bar.weights.folder import Folder, Progress, blocks, require_tokenizer, silent
+from megatron_bar.weights.folder import Folder, Progress, require_tokenizer, silent
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
 from megatron_bar.weights.hf_config import MOE, ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
@@ -76,7 +76,7 @@ def export_checkpoint(
     figure = None
 
     def produce(name: str) -> Iterator[Tensor]:
-        return (block.to(DTYPES[written_as.dtype]) for block in blocks(weights.read(name)))
+        return (block.to(DTYPES[written_as.dtype]) for block in weights.blocks(name))
 
     def checked(written: Folder, units: Units) -> Manifest:
         """Called before the folder gets its name."""
@@ -123,7 +123,7 @@ def _compare(partial: Path, out: Path, config: ModelConfig, units: Units, progre
     written, found = Checkpoint(partial, config), {}
     with progress(f"verifying {out.name}", num_parameters(config) * ITEMSIZE[config.dtype]) as advance:
         for name, shape in tensor_shapes(config).items():
-            for block in hashed(name, config.dtype, shape, blocks(written.read(name)), found):
+            for block in hashed(name, config.dtype, shape, written.blocks(name), found):
                 advance(block.nbytes)
             for unit in units_of(name, shape):
                 if found[unit] != units[unit]:

@@ -9,7 +9,7 @@ Left out: compressed items, and optimizer state, which is left alone. Like torch
 import json
 import mmap
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -101,10 +101,14 @@ class Checkpoint:
         held = self._held
         if held[0] != key:
             held = self._held = (key, self._ops[key].join([self._whole(key)]))
-        tensor = held[1][name]
-        if not all(map(is_finite, blocks(tensor))):
-            raise BarError(f"{self.folder}: tensor {name!r}: expected finite values, got NaN or infinity")
-        return tensor
+        return held[1][name]
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The Hugging Face tensor by blocks of rows, which are finite."""
+        for block in blocks(self.read(name)):
+            if not is_finite(block):
+                raise BarError(f"{self.folder}: tensor {name!r}: expected finite values, got NaN or infinity")
+            yield block
 
     def _whole(self, key: str) -> Tensor:
         known = self.tensors[key]

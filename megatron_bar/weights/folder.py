@@ -5,8 +5,10 @@ returns is whole. transformers loads a folder with a missing router or a NaN wit
 Left out: pickled weights (never read) and adapters.
 """
 
+import ctypes
 import dataclasses
 import math
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +39,9 @@ COMPANIONS = (
 )
 _MAX_OPEN = 4
 _CHUNK_BYTES = 4 << 20
+_AHEAD = 8
+"""Blocks that are read ahead."""
+_LIBC = ctypes.CDLL(None)
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`with progress("what", total_bytes) as advance: advance(n)`; the command lines pass one that draws a bar."""
@@ -124,9 +129,21 @@ class Folder:
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows of about 4 MiB at a time, as views."""
-    step = max(1, _CHUNK_BYTES * len(tensor) // max(1, tensor.nbytes))
-    return iter(tensor.split(step))
+    """Rows of about 4 MiB at a time, as views; where the tensor is a view of a mapped file, the next ones are already read."""
+    parts = tensor.split(max(1, _CHUNK_BYTES * len(tensor) // max(1, tensor.nbytes)))
+    for ahead in parts[:_AHEAD]:
+        _will_need(ahead)
+    for n, part in enumerate(parts):
+        if n + _AHEAD < len(parts):
+            _will_need(parts[n + _AHEAD])
+        yield part
+
+
+def _will_need(part: torch.Tensor) -> None:
+    """Lets the system read a mapped part while others are worked on: left alone it reads 128 KiB whenever one is missing."""
+    start = part.data_ptr() - part.data_ptr() % mmap.PAGESIZE
+    length = part.data_ptr() + part.nbytes - start
+    _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)  # advice: a failure changes nothing
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
