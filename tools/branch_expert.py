@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--general-text", type=Path, metavar="FILE", help="--router-init domain: text for the anchor's row")
     parser.add_argument("--domain-text", type=Path, metavar="FILE", help="--router-init domain: text for the domain's row")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
-    parser.add_argument("--verify", choices=("none", "weights"), default="weights", help="weights: read all back (default)")
+    parser.add_argument(
+        "--verify", choices=("none", "weights"), default="weights", help="weights: look at all values, read all back (default)"
+    )
     args = parser.parse_args()
     folder, notes = branch(
         args.anchor,

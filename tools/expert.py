@@ -46,7 +46,12 @@ def parse() -> argparse.Namespace:
     for one in list(commands.choices.values()):
         one.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
         one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
-        one.add_argument("--verify", choices=("none", "weights"), default="weights", help="weights: read all back (default)")
+        one.add_argument(
+            "--verify",
+            choices=("none", "weights"),
+            default="weights",
+            help="weights: look at all values, read all back (default)",
+        )
     command("list", "the experts of a folder: slot, name, stages, what they were merged from").add_argument(
         "--model", type=Path, required=True, metavar="HF", help="any folder with a manifest"
     )

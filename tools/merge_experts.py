@@ -32,7 +32,9 @@ def main() -> None:
         "--report", type=Path, metavar="FILE", help="write what the experts did to the shared tensors, as Markdown"
     )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
-    parser.add_argument("--verify", choices=("none", "weights"), default="weights", help="weights: read all back (default)")
+    parser.add_argument(
+        "--verify", choices=("none", "weights"), default="weights", help="weights: look at all values, read all back (default)"
+    )
     args = parser.parse_args()
     experts = parse_experts(args.expert)
     shared = Combination(

@@ -76,7 +76,7 @@ def export_checkpoint(
     figure = None
 
     def produce(name: str) -> Iterator[Tensor]:
-        return (block.to(DTYPES[written_as.dtype]) for block in weights.blocks(name))
+        return (block.to(DTYPES[written_as.dtype]) for block in weights.blocks(name, finite=verify != "none"))
 
     def checked(written: Folder, units: Units) -> Manifest:
         """Called before the folder gets its name."""

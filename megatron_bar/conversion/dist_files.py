@@ -103,10 +103,10 @@ class Checkpoint:
             held = self._held = (key, self._ops[key].join([self._whole(key)]))
         return held[1][name]
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        """The Hugging Face tensor by blocks of rows, which are finite."""
+    def blocks(self, name: str, *, finite: bool = True) -> Iterator[Tensor]:
+        """The Hugging Face tensor by blocks of rows; ``finite`` refuses NaN and infinity."""
         for block in blocks(self.read(name)):
-            if not is_finite(block):
+            if finite and not is_finite(block):
                 raise BarError(f"{self.folder}: tensor {name!r}: expected finite values, got NaN or infinity")
             yield block
 

@@ -59,7 +59,8 @@ def branch(
     row = _router_rows(first, router_init, seed, general_text, domain_text)
     lineage = read_manifest(first.path).experts if has_manifest(first.path) else ()
     config = dataclasses.replace(first.config.with_experts(2), norm_topk_prob=False)
-    sources = {"anchor": Proven.open(first), "domain_init": Proven.open(second)}
+    finite = verify != "none"
+    sources = {"anchor": Proven.open(first, finite=finite), "domain_init": Proven.open(second, finite=finite)}
 
     def produce(name: str) -> Iterable[torch.Tensor]:
         if classify(name) is ParamGroup.ROUTER:

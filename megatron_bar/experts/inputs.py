@@ -51,8 +51,8 @@ def check_arguments(anchor: Path, experts: dict[str, Path | str]) -> None:
             raise BarError(f"{path}: expected one folder per expert, got the same one as {other!r} and as {name!r}")
 
 
-def open_inputs(anchor: Path | str, experts: dict[str, Path | str]) -> list[Input]:
-    """All that headers and manifests can show."""
+def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: bool = True) -> list[Input]:
+    """All that headers and manifests can show. ``finite``: values that are not are refused when they are read."""
     branched, recorded = _two_experts(Folder.open(anchor)), _read_manifest(Path(anchor))
     if recorded.kind != "branched":
         raise BarError(
@@ -65,7 +65,9 @@ def open_inputs(anchor: Path | str, experts: dict[str, Path | str]) -> list[Inpu
     for _, folder, manifest in opened[1:]:
         _compare_with_anchor(branched, recorded, folder, manifest)
     _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened[1:]])
-    inputs = [Input(name=name, source=Proven(folder, receipts(folder, m)), manifest=m) for name, folder, m in opened]
+    inputs = [
+        Input(name=name, source=Proven(folder, receipts(folder, m), finite=finite), manifest=m) for name, folder, m in opened
+    ]
     found = anchor_hash(inputs[0].units)
     if found != recorded.anchor_hash:
         raise BarError(f"{branched.path}: changed since the branch: expected anchor hash {recorded.anchor_hash}, got {found}")

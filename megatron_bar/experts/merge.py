@@ -57,7 +57,7 @@ def merge(
     check_out(out)
     shared.check(1 + len(experts))
     check_arguments(Path(anchor), experts)
-    inputs = open_inputs(anchor, experts)
+    inputs = open_inputs(anchor, experts, finite=verify != "none")
     options = {"max_shard_bytes": max_shard_bytes, "verify": verify, "progress": progress}
     return merge_inputs(inputs, out, shared=shared, **options)
 

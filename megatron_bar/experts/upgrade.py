@@ -118,7 +118,7 @@ def _merge_again(
     there = {name: path for name, path in found.items() if path is not None}
     if there:
         check_arguments(base, there)
-    present = open_inputs(base, there)
+    present = open_inputs(base, there, finite=verify != "none")
     by_name = {given.name: given for given in present}
     inputs = [present[0], *(by_name.get(name) or _from_model(model, present[0], name) for name in experts)]
     new = {name for name, path in experts.items() if path is not None}

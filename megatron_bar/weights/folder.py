@@ -5,10 +5,8 @@ returns is whole. transformers loads a folder with a missing router or a NaN wit
 Left out: pickled weights (never read) and adapters.
 """
 
-import ctypes
 import dataclasses
 import math
-import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +20,7 @@ from safetensors import safe_open
 from megatron_bar.errors import BarError
 from megatron_bar.weights.hf_config import ModelConfig, is_token_id, read_config, tensor_shapes
 from megatron_bar.weights.json_file import read_object
-from megatron_bar.weights.safetensors_io import ITEMSIZE, read_header
+from megatron_bar.weights.safetensors_io import ITEMSIZE, read_blocks, read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -38,10 +36,7 @@ COMPANIONS = (
     "generation_config.json",
 )
 _MAX_OPEN = 4
-_CHUNK_BYTES = 4 << 20
-_AHEAD = 8
-"""Blocks that are read ahead."""
-_LIBC = ctypes.CDLL(None)
+BLOCK_BYTES = 4 << 20
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`with progress("what", total_bytes) as advance: advance(n)`; the command lines pass one that draws a bar."""
@@ -57,6 +52,8 @@ class TensorInfo:
     file: Path
     key: str
     """Its name in the file."""
+    offset: int
+    """Where in the file its data begin."""
     shape: tuple[int, ...]
     nbytes: int
 
@@ -118,9 +115,9 @@ class Folder:
         return self.slice(name)[start:stop]
 
     def chunks(self, name: str, *, finite: bool = False) -> Iterator[torch.Tensor]:
-        """The tensor in blocks of rows of about 4 MiB; ``finite`` refuses NaN and infinity."""
+        """The tensor in blocks of rows of about 4 MiB, which belong to the caller; ``finite`` refuses NaN and infinity."""
         info, start = self.tensors[name], 0
-        for chunk in blocks(self.read(name)):
+        for chunk in read_blocks(info.file, self.dtype, info.shape, info.offset, BLOCK_BYTES):
             if finite and not is_finite(chunk):
                 first = start + int((~chunk.isfinite().reshape(len(chunk), -1).all(dim=1)).nonzero()[0])
                 raise BarError(f"{info.file}: tensor {name!r}: expected finite values, got NaN or infinity in row {first}")
@@ -129,21 +126,8 @@ class Folder:
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows of about 4 MiB at a time, as views; where the tensor is a view of a mapped file, the next ones are already read."""
-    parts = tensor.split(max(1, _CHUNK_BYTES * len(tensor) // max(1, tensor.nbytes)))
-    for ahead in parts[:_AHEAD]:
-        _will_need(ahead)
-    for n, part in enumerate(parts):
-        if n + _AHEAD < len(parts):
-            _will_need(parts[n + _AHEAD])
-        yield part
-
-
-def _will_need(part: torch.Tensor) -> None:
-    """Lets the system read a mapped part while others are worked on: left alone it reads 128 KiB whenever one is missing."""
-    start = part.data_ptr() - part.data_ptr() % mmap.PAGESIZE
-    length = part.data_ptr() + part.nbytes - start
-    _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_WILLNEED)  # advice: a failure changes nothing
+    """Rows of about 4 MiB at a time, as views."""
+    return iter(tensor.split(max(1, BLOCK_BYTES * len(tensor) // max(1, tensor.nbytes))))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -187,12 +171,12 @@ def read_tensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     found: dict[str, TensorInfo] = {}
     dtypes: dict[str, str] = {}
     for file in files:
-        for name, (dtype, shape) in read_header(file).items():
+        for name, (dtype, shape, offset) in read_header(file).items():
             if name in found:
                 raise BarError(f"{file}: tensor {name!r} expected once, got it in {found[name].file.name} too")
             if weight_map is not None and weight_map.get(name) != file.name:
                 raise BarError(f"{path / INDEX}: tensor {name!r} expected in {file.name}, got {weight_map.get(name)!r}")
-            found[name] = TensorInfo(file=file, key=name, shape=shape, nbytes=math.prod(shape) * ITEMSIZE[dtype])
+            found[name] = TensorInfo(file=file, key=name, offset=offset, shape=shape, nbytes=math.prod(shape) * ITEMSIZE[dtype])
             dtypes[name] = dtype
     for name in weight_map or ():
         if name not in found:

@@ -24,19 +24,22 @@ def receipts(folder: Folder, manifest: Manifest) -> Units:
 
 
 class Proven:
-    """A folder whose tensors are hashed as they are read, and compared with its receipts if it has any."""
+    """A folder whose tensors are hashed as they are read, and compared with its receipts if it has any.
 
-    def __init__(self, folder: Folder, recorded: Units | None):
-        self.folder, self.recorded = folder, recorded
+    ``finite``: their values are looked at too; NaN and infinity are refused.
+    """
+
+    def __init__(self, folder: Folder, recorded: Units | None, *, finite: bool = True):
+        self.folder, self.recorded, self.finite = folder, recorded, finite
         self._seen: Units = {}
 
     @classmethod
-    def open(cls, folder: Folder) -> "Proven":
-        return cls(folder, receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None)
+    def open(cls, folder: Folder, *, finite: bool = True) -> "Proven":
+        return cls(folder, receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None, finite=finite)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """The tensor by blocks of rows; raises where it holds NaN or infinity, and after the last where it was changed."""
-        yield from read_hashed(self.folder, name, self._seen, finite=True)
+        yield from read_hashed(self.folder, name, self._seen, finite=self.finite)
         if self.recorded is not None:
             require_units(self.folder, name, self._seen, self.recorded, "its manifest was written")
 
@@ -48,7 +51,7 @@ class Proven:
         if self.recorded is not None:
             return self.recorded
         left = [n for n, info in self.folder.tensors.items() if units_of(n, info.shape)[0] not in self._seen]
-        return self._seen | hash_units(self.folder, left, finite=True, progress=progress)
+        return self._seen | hash_units(self.folder, left, finite=self.finite, progress=progress)
 
     def prove(self, progress: Progress = silent) -> Units:
         """Reads everything."""

@@ -5,12 +5,11 @@ keys, so the header is read here. The writer takes blocks of rows: neither a sha
 Left out: dtypes other than the three a model folder may have, and metadata beyond {"format": "pt"}.
 """
 
-import ctypes
 import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -25,8 +24,8 @@ _CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _HEADER_LIMIT = 100_000_000
 """The library's own bound on the header, in bytes."""
 
-Header = dict[str, tuple[str, tuple[int, ...]]]
-"""Tensor name -> (dtype, shape), in file order."""
+Header = dict[str, tuple[str, tuple[int, ...], int]]
+"""Tensor name -> (dtype, shape, where in the file its data begin), in file order."""
 
 
 def _is_size(value) -> bool:
@@ -70,7 +69,7 @@ def _read_json(path: Path) -> tuple[dict, int]:
 
 
 def read_header(path: Path) -> Header:
-    """Names, dtypes and shapes of a file whose data lie gapless up to its last byte, or one line saying what is wrong."""
+    """Names, dtypes, shapes and places in a file whose data lie gapless up to its last byte, or one line saying what is wrong."""
     header, data_bytes = _read_json(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -85,7 +84,27 @@ def read_header(path: Path) -> Header:
         position = stop
     if position != data_bytes:
         raise BarError(f"{path}: expected {position} bytes of data, got {data_bytes}: the last ones belong to no tensor")
-    return {name: (dtype, shape) for name, (dtype, shape, _, _) in entries.items()}
+    data = path.stat().st_size - data_bytes
+    return {name: (dtype, shape, data + start) for name, (dtype, shape, start, _) in entries.items()}
+
+
+def read_blocks(path: Path, dtype: str, shape: tuple[int, ...], offset: int, block_bytes: int) -> Iterator[torch.Tensor]:
+    """The tensor that begins at ``offset``, by blocks of rows that belong to the caller.
+
+    Read, not mapped: to hash and to copy each byte once, page faults cost more than the copy into memory that is used again.
+    """
+    rows = max(1, block_bytes // max(1, math.prod(shape[1:]) * ITEMSIZE[dtype]))
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        for start in range(0, shape[0], rows):
+            block = torch.empty(min(rows, shape[0] - start), *shape[1:], dtype=getattr(torch, dtype))
+            left = tensor_bytes(block)
+            while left:
+                count = file.readinto(left)
+                if not count:
+                    raise BarError(f"{path}: expected {len(left)} bytes more, got the end of the file")
+                left = left[count:]
+            yield block
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -98,8 +117,6 @@ class _Behind:
     """Writes what it is given, in order, in a thread that may lag a few blocks behind; raises what that raised."""
 
     LAG = 8
-    _LIBC, _WRITE = ctypes.CDLL(None), 2
-    """SYNC_FILE_RANGE_WRITE: the system begins to write to the disk at once, so that the last fsync has little to wait for."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._pending, self._thread = file, deque(), ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -113,13 +130,7 @@ class _Behind:
     def __call__(self, data: memoryview | bytes) -> None:
         if len(self._pending) == self.LAG:
             self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._write, data))
-
-    def _write(self, data: memoryview | bytes) -> None:
-        start = self._file.tell()
-        self._file.write(data)
-        span = ctypes.c_int64(start), ctypes.c_int64(len(data))
-        self._LIBC.sync_file_range(self._file.fileno(), *span, self._WRITE)  # advice: a failure changes nothing
+        self._pending.append(self._thread.submit(self._file.write, data))
 
     def finish(self) -> None:
         while self._pending:

@@ -114,7 +114,7 @@ def test_folders_that_cannot_be_compared(dense, branched, tmp_path):
 
 
 def test_a_change_beyond_the_first_block_is_found_at_its_row(branched, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_bar.weights.folder._CHUNK_BYTES", 16 * 4 * 5)
+    monkeypatch.setattr("megatron_bar.weights.folder.BLOCK_BYTES", 16 * 4 * 5)
     after = copy_with(branched, tmp_path / "after", flip_bit("model.embed_tokens.weight", 13))
     with pytest.raises(BarError, match="got a change in row 13"):
         verify(branched, after, MIDTRAIN)

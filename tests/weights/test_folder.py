@@ -44,7 +44,7 @@ def test_few_files_stay_open(sharded):
 
 
 def test_large_tensors_come_in_chunks(dense, monkeypatch):
-    monkeypatch.setattr("megatron_bar.weights.folder._CHUNK_BYTES", 16 * 4 * 5)
+    monkeypatch.setattr("megatron_bar.weights.folder.BLOCK_BYTES", 16 * 4 * 5)
     folder, name = Folder.open(dense), "model.embed_tokens.weight"
     assert [len(chunk) for chunk in folder.chunks(name)] == [5, 5, 5, 4]
     assert torch.equal(torch.cat(list(folder.chunks(name))), load_tensors(dense)[name])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.safetensors_io import read_header, tensor_bytes, write_file
+from megatron_bar.weights.safetensors_io import read_blocks, read_header, tensor_bytes, write_file
 
 
 def by_hand(path: Path, header, data: bytes) -> Path:
@@ -68,7 +68,7 @@ def test_every_truncation_of_a_file_is_refused(tmp_path):
     blocks = {"a": torch.ones(3, 2).bfloat16().split(2), "b": [torch.ones(1).bfloat16()]}
     write_file(file, {"a": (3, 2), "b": (1,)}, "bfloat16", blocks.items())
     size = file.stat().st_size
-    assert read_header(file) == {"a": ("bfloat16", (3, 2)), "b": ("bfloat16", (1,))}
+    assert read_header(file) == {"a": ("bfloat16", (3, 2), size - 14), "b": ("bfloat16", (1,), size - 2)}
     for length in reversed(range(size)):
         os.truncate(file, length)
         with pytest.raises(BarError, match=r"whole\.safetensors"):
@@ -94,7 +94,11 @@ def test_what_is_written_is_what_the_library_reads(tmp_path_factory, layout, dty
     tensors = {name: torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for name, shape in layout.items()}
     file = tmp_path_factory.mktemp("io") / "x.safetensors"
     write_file(file, layout, dtype, ((name, [tensor]) for name, tensor in tensors.items()))
-    assert read_header(file) == {name: (dtype, shape) for name, shape in layout.items()}
+    header = read_header(file)
+    assert {name: (given, shape) for name, (given, shape, _) in header.items()} == {n: (dtype, s) for n, s in layout.items()}
+    for name, (_, shape, offset) in header.items():
+        for size in (1, 64, 1 << 20):
+            assert torch.equal(torch.cat(list(read_blocks(file, dtype, shape, offset, size))), tensors[name])
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata() == {"format": "pt"}
         assert set(opened.keys()) == set(layout)
