@@ -25,6 +25,7 @@ from megatron_bar.experts.branch import branch
 from megatron_bar.experts.merge import merge
 from megatron_bar.weights.describe import describe
 from megatron_bar.weights.folder import INDEX, Folder
+from megatron_bar.weights.hashes import hash_units
 from megatron_bar.weights.hf_config import tensor_shapes
 from megatron_bar.weights.manifest import MANIFEST, read_manifest
 
@@ -131,12 +132,13 @@ def test_every_mutation_opens_or_is_refused_in_one_line(name, count, branched, l
         assert lines is not None or merged is None, "the merge took what does not open"
         assert set(os.listdir(root)) == beside | ({"out"} if merged else set()) and sorted(os.listdir(folder)) == names
         if merged:
-            Folder.open(out).check_finite()
+            hash_units(Folder.open(out), finite=True)
             shutil.rmtree(out)
         results["opened" if lines else "refused"] += 1
         results["merged"] += merged is not None
 
     each()
-    assert results["opened"] + results["refused"] >= count and results["refused"] > results["opened"] > 0, results
+    assert results["opened"] + results["refused"] >= count and results["refused"] > results["opened"], results
+    assert results["opened"] or name == SHARD, "no mutation was harmless; of tensors the receipts leave none"
     cases = f"{count:,} cases of {'a safetensors header' if name == SHARD else name}"
     record_property("figure", f"fuzz: {cases}: {results['refused']:,} refused in one line, the others opened, 0 left anything")
