@@ -16,6 +16,7 @@ from megatron_bar.conversion.dist_files import Checkpoint, checkpoint_ops, requi
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.weights import writer
+from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.describe import checkpoint_config
 from megatron_bar.weights.folder import Folder, Progress, require_tokenizer, silent
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
@@ -32,7 +33,7 @@ the name that it will have, the largest difference of the logits over max(1, max
 def import_folder(source: Path, out: Path, *, verify: writer.Verify = "weights", progress: Progress = silent) -> ModelConfig:
     """Writes ``source`` as the checkpoint ``out``, and by ``verify`` reads it back; returns what it holds."""
     source, out = Path(source), Path(out)
-    writer.check_out(out)
+    check_out(out)
     folder = Folder.open(source)
     require_dtype(folder.config, source)
     require_tokenizer(source, folder.config.vocab_size)
@@ -67,7 +68,7 @@ def export_checkpoint(
     With ``check`` also what that returned of the folder, before it got its name.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    writer.check_out(out)
+    check_out(out)
     manifest = read_manifest(checkpoint)
     config = checkpoint_config(checkpoint, manifest)
     require_tokenizer(checkpoint, config.vocab_size)

@@ -19,13 +19,14 @@ from blake3 import blake3
 
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
+from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hashes import Units, anchor_hash, folder_hash
 from megatron_bar.weights.hf_config import DENSE
 from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Source, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out, write_folder
+from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
 
 RouterInit = Literal["normal", "domain", "zero"]
 ROUTER_STD = 0.02

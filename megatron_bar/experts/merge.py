@@ -19,12 +19,13 @@ from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
 from megatron_bar.experts.inputs import Input, check_arguments, moved_anchor, open_inputs
 from megatron_bar.experts.shared import Combination
+from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index, with_expert
 from megatron_bar.weights.hashes import anchor_hash, folder_hash
 from megatron_bar.weights.manifest import DOMAIN, Manifest, Source
 from megatron_bar.weights.receipts import Proven
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, check_out, write_folder
+from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
 
 MEAN = Combination()
 """As published."""

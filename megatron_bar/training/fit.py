@@ -18,8 +18,8 @@ from megatron_bar.training.metrics import Log
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
+from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.manifest import Manifest
-from megatron_bar.weights.writer import check_out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,7 @@
 """Writes a Hugging Face folder that appears only when it is whole, and goes on after a kill.
 
-Everything goes into `.<name>.partial/folder` beside the target, is fsynced, read back from the disk, and renamed as the last
-act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.) Beside that folder lie a lock, what the
-writer was asked for (`job.json`), and the hashes of every finished file: the same job started again keeps those files.
+Everything goes into a hidden folder beside the target (claim.py), is fsynced, read back from the disk, and renamed as the last
+act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
 
 In one process: `write_folder`. In a distributed saver: rank 0 `start`s, rank r calls `write_shard(k, ...)` for the shards it
 owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0 aborts its claim.
@@ -10,13 +9,10 @@ The split into files is `plan_shards`, a pure function of the config, so that al
 """
 
 import dataclasses
-import fcntl
-import json
 import math
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +22,10 @@ import torch
 
 import megatron_bar
 from megatron_bar.errors import BarError
+from megatron_bar.weights.claim import Claim, check_out, write_json
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder, Progress, companions, silent
 from megatron_bar.weights.hashes import Units, config_hash, hash_units, hashed, require_units
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
-from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE, Tensors, write_file
 
@@ -79,108 +75,6 @@ def shard_name(k: int, plan: Plan) -> str:
     return SINGLE if len(plan) == 1 else f"model-{k + 1:05d}-of-{len(plan):05d}.safetensors"
 
 
-def check_out(out: Path | str) -> None:
-    """Refuses a target that would be overwritten; called before anything expensive."""
-    expected = f"{out}: expected a new or empty folder to write to"
-    try:
-        is_folder = stat.S_ISDIR(Path(out).lstat().st_mode)
-        is_full = is_folder and any(Path(out).iterdir())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:  # a name too long or with a NUL, a file as parent, no permission
-        raise BarError(f"{expected}, got {error}") from None
-    if not is_folder:
-        raise BarError(f"{expected}, got a file or link")
-    if is_full:
-        home = _home(Path(out).resolve())
-        if home.is_dir() and not (home / "folder").exists():  # a kill came right behind the folder's renaming
-            shutil.rmtree(home, ignore_errors=True)
-        raise BarError(f"{expected}, got one that is not empty")
-
-
-def _home(out: Path) -> Path:
-    return out.parent / f".{out.name}.partial"
-
-
-class Claim:
-    """The right to write ``out``, held by a lock until it is published, aborted or left for the next run."""
-
-    def __init__(self, out: Path):
-        self.out, self.home = out, _home(out)
-        self.path = self.home / "folder"
-        """What becomes ``out``."""
-        while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.leave()
-                raise BarError(f"{out}: expected to be its only writer, got another process at work in {self.home}") from None
-            if self._is_mine():
-                return
-            self.leave()  # its last holder removed it in between
-
-    def _is_mine(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._lock), (self.home / "lock").stat()) and self.path.is_dir()
-        except FileNotFoundError:
-            return False
-
-    def take_up(self, job: dict | None) -> None:
-        """Keeps what an earlier run of the same ``job`` left, else empties the place."""
-        file, wanted = self.home / "job.json", None if job is None else json.loads(json.dumps(job))
-        try:
-            same = wanted is not None and read_object(file, expected="a job") == wanted
-        except BarError:
-            same = False
-        if not same:
-            shutil.rmtree(self.path)
-            for left in self.home.glob("*.json"):
-                left.unlink()
-            self.path.mkdir()
-            if wanted is not None:
-                _write_whole(file, wanted)
-
-    def finished(self, name: str) -> Units | None:
-        """The hashes of what the file ``name`` holds, if it was finished by an earlier run."""
-        record = self.home / f"{name}.json"
-        if not (record.is_file() and (self.path / name).is_file()):
-            (self.path / name).unlink(missing_ok=True)
-            return None
-        return read_object(record, expected="the hashes of a finished file")
-
-    def record(self, name: str, units: Units) -> None:
-        _write_whole(self.home / f"{name}.json", units)
-
-    @property
-    def has_finished_files(self) -> bool:
-        return any(self.home.glob("*.safetensors.json"))
-
-    def publish(self) -> None:
-        publish(self.path, self.out)
-        self.abort()
-
-    def abort(self) -> None:
-        """Removes what is not published."""
-        shutil.rmtree(self.home, ignore_errors=True)
-        self.leave()
-
-    def leave(self) -> None:
-        os.close(self._lock)
-
-
-def publish(folder: Path, out: Path) -> None:
-    """The last act: everything on disk, then the folder under its own name."""
-    try:
-        for file in (*folder.iterdir(), folder):
-            _fsync(file)
-        folder.rename(out)  # replaces an empty folder, fails on any other
-        _fsync(out.parent)
-    except OSError as error:
-        raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
-
-
 def start(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> Claim:
     """Claims ``out``, on whose file system ``nbytes`` must fit. ``job``: all that the output depends on; what a killed run of
     the same one finished is kept."""
@@ -198,7 +92,7 @@ def start(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> Claim
         if nbytes - there > free:
             raise BarError(f"{out}: not enough space: expected {nbytes - there} bytes free, got {free}")
     except (BarError, OSError):
-        claim.abort()
+        claim.leave() if claim.has_finished_files else claim.abort()
         raise
     return claim
 
@@ -318,19 +212,15 @@ def _watched(produce: Callable[[str], Iterable[torch.Tensor]], names: list[str],
     return ((name, blocks(name)) for name in names)
 
 
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 def _write_small_files(partial: Path, config: ModelConfig, plan: Plan, source: Path) -> None:
     write_index(partial, config, plan)
     hf = config.to_hf()
-    _write_json(partial / "config.json", hf)
+    write_json(partial / "config.json", hf)
     copy_companions(source, partial)
     generation = partial / "generation_config.json"
     if not generation.exists():
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-        _write_json(generation, {key: hf[key] for key in tokens if hf[key] is not None})
+        write_json(generation, {key: hf[key] for key in tokens if hf[key] is not None})
 
 
 def write_index(folder: Path, config: ModelConfig, plan: Plan) -> None:
@@ -338,7 +228,7 @@ def write_index(folder: Path, config: ModelConfig, plan: Plan) -> None:
     if len(plan) > 1:
         weight_map = {name: shard_name(k, plan) for k, names in enumerate(plan) for name in names}
         total = sum(_nbytes(config, plan).values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -355,19 +245,3 @@ def verify_units(folder: Folder, units: Units, progress: Progress) -> None:
     found = hash_units(folder, names, progress=progress)
     for name in names:
         require_units(folder, name, found, units, "it was written")
-
-
-def _write_whole(path: Path, value: dict) -> None:
-    """A JSON file that appears when it is whole."""
-    beside = path.with_suffix(".tmp")
-    _write_json(beside, value)
-    _fsync(beside)
-    beside.rename(path)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

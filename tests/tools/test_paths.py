@@ -79,6 +79,11 @@ def out_linked_to(target: str) -> Act:
     return act
 
 
+def partial_linked(p, run):
+    (p / ".out.partial").symlink_to("../../elsewhere")
+    return run("tools/branch_expert.py", "--anchor", p / "dense", "--domain-init", p / "dense", "--out", p / "out")
+
+
 def tokens_to_a_link(p, run):
     (p / "out").symlink_to("../../elsewhere")
     given = ("--input", p / "x.jsonl", "--kind", "chat", "--tokenizer", p / "dense", "--out", p / "out", "--processes", 1)
@@ -130,13 +135,14 @@ HOSTILE: dict[str, tuple[Act, bool]] = {
     "an expert on the command line, dots": (expert_named(".."), True),
     "an expert on the command line, with NUL": (expert_named("a\0b"), True),
     "an expert in a manifest, upwards": (manifest_naming(name=EVIL), False),
-    "an expert in a manifest, its stages": (manifest_naming(stages=[EVIL]), False),
+    "an expert in a manifest, its stages": (manifest_naming(trained=[{"stage": EVIL, "policy": EVIL, "data": {EVIL: EVIL}}]), False),
     "an expert in a recipe": (recipe_naming(f"experts.0.name={EVIL}"), True),
     "a recipe": (recipe_naming(f"name={EVIL}"), True),
     "a stage in a recipe": (recipe_naming(f"experts.0.runs.0.stage.name={EVIL}"), True),
     "a checkpoint's data file": (checkpoint_data_elsewhere, True),
     "a folder linked as output": (out_linked_to("../../elsewhere"), True),
     "nothing, linked as output": (out_linked_to("../../elsewhere/new"), True),
+    "a link where the folder is written": (partial_linked, True),
     "token files to a link": (tokens_to_a_link, True),
     "token files, the unfinished folder linked": (partial_tokens_linked, True),
     "a tokenizer linked from elsewhere": (companion_linked, False),

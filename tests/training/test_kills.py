@@ -1,56 +1,23 @@
 """SIGKILL while checkpoints are written: at every call that touches the disk, and at random. A run started again is the same."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from distributed import start_process
+from kill_points import count_calls
 from tiny_fit import finish, left, logs, make_source, train
 
 from megatron_bar.training import checkpoint
 from megatron_bar.training.fit import remove_leftovers
 
-CALLS = {"open", "mkdir", "write", "flush", "fsync", "close", "rename", "replace", "unlink", "rmdir", "update_mmap"}
 
-
-def count_calls(source: Path, folder: Path, report: Path, kill_at: int | None) -> None:
-    """A run whose calls into the operating system under checkpoint.py are counted, before and after each; killed at one.
-
-    Seen by the interpreter's own profiler, in all threads: nothing is replaced.
-    """
-    count, lock = [], threading.Lock()
-
-    def saves(frame) -> bool:
-        while frame is not None:
-            if frame.f_code.co_filename == checkpoint.__file__:
-                return True
-            frame = frame.f_back
-        return False
-
-    def note(frame, event: str, function) -> None:
-        if event not in ("c_call", "c_return") or function.__name__ not in CALLS or not saves(frame):
-            return
-        with lock:
-            count.append(f"{'before' if event == 'c_call' else 'after'} {function.__name__}")
-            if len(count) == kill_at:
-                report.write_text(count[-1])
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.setprofile(note)
-    sys.setprofile(note)
-    try:
-        train(source, folder)
-    finally:
-        sys.setprofile(None)
-        if kill_at is None:
-            report.write_text(json.dumps(count))
+def counted(source: Path, folder: Path, report: Path, kill_at: int | None) -> None:
+    count_calls(checkpoint.__file__, report, kill_at, train, source, folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +26,7 @@ def straight(tmp_path_factory):
     root = tmp_path_factory.mktemp("straight")
     source = make_source(root / "two")
     (root / "counted").mkdir()
-    process = start_process(count_calls, source, root / "counted", root / "calls", None, output=root / "output")
+    process = start_process(counted, source, root / "counted", root / "calls", None, output=root / "output")
     process.join()
     assert process.exitcode == 0
     assert finish(source, root / "run")[0] == 0
@@ -97,7 +64,7 @@ def kills(straight, root: Path, at_points: int, at_random: int) -> tuple[int, se
         killed += kill_and_finish(
             straight,
             root / f"point-{point}",
-            lambda folder: start_process(count_calls, source, folder, report, point, output=root / "output"),  # noqa: B023
+            lambda folder: start_process(counted, source, folder, report, point, output=root / "output"),  # noqa: B023
         )
         seen.add(report.read_text())
     for number in range(at_random):

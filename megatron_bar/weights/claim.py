@@ -1,0 +1,140 @@
+"""The place where a folder is written before it has its name: one writer at a time, and finished files outlive a kill.
+
+Beside the target lies `.<name>.partial`: `folder`, which becomes the target by a rename; `lock`, held while a process lives; what
+the writer was asked for (`job.json`), and the hashes of every finished file. The same job started again keeps those files.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.hashes import Units
+from megatron_bar.weights.json_file import read_object
+
+
+def check_out(out: Path | str) -> None:
+    """Refuses a target that would be overwritten; called before anything expensive."""
+    expected = f"{out}: expected a new or empty folder to write to"
+    try:
+        is_folder = stat.S_ISDIR(Path(out).lstat().st_mode)
+        is_full = is_folder and any(Path(out).iterdir())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # a name too long or with a NUL, a file as parent, no permission
+        raise BarError(f"{expected}, got {error}") from None
+    if not is_folder:
+        raise BarError(f"{expected}, got a file or link")
+    if is_full:
+        home = _home(Path(out).resolve())
+        if home.is_dir() and not (home / "folder").exists():  # a kill came right behind the folder's renaming
+            shutil.rmtree(home, ignore_errors=True)
+        raise BarError(f"{expected}, got one that is not empty")
+
+
+def _home(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
+class Claim:
+    """The right to write ``out``, held by a lock until it is published, aborted or left for the next run."""
+
+    def __init__(self, out: Path):
+        self.out, self.home = out, _home(out)
+        self.path = self.home / "folder"
+        """What becomes ``out``."""
+        if self.home.is_symlink():
+            raise BarError(f"{self.home}: expected a folder of our own, got a link")
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.leave()
+                raise BarError(f"{out}: expected to be its only writer, got another process at work in {self.home}") from None
+            if self._is_mine():
+                return
+            self.leave()  # its last holder removed it in between
+
+    def _is_mine(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock), (self.home / "lock").stat()) and self.path.is_dir()
+        except FileNotFoundError:
+            return False
+
+    def take_up(self, job: dict | None) -> None:
+        """Keeps what an earlier run of the same ``job`` left, else empties the place."""
+        file, wanted = self.home / "job.json", None if job is None else json.loads(json.dumps(job))
+        try:
+            same = wanted is not None and read_object(file, expected="a job") == wanted
+        except BarError:
+            same = False
+        if not same:
+            shutil.rmtree(self.path)
+            for left in self.home.glob("*.json"):
+                left.unlink()
+            self.path.mkdir()
+            if wanted is not None:
+                write_whole(file, wanted)
+
+    def finished(self, name: str) -> Units | None:
+        """The hashes of what the file ``name`` holds, if it was finished by an earlier run."""
+        record = self.home / f"{name}.json"
+        if not (record.is_file() and (self.path / name).is_file()):
+            (self.path / name).unlink(missing_ok=True)
+            return None
+        return read_object(record, expected="the hashes of a finished file")
+
+    def record(self, name: str, units: Units) -> None:
+        write_whole(self.home / f"{name}.json", units)
+
+    @property
+    def has_finished_files(self) -> bool:
+        return any(self.home.glob("*.safetensors.json"))
+
+    def publish(self) -> None:
+        publish(self.path, self.out)
+        self.abort()
+
+    def abort(self) -> None:
+        """Removes what is not published."""
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.leave()
+
+    def leave(self) -> None:
+        os.close(self._lock)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """The last act: everything on disk, then the folder under its own name."""
+    try:
+        for file in (*folder.iterdir(), folder):
+            _fsync(file)
+        folder.rename(out)  # replaces an empty folder, fails on any other
+        _fsync(out.parent)
+    except OSError as error:
+        raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_whole(path: Path, value: dict) -> None:
+    """A JSON file that appears when it is whole."""
+    beside = path.with_suffix(".tmp")
+    write_json(beside, value)
+    _fsync(beside)
+    beside.rename(path)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
