@@ -124,7 +124,7 @@ def make(work: Path, only: list[str]) -> list[Case]:
             two,
             two,
         ),
-        # Of the branched folder the domain expert is not read.
+        # Of the branched folder the domain expert is not read without --verify; the ratios count it for neither.
         Case("merge", (tool("merge_experts"), *merge), out, (branched, *experts), 3 * two - ffn, two + ffn),
     ]
 

@@ -111,7 +111,16 @@ def _near(value) -> list:
     if isinstance(value, bool):
         return [not value, int(value), str(value)]
     if isinstance(value, int | float):
-        return [value + 1, value - 1, -value, 2 * value, float(value), str(value), [value], bool(value)]
+        return [
+            value + 1,
+            value - 1,
+            -value,
+            2 * value,
+            f"{value}.0" if abs(value) > 1e300 else float(value),
+            str(value),
+            [value],
+            bool(value),
+        ]
     if isinstance(value, str):
         return [value.upper(), value + "\0", f"../{value}", f"{value} ", value[:-1], [value], value * 2]
     return [None]

@@ -8,6 +8,7 @@ Other ways to combine what is shared: shared.py.
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,10 @@ def merge_inputs(
 
     def produce(name: str) -> Iterable[Tensor]:
         if classify(name) is ParamGroup.DOMAIN_EXPERT:
-            return inputs[expert_index(name)].source.blocks(with_expert(name, 1))
+            slot = expert_index(name)
+            if slot == 1 and verify != "none":
+                deque(inputs[0].source.blocks(name), maxlen=0)  # not in the result, but of the branch that its hash names
+            return inputs[slot].source.blocks(with_expert(name, 1))
         if classify(name) is ParamGroup.ROUTER:
             return [_router(name, inputs, shared, kept)]
         return _combined(name, inputs, shared, prove=verify != "none")

@@ -135,7 +135,7 @@ HOSTILE: dict[str, tuple[Act, bool]] = {
     "an expert on the command line, dots": (expert_named(".."), True),
     "an expert on the command line, with NUL": (expert_named("a\0b"), True),
     "an expert in a manifest, upwards": (manifest_naming(name=EVIL), False),
-    "an expert in a manifest, its stages": (manifest_naming(trained=[{"stage": EVIL, "policy": EVIL, "data": {EVIL: EVIL}}]), False),
+    "an expert in a manifest, its stages": (manifest_naming(trained=[{"stage": EVIL, "data": {EVIL: EVIL}}]), False),
     "an expert in a recipe": (recipe_naming(f"experts.0.name={EVIL}"), True),
     "a recipe": (recipe_naming(f"name={EVIL}"), True),
     "a stage in a recipe": (recipe_naming(f"experts.0.runs.0.stage.name={EVIL}"), True),
