@@ -36,7 +36,14 @@ def exported(out: Path, tokenizer: Path, experts: str, dtype: str, shard: int) -
         return values.to(getattr(torch, dtype))
 
     manifest = Manifest(family=family, kind="routed" if EXPERTS[experts] else "dense")
-    write_folder(out, config, tensor, companions_from=tokenizer, manifest=lambda _: manifest, max_shard_bytes=shard)
+    write_folder(
+        out,
+        config,
+        lambda name: [tensor(name)],
+        companions_from=tokenizer,
+        manifest=lambda *_: manifest,
+        max_shard_bytes=shard,
+    )
     assert (out / (SINGLE if shard > 10**6 else INDEX)).is_file()
     return out
 
