@@ -12,11 +12,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron_bar.conversion.dist_files import Checkpoint, checkpoint_ops, require_dtype, write_checkpoint
+import megatron_bar
+from megatron_bar.conversion.dist_files import (
+    Checkpoint,
+    Items,
+    checkpoint_ops,
+    checkpoint_shapes,
+    data_file,
+    require_dtype,
+    write_description,
+    write_items,
+)
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.weights import writer
-from megatron_bar.weights.claim import check_out
+from megatron_bar.weights.claim import Claim, check_out, claimed
 from megatron_bar.weights.describe import checkpoint_config
 from megatron_bar.weights.folder import Folder, Progress, require_tokenizer, silent
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
@@ -30,27 +40,58 @@ LogitsCheck = Callable[[Path, ModelConfig, Folder, Path], float]
 the name that it will have, the largest difference of the logits over max(1, max|logit|)."""
 
 
-def import_folder(source: Path, out: Path, *, verify: writer.Verify = "weights", progress: Progress = silent) -> ModelConfig:
-    """Writes ``source`` as the checkpoint ``out``, and by ``verify`` reads it back; returns what it holds."""
+def import_folder(
+    source: Path,
+    out: Path,
+    *,
+    max_file_bytes: int = writer.DEFAULT_SHARD_BYTES,
+    verify: writer.Verify = "weights",
+    progress: Progress = silent,
+) -> ModelConfig:
+    """Writes ``source`` as the checkpoint ``out``, and by ``verify`` reads it back; returns what it holds.
+
+    Started again after a kill it keeps the data files that were finished.
+    """
     source, out = Path(source), Path(out)
     check_out(out)
     folder = Folder.open(source)
-    require_dtype(folder.config, source)
-    require_tokenizer(source, folder.config.vocab_size)
-    manifest, units = _manifest(folder), Proven.open(folder).prove(progress)
-    claim = writer.start(out, folder.nbytes)
-    try:
-        write_checkpoint(claim.path, _cut(folder, out, progress))
+    config = folder.config
+    require_dtype(config, source)
+    require_tokenizer(source, config.vocab_size)
+    manifest, units = _manifest(folder), Proven.open(folder, finite=verify != "none").prove(progress)
+    sizes = {key: shape.numel() * ITEMSIZE[config.dtype] for key, shape in checkpoint_shapes(config).items()}
+    plan = writer.plan_files(sizes, max_file_bytes)
+    job = {"import": folder.fingerprint(), "plan": plan, "version": megatron_bar.__version__}
+    with claimed(out, folder.nbytes, job=job) as claim:
+        write_description(claim.path, config, _write_files(claim, folder, plan, sizes, progress))
         if verify == "weights":
-            _compare(claim.path, out, folder.config, units, progress)
+            _compare(claim.path, out, config, units, progress)
         writer.copy_companions(source, claim.path)
-        config = folder.config
         replace(manifest, config=config.to_hf(), tensors=units, config_hash=config_hash(config)).write(claim.path)
         claim.publish()
-    except BaseException:
-        claim.abort()
-        raise
-    return folder.config
+    return config
+
+
+def _write_files(claim: Claim, folder: Folder, plan: writer.Plan, sizes: dict[str, int], progress: Progress) -> dict[str, Items]:
+    """The data files, but those that an earlier run finished, and what lies in each."""
+    ops, files = checkpoint_ops(folder.config), {}
+    with progress(f"writing {claim.out.name}", folder.nbytes) as advance:
+
+        def cut(keys: list[str]) -> Iterator[tuple[str, Tensor]]:
+            for key in keys:
+                yield key, ops[key].cut(folder.slice, 0, 1)
+                advance(sizes[key])
+
+        for k, keys in enumerate(plan):
+            name = data_file(k)
+            items = claim.finished(name)
+            if items is None:
+                items = write_items(claim.path / name, cut(keys), common=k == 0)
+                claim.record(name, items)
+            else:
+                advance(sum(sizes[key] for key in keys))
+            files[name] = items
+    return files
 
 
 def export_checkpoint(
@@ -108,15 +149,6 @@ def _manifest(folder: Folder) -> Manifest:
         return read_manifest(folder.path)
     kind = "routed" if folder.config.family == MOE else "dense"
     return Manifest(family=folder.config.family, kind=kind, notes=("imported from a folder without a manifest: lineage unknown",))
-
-
-def _cut(folder: Folder, out: Path, progress: Progress) -> Iterator[tuple[str, Tensor]]:
-    """Every key with its tensor."""
-    with progress(f"writing {out.name}", folder.nbytes) as advance:
-        for key, op in checkpoint_ops(folder.config).items():
-            tensor = op.cut(folder.slice, 0, 1)
-            yield key, tensor
-            advance(tensor.nbytes)
 
 
 def _compare(partial: Path, out: Path, config: ModelConfig, units: Units, progress: Progress) -> None:

@@ -8,6 +8,7 @@ Left out: compressed items, and optimizer state, which is left alone. Like torch
 
 import json
 import mmap
+import os
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,10 +30,11 @@ from megatron_bar.conversion.dist_metadata import Places, read_metadata
 from megatron_bar.conversion.ops import GateUp, Rows, WeightOp, Whole
 from megatron_bar.conversion.parameters import DTYPES, weight_ops
 from megatron_bar.errors import BarError
-from megatron_bar.weights.folder import blocks, is_finite
+from megatron_bar.weights.folder import blocks, fingerprint, is_finite
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 
-_DATA = "__0_0.distcp"
+Items = dict[str, list[int]]
+"""Of one data file: where the item of each key begins, and how many bytes it takes."""
 _COMMON = "common_state/shard_0_1"
 """Megatron's key of what is no tensor: in a checkpoint of weights, an empty dictionary."""
 
@@ -74,21 +76,18 @@ class Checkpoint:
         self._held: tuple[str, dict[str, Tensor]] = ("", {})
         self._compare()
 
-    def fingerprint(self) -> list[list]:
-        """What tells cheaply that the checkpoint is still the same: file names, sizes, times."""
-        found = [(path.name, path.stat()) for path in sorted(self.folder.iterdir()) if path.is_file()]
-        return [str(self.folder.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in found)]
+    def fingerprint(self) -> list:
+        return [str(self.folder.resolve()), *fingerprint(self.folder.iterdir())]
 
     def _compare(self) -> None:
         """It holds the model's tensors in the model's shapes and dtype, and no other."""
-        path, shapes = self.folder / ".metadata", tensor_shapes(self.config)
+        path, shapes = self.folder / ".metadata", checkpoint_shapes(self.config)
         if missing := sorted(self._ops.keys() - self.tensors.keys()):
             raise BarError(f"{path}: another model's checkpoint: expected tensor {missing[0]!r}, got no such tensor")
         if surplus := sorted(self.tensors.keys() - self._ops.keys()):
             raise BarError(f"{path}: another model's checkpoint: expected no tensor {surplus[0]!r}, got one")
         for key, op in self._ops.items():
-            shape = op.cut(lambda name: torch.empty(shapes[name], device="meta"), 0, 1).shape
-            expected = (list(shape), DTYPES[self.config.dtype])
+            expected = (list(shapes[key]), DTYPES[self.config.dtype])
             found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
             if isinstance(op, Rows) and found[0] and 0 <= found[0][0] - self.config.vocab_size < self.config.num_kv_heads:
                 expected[0][0] = found[0][0]  # padded for another tensor parallelism, at most one rank per key/value head
@@ -147,27 +146,59 @@ class Checkpoint:
         return self._maps[name]
 
 
-def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Writes (key, tensor) pairs, held one at a time, as the checkpoint of a single rank."""
-    known: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    places: Places = {}
-    try:
-        with (folder / _DATA).open("xb") as file:
+def checkpoint_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Of every key, as it is written here: whole, with the true vocabulary."""
+    shapes = tensor_shapes(config)
 
-            def add(index: MetadataIndex, item) -> None:
+    def empty(name: str) -> Tensor:
+        return torch.empty(shapes[name], device="meta")
+
+    return {key: op.cut(empty, 0, 1).shape for key, op in checkpoint_ops(config).items()}
+
+
+def data_file(k: int) -> str:
+    return f"__0_{k}.distcp"
+
+
+def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bool) -> Items:
+    """Writes and fsyncs a data file of (key, tensor) pairs, held one at a time; ``common``: and of Megatron's common state."""
+    items: Items = {}
+    try:
+        with path.open("wb") as file:
+
+            def add(key: str, item) -> None:
                 start = file.tell()
                 torch.save(item, file)
-                places[index] = _StorageInfo(_DATA, start, file.tell() - start)
+                items[key] = [start, file.tell() - start]
 
-            add(MetadataIndex(_COMMON), [{}])
-            known[_COMMON] = BytesStorageMetadata()
+            if common:
+                add(_COMMON, [{}])
             for key, tensor in tensors:
-                if tensor.untyped_storage().nbytes() != tensor.nbytes:
-                    tensor = tensor.clone()  # torch.save would write all that the view is a part of
-                chunk = ChunkStorageMetadata(offsets=torch.Size([0] * tensor.dim()), sizes=tensor.shape)
-                add(MetadataIndex(key, chunk.offsets), tensor)
-                properties = TensorProperties.create_from_tensor(tensor)
-                known[key] = TensorStorageMetadata(properties=properties, size=tensor.shape, chunks=[chunk])
+                # torch.save would write all that a view is a part of.
+                add(key, tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's own writer makes a RuntimeError of what it cannot write
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise BarError(f"{path}: the checkpoint could not be written: {reason}") from None
+    return items
+
+
+def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]) -> None:
+    """``.metadata`` and what Megatron wants beside it, for the data files and what lies in each."""
+    known: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    places: Places = {}
+    shapes, properties = checkpoint_shapes(config), TensorProperties(dtype=DTYPES[config.dtype])
+    for name, items in files.items():
+        for key, (start, length) in items.items():
+            if key == _COMMON:
+                known[key], index = BytesStorageMetadata(), MetadataIndex(key)
+            else:
+                chunk = ChunkStorageMetadata(offsets=torch.Size([0] * len(shapes[key])), sizes=shapes[key])
+                known[key] = TensorStorageMetadata(properties=properties, size=shapes[key], chunks=[chunk])
+                index = MetadataIndex(key, chunk.offsets)
+            places[index] = _StorageInfo(name, start, length)
+    try:
         (folder / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=known, storage_data=places)))
         (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
     except OSError as error:

@@ -15,7 +15,15 @@ from megatron_bar.weights.hashes import folder_hash, units_of
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.manifest import ARTIFACT, MANIFEST, Manifest, read_manifest
 from megatron_bar.weights.receipts import Proven, receipts
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, claimed, plan_shards, verify_units, write_files, write_index
+from megatron_bar.weights.writer import (
+    DEFAULT_SHARD_BYTES,
+    Verify,
+    claim_files,
+    plan_shards,
+    verify_units,
+    write_files,
+    write_index,
+)
 
 CARD = "README.md"
 _ALWAYS = {ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
@@ -43,7 +51,7 @@ def extract(
     names = [name for name in folder.tensors if classify(name) in _ALWAYS or _differs(folder, name, units, before)]
     source, plan = Proven(folder, units), plan_shards(folder.config, folder.dtype, max_shard_bytes, only=set(names))
     job = {"extract": [folder.fingerprint(), branched.fingerprint()]}
-    with claimed(out, folder.config, plan, job=job) as claim:
+    with claim_files(out, folder.config, plan, job=job) as claim:
         written = write_files(claim, folder.config, plan, source.blocks, progress=progress)
         write_index(claim.path, folder.config, plan)
         made = dataclasses.replace(manifest, kind=ARTIFACT, config=folder.config.to_hf())

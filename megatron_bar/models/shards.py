@@ -19,6 +19,7 @@ from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_rank_zero, share_error
 from megatron_bar.weights import writer
+from megatron_bar.weights.claim import start
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import expert_index
 from megatron_bar.weights.hashes import Units
@@ -111,7 +112,7 @@ def save_folder(
 
     def begin() -> Path:
         nonlocal claim
-        claim = writer.start(out, nbytes)
+        claim = start(out, nbytes)
         return claim.path
 
     folder = on_rank_zero(begin)

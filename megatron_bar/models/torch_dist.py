@@ -1,4 +1,4 @@
-"""Megatron's torch_dist checkpoints of weights: for those who go on with Megatron's own tools, and back.
+"""Megatron's torch_dist checkpoints of weights, read by Megatron into a model on any layout.
 
 Keys name global layers and global experts, so any layout reads a checkpoint. Megatron unpickles ``.metadata``, so
 `Checkpoint` looks at it first. Megatron's own ``load`` is not used: it also unpickles a "common state" without any
@@ -6,18 +6,15 @@ restriction (``load_common_state_dict`` in megatron-core 0.19.2), and neither a 
 in part is an error to it. Optimizer state beside the weights is left alone.
 """
 
-import queue
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import apply_factory_merges
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -34,27 +31,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _state(model: LanguageModel) -> dict:
+def weights_state(model: LanguageModel) -> dict:
+    """Megatron's description of what this rank holds."""
     # Every expert under its own key: Megatron's fused expert axis cannot have a frozen expert left out. Megatron adds
     # process groups to this dict, so it must not outlive them.
     metadata = {"singleton_local_shards": True}
     return {key: part for key, part in model.sharded_state_dict(metadata=metadata).items() if not key.endswith("_extra_state")}
 
 
-def save_weights(model: LanguageModel, folder: Path) -> None:
-    """Writes into ``folder``, which exists and is empty. Collective."""
-    # Megatron would spawn a process for this queue, which nobody but this process reads: it would outlive a kill.
-    filesystem_async._results_queue = queue.Queue()
-    try:
-        with _quiet():
-            dist_checkpointing.save(_state(model), str(folder), async_strategy=None)
-    except (CheckpointException, OSError) as error:
-        raise BarError(f"{folder}: the checkpoint could not be written: {_reason(error)}") from None
-
-
 def load_weights(model: LanguageModel, folder: Path) -> None:
     """Fills the model's parameters; a tensor that is missing, surplus, different or not finite is an error. Collective."""
-    state, _, factories = load_preprocess(_state(model))
+    state, _, factories = load_preprocess(weights_state(model))
     error = None
     try:
         Checkpoint(folder, model.shape)

@@ -1,7 +1,7 @@
 """The place where a folder is written before it has its name: one writer at a time, and finished files outlive a kill.
 
 Beside the target lies `.<name>.partial`: `folder`, which becomes the target by a rename; `lock`, held while a process lives; what
-the writer was asked for (`job.json`), and the hashes of every finished file. The same job started again keeps those files.
+the writer was asked for (`job.json`), and a record of every finished file. The same job started again keeps those files.
 """
 
 import fcntl
@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.json_file import read_object
 
 
@@ -81,20 +82,21 @@ class Claim:
             if wanted is not None:
                 write_whole(file, wanted)
 
-    def finished(self, name: str) -> Units | None:
-        """The hashes of what the file ``name`` holds, if it was finished by an earlier run."""
+    def finished(self, name: str) -> dict | None:
+        """What was recorded of the file ``name``, if it was finished by an earlier run."""
         record = self.home / f"{name}.json"
         if not (record.is_file() and (self.path / name).is_file()):
             (self.path / name).unlink(missing_ok=True)
             return None
-        return read_object(record, expected="the hashes of a finished file")
+        return read_object(record, expected="the record of a finished file")
 
-    def record(self, name: str, units: Units) -> None:
-        write_whole(self.home / f"{name}.json", units)
+    def record(self, name: str, about: dict) -> None:
+        """That the file is whole; ``about``, its tensors' hashes say, is what the next run wants to know of it."""
+        write_whole(self.home / f"{name}.json", about)
 
     @property
     def has_finished_files(self) -> bool:
-        return any(self.home.glob("*.safetensors.json"))
+        return any(file.name != "job.json" for file in self.home.glob("*.json"))
 
     def publish(self) -> None:
         publish(self.path, self.out)
@@ -120,6 +122,45 @@ def publish(folder: Path, out: Path) -> None:
         raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
 
 
+def start(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> Claim:
+    """Claims ``out``, on whose file system ``nbytes`` must fit. ``job``: all that the output depends on; what a killed run of
+    the same one finished is kept."""
+    check_out(out)
+    out = Path(out).resolve()
+    try:
+        claim = Claim(out)
+    except OSError as error:
+        raise BarError(f"{error.filename or out}: could not be made: {error.strerror}") from None
+    try:
+        check_out(out)  # somebody may have published it in between
+        claim.take_up(job)
+        there = sum(file.stat().st_size for file in claim.path.iterdir())
+        free = shutil.disk_usage(out.parent).free
+        if nbytes - there > free:
+            raise BarError(f"{out}: not enough space: expected {nbytes - there} bytes free, got {free}")
+    except (BarError, OSError):
+        claim.leave() if claim.has_finished_files else claim.abort()
+        raise
+    return claim
+
+
+@contextmanager
+def claimed(out: Path | str, nbytes: int, *, job: dict | None) -> Iterator[Claim]:
+    """A claim that is aborted on an error; on a termination its finished files wait for the same job."""
+    claim = start(out, nbytes, job=job)
+    try:
+        yield claim
+    except (KeyboardInterrupt, SystemExit):
+        if job is not None and claim.has_finished_files:
+            claim.leave()
+        else:
+            claim.abort()
+        raise
+    except BaseException:
+        claim.abort()
+        raise
+
+
 def write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -127,9 +168,12 @@ def write_json(path: Path, value: dict) -> None:
 def write_whole(path: Path, value: dict) -> None:
     """A JSON file that appears when it is whole."""
     beside = path.with_suffix(".tmp")
-    write_json(beside, value)
-    _fsync(beside)
-    beside.rename(path)
+    try:
+        write_json(beside, value)
+        _fsync(beside)
+        beside.rename(path)
+    except OSError as error:
+        raise BarError(f"{path}: could not be written: {error.strerror}") from None
 
 
 def _fsync(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import Folder, Progress, companions, read_tensors, silent
 from megatron_bar.weights.groups import POLICIES, classify
-from megatron_bar.weights.hashes import Units, anchor_hash, combine, config_hash, folder_hash, hash_units, require_units
+from megatron_bar.weights.hashes import Units, anchor_hash, combine, config_hash, folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config, tensor_shapes
 from megatron_bar.weights.manifest import ARTIFACT, MANIFEST, Certificate, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
@@ -53,9 +53,7 @@ def _artifact(path: Path, manifest: Manifest, *, hashes: bool, progress: Progres
     own = Folder(path, config, tensors)
     lines = [f"{path}: artifact of an expert, {len(tensors)} tensors, {own.nbytes:,} bytes", *_shape(config), *_lineage(manifest)]
     if hashes:
-        units = hash_units(own, finite=True, progress=progress)
-        for name in tensors:
-            require_units(own, name, units, manifest.tensors, f"{MANIFEST} was written")
+        Proven(own, manifest.tensors).prove(progress)
         lines += tick_table(tensors, "equals its receipt")
     return lines
 

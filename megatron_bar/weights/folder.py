@@ -58,6 +58,12 @@ class TensorInfo:
     nbytes: int
 
 
+def fingerprint(files: Iterable[Path]) -> list[list]:
+    """What tells cheaply, without reading the files, that they are still the same: names, sizes, times."""
+    found = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
+
+
 class Folder:
     """Made by `Folder.open`. Keeps at most four files open, whatever is read."""
 
@@ -90,11 +96,9 @@ class Folder:
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
 
-    def fingerprint(self) -> list[list]:
-        """What tells cheaply, without reading the tensors, that the folder is still the same: file names, sizes, times."""
+    def fingerprint(self) -> list:
         files = {self.path / "config.json", self.path / "manifest.json", *(info.file for info in self.tensors.values())}
-        found = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
-        return [str(self.path.resolve()), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in found)]
+        return [str(self.path.resolve()), *fingerprint(files)]
 
     def slice(self, name: str):
         """safetensors' lazy slice: `folder.slice(name)[a:b, c:d]` reads no more than that."""

@@ -3,8 +3,9 @@
 Everything goes into a hidden folder beside the target (claim.py), is fsynced, read back from the disk, and renamed as the last
 act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
 
-In one process: `write_folder`. In a distributed saver: rank 0 `start`s, rank r calls `write_shard(k, ...)` for the shards it
-owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0 aborts its claim.
+In one process: `write_folder`. In a distributed saver: rank 0 claims the place (`claim.start`), rank r calls
+`write_shard(k, ...)` for the shards it owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0
+aborts its claim.
 The split into files is `plan_shards`, a pure function of the config, so that all ranks agree without talking.
 """
 
@@ -13,8 +14,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ import torch
 
 import megatron_bar
 from megatron_bar.errors import BarError
-from megatron_bar.weights.claim import Claim, check_out, write_json
+from megatron_bar.weights.claim import Claim, claimed, write_json
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder, Progress, companions, silent
 from megatron_bar.weights.hashes import Units, config_hash, hash_units, hashed, require_units
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
@@ -57,15 +58,18 @@ def plan_shards(
 
     ``only``: of these; None: of all.
     """
+    sizes = {name: math.prod(shape) * ITEMSIZE[dtype] for name, shape in tensor_shapes(config).items()}
+    return plan_files({name: size for name, size in sizes.items() if only is None or name in only}, max_shard_bytes)
+
+
+def plan_files(sizes: dict[str, int], max_file_bytes: int) -> Plan:
+    """What file k holds, in order: a new file when the next of ``sizes``, in bytes, would not fit."""
     plan: Plan = []
     room = 0
-    for name, shape in tensor_shapes(config).items():
-        if only is not None and name not in only:
-            continue
-        size = math.prod(shape) * ITEMSIZE[dtype]
+    for name, size in sizes.items():
         if size > room:
             plan.append([])
-            room = max(size, max_shard_bytes)
+            room = max(size, max_file_bytes)
         plan[-1].append(name)
         room -= size
     return plan
@@ -73,28 +77,6 @@ def plan_shards(
 
 def shard_name(k: int, plan: Plan) -> str:
     return SINGLE if len(plan) == 1 else f"model-{k + 1:05d}-of-{len(plan):05d}.safetensors"
-
-
-def start(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> Claim:
-    """Claims ``out``, on whose file system ``nbytes`` must fit. ``job``: all that the output depends on; what a killed run of
-    the same one finished is kept."""
-    check_out(out)
-    out = Path(out).resolve()
-    try:
-        claim = Claim(out)
-    except OSError as error:
-        raise BarError(f"{error.filename or out}: could not be made: {error.strerror}") from None
-    try:
-        check_out(out)  # somebody may have published it in between
-        claim.take_up(job)
-        there = sum(file.stat().st_size for file in claim.path.iterdir())
-        free = shutil.disk_usage(out.parent).free
-        if nbytes - there > free:
-            raise BarError(f"{out}: not enough space: expected {nbytes - there} bytes free, got {free}")
-    except (BarError, OSError):
-        claim.leave() if claim.has_finished_files else claim.abort()
-        raise
-    return claim
 
 
 def write_shard(folder: Path, config: ModelConfig, plan: Plan, k: int, tensors: Tensors) -> Units:
@@ -152,28 +134,16 @@ def write_folder(
     ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were finished.
     """
     plan = plan_shards(config, config.dtype, max_shard_bytes)
-    with claimed(out, config, plan, job=job) as claim:
+    with claim_files(out, config, plan, job=job) as claim:
         units = write_files(claim, config, plan, produce, progress=progress)
         rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
         return finish(claim, **rest, units=units, verify=verify, progress=progress)
 
 
-@contextmanager
-def claimed(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> Iterator[Claim]:
-    """A claim for the files of ``plan`` that is aborted on an error; on a termination finished files wait for the same job."""
+def claim_files(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> AbstractContextManager[Claim]:
+    """`claimed` for the files of ``plan``."""
     whole = None if job is None else {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
-    claim = start(out, sum(_nbytes(config, plan).values()), job=whole)
-    try:
-        yield claim
-    except (KeyboardInterrupt, SystemExit):
-        if job is not None and claim.has_finished_files:
-            claim.leave()
-        else:
-            claim.abort()
-        raise
-    except BaseException:
-        claim.abort()
-        raise
+    return claimed(out, sum(_nbytes(config, plan).values()), job=whole)
 
 
 def _nbytes(config: ModelConfig, plan: Plan) -> dict[str, int]:

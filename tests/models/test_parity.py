@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from distributed import run_distributed
 from folders import load_tensors, save_hf
+from megatron_writer import save_weights
 
 from megatron_bar.data.packing import NO_LOSS, Batch
 from megatron_bar.errors import BarError
@@ -128,7 +129,7 @@ def through_checkpoint(model, source: Path, out: Path, manifest: Manifest) -> No
     if dist.get_rank() == 0:
         (out / "torch_dist").mkdir()
     dist.barrier()
-    torch_dist.save_weights(model, out / "torch_dist")
+    save_weights(model, out / "torch_dist")
     with torch.no_grad():
         for param in model.parameters():
             param.fill_(3.0)

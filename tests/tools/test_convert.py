@@ -4,15 +4,16 @@ left of a failure."""
 import builtins
 import io
 import json
-import multiprocessing.process
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from distributed import run_distributed
 from folders import NOT_FINITE, SPOILED, SPOILED_MOE, copy_with, edit_json, load_tensors, save_hf, whole
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.serialization import load_common_state_dict
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron_writer import save_weights
 from scripts import ROOT, process, refused
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
@@ -32,7 +33,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.models import logits, torch_dist
 from megatron_bar.models.build import build_model
 from megatron_bar.models.shards import load_folder
-from megatron_bar.parallel.state import ParallelConfig, distributed, set_layout
+from megatron_bar.parallel.state import ParallelConfig, set_layout
 from megatron_bar.weights.folder import Folder, companions
 from megatron_bar.weights.manifest import MANIFEST, read_manifest
 
@@ -95,7 +96,7 @@ def save_by_megatron(source: Path, out: Path, layout: ParallelConfig) -> None:
     model = loaded_model(source, layout)
     if layout == ParallelConfig():
         assert {name for name, _ in model.named_parameters()} == weight_ops(model.shape).keys()
-    torch_dist.save_weights(model, out)
+    save_weights(model, out)
 
 
 def load_both_ways(source: Path, checkpoint: Path, layout: ParallelConfig) -> None:
@@ -110,7 +111,7 @@ def load_both_ways(source: Path, checkpoint: Path, layout: ParallelConfig) -> No
     with torch.no_grad():
         for param in model.parameters():
             param.fill_(3.0)
-    loaded, missing, surplus = dist_checkpointing.load(torch_dist._state(model), str(checkpoint), strict="return_all")
+    loaded, missing, surplus = dist_checkpointing.load(torch_dist.weights_state(model), str(checkpoint), strict="return_all")
     assert (missing, surplus) == (set(), set())
     assert equal(expected, {name: loaded[name] for name in expected})
     dist.barrier()
@@ -158,9 +159,11 @@ def item(ckpt: Path, index) -> torch.Tensor:
 
 
 def test_of_a_view_only_what_it_shows_is_written(tmp_path):
-    dist_files.write_checkpoint(tmp_path, [("key", torch.ones(100, 1000)[3:5])])
-    assert (tmp_path / DATA).stat().st_size < 2 * 1000 * 4 + 5000
-    assert torch.equal(item(tmp_path, place_of(metadata(tmp_path), "key")), torch.ones(2, 1000))
+    file = tmp_path / "data"
+    items = dist_files.write_items(file, [("key", torch.ones(100, 1000)[3:5])], common=False)
+    assert file.stat().st_size < 2 * 1000 * 4 + 5000
+    assert items == {"key": [0, file.stat().st_size]}
+    assert torch.equal(torch.load(file, weights_only=True), torch.ones(2, 1000))
 
 
 def anonymous() -> int:
@@ -529,42 +532,84 @@ def test_the_first_block_that_differs_is_named(tensor, block, folders, checkpoin
         logits.compare_logits(checkpoint, Folder.open(other).config, Folder.open(other), tmp_path / "out")
 
 
-def test_a_tensor_that_reads_back_differently_is_named(folders, tmp_path, monkeypatch):
-    save = torch.save
+@contextmanager
+def at(stage: str, act):
+    """A progress that calls ``act`` as the stage of that name begins."""
 
-    def lose_a_bit(value, file):
-        if isinstance(value, torch.Tensor) and value.shape == (2, 16):
-            value = value.clone()
-            value[1, 3] += 1
-        save(value, file)
+    @contextmanager
+    def progress(what, total):
+        if what.startswith(stage):
+            act()
+        yield lambda count: None
 
-    monkeypatch.setattr(torch, "save", lose_a_bit)
-    with pytest.raises(
-        BarError, match=r"/out: tensor 'model\.layers\.0\.mlp\.gate\.weight\[1\]' read back differs: expected hash \w+"
-    ):
-        convert.import_folder(folders("two"), tmp_path / "out")
+    yield progress
+
+
+def test_a_tensor_that_reads_back_differently_is_named(folders, tmp_path):
+    def lose_a_bit():
+        [file] = tmp_path.glob(".out.partial/folder/*.distcp")
+        data = bytearray(file.read_bytes())
+        row = Folder.open(folders("two")).read("model.layers.0.mlp.gate.weight")[1].view(torch.uint8).numpy().tobytes()
+        data[data.index(row) + 6] ^= 1
+        file.write_bytes(data)
+
+    message = r"/out: tensor 'model\.layers\.0\.mlp\.gate\.weight\[1\]' read back differs: expected hash \w+"
+    with at("verifying", lose_a_bit) as progress, pytest.raises(BarError, match=message):
+        convert.import_folder(folders("two"), tmp_path / "out", progress=progress)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, lambda: SystemExit("error: terminated")])
-def test_an_interrupted_import_says_one_line_and_leaves_nothing(inline, folders, tmp_path, monkeypatch, raised):
-    def stop(*args, **kwargs):
+def test_an_import_that_is_stopped_before_a_file_is_finished_leaves_nothing(folders, tmp_path, raised):
+    def stop():
         raise raised()
 
-    monkeypatch.setattr(torch, "save", stop)
-    err = refused(inline("import_hf", "--hf", folders("two"), "--out", tmp_path / "out"))
-    assert "interrupt" in err.lower() or "terminated" in err
+    with at("writing", stop) as progress, pytest.raises((KeyboardInterrupt, SystemExit)):
+        convert.import_folder(folders("two"), tmp_path / "out", progress=progress)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(inline, folders, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    err = refused(inline("import_hf", "--hf", folders("two"), "--out", tmp_path / "out"))
-    assert "the checkpoint could not be written: No space left on device" in err
+@pytest.mark.parametrize("limit", [0, 2000, 20_000])
+def test_a_disk_that_takes_no_more_is_told_and_leaves_nothing(inline, folders, tmp_path, limit):
+    """A file size limit stands in for the full disk: the same errors from the same calls."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folders("two")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        err = refused(inline("import_hf", "--hf", folders("two"), "--out", tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert re.search(r"\.out\.partial/.*: File too large", err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_goes_on_where_it_was_killed(folders, tmp_path):
+    """Finished data files are kept as they are, and the checkpoint is that of one run."""
+    source, out, home = folders("five"), tmp_path / "out", tmp_path / ".out.partial"
+    made = []
+
+    @contextmanager
+    def stopping(what, total):
+        def advance(count):
+            made.append(count)
+            if what.startswith("writing") and len(list(home.glob("*.distcp.json"))) == 3:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    with pytest.raises(KeyboardInterrupt):
+        convert.import_folder(source, out, max_file_bytes=5000, progress=stopping)
+    kept = {path.name: path.stat().st_ino for path in (home / "folder").glob("*.distcp")}
+    assert len(kept) == 4 and not out.exists()
+    convert.import_folder(source, out, max_file_bytes=5000)
+    again = {name: (out / name).stat().st_ino for name in sorted(kept)[:3]}
+    assert again == {name: kept[name] for name in again} and len(list(out.glob("*.distcp"))) > 4
+    convert.import_folder(source, tmp_path / "straight", max_file_bytes=5000)
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "straight" / path.name).read_bytes(), path.name
+    convert.export_checkpoint(out, tmp_path / "back", check=logits.compare_logits)
+    assert equal(load_tensors(source), load_tensors(tmp_path / "back"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "out", "straight"]
 
 
 KILLED = """
@@ -599,25 +644,6 @@ def test_a_killed_import_is_not_taken_for_whole(during, folders, tmp_path, recor
     convert.export_checkpoint(out, tmp_path / "back")
     assert equal(load_tensors(folders("two")), load_tensors(tmp_path / "back"))
     record_property("figure", f"import killed while {during}: nothing taken for whole, the next run leaves no rest")
-
-
-def test_megatrons_writing_starts_no_process_that_would_outlive_a_kill(folders, tmp_path, monkeypatch):
-    started = []
-    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", lambda process: started.append(process))
-    with distributed():
-        save_by_megatron(folders("two"), tmp_path, ParallelConfig())
-    assert started == []
-
-
-def test_megatrons_writing_that_fails_is_told_in_one_line(folders, tmp_path, monkeypatch):
-    """torch turns whatever is raised into an exception of its own."""
-
-    def stop(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(filesystem_async, "_write_item", stop)
-    with distributed(), pytest.raises(BarError, match=r"the checkpoint could not be written: Worker failure: .*OSError"):
-        save_by_megatron(folders("two"), tmp_path, ParallelConfig())
 
 
 @pytest.mark.slow

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_bar.errors import BarError
+from megatron_bar.weights.claim import start
 from megatron_bar.weights.folder import INDEX, Folder
 from megatron_bar.weights.hashes import hash_units, units_of
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import Manifest, read_manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
-from megatron_bar.weights.writer import finish, parse_size, plan_shards, shard_name, start, write_folder, write_shard
+from megatron_bar.weights.writer import finish, parse_size, plan_shards, shard_name, write_folder, write_shard
 
 
 def manifest(folder: Folder, units) -> Manifest:
