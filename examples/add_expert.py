@@ -5,7 +5,7 @@ torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:reci
 
 from dataclasses import replace
 
-from megatron_bar.pipeline import ExpertSpec, Recipe
+from megatron_bar.recipe import ExpertSpec, Recipe
 from megatron_bar.recipes import tiny
 
 

@@ -9,7 +9,7 @@ As it stands it reads the files of the tiny world, so that it runs after `make d
 from pathlib import Path
 
 from megatron_bar.data.sources import Source
-from megatron_bar.pipeline import ExpertSpec, Recipe, Run
+from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
 from megatron_bar.training.optim import OptimConfig
 

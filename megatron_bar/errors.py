@@ -1,6 +1,9 @@
 """The one exception that means a user's mistake."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class BarError(ValueError):
@@ -9,6 +12,15 @@ class BarError(ValueError):
     The command-line tools print it as ``error: ...`` and exit with status 1; anything else is a bug
     and keeps its traceback.
     """
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes ``path``: a full disk, say, is told in one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise BarError(f"{error.filename or path}: could not be written: {error.strerror or error}") from None
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -198,8 +198,5 @@ def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]
                 known[key] = TensorStorageMetadata(properties=properties, size=shapes[key], chunks=[chunk])
                 index = MetadataIndex(key, chunk.offsets)
             places[index] = _StorageInfo(name, start, length)
-    try:
-        (folder / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=known, storage_data=places)))
-        (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
-    except OSError as error:
-        raise BarError(f"{folder}: the checkpoint could not be written: {error.strerror}") from None
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=known, storage_data=places)))
+    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))

@@ -24,7 +24,7 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.indexed import Tokens, id_dtype, read_indexed, write_index
 from megatron_bar.data.sources import Raw, Source, parse, raw_rows, taken_rows
 from megatron_bar.data.tokenizer import load_tokenizer
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, writing
 
 BLOCK_ROWS, BLOCK_BYTES = 20_000, 4 << 20
 """A block ends at the first of these: large enough for little overhead, small enough to lose little when killed."""
@@ -94,18 +94,17 @@ def preprocess(
         "dtype": dtype.name,
     }
     work = out.with_name(f".{out.name}.partial")
-    try:
-        _take_up(work, plan)
-        manifest = _make(source, root, text, work, options, plan, dtype, processes=processes, say=say)
-        if out.exists():
-            out.rmdir()
-        (work / "whole").rename(out)
-        shutil.rmtree(work)
-    except BarError:
-        shutil.rmtree(work)  # what is wrong with the input has to be changed, and then nothing here is of use
-        raise
-    except OSError as error:  # a full disk, say: what is finished is taken up by the next run
-        raise BarError(f"{error.filename or work}: could not be written: {error.strerror or error}") from None
+    with writing(work):  # after a full disk what is finished is taken up by the next run
+        try:
+            _take_up(work, plan)
+            manifest = _make(source, root, text, work, options, plan, dtype, processes=processes, say=say)
+            if out.exists():
+                out.rmdir()
+            (work / "whole").rename(out)
+            shutil.rmtree(work)
+        except BarError:
+            shutil.rmtree(work)  # what is wrong with the input has to be changed, and then nothing here is of use
+            raise
     return manifest
 
 

@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from megatron_bar.errors import BarError
-from megatron_bar.pipeline import Recipe
+from megatron_bar.recipe import Recipe
 
 
 def load_recipe(name: str) -> Recipe:

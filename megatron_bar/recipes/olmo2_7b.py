@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_bar.data.sources import Source
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.pipeline import ExpertSpec, Recipe, Run
+from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
 from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.weights.hf_config import ModelConfig

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatron_bar.pipeline import Recipe, Run
+from megatron_bar.recipe import Recipe, Run
 from megatron_bar.training.freeze import table
 from megatron_bar.weights.groups import POLICIES
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_bar.data.sources import Source
 from megatron_bar.data.world import DOMAINS, SKILLS
 from megatron_bar.evaluation.generative import TestSet
-from megatron_bar.pipeline import Evaluation, ExpertSpec, Recipe, Run
+from megatron_bar.recipe import Evaluation, ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
 from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.training.optim import OptimConfig

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from statistics import median
 
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, writing
 from megatron_bar.parallel.state import is_rank_zero
 from megatron_bar.training.metrics import take_back
 from megatron_bar.training.stage import Stage
@@ -35,8 +35,9 @@ class Guard:
         state = saved or {"in_a_row": 0, "recent": {value: [] for value in watched}}
         self.in_a_row, self.recent = state["in_a_row"], state["recent"]
         if is_rank_zero():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            take_back(path, start)
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                take_back(path, start)
 
     def saved(self) -> dict:
         """As JSON, for a checkpoint."""
@@ -65,7 +66,7 @@ class Guard:
         if not is_rank_zero():
             return
         shown = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "what": what, "values": shown, "rows": rows}) + "\n")
         print(f"{self.name}  step {step}: {what}; its rows are in {self.path}", flush=True)
 

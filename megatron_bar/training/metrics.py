@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from megatron_bar.errors import writing
 from megatron_bar.parallel.state import is_rank_zero
 
 _QUIET = ("tokens", "loss_tokens")
@@ -22,20 +23,22 @@ class Log:
         self._show_next = True
         self._board = self._lines = None
         if folder is not None and is_rank_zero():
-            folder.mkdir(parents=True, exist_ok=True)
-            # What an interrupted run logged after its last checkpoint is taken back: those steps come again.
-            self._board = SummaryWriter(str(folder), purge_step=start + 1)
-            path = folder / "metrics.jsonl"
-            take_back(path, start)
-            self._lines = path.open("a", encoding="utf-8")
+            self._path = folder / "metrics.jsonl"
+            with writing(self._path):
+                folder.mkdir(parents=True, exist_ok=True)
+                # What an interrupted run logged after its last checkpoint is taken back: those steps come again.
+                self._board = SummaryWriter(str(folder), purge_step=start + 1)
+                take_back(self._path, start)
+                self._lines = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_) -> None:
         if self._board is not None:
-            self._board.close()
-            self._lines.close()
+            with writing(self._path):
+                self._lines.close()
+                self._board.close()
 
     def step(self, number: int, values: dict[str, float]) -> None:
         """``number`` counts from 1; ``values`` holds ``tokens`` for the rate, and the rest is shown and written."""
@@ -44,10 +47,11 @@ class Log:
             if not is_rank_zero():
                 return
         else:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, number)
-            self._lines.write(json.dumps({"step": number} | values) + "\n")
-            self._lines.flush()
+            with writing(self._path):
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, number)
+                self._lines.write(json.dumps({"step": number} | values) + "\n")
+                self._lines.flush()
         now = time.monotonic()
         if self._show_next or number == self.steps or now - self._shown >= self.every:
             self._shown, self._show_next = now, False

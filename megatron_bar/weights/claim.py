@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, writing
 from megatron_bar.weights.json_file import read_object
 
 
@@ -113,13 +113,11 @@ class Claim:
 
 def publish(folder: Path, out: Path) -> None:
     """The last act: everything on disk, then the folder under its own name."""
-    try:
+    with writing(out):
         for file in (*folder.iterdir(), folder):
             _fsync(file)
         folder.rename(out)  # replaces an empty folder, fails on any other
         _fsync(out.parent)
-    except OSError as error:
-        raise BarError(f"{error.filename or out}: could not be written: {error.strerror}") from None
 
 
 def start(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> Claim:
@@ -149,7 +147,8 @@ def claimed(out: Path | str, nbytes: int, *, job: dict | None) -> Iterator[Claim
     """A claim that is aborted on an error; on a termination its finished files wait for the same job."""
     claim = start(out, nbytes, job=job)
     try:
-        yield claim
+        with writing(claim.out):
+            yield claim
     except (KeyboardInterrupt, SystemExit):
         if job is not None and claim.has_finished_files:
             claim.leave()
@@ -168,12 +167,10 @@ def write_json(path: Path, value: dict) -> None:
 def write_whole(path: Path, value: dict) -> None:
     """A JSON file that appears when it is whole."""
     beside = path.with_suffix(".tmp")
-    try:
+    with writing(path):
         write_json(beside, value)
         _fsync(beside)
         beside.rename(path)
-    except OSError as error:
-        raise BarError(f"{path}: could not be written: {error.strerror}") from None
 
 
 def _fsync(path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 import megatron_bar
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, writing
 from megatron_bar.weights.claim import Claim, claimed, write_json
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder, Progress, companions, silent
 from megatron_bar.weights.hashes import Units, config_hash, hash_units, hashed, require_units
@@ -103,7 +103,7 @@ def finish(
     ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in. With ``verify``
     every tensor is read back from the disk and hashed again.
     """
-    try:
+    with writing(claim.out):
         _write_small_files(claim.path, config, plan, Path(companions_from))
         written = Folder.open(claim.path)
         assert {name.partition("[")[0] for name in units} == written.tensors.keys()
@@ -111,8 +111,6 @@ def finish(
             verify_units(written, units, progress)
         made = manifest(written, units)
         dataclasses.replace(made, tensors=units, config_hash=config_hash(config)).write(claim.path)
-    except OSError as error:
-        raise BarError(f"{error.filename or claim.out}: could not be written: {error.strerror}") from None
     claim.publish()
     return Folder.open(claim.out)
 

@@ -210,7 +210,9 @@ def test_another_branch_with_the_same_anchor_is_no_stranger(dense, branched, exp
     """Tool use and safety started from another base than math: only the domain FFN differs."""
     sibling = branch(dense, dense, tmp_path / "sibling", router_init="normal", seed=3)[0].path
     trained = train_with(sibling, tmp_path / "trained", "midtrain", in_domain(1), expert="safety")
-    merge(branched, {"math": experts["math"], "safety": trained}, tmp_path / "out")
+    made = load_tensors(merge(branched, {"math": experts["math"], "safety": trained}, tmp_path / "out").path)
+    name = "model.layers.1.mlp.experts.{}.up_proj.weight"
+    assert torch.equal(made[name.format(2)], load_tensors(trained)[name.format(1)])
 
 
 def test_what_is_no_trained_expert_is_refused(branched, experts, tmp_path):

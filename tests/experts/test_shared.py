@@ -29,7 +29,7 @@ def deltas(tensors: list[torch.Tensor]) -> list[np.ndarray]:
     return [(tensor.double() - tensors[0].double()).numpy() for tensor in tensors[1:]]
 
 
-def close(found: torch.Tensor, base: torch.Tensor, delta: np.ndarray) -> None:
+def assert_close(found: torch.Tensor, base: torch.Tensor, delta: np.ndarray) -> None:
     np.testing.assert_allclose(found.numpy(), base.double().numpy() + delta, rtol=1e-6, atol=1e-7)
 
 
@@ -51,7 +51,7 @@ def test_weighted_is_the_weighted_mean():
 
 def test_task_arithmetic_adds_scaled_deltas():
     tensors = draws(3)
-    close(Combination(method="task-arithmetic", scale=0.4)("x", tensors), tensors[0], 0.4 * sum(deltas(tensors)))
+    assert_close(Combination(method="task-arithmetic", scale=0.4)("x", tensors), tensors[0], 0.4 * sum(deltas(tensors)))
 
 
 def test_first_is_the_first_expert():
@@ -74,7 +74,7 @@ def test_ties_trims_elects_and_merges(density):
         sign = np.sign(sum(values))
         agree = [v for v in values if v != 0 and np.sign(v) == sign]
         expected[place] = np.mean(agree) if agree else 0.0
-    close(Combination(method="ties", density=density, scale=0.7)("x", tensors), tensors[0], 0.7 * expected)
+    assert_close(Combination(method="ties", density=density, scale=0.7)("x", tensors), tensors[0], 0.7 * expected)
 
 
 def test_dare_drops_and_rescales():
@@ -87,7 +87,7 @@ def test_dare_drops_and_rescales():
     assert not torch.equal(*(Combination(method="dare", seed=seed)("x", tensors) for seed in (0, 1)))
     assert not torch.equal(*(Combination(method="dare")(name, tensors) for name in "xy"))
     everything = draws(3)
-    close(Combination(method="dare", density=1.0)("x", everything), everything[0], sum(deltas(everything)) / 3)
+    assert_close(Combination(method="dare", density=1.0)("x", everything), everything[0], sum(deltas(everything)) / 3)
 
 
 @given(arrays.arrays(np.float64, (4, 2, 3), elements=st.integers(-4, 4).map(float)))

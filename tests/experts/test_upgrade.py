@@ -1,6 +1,7 @@
 """Experts as artifacts: bit for bit what a whole folder is, and a merged model changed by one expert is a fresh merge."""
 
 import re
+import resource
 import shutil
 from dataclasses import replace
 
@@ -210,3 +211,16 @@ def test_an_artifact_of_another_anchor_is_refused(dense, branched, experts, plac
     manifest = read_manifest(place / "merged")
     assert manifest == replace(manifest, shared={"method": "mean", "weights": [], "scale": 1.0, "density": 0.2, "seed": 0})
     assert re.fullmatch(r"\w{64}", manifest.experts[0].shared_hash)
+
+
+@pytest.mark.parametrize("limit", [0, 100, 5000, 15_000])
+def test_an_artifact_that_the_disk_does_not_take_leaves_nothing(branched, experts, tmp_path, limit):
+    """A file size limit stands in for the full disk: the same errors from the same calls."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(BarError, match=r"/\.out\.partial/.*: could not (write \d+ bytes|be written): File too large"):
+            extract(experts["math"], branched, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,8 @@ from scripts import ROOT, run_here
 from megatron_bar.config import from_json, override, to_json
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation import generative
-from megatron_bar.pipeline import Evaluation, Pipeline, Recipe
+from megatron_bar.pipeline import Pipeline
+from megatron_bar.recipe import Evaluation, Recipe
 from megatron_bar.recipes import load_recipe
 from megatron_bar.recipes.show import describe
 

@@ -140,7 +140,7 @@ def test_a_killed_trainer_leaves_no_program():
     trainer.stdout.read(1)
     wait_until(lambda: len(leftovers(trainer.pid)) == 3)  # launcher, init, worker
     trainer.kill()
-    trainer.wait()
+    assert trainer.wait() == -signal.SIGKILL
     wait_until(lambda: leftovers(trainer.pid) == [])
 
 

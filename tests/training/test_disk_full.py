@@ -136,3 +136,19 @@ def test_a_disk_full_at_every_page(source, tmp_path, record_property):
     assert len(saves) >= 8
     assert all(re.search(r"error: \S+: .*(\d+ bytes|No space left)", line) for line in lines), lines
     record_property("figure", f"disk full during save: {len(lines)} points ({len(saves)} in a checkpoint), all recovered")
+
+
+def test_a_full_disk_under_the_logs_is_told_in_one_line(source, tmp_path):
+    """/dev/full takes nothing, with the error of a full disk."""
+    folder = tmp_path / "run"
+    lines = logs(folder) / "metrics.jsonl"
+    lines.parent.mkdir()
+    lines.symlink_to("/dev/full")
+    status, said = finish(source, folder)
+    assert status == 1
+    assert [line for line in said.splitlines() if "rror" in line] == [
+        f"error: {lines}: could not be written: No space left on device"
+    ]
+    assert not (folder / "out").exists()
+    lines.unlink()
+    assert finish(source, folder)[0] == 0

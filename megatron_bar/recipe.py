@@ -1,0 +1,110 @@
+"""A recipe as a value: the models, the experts with their stages and data, the merge, the route, the evaluation.
+
+Read by pipeline.py, which makes it; recipes/ holds the shipped ones.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_bar.data.sources import Source
+from megatron_bar.data.world import Sizes
+from megatron_bar.errors import BarError, require_at_least, require_name
+from megatron_bar.evaluation.generative import TestSet
+from megatron_bar.experts.shared import Combination
+from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.rl import grpo
+from megatron_bar.training.stage import Stage
+from megatron_bar.weights.hf_config import ModelConfig
+
+GENERAL = "general"
+"""The domain of the data that every SFT should have a share of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A stage and what it learns from."""
+
+    stage: Stage
+    data: tuple[Source, ...]
+    weights: dict[str, float] | None = None
+    """Share of each domain among the rows; None: the published union, every row once an epoch."""
+    rl: grpo.GRPOConfig | None = None
+    """Set for RLVR, whose data are tasks."""
+
+    def __post_init__(self):
+        owner, wanted = f"stage {self.stage.name}", ("task",) if self.rl else ("text", "chat", "tokens")
+        if not self.data:
+            raise BarError(f"{owner}: data expected at least one source, got none")
+        for source in self.data:
+            if source.kind not in wanted:
+                raise BarError(f"{owner}: {source.path}: expected rows of {' or '.join(wanted)}, got {source.kind}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    name: str
+    runs: tuple[Run, ...]
+    """In order; each starts from the folder that the one before wrote, the first from the branched folder."""
+
+    def __post_init__(self):
+        require_name("expert", self.name)
+        stages = [run.stage.name for run in self.runs]
+        if self.name == "anchor" or len(set(stages)) < len(stages):
+            raise BarError(f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    tests: tuple[TestSet, ...]
+    trained: tuple[str, ...]
+    """The skills that experts were trained for."""
+    slots: int = 64
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self):
+        require_at_least("evaluation", self, 1, "slots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    name: str
+    data: Path | None = None
+    """Folder that the sources' paths start from; None: the tiny world, made in the output folder."""
+    chat_template: Literal["tulu", "chatml", "own"] = "tulu"
+    """How chats are laid out; own: by the template in the tokenizer's folder."""
+    world: Sizes = field(default_factory=Sizes)
+    """How large the tiny world is."""
+    shape: ModelConfig | None = None
+    """Of the dense model: one made from nothing takes it; with a given anchor it is what a dry run shows."""
+    embedding_std: float = 0.02
+    """Of a model made from nothing: the initial embeddings' standard deviation."""
+    base: Path | None = None
+    """A pretrained dense folder, or None to make one by ``pretrain``."""
+    anchor: Path | None = None
+    """A post-trained dense folder, or None to make one from the base by ``posttrain``."""
+    pretrain: Run | None = None
+    posttrain: Run | None = None
+    router_init: Literal["normal", "zero"] = "normal"
+    """The start of the router rows. From domain texts: branch by tools/branch_expert.py."""
+    experts: tuple[ExpertSpec, ...]
+    shared: Combination = field(default_factory=Combination)
+    """How the merge combines what the experts share."""
+    route: Run
+    evaluation: Evaluation | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.base is None and (self.pretrain is None or self.shape is None):
+            raise BarError(f"recipe {self.name}: base expected a folder, or pretrain and shape to make one, got neither")
+        if self.anchor is None and self.posttrain is None:
+            raise BarError(f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither")
+        require_name("recipe", self.name)
+        require_at_least(f"recipe {self.name}", self, 0, "seed")
+        if not self.embedding_std > 0:
+            raise BarError(f"recipe {self.name}: embedding_std must be positive, got {self.embedding_std}")
+        self.shared.check(1 + len(self.experts))
+        names = [expert.name for expert in self.experts]
+        if not names or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
+            got = ", ".join(names) or "none"
+            raise BarError(f"recipe {self.name}: experts expected of different names, each with a run, got {got}")
