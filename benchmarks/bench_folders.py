@@ -7,6 +7,7 @@ inputs are dropped from the page cache before each run. Turns alternate; ratios 
 RssAnon of /proc/PID/status, which a mapped file does not count in, watched every 10 ms.
 
     python benchmarks/bench_folders.py [--repeats 3] [--only merge] [--work FOLDER]      (35 GB of disk)
+    python benchmarks/bench_folders.py --shape 7B --only branch --repeats 2              (55 GB)
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -26,12 +27,12 @@ import torch
 from megatron_bar.experts.branch import branch
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
-from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import Manifest, Training, read_manifest
 from megatron_bar.weights.writer import write_folder
 
 ROOT = Path(__file__).parent.parent
-SHAPE = ModelConfig(
+ONE = ModelConfig(
     vocab_size=100352,
     hidden_size=2048,
     intermediate_size=8192,
@@ -45,6 +46,10 @@ SHAPE = ModelConfig(
     eos_token_id=100257,
     dtype="bfloat16",
 )
+SHAPES = {
+    "1B": ONE,
+    "7B": replace(ONE, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32),
+}
 TOKENIZER = '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}'
 
 
@@ -67,11 +72,11 @@ def values(name: str, shape: tuple[int, ...], seed: int) -> Iterable[torch.Tenso
         yield block[: min(rows, shape[0] - start)]
 
 
-def dense(out: Path, seed: int, tokenizer: Path) -> Path:
-    shapes = tensor_shapes(SHAPE)
-    manifest = Manifest(family=SHAPE.family, kind="dense", stage="init")
+def dense(out: Path, config: ModelConfig, seed: int, tokenizer: Path) -> Path:
+    shapes = tensor_shapes(config)
+    manifest = Manifest(family=config.family, kind="dense", stage="init")
     produce = lambda name: values(name, shapes[name], seed)  # noqa: E731
-    write_folder(out, SHAPE, produce, companions_from=tokenizer, manifest=lambda *_: manifest, verify="none")
+    write_folder(out, config, produce, companions_from=tokenizer, manifest=lambda *_: manifest, verify="none")
     return out
 
 
@@ -93,48 +98,42 @@ def trained(branched: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def make(work: Path, only: list[str]) -> list[Case]:
-    tokenizer = work / "tokenizer"
+def make(work: Path, config: ModelConfig, only: list[str]) -> list[Case]:
+    """The cases of ``only`` and their inputs."""
+    tokenizer, out, cases = work / "tokenizer", work / "out", []
     tokenizer.mkdir(parents=True)
     (tokenizer / "tokenizer.json").write_text(TOKENIZER)
-    anchor, base = (dense(work / f"dense-{seed}", seed, tokenizer) for seed in (1, 2))
+    anchor, base = (dense(work / f"dense-{seed}", config, seed, tokenizer) for seed in (1, 2))
+    two = num_parameters(config.with_experts(2)) * 2
+    if "branch" in only:
+        given = ("--anchor", str(anchor), "--domain-init", str(base), "--out", str(out))
+        cases.append(Case("branch", (tool("branch_expert"), *given), out, (anchor, base), two, two))
+    if only == ["branch"]:
+        return cases
     branched = branch(anchor, base, work / "branched", router_init="normal", verify="none")[0].path
     experts = [trained(branched, work / f"expert{seed}", seed) for seed in (3, 4)]
-    checkpoint = work / "checkpoint"
     if "export" in only:
+        checkpoint = work / "checkpoint"
         run([tool("import_hf"), "--hf", str(experts[0]), "--out", str(checkpoint)])
-    two = size(branched)
-    ffn = sum(i.nbytes for name, i in Folder.open(branched).tensors.items() if classify(name) is ParamGroup.DOMAIN_EXPERT)
-    out = work / "out"
-    merge = ["--anchor", str(branched), *(x for path in experts for x in ("--expert", f"{path.name}={path}")), "--out", str(out)]
-    return [
-        Case(
-            "branch",
-            (tool("branch_expert"), "--anchor", str(anchor), "--domain-init", str(base), "--out", str(out)),
-            out,
-            (anchor, base),
-            two,
-            two,
-        ),
-        Case(
-            "export",
-            (tool("export_hf"), "--checkpoint", str(checkpoint), "--out", str(out)),
-            out,
-            (checkpoint,),
-            two,
-            two,
-        ),
+        given = ("--checkpoint", str(checkpoint), "--out", str(out))
+        cases.append(Case("export", (tool("export_hf"), *given), out, (checkpoint,), two, two))
+    if "merge" in only:
         # Of the branched folder the domain expert is not read without --verify; the ratios count it for neither.
-        Case("merge", (tool("merge_experts"), *merge), out, (branched, *experts), 3 * two - ffn, two + ffn),
-    ]
+        ffn = two - num_parameters(config) * 2
+        given = (
+            "--anchor",
+            str(branched),
+            *(x for path in experts for x in ("--expert", f"{path.name}={path}")),
+            "--out",
+            str(out),
+        )
+        read, written = 3 * two - ffn, two + ffn
+        cases.append(Case("merge", (tool("merge_experts"), *given), out, (branched, *experts), read, written))
+    return cases
 
 
 def tool(name: str) -> str:
     return str(ROOT / "tools" / f"{name}.py")
-
-
-def size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def forget(paths: Iterable[Path]) -> None:
@@ -211,10 +210,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_folders", help="a folder that is made and removed")
     parser.add_argument("--only", nargs="+", choices=("branch", "export", "merge"), default=["branch", "export", "merge"])
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="1B", help="of OLMo 2")
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     try:
-        for case in (c for c in make(args.work.resolve(), args.only) if c.name in args.only):
+        for case in make(args.work.resolve(), SHAPES[args.shape], args.only):
             measure(case, args.work.resolve(), args.repeats)
     finally:
         shutil.rmtree(args.work, ignore_errors=True)

@@ -128,6 +128,6 @@ training changed. It is not a model by itself: merge it with the branched folder
 Training:
 {stages}
 
-    python tools/expert.py add MERGED --expert {expert.name}=THIS_FOLDER --out NEW
+    python tools/expert.py add --model MERGED --expert {expert.name}=THIS_FOLDER --out NEW
     python tools/merge_experts.py --anchor {base} --expert {expert.name}=THIS_FOLDER --expert ... --out MERGED
 """

@@ -8,13 +8,12 @@ from megatron_bar.weights.manifest import read_manifest
 def listing(path: Path | str) -> list[str]:
     """A line per expert of the manifest, and what state the router is in."""
     manifest = read_manifest(path)
-    sources = {source.role: source.name for source in manifest.sources}
     rows = [("slot", "expert", "stages", "merged from", "its hash", "shared tensors")]
     anchor = manifest.experts[0].shared_hash if manifest.experts else None
     for expert in manifest.experts:
         shared = "" if expert.shared_hash is None else "the anchor's" if expert.shared_hash == anchor else "its own"
         stages, digest = " > ".join(expert.stages) or "none", (expert.folder_hash or "")[:16]
-        rows.append((str(expert.index), expert.name, stages, sources.get(expert.name, ""), digest, shared))
+        rows.append((str(expert.index), expert.name, stages, expert.folder or "", digest, shared))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     state = {"merged": "not trained since the merge", "routed": "trained"}.get(manifest.kind)

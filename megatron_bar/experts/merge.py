@@ -143,15 +143,13 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination, *, stal
             index=slot,
             name=given.name,
             # One whose folder is gone was taken from a merged model, which knows what it was.
+            folder=lineage.folder or given.folder.path.resolve().name,
             folder_hash=lineage.folder_hash or folder_hash(given.units),
             shared_hash=lineage.shared_hash or anchor_hash(given.units),
         )
         for slot, (given, lineage) in enumerate(zip(inputs, lineages, strict=True))
     ]
-    sources = [
-        Source(role=expert.name, name=given.folder.path.resolve().name, hash=expert.folder_hash)
-        for expert, given in zip(experts, inputs, strict=True)
-    ]
+    sources = [Source(role=expert.name, name=expert.folder, hash=expert.folder_hash) for expert in experts]
     return Manifest(
         family=written.config.family,
         kind="merged",

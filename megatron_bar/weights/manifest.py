@@ -47,10 +47,12 @@ class Expert:
     """What trained it, in order."""
     anchor_hash: str | None = None
     """Of the branch it was trained in."""
+    folder: str | None = None
+    """Of a merge's expert: the name of the folder it came from; the anchor's came from the branched one."""
     folder_hash: str | None = None
-    """Of a merge's expert: `hashes.folder_hash` of the folder it came from; the anchor's came from the branched one."""
+    """`hashes.folder_hash` of that folder."""
     shared_hash: str | None = None
-    """Of a merge's expert: `hashes.anchor_hash` of that folder as it was, so of all that it did not copy but combine."""
+    """`hashes.anchor_hash` of it, so of all that the merge did not copy but combine."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -188,7 +190,7 @@ def _expert(value, where: str) -> Expert:
     fields = _fields(value, Expert, where)
     _typed(fields["index"], int, f"{where}.index")
     _typed(fields["name"], str, f"{where}.name")
-    _check_strings(fields, ("anchor_hash", "folder_hash", "shared_hash"), f"{where}.")
+    _check_strings(fields, ("anchor_hash", "folder", "folder_hash", "shared_hash"), f"{where}.")
     return Expert(**(fields | {"trained": _list(fields, "trained", _training, f"{where}.")}))
 
 

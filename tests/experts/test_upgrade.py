@@ -113,6 +113,10 @@ def test_trained_router_rows_of_those_that_stay_are_kept_and_the_router_is_stale
     manifest = read_manifest(made)
     assert (manifest.kind, manifest.router_stale) == ("merged", True)
     assert listing(made)[-1] == "router: STALE, train it again"
+    assert [line.split()[:4] for line in listing(routed)[1:3]] == [
+        ["0", "anchor", "none", "branched"],
+        ["1", "math", "rlvr", "math-artifact"],
+    ]
     # Still stale, and still the trained rows, after a second change; trained, it is not.
     again = remove(Merged.open(made, [place, tmp_path]), "math", tmp_path / "again").path
     assert read_manifest(again).router_stale

@@ -18,7 +18,7 @@ FULL = Manifest(
     anchor_hash="aa",
     experts=(
         Expert(index=0, name="anchor", trained=(Training(stage="pretrain"), SFT)),
-        Expert(index=1, name="domain", anchor_hash="aa", folder_hash="00", shared_hash="11"),
+        Expert(index=1, name="domain", anchor_hash="aa", folder="math-rlvr", folder_hash="00", shared_hash="11"),
     ),
     sources=(Source(role="anchor", name="BAR-7B", hash="bb"),),
     notes=("rope_theta differs",),
