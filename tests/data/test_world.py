@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from itertools import chain
 from random import Random
 
@@ -21,10 +22,14 @@ from megatron_bar.data.world import (
     test_set,
     training_set,
 )
-from megatron_bar.data.world.lexicon import HELD_OUT_SHARE, Split
+from megatron_bar.data.world.lexicon import HELD_OUT_SHARE, VALIDATION_SHARE, Split
+from megatron_bar.rl.verifiers import verify_many
 
-SMALL = Sizes(pretrain=300, midtrain=60, sft_general=100, sft_domain=40, rlvr=20, test=10, vocabulary=500)
+SMALL = Sizes(
+    pretrain=300, midtrain=60, sft_general=100, sft_domain=40, rlvr=20, preferences=70, validation=10, test=10, vocabulary=600
+)
 test_set.__test__ = False
+SIDES = ("chosen", "rejected")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +44,10 @@ def rows(path):
 def test_files(world):
     names = {path.stem for path in world.glob("*.jsonl")}
     assert names == (
-        {"pretrain", "sft_general"}
+        {"pretrain", "sft_general", "validation_general", "preferences"}
         | {f"midtrain_{s}" for s in ("math", "code")}
         | {f"rlvr_{s}" for s in ("math", "code")}
-        | {f"sft_{s}" for s in DOMAINS}
+        | {f"{kind}_{s}" for s in DOMAINS for kind in ("sft", "validation")}
         | {f"test_{s}" for s in SKILLS}
     )
     assert {row["source"] for row in rows(world / "sft_general.jsonl")}.isdisjoint(DOMAINS)
@@ -65,8 +70,9 @@ def test_no_test_instance_in_training(skill):
     held_out = {example.key for example in test_set(0, skill, 120)}
     drawn = [skill, "how_to"] if skill == "safety" else [skill]
     trained = {e.key for stage in ("sft", "rlvr") for name in drawn for e in training_set(0, stage, name, 3000)}
+    validated = {e.key for name in drawn for e in training_set(0, "validation", name, 100, "validation")}
     assert len(held_out) >= 40
-    assert held_out.isdisjoint(trained)
+    assert held_out.isdisjoint(trained) and validated.isdisjoint(trained | held_out)
 
 
 def test_no_test_prompt_in_any_training_text(world):
@@ -100,8 +106,20 @@ def test_midtraining_works_no_test_problem():
 
 def test_held_out_share():
     split = Split(seed=0)
-    found = sum(split.held_out(("k", n)) for n in range(5000)) / 5000
-    assert abs(found - HELD_OUT_SHARE) < 0.03
+    sides = Counter(split.side(("k", n)) for n in range(5000))
+    assert abs(sides["test"] / 5000 - HELD_OUT_SHARE) < 0.03
+    assert abs(sides["validation"] / 5000 - VALIDATION_SHARE) < 0.015
+
+
+def test_a_rejected_answer_is_wrong(world):
+    """By the verifier of its prompt, of every skill's pairs."""
+    judged = {json.dumps(e.prompt): e for skill in SKILLS for e in training_set(3, "preferences", skill, SMALL.preferences)}
+    pairs = rows(world / "preferences.jsonl")
+    examples = [judged[json.dumps(row["messages"])] for row in pairs]
+    assert len(pairs) == SMALL.preferences and {e.verifier for e in examples} >= {"math", "code", "tool_call", "safety", "exact"}
+    graded = [verify_many([(e.verifier, row[side], e.truth) for e, row in zip(examples, pairs, strict=True)]) for side in SIDES]
+    assert graded[0] == [1.0] * len(pairs)
+    assert sum(graded[1]) / len(pairs) < 0.05  # a function that does the same, an advice that obeys all the same
 
 
 def test_math_answers_are_true():

@@ -2,7 +2,7 @@
 
 ``build`` writes everything the recipe reads as JSONL, all of it a function of the seed. A task is an instance of a template; a
 hash of its key puts it on one side of the split, so no held-out instance is ever drawn by a training stage. Left out: web text,
-preference data, multi-turn chats, and reasoning-gym, whose tasks need more words than this vocabulary has.
+multi-turn chats, and reasoning-gym, whose tasks need more words than this vocabulary has.
 """
 
 import json
@@ -13,7 +13,7 @@ from random import Random
 
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.world import chat, code, knowledge, math, prose, reasoning, safety, tool_use
-from megatron_bar.data.world.lexicon import Example, Split
+from megatron_bar.data.world.lexicon import Example, Side, Split
 
 SKILLS = ("knowledge", "reasoning", "chat", "math", "code", "tool_use", "safety")
 DOMAINS = ("math", "code", "tool_use", "safety")
@@ -29,6 +29,8 @@ class Sizes:
     sft_general: int = 3000
     sft_domain: int = 2000
     rlvr: int = 1000
+    preferences: int = 2000
+    validation: int = 100
     test: int = 120
     vocabulary: int = 1000
 
@@ -79,16 +81,38 @@ def test_set(seed: int, skill: str, count: int) -> list[Example]:
     sample = code.sample_test if skill == "code" else samplers(seed)[skill]
     found = {}
     for _ in range(1000 * count):
-        example = split.draw(sample, rng, test=True)
+        example = split.draw(sample, rng, "test")
         found.setdefault(example.key, example)
         if len(found) == count:
             break
     return list(found.values())
 
 
-def training_set(seed: int, stage: str, skill: str, count: int) -> list[Example]:
+def training_set(seed: int, stage: str, skill: str, count: int, side: Side = "training") -> list[Example]:
     rng, split, sample = Random(f"{seed}/{stage}/{skill}"), Split(seed=seed), samplers(seed)[skill]
-    return [split.draw(sample, rng) for _ in range(count)]
+    return [split.draw(sample, rng, side) for _ in range(count)]
+
+
+def general_set(seed: int, stage: str, count: int, side: Side = "training") -> list[dict]:
+    """Chats of the skills that every model should have."""
+    rows = [
+        example.chat(skill)
+        for skill, share in GENERAL_SHARES.items()
+        for example in training_set(seed, stage, skill, round(share * count), side)
+    ]
+    Random(f"{seed}/general").shuffle(rows)
+    return rows
+
+
+def preferences(seed: int, count: int) -> Iterator[dict]:
+    """Pairs of every skill: the right answer to a prompt, and what would be right for another prompt of the same kind."""
+    rng = Random(f"{seed}/preferences")
+    pools = {skill: training_set(seed, "preferences", skill, max(2, count // len(SKILLS))) for skill in SKILLS}
+    for number in range(count):
+        pool = pools[SKILLS[number % len(SKILLS)]]
+        example = rng.choice(pool)
+        others = [other.answer for other in rng.choices(pool, k=20) if other.answer != example.answer]
+        yield example.preference(others[0] if others else example.prompt[-1]["content"])
 
 
 def build(out: Path | str, *, seed: int, sizes: Sizes = Sizes()) -> Path:
@@ -101,15 +125,13 @@ def build(out: Path | str, *, seed: int, sizes: Sizes = Sizes()) -> Path:
         rng = Random(f"{seed}/midtrain/{skill}")
         _write(out / f"midtrain_{skill}.jsonl", ({"text": module.midtrain(rng, split)} for _ in range(sizes.midtrain)))
         _write(out / f"rlvr_{skill}.jsonl", (e.task() for e in training_set(seed, "rlvr", skill, sizes.rlvr)))
-    general = [
-        example.chat(skill)
-        for skill, share in GENERAL_SHARES.items()
-        for example in training_set(seed, "sft", skill, round(share * sizes.sft_general))
-    ]
-    Random(f"{seed}/general").shuffle(general)
-    _write(out / "sft_general.jsonl", general)
+    _write(out / "sft_general.jsonl", general_set(seed, "sft", sizes.sft_general))
+    _write(out / "validation_general.jsonl", general_set(seed, "validation", sizes.validation, "validation"))
     for skill in DOMAINS:
         _write(out / f"sft_{skill}.jsonl", (e.chat(skill) for e in training_set(seed, "sft", skill, sizes.sft_domain)))
+        unseen = training_set(seed, "validation", skill, sizes.validation, "validation")
+        _write(out / f"validation_{skill}.jsonl", (e.chat(skill) for e in unseen))
+    _write(out / "preferences.jsonl", preferences(seed, sizes.preferences))
     for skill in SKILLS:
         _write(out / f"test_{skill}.jsonl", (e.task() for e in test_set(seed, skill, sizes.test)))
     train_tokenizer(_texts(out), out / "tokenizer", vocab_size=sizes.vocabulary)
@@ -125,7 +147,7 @@ def _write(path: Path, rows) -> None:
 def _texts(out: Path) -> Iterator[str]:
     """Every training text, chats as their template renders them."""
     for path in sorted(out.glob("*.jsonl")):
-        if path.name.startswith(("test_", "rlvr_")):
+        if path.name.startswith(("test_", "validation_", "rlvr_", "preferences")):
             continue
         for line in path.open(encoding="utf-8"):
             row = json.loads(line)

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Joy", "Kim", "Leo", "Mia", "Noa", "Otto", "Pia")
 ANIMALS = ("fox", "owl", "wolf", "bear", "cat", "dog", "hen", "goat")
@@ -33,6 +34,9 @@ OTHERS = (
 WORDS = ANIMALS + COLORS + FOODS + THINGS
 
 HELD_OUT_SHARE = 0.2
+VALIDATION_SHARE = 0.05
+"""Of the instances, besides those held out for the tests: what learning rates are chosen on."""
+Side = Literal["training", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +53,29 @@ class Example:
     def chat(self, source: str) -> dict:
         return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer}], "source": source}
 
+    def preference(self, rejected: str) -> dict:
+        return {"messages": list(self.prompt), "chosen": self.answer, "rejected": rejected}
+
     def task(self) -> dict:
         return {"messages": list(self.prompt), "verifier": self.verifier, "truth": self.truth}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which side of the split an instance is on: a hash of its key, so no stage can disagree with another."""
+    """Which side of the three an instance is on: a hash of its key, so no stage can disagree with another."""
 
     seed: int
 
-    def held_out(self, key: tuple) -> bool:
+    def side(self, key: tuple) -> Side:
         digest = hashlib.blake2b(repr((self.seed, key)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64
+        place = int.from_bytes(digest, "big") / 2**64
+        if place < HELD_OUT_SHARE:
+            return "test"
+        return "validation" if place < HELD_OUT_SHARE + VALIDATION_SHARE else "training"
 
-    def draw(self, sample, rng: Random, *, test: bool = False):
+    def draw(self, sample, rng: Random, side: Side = "training"):
         """Calls ``sample(rng)``, whose result has a ``key``, until it lies on the wanted side."""
-        while self.held_out((example := sample(rng)).key) != test:
+        while self.side((example := sample(rng)).key) != side:
             pass
         return example
 

@@ -16,7 +16,7 @@ def where(rng: Random) -> Example:
 def cycle(rng: Random) -> Example:
     words, shown = rng.sample(WORDS, 3), rng.randrange(5, 8)
     text = " ".join(words[i % 3] for i in range(shown))
-    return _puzzle(("cycle", *words, shown), f"What comes next? {text}", f"{words[(shown - 1) % 3]} {words[shown % 3]}")
+    return _puzzle(("cycle", *words), f"What comes next? {text}", f"{words[(shown - 1) % 3]} {words[shown % 3]}")
 
 
 def tallest(rng: Random) -> Example:
