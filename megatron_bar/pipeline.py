@@ -2,13 +2,15 @@
 
     init -> base -> anchor -> branched -> per expert: midtrain -> sft -> rlvr -> merged -> final -> report
 A given base or anchor replaces what makes it. A folder that exists is whole (it was renamed into place), so a run that was
-interrupted is started again by the same command.
+interrupted is started again by the same command; and the same command started twice shares the steps out: each is made by the
+one that holds its lock.
 """
 
+import fcntl
 import json
-import os
-import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,31 +18,17 @@ from pathlib import Path
 from blake3 import blake3
 
 from megatron_bar.config import diff_json, to_json
-from megatron_bar.data import world
-from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.indexed import Tokens, read_indexed
-from megatron_bar.data.mixture import Mixture, mix, prepare, summary
-from megatron_bar.data.sources import Source, check, read_rows
-from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.data.sources import check
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.generative import evaluate, load_model
-from megatron_bar.evaluation.plot import line_chart
-from megatron_bar.evaluation.report import write_report
-from megatron_bar.evaluation.routing import expert_shares
-from megatron_bar.experts.branch import branch
-from megatron_bar.experts.merge import merge
-from megatron_bar.experts.merge_report import markdown, measure
-from megatron_bar.parallel.state import on_rank_zero, world_size
-from megatron_bar.recipe import GENERAL, Recipe, Run
-from megatron_bar.rl import grpo
-from megatron_bar.rl.verifiers import check_task, verify_many
-from megatron_bar.training.fit import Job, fit, remove_leftovers
-from megatron_bar.weights.folder import Folder
-from megatron_bar.weights.hashes import Units
+from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
+from megatron_bar.recipe import ExpertSpec, Recipe, Run
+from megatron_bar.study import MergeSpec, folder_and_active
+from megatron_bar.training.fit import remove_leftovers
 from megatron_bar.weights.hf_config import ModelConfig, read_config
-from megatron_bar.weights.init import random_folder
-from megatron_bar.weights.manifest import Manifest, Training, read_manifest
-from megatron_bar.weights.manifest import Source as ManifestSource
+from megatron_bar.work import Work, evaluation_of, write_whole
+
+WAIT = 1.0
+"""Seconds between looks at steps that another process makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +43,7 @@ class Step:
     run: Run | None = None
     """The training it does."""
     experts: int = 0
-    """Of the model it trains; 0: dense."""
+    """Of the model that it makes; 0: dense."""
     choices: dict = field(default_factory=dict)
     """What the recipe says about it, as JSON."""
 
@@ -66,15 +54,11 @@ class Pipeline:
     def __init__(self, recipe: Recipe, out: Path, say: Callable[[str], None] = lambda line: None):
         """``say`` shows a line; it is called on every rank."""
         self.recipe, self.out, self.say = recipe, Path(out), say
-        self.given = {name: path for name, path in (("base", recipe.base), ("anchor", recipe.anchor)) if path is not None}
-        self.steps = {step.name: step for step in self._steps()}
-
-    def path(self, name: str) -> Path:
-        return Path(self.given.get(name, self.out / name))
-
-    @property
-    def data(self) -> Path:
-        return self.recipe.data or self.out / "world"
+        self.work = Work(recipe, self.out, say)
+        self.given, self.path = self.work.given, self.work.path
+        self.steps: dict[str, Step] = {}
+        for step in self._steps():
+            self.steps[step.name] = step
 
     def finished(self, name: str) -> bool:
         return on_rank_zero(lambda: self.path(name).exists())
@@ -93,20 +77,76 @@ class Pipeline:
         return chosen
 
     def run(self, steps: list[Step]) -> None:
-        """Makes what is missing of ``steps``, in order. Collective."""
+        """Makes what is missing of ``steps``, each as soon as what it needs is there. Collective."""
         self.check(steps, world_size())
         on_rank_zero(lambda: self._compare_with_disk(steps))
-        for number, step in enumerate(steps, 1):
+        numbers = {step.name: number for number, step in enumerate(steps, 1)}
+        waiting = {step.name: step for step in steps}
+        for step in steps:
             if self.finished(step.name):
-                on_rank_zero(lambda: remove_leftovers(self.path(step.name)))  # noqa: B023
-                self.say(f"[{number}/{len(steps)}] {step.name}: there already")
-                continue
+                on_rank_zero(partial(self._tidy, step))
+                self.say(f"[{numbers[step.name]}/{len(steps)}] {step.name}: there already")
+                del waiting[step.name]
+        for step in waiting.values():
             for need in step.needs:
-                if not self.finished(need):
+                if need not in waiting and not self.finished(need):
                     raise BarError(f"{step.name} needs {self.path(need)}, which is not there; run its step first")
-            self.say(f"[{number}/{len(steps)}] {step.name}" + (f" from {', '.join(step.needs)}" if step.needs else ""))
-            step.make()
-            on_rank_zero(lambda: self._record(step))  # noqa: B023
+        while waiting:
+            with self._claim(waiting) as name:
+                if name is None:  # all that could be made is being made by others
+                    time.sleep(WAIT)
+                else:
+                    step = waiting[name]
+                    self.say(f"[{numbers[name]}/{len(steps)}] {name}" + (f" from {', '.join(step.needs)}" if step.needs else ""))
+                    step.make()
+                    on_rank_zero(partial(self._record, step))
+            for name in [name for name in waiting if self.finished(name)]:
+                del waiting[name]
+
+    @contextmanager
+    def _claim(self, waiting: dict[str, Step]) -> Iterator[str | None]:
+        """The first of ``waiting`` whose needs are there and that no other process makes; nobody else's until the block ends."""
+        lock = None
+
+        def find() -> str | None:
+            nonlocal lock
+            for name, step in waiting.items():
+                if all(self.path(need).exists() for need in step.needs):
+                    lock = self._lock(name)
+                    if lock is not None and not self.path(name).exists():
+                        return name
+                    self._unlock(name, lock)
+            return None
+
+        name = on_rank_zero(find)
+        try:
+            yield name
+        finally:
+            if is_rank_zero() and name is not None:
+                self._unlock(name, lock)
+
+    def _lock(self, name: str):
+        """Held as long as this process lives, or None where another holds it."""
+        path = self.out / ".locks" / name.replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
+
+    def _unlock(self, name: str, lock) -> None:
+        if lock is not None:
+            lock.close()
+
+    def _tidy(self, step: Step) -> None:
+        """After a kill right behind the appearance of a folder; one whose maker is at it is left alone."""
+        lock = self._lock(step.name)
+        if lock is not None:
+            remove_leftovers(self.path(step.name))
+            self._unlock(step.name, lock)
 
     def check(self, steps: list[Step], processes: int | None = None) -> None:
         """That each of ``steps`` still to be made can be: before anything is. ``processes`` None: as many as its layout needs."""
@@ -135,9 +175,9 @@ class Pipeline:
         record = self._recorded()
         for step in steps:
             if not self.path(step.name).exists():
-                if step.run is not None and (self.data.exists() or self.recipe.data is not None):
+                if step.run is not None and (self.work.data.exists() or self.recipe.data is not None):
                     for source in step.run.data:
-                        check(source, self.data)
+                        check(source, self.work.data)
             elif step.name in record:
                 self._compare(step, record[step.name])
 
@@ -182,200 +222,96 @@ class Pipeline:
 
     def _record(self, step: Step) -> None:
         made = {"needs": self._inputs(step), "choices": step.choices}
-        _write(self.out / "steps.json", json.dumps(self._recorded() | {step.name: made}, indent=1))
+        with self.work.alone("steps.json"):
+            write_whole(self.out / "steps.json", json.dumps(self._recorded() | {step.name: made}, indent=1))
 
-    def _steps(self) -> list[Step]:
-        recipe, steps = self.recipe, []
+    def _steps(self) -> Iterator[Step]:
+        recipe, work = self.recipe, self.work
         start = ("world",) if recipe.data is None else ()
         if recipe.data is None:
             choices = {"world": to_json(recipe.world), "seed": recipe.seed}
-            steps.append(Step(name="world", needs=(), make=self._world, choices=choices))
+            yield Step(name="world", needs=(), make=work.world, choices=choices)
         if "base" not in self.given:
-            steps.append(Step(name="init", needs=start, make=self._init))
-            steps.append(self._training(recipe.pretrain, "init", "base", stage="pretrain"))
+            yield Step(name="init", needs=start, make=work.init)
+            yield from self._training(recipe.pretrain, "init", "base", stage="pretrain")
         if "anchor" not in self.given:
-            steps.append(self._training(recipe.posttrain, "base", "anchor", stage="posttrain"))
+            yield from self._training(recipe.posttrain, "base", "anchor", stage="posttrain")
         choices = {"router_init": recipe.router_init, "seed": recipe.seed}
-        steps.append(Step(name="branched", needs=("anchor", "base"), make=self._branch, stage="branch", choices=choices))
+        yield Step(name="branched", needs=("anchor", "base"), make=work.branch, stage="branch", choices=choices, experts=2)
         for expert in recipe.experts:
-            before = "branched"
-            for run in expert.runs:
-                name = f"{expert.name}-{run.stage.name}"
-                steps.append(self._training(run, before, name, stage=run.stage.name, expert=expert.name, experts=2))
-                before = name
-        ends = tuple(f"{expert.name}-{expert.runs[-1].stage.name}" for expert in recipe.experts)
-        make, choices = partial(self._merge, ends), {"shared": to_json(recipe.shared)}
-        steps.append(Step(name="merged", needs=("branched", *ends), make=make, stage="merge", choices=choices))
-        steps.append(self._training(recipe.route, "merged", "final", stage=recipe.route.stage.name, experts=len(ends) + 1))
+            yield from self._chain(expert)
+        ends = {expert.name: expert.end for expert in recipe.experts}
+        yield self._merge(MergeSpec(name="merged", inputs=ends, how="bar", shared=recipe.shared))
+        stage = recipe.route.stage.name
+        yield from self._training(recipe.route, "merged", "final", stage=stage, experts=len(ends) + 1)
+        for part in recipe.more:
+            if isinstance(part, ExpertSpec):
+                yield from self._chain(part)
+            else:
+                yield self._merge(part)
         if recipe.evaluation is not None:
-            models = ("anchor", *ends, "merged", "final")
-            for model in models:
-                make = partial(self._evaluate, model)
-                steps.append(Step(name=f"evaluation/{model}.json", needs=(model,), make=make, stage="evaluate"))
-            needs = tuple(f"evaluation/{model}.json" for model in models)
-            steps.append(Step(name="report.md", needs=needs, make=partial(self._report, models), stage="report"))
-        return steps
+            yield from self._measurements()
 
-    def _training(self, run: Run, source: str, name: str, *, stage: str, expert: str | None = None, experts: int = 0) -> Step:
-        return Step(
-            name=name,
-            needs=(source,),
-            make=partial(self._train, run, source, name, expert),
-            expert=expert,
-            stage=stage,
-            run=run,
-            experts=experts,
-            choices=to_json(run),
-        )
+    def _chain(self, expert: ExpertSpec) -> Iterator[Step]:
+        before = expert.start
+        for run in expert.runs:
+            name = f"{expert.name}-{run.stage.name}"
+            experts = self._known(before, expert.name).experts
+            yield from self._training(run, before, name, stage=run.stage.name, expert=expert.name, experts=experts)
+            before = name
 
-    def _train(self, run: Run, source: str, name: str, expert: str | None) -> None:
-        chats = self._chats(source)
-        if run.rl is None:
-            mixture = self._mixture(run, chats)
-            data = {", ".join(part.sources): part.fingerprint for part in mixture.parts}
-        else:
-            tasks = self.tasks(run, chats)
-            data = {"tasks": blake3(json.dumps([vars(task) for task in tasks]).encode()).hexdigest()}
-        training = Training(stage=run.stage.name, policy=run.stage.policy, recipe=self.recipe.name, data=data)
-        job = Job(
-            name=name,
-            source=self.path(source),
-            out=self.path(name),
-            manifest=partial(self._manifest, training, source, expert),
-            logs=self.out / "logs" / name,
-        )
-        if run.rl is not None:
-            grpo.train(job, run.stage, run.rl, tasks, chats, verify_many)
-            return
-        if run.stage.name == "sft" and not any(s.name == GENERAL for s in run.data):
-            self.say(f"warning: {name}: no source of the domain {GENERAL}; SFT on a domain alone costs general skill")
-        self.say(f"{name}: {summary(mixture.parts)}")
-        fit(job, run.stage, mixture.parts, weights=mixture.weights)
+    def _known(self, name: str, of: str) -> Step:
+        """The step of that name; a given base or anchor has none of its own."""
+        if name in self.given:
+            return Step(name=name, needs=(), make=lambda: None)
+        if name not in self.steps:
+            raise BarError(f"{of}: starts from {name}, which no step before it makes; expected one of {', '.join(self.steps)}")
+        return self.steps[name]
 
-    def tasks(self, run: Run, chats: ChatFormat) -> list[grpo.Task]:
-        """All of them checked before the first is drawn: graders never see a truth that they cannot use."""
-        rows = [row for source in run.data for row in read_rows(source, self.data, seed=self.recipe.seed)]
-        on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
-        found, room = [], run.stage.sequence - run.rl.max_new_tokens
-        for where, row in rows:
-            prompt = chats.prompt(row["messages"], tools=row.get("tools"), where=where)
-            if len(prompt) > room:
-                raise BarError(f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}")
-            found.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=row["truth"]))
-        return found
+    def _merge(self, spec: MergeSpec) -> Step:
+        for source in spec.inputs.values():
+            self._known(source, spec.name)
+        experts = {"bar": len(spec.inputs) + 1, "btx": len(spec.inputs), "dense": 0}[spec.how]
+        needs = ("branched", *spec.inputs.values()) if spec.how == "bar" else tuple(spec.inputs.values())
+        choices = to_json(spec)
+        if spec.name == "merged":
+            choices = {"shared": choices["shared"]}
+        make = partial(self.work.merge, spec)
+        return Step(name=spec.name, needs=needs, make=make, stage="merge", experts=experts, choices=choices)
 
-    def _mixture(self, run: Run, chats: ChatFormat) -> Mixture:
-        """The packed data of a run; where a process has made the token files, all map them."""
-        stage = run.stage
-        return mix(
-            [(source.name, self._tokens(source, chats)) for source in run.data],
-            packing=stage.packing,
-            length=stage.sequence,
-            pad_id=chats.tokenizer.pad_id,
-            too_long=stage.too_long,
-            weights=run.weights,
-        )
+    def _training(
+        self, run: Run, source: str, name: str, *, stage: str, expert: str | None = None, experts: int = 0
+    ) -> Iterator[Step]:
+        """One step; or one for each rate, and one that chooses."""
+        more = {"expert": expert, "stage": stage, "experts": experts}
+        candidates = {}
+        for rate in run.rates:
+            optim = replace(run.stage.optim, lr=rate)
+            tried = replace(run, stage=replace(run.stage, optim=optim), rates=(), validation=())
+            candidates[f"{name}.lr{rate:g}"] = tried
+        for trial, tried in candidates.items() or [(name, run)]:
+            make = partial(self.work.train, tried, source, trial, expert)
+            yield Step(name=trial, needs=(source,), make=make, run=tried, choices=to_json(tried), **more)
+        if candidates:
+            make = partial(self.work.choose, run, tuple(candidates), name)
+            yield Step(name=name, needs=tuple(candidates), make=make, choices={"rates": list(run.rates)}, **more)
 
-    def _tokens(self, source: Source, chats: ChatFormat) -> Tokens:
-        make = partial(prepare, source, self.data, chats, self.out / "tokens", seed=self.recipe.seed, say=self.say)
-        return read_indexed(on_rank_zero(make))
-
-    def _chats(self, folder: str) -> ChatFormat:
-        return ChatFormat(load_tokenizer(self.path(folder)), self.recipe.chat_template)
-
-    def _manifest(
-        self, training: Training, source: str, expert: str | None, written: Folder, units: Units, source_hash: str
-    ) -> Manifest:
-        read = ManifestSource(role="source", name=self.path(source).name, hash=source_hash)
-        return read_manifest(self.path(source)).after(training, sources=(read,), expert=expert)
-
-    def _world(self) -> None:
-        def make():
-            partial_folder = self.out / ".world.partial"
-            shutil.rmtree(partial_folder, ignore_errors=True)
-            world.build(partial_folder, seed=self.recipe.seed, sizes=self.recipe.world)
-            partial_folder.rename(self.out / "world")
-
-        on_rank_zero(make)
-
-    def _init(self) -> None:
-        def make():
-            tokenizer = load_tokenizer(self.data / "tokenizer")
-            if tokenizer.vocab_size > self.recipe.shape.vocab_size:
-                raise BarError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {self.recipe.shape.vocab_size}")
-            random_folder(
-                replace(self.recipe.shape, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id),
-                self.path("init"),
-                tokenizer=self.data / "tokenizer",
-                seed=self.recipe.seed,
-                embedding_std=self.recipe.embedding_std,
-            )
-
-        on_rank_zero(make)
-
-    def _branch(self) -> None:
-        def make():
-            branch(
-                self.path("anchor"),
-                self.path("base"),
-                self.path("branched"),
-                router_init=self.recipe.router_init,
-                seed=self.recipe.seed,
-            )
-
-        on_rank_zero(make)
-
-    def _merge(self, ends: tuple[str, ...]) -> None:
-        def make():
-            experts = {spec.name: self.path(end) for spec, end in zip(self.recipe.experts, ends, strict=True)}
-            report = markdown(measure(self.path("branched"), experts), list(experts))
-            self.path("merge_report.md").write_text(report, encoding="utf-8")
-            merge(anchor=self.path("branched"), experts=experts, out=self.path("merged"), shared=self.recipe.shared)
-
-        on_rank_zero(make)
-
-    def _evaluate(self, name: str) -> None:
-        wanted = self.recipe.evaluation
-        chats = self._chats(name)
-        model = load_model(self.path(name), wanted.parallel)
-        found = {"scores": evaluate(model, chats, wanted.tests, self.data, slots=wanted.slots, say=self.say), "routing": {}}
-        if model.shape.num_experts and wanted.parallel.pipeline == 1:
-            found["experts"] = [expert.name for expert in read_manifest(self.path(name)).experts]
-            for source in self.recipe.route.data:
-                tokens = self._tokens(replace(source, share=1.0), chats)
-                shares = expert_shares(model, tokens, length=self.recipe.route.stage.sequence)
-                found["routing"][source.place.name.partition(".")[0]] = shares
-        on_rank_zero(lambda: _write(self.out / "evaluation" / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False)))
-
-    def _reward_curves(self) -> dict[str, list[list[float]]]:
-        """The mean reward of every round, of every RLVR stage that left a log."""
-        curves = {}
-        for step in self.steps.values():
-            log = self.out / "logs" / step.name / "metrics.jsonl"
-            if step.run is not None and step.run.rl is not None and log.is_file():
-                curves[step.name] = [[json.loads(line)["reward"] for line in log.read_text(encoding="utf-8").splitlines()]]
-        return curves
-
-    def _report(self, models: tuple[str, ...]) -> None:
-        def make():
-            found = {name: json.loads((self.out / "evaluation" / f"{name}.json").read_text(encoding="utf-8")) for name in models}
-            experts = {spec.name: f"{spec.name}-{spec.runs[-1].stage.name}" for spec in self.recipe.experts}
-            text = write_report(self.recipe.name, found, experts=experts, trained=self.recipe.evaluation.trained)
-            curves = self._reward_curves()
-            if curves:
-                chart = line_chart(curves, title="Mean reward of RLVR", x="round", y="reward")
-                _write(self.out / "rewards.svg", chart)
-            _write(self.out / "report.md", text)
-
-        on_rank_zero(make)
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    def _measurements(self) -> Iterator[Step]:
+        work, study = self.work, self.recipe.study
+        files = []
+        for model in work.models:
+            folder, _ = folder_and_active(model)
+            self._known(folder, "evaluation")
+            files.append(evaluation_of(model))
+            make = partial(work.evaluate, model)
+            yield Step(name=files[-1], needs=(folder,), make=make, stage="evaluate")
+        for upgrade in study.upgrades:
+            files.append(f"upgrades/{upgrade.name}.json")
+            needs = tuple(dict.fromkeys(folder_and_active(model)[0] for model in (upgrade.before, upgrade.after)))
+            measured = tuple(map(evaluation_of, (upgrade.before, upgrade.after)))
+            yield Step(name=files[-1], needs=needs + measured, make=partial(work.compare, upgrade), stage="compare")
+        if study.lens:
+            files.append("lens.json")
+            needs = ("final", evaluation_of("final"))
+            yield Step(name="lens.json", needs=needs, make=work.lens, stage="lens", choices={"lens": study.lens})
+        yield Step(name="report.md", needs=tuple(files), make=work.report, stage="report")

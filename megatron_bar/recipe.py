@@ -14,6 +14,8 @@ from megatron_bar.evaluation.generative import TestSet
 from megatron_bar.experts.shared import Combination
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
+from megatron_bar.study import MergeSpec, Study
+from megatron_bar.training.preference import DPOConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.hf_config import ModelConfig
 
@@ -31,9 +33,21 @@ class Run:
     """Share of each domain among the rows; None: the published union, every row once an epoch."""
     rl: grpo.GRPOConfig | None = None
     """Set for RLVR, whose data are tasks."""
+    dpo: DPOConfig | None = None
+    """Set for preference optimisation, whose data are preferences."""
+    rates: tuple[float, ...] = ()
+    """Learning rates to choose from: the stage is trained with each, and the one with the lowest loss on ``validation`` goes
+    on. None: the stage's own."""
+    validation: tuple[Source, ...] = ()
+    """Chats that no stage learns."""
 
     def __post_init__(self):
-        owner, wanted = f"stage {self.stage.name}", ("task",) if self.rl else ("text", "chat", "tokens")
+        owner = f"stage {self.stage.name}"
+        if self.rl and self.dpo:
+            raise BarError(f"{owner}: expected rl or dpo, got both")
+        wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens")
+        if bool(self.rates) != bool(self.validation) or len(set(self.rates)) != len(self.rates):
+            raise BarError(f"{owner}: expected different rates and the validation chats to choose by, or neither")
         if not self.data:
             raise BarError(f"{owner}: data expected at least one source, got none")
         for source in self.data:
@@ -45,13 +59,22 @@ class Run:
 class ExpertSpec:
     name: str
     runs: tuple[Run, ...]
-    """In order; each starts from the folder that the one before wrote, the first from the branched folder."""
+    """In order; each starts from the folder that the one before wrote."""
+    start: str = "branched"
+    """The step whose folder the first starts from: the branched one makes an expert, base or anchor a dense model, and a merged
+    one is routed."""
 
     def __post_init__(self):
         require_name("expert", self.name)
         stages = [run.stage.name for run in self.runs]
         if self.name == "anchor" or len(set(stages)) < len(stages):
             raise BarError(f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}")
+
+
+    @property
+    def end(self) -> str:
+        """The step that makes the expert as it is merged."""
+        return f"{self.name}-{self.runs[-1].stage.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +114,10 @@ class Recipe:
     shared: Combination = field(default_factory=Combination)
     """How the merge combines what the experts share."""
     route: Run
+    more: tuple[ExpertSpec | MergeSpec, ...] = ()
+    """What the study trains and merges besides, in an order in which each comes after what it starts from."""
     evaluation: Evaluation | None = None
+    study: Study = field(default_factory=Study)
     seed: int = 0
 
     def __post_init__(self):
@@ -104,7 +130,7 @@ class Recipe:
         if not self.embedding_std > 0:
             raise BarError(f"recipe {self.name}: embedding_std must be positive, got {self.embedding_std}")
         self.shared.check(1 + len(self.experts))
-        names = [expert.name for expert in self.experts]
-        if not names or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
+        names = [part.name for part in (*self.experts, *self.more)]
+        if not self.experts or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
             got = ", ".join(names) or "none"
             raise BarError(f"recipe {self.name}: experts expected of different names, each with a run, got {got}")

@@ -42,7 +42,7 @@ POSTTRAIN = Stage(
 
 
 def expert(name: str, *, midtrain: bool) -> ExpertSpec:
-    mid = stages.midtrain(optim=OptimConfig(lr=2e-3, schedule="cosine", final_lr_ratio=0.1, warmup=0.03), steps=None, **BATCH)
+    mid = stages.midtrain(optim=OptimConfig(lr=2e-3, schedule="cosine", final_lr_ratio=0.1, warmup=0.03), steps=None, epochs=2, **BATCH)
     sft = stages.sft(optim=OptimConfig(lr=1e-3, schedule="linear", warmup=0.03), epochs=1, **BATCH)
     rlvr = stages.rlvr(optim=OptimConfig(lr=1e-4), sequence=ROW, batch=4, micro_batch=4)
     runs = [Run(stage=sft, data=(GENERAL, chat(name)))]
@@ -76,7 +76,7 @@ def recipe() -> Recipe:
         experts=tuple(expert(name, midtrain=name in ("math", "code")) for name in DOMAINS),
         route=Run(
             # Ten epochs, not two: 5 % of the toy's SFT data is 23 k tokens, where the published run has 43 M.
-            stage=stages.route(optim=OptimConfig(lr=1e-2, schedule="linear", warmup=0.03), epochs=10, **BATCH),
+            stage=stages.route(optim=OptimConfig(lr=1e-2, schedule="linear", warmup=0.03), steps=450, **BATCH),
             data=tuple(replace(source, share=0.05) for source in sft),
         ),
         evaluation=Evaluation(

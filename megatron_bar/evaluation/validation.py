@@ -1,0 +1,22 @@
+"""The loss on chats that no stage learns: what a learning rate is chosen by."""
+
+import torch
+
+from megatron_bar.data.packing import PackedRows
+from megatron_bar.models.build import LanguageModel
+from megatron_bar.parallel import cpu
+
+ROWS = 8
+"""In a forward pass."""
+
+
+@torch.no_grad()
+def mean_loss(model: LanguageModel, rows: PackedRows) -> float:
+    """Nats per token of the answers in ``rows``. Every rank reads all of them; no pipeline. Collective."""
+    total, count = 0.0, 0
+    for start in range(0, len(rows), ROWS):
+        batch = rows.take(range(start, min(start + ROWS, len(rows)))).to(cpu.device())
+        nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
+        mask = batch.labels >= 0
+        total, count = total + nll[mask].double().sum().item(), count + int(mask.sum())
+    return total / count

@@ -1,0 +1,234 @@
+"""From the files that one or more runs of a recipe left to the report's numbers; a run is a seed. Nothing is measured here."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from megatron_bar.config import from_json
+from megatron_bar.errors import BarError
+from megatron_bar.evaluation import report as shown
+from megatron_bar.evaluation.bootstrap import Interval, mean_interval, overall_interval
+from megatron_bar.evaluation.report import Report, Score
+from megatron_bar.evaluation.results import read_results, require_same_tests
+from megatron_bar.recipe import Recipe
+from megatron_bar.study import Claim, Upgrade
+
+POINTS = 80
+"""Of a curve in the report."""
+VERSIONS = ("megatron-core", "torch", "transformers", "numpy", "megatron_bar")
+Scores = dict[str, np.ndarray]
+"""Test -> the score of every item."""
+
+
+def evaluation_of(model: str) -> str:
+    """The file of a model's answers and scores, under the run's folder."""
+    return f"evaluation/{model}.json"
+
+
+def collect(recipe: Recipe, runs: Sequence[Path]) -> Report:
+    """The report of ``runs``, one folder per seed, all of ``recipe`` but for its seed; all must be finished."""
+    found = Found(recipe, [Path(run) for run in runs])
+    study = recipe.study
+    routing, lens = found.routing(), found.lens()
+    return Report(
+        title=f"The recipe {recipe.name}",
+        provenance=found.provenance(),
+        rows=tuple(found.rows()),
+        comparisons=tuple(found.comparison(upgrade) for upgrade in study.upgrades),
+        sweeps=tuple(found.sweep(sweep) for sweep in study.sweeps),
+        curves=tuple(found.curves()),
+        routing=routing,
+        lens=lens,
+        costs=tuple(found.costs()),
+        claims=tuple(found.verdict(claim) for claim in study.claims),
+    )
+
+
+class Found:
+    """What the runs left."""
+
+    def __init__(self, recipe: Recipe, runs: list[Path]):
+        self.recipe, self.runs = recipe, runs
+        self._read: dict[str, list[dict]] = {}
+
+    def results(self, model: str) -> list[dict]:
+        """Of every run."""
+        if model not in self._read:
+            self._read[model] = [read_results(run / evaluation_of(model)) for run in self.runs]
+        return self._read[model]
+
+    def scores(self, model: str) -> list[Scores]:
+        return [
+            {test: np.array([item["score"] for item in items]) for test, items in result["scores"].items()}
+            for result in self.results(model)
+        ]
+
+    def gains(self, before: str, after: str) -> list[Scores]:
+        """Of every run, item by item."""
+        for old, new in zip(self.results(before), self.results(after), strict=True):
+            require_same_tests(old, new)
+        pairs = zip(self.scores(before), self.scores(after), strict=True)
+        return [{test: new[test] - old[test] for test in old} for old, new in pairs]
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        return tuple(self.results("final")[0]["scores"])
+
+    def _score(self, interval: Interval) -> Score:
+        return Score(mean=interval.mean, low=interval.low, high=interval.high, seeds=len(self.runs))
+
+    def by_skill(self, seeds: list[Scores]) -> dict[str, Score]:
+        return {test: self._score(mean_interval([scores[test] for scores in seeds])) for test in seeds[0]}
+
+    def mean(self, seeds: list[Scores], skills: Sequence[str] = ()) -> Score:
+        return self._score(overall_interval([{test: scores[test] for test in skills or scores} for scores in seeds]))
+
+    def row(self, name: str, model: str, group: str) -> shown.Row:
+        seeds = self.scores(model)
+        return shown.Row(model=name, group=group, scores=self.by_skill(seeds), overall=self.mean(seeds))
+
+    def rows(self):
+        study = self.recipe.study
+        yield self.row("anchor", "anchor", "start")
+        for expert in self.recipe.experts:
+            yield self.row(expert.end, expert.end, "experts")
+        yield self.row("merged, router untrained", "merged", "modular")
+        yield self.row("BAR", "final", "modular")
+        for group, named in (("baselines", study.baselines), ("ablations", study.ablations)):
+            for name, model in named.items():
+                yield self.row(name, model, group)
+
+    def comparison(self, upgrade: Upgrade) -> shown.Comparison:
+        gains = self.gains(upgrade.before, upgrade.after)
+        files = [json.loads((run / f"upgrades/{upgrade.name}.json").read_text(encoding="utf-8")) for run in self.runs]
+        return shown.Comparison(
+            name=upgrade.name,
+            before=upgrade.before,
+            after=upgrade.after,
+            changed=upgrade.changed,
+            gains=self.by_skill(gains),
+            kl={test: self._score(mean_interval([file["kl"][test] for file in files])) for test in files[0]["kl"]},
+        )
+
+    def sweep(self, sweep) -> shown.Sweep:
+        seeds = {x: self.scores(model) for x, model in sweep.points.items()}
+        rows = {skill: tuple(self._score(mean_interval([s[skill] for s in found])) for found in seeds.values()) for skill in self.skills}
+        overall = tuple(self.mean(found) for found in seeds.values())
+        return shown.Sweep(name=sweep.name, x_label=sweep.x, xs=tuple(seeds), rows={"overall": overall} | rows)
+
+    def curves(self):
+        """Losses of the stages that the recipe's own model is made by, and rewards of every RLVR."""
+        steps = ["base", "anchor", *(f"{e.name}-{run.stage.name}" for e in self.recipe.experts for run in e.runs), "final"]
+        losses = {step: self._logged(step, "loss") for step in steps}
+        losses = {step: runs for step, runs in losses.items() if runs and not self._logged(step, "reward")}
+        if losses:
+            yield shown.Curves(title="Loss", x="part of the stage, percent", y="nats per token", series=losses)
+        chains = [part for part in (*self.recipe.experts, *self.recipe.more) if hasattr(part, "runs")]
+        rl = [f"{chain.name}-{run.stage.name}" for chain in chains for run in chain.runs if run.rl is not None]
+        rewards = {step: runs for step in rl if (runs := self._logged(step, "reward"))}
+        if rewards:
+            yield shown.Curves(title="Reward of RLVR", x="round", y="share of answers verified", series=rewards)
+
+    def _logged(self, step: str, value: str) -> tuple[tuple[float, ...], ...]:
+        """Of every run, thinned by means of neighbours; empty where a run has none."""
+        found = []
+        for run in self.runs:
+            log = run / "logs" / step / "metrics.jsonl"
+            if not log.is_file():
+                return ()
+            values = [json.loads(line).get(value) for line in log.read_text(encoding="utf-8").splitlines()]
+            if not values or None in values:
+                return ()
+            parts = np.array_split(np.array(values), min(POINTS, len(values)))
+            found.append(tuple(float(part.mean()) for part in parts))
+        return tuple(found)
+
+    def routing(self) -> shown.Routing | None:
+        found = self.results("final")
+        if not found[0].get("routing"):
+            return None
+        shares = {
+            domain: np.mean([np.array(result["routing"][domain]) for result in found], axis=0).tolist()
+            for domain in found[0]["routing"]
+        }
+        return shown.Routing(
+            experts=tuple(found[0]["experts"]),
+            domains=tuple(shares),
+            layers={domain: tuple(map(tuple, layers)) for domain, layers in shares.items()},
+        )
+
+    def lens(self) -> shown.Lens | None:
+        """Of the first run."""
+        file = self.runs[0] / "lens.json"
+        return from_json(shown.Lens, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def costs(self):
+        return ()
+
+    def verdict(self, claim: Claim) -> shown.Claim:
+        if claim.untestable:
+            return shown.Claim(text=claim.text, source=SOURCE, verdict="not testable here", evidence=claim.untestable)
+        gains = self.gains(claim.before, claim.after)
+        skills = claim.skills or self.skills
+        looked_at = {skill: self.mean(gains, (skill,)) for skill in skills} if claim.each else {"": self.mean(gains, skills)}
+        holds = all(HOLDS[claim.expect](score, claim.margin) for score in looked_at.values())
+        evidence = ", ".join(f"{skill} {points(score)}".strip() for skill, score in looked_at.items())
+        where = "" if claim.each else " on " + (", ".join(skills) if claim.skills else "all skills")
+        wanted = claim.expect + (f", within {100 * claim.margin:g} points" if claim.expect in ("same", "not lower") else "")
+        return shown.Claim(
+            text=claim.text,
+            source=SOURCE,
+            verdict="holds" if holds else "does not hold",
+            evidence=f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}",
+        )
+
+    def provenance(self) -> shown.Provenance:
+        seeds = tuple(json.loads((run / "steps.json").read_text(encoding="utf-8"))["world"]["choices"]["seed"] for run in self.runs)
+        return shown.Provenance(
+            date=datetime.now(UTC).date().isoformat(),
+            commit=_commit(),
+            machine=_machine(),
+            versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+            seeds=seeds,
+            items={skill: len(items) for skill, items in self.results("final")[0]["scores"].items()},
+        )
+
+
+SOURCE = "arXiv 2604.18473"
+HOLDS: dict[str, Callable[[Score, float], bool]] = {
+    "higher": lambda score, margin: score.low > 0,
+    "lower": lambda score, margin: score.high < 0,
+    "not lower": lambda score, margin: score.mean >= -margin,
+    "same": lambda score, margin: abs(score.mean) <= margin,
+}
+
+
+def points(score: Score) -> str:
+    """A gain in percentage points with its interval."""
+    return f"{100 * score.mean:+.1f} ({100 * score.low:+.1f} to {100 * score.high:+.1f})"
+
+
+def _commit() -> str:
+    """Of the code that runs; empty where it is not a git checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"

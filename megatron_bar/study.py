@@ -1,0 +1,103 @@
+"""What is measured beside a recipe's own model, as values: baselines, ablations, upgrades, sweeps, and the claims they speak to.
+
+A model is named by the step that makes its folder; ``final@2`` is that model with 2 active experts.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_bar.errors import BarError, require_name
+from megatron_bar.experts.shared import Combination
+
+ACTIVE = "@"
+"""Between a model and how many of its experts are active."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSpec:
+    """A folder made of others."""
+
+    name: str
+    inputs: dict[str, str]
+    """Expert's name -> the step whose folder it is, in slot order."""
+    how: Literal["bar", "dense", "btx"]
+    """bar: experts of one branch beside its anchor (experts/merge.py). dense: dense models become their mean
+    (experts/dense_merge.py). btx: dense models become a mixture, the first of them expert 0 (experts/btx.py)."""
+    shared: Combination = field(default_factory=Combination)
+
+    def __post_init__(self):
+        require_name("merge", self.name)
+        least = 1 if self.how == "bar" else 2
+        if len(self.inputs) < least:
+            raise BarError(f"merge {self.name}: expected at least {least} inputs, got {len(self.inputs)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upgrade:
+    """The same model before and after one expert was replaced."""
+
+    name: str
+    before: str
+    after: str
+    changed: tuple[str, ...]
+    """The skills that should change; the others should not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    name: str
+    x: str
+    points: dict[str, str]
+    """What is on the x axis -> the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A published statement about two models, judged by the paired gain of the second with its 95 % interval."""
+
+    text: str
+    before: str = ""
+    after: str = ""
+    skills: tuple[str, ...] = ()
+    """On which; none: all."""
+    expect: Literal["higher", "lower", "not lower", "same"] = "higher"
+    """higher, lower: the whole interval lies on that side of 0. not lower, same: the mean gain is within ``margin``."""
+    each: bool = False
+    """Of every skill by itself; else of their mean."""
+    margin: float = 0.03
+    untestable: str = ""
+    """Why no toy can speak to it; then nothing else is said."""
+
+    def __post_init__(self):
+        if bool(self.untestable) == bool(self.before and self.after):
+            raise BarError(f"claim {self.text!r}: expected two models, or why it is not testable, got both or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    baselines: dict[str, str] = field(default_factory=dict)
+    """What the report calls it -> the model."""
+    ablations: dict[str, str] = field(default_factory=dict)
+    upgrades: tuple[Upgrade, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    retrained: str = ""
+    """The model that was trained on everything at once, whose cost stands against that of one more expert."""
+    lens: dict[str, int] = field(default_factory=dict)
+    """Test set -> how many of its items, with the final model's answers, are shown token by token."""
+
+    @property
+    def models(self) -> list[str]:
+        """All that it speaks of, each once."""
+        upgrades = [model for upgrade in self.upgrades for model in (upgrade.before, upgrade.after)]
+        sweeps = [model for sweep in self.sweeps for model in sweep.points.values()]
+        claims = [model for claim in self.claims for model in (claim.before, claim.after) if model]
+        return list(dict.fromkeys([*self.baselines.values(), *self.ablations.values(), *upgrades, *sweeps, *claims]))
+
+
+def folder_and_active(model: str) -> tuple[str, int | None]:
+    """``final@2`` -> ("final", 2); without a number: as the folder says."""
+    name, mark, active = model.partition(ACTIVE)
+    if mark and not active.isdecimal():
+        raise BarError(f"model {model}: expected a step's name, or NAME@K with a number of active experts")
+    return name, int(active) if mark else None

@@ -1,0 +1,273 @@
+"""What the steps of a run do: each reads folders under the run's own and leaves one, or a file, that appears when it is whole."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from blake3 import blake3
+
+from megatron_bar.config import to_json
+from megatron_bar.data import world
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.indexed import Tokens, read_indexed
+from megatron_bar.data.mixture import Mixture, mix, prepare, summary
+from megatron_bar.data.packing import PackedRows
+from megatron_bar.data.sources import Source, read_rows
+from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.errors import BarError
+from megatron_bar.evaluation.compare import divergence
+from megatron_bar.evaluation.generative import load_model, measure
+from megatron_bar.evaluation.html import html
+from megatron_bar.evaluation.lens import show
+from megatron_bar.evaluation.report import markdown
+from megatron_bar.evaluation.results import read_results
+from megatron_bar.evaluation.routing import expert_shares
+from megatron_bar.evaluation.validation import mean_loss
+from megatron_bar.experts.branch import branch
+from megatron_bar.experts.btx import btx
+from megatron_bar.experts.dense_merge import dense_merge
+from megatron_bar.experts.merge import merge
+from megatron_bar.experts.merge_report import markdown as merge_report
+from megatron_bar.experts.merge_report import measure as measure_merge
+from megatron_bar.parallel.state import on_rank_zero
+from megatron_bar.recipe import GENERAL, Recipe, Run
+from megatron_bar.results import collect
+from megatron_bar.rl import grpo
+from megatron_bar.rl.verifiers import check_task, verify_many
+from megatron_bar.study import MergeSpec, Upgrade, folder_and_active
+from megatron_bar.training.fit import Job, fit
+from megatron_bar.training.preference import fit_preferences, preference_rows
+from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.hashes import Units
+from megatron_bar.weights.init import random_folder
+from megatron_bar.weights.manifest import Manifest, Training, read_manifest
+from megatron_bar.weights.manifest import Source as ManifestSource
+
+
+def evaluation_of(model: str) -> str:
+    """The file of a model's answers and scores, under the run's folder."""
+    return f"evaluation/{model}.json"
+
+
+class Work:
+    """What can be done for ``recipe`` under ``out``. All methods that make something are collective."""
+
+    def __init__(self, recipe: Recipe, out: Path, say: Callable[[str], None]):
+        self.recipe, self.out, self.say = recipe, out, say
+        self.given = {name: path for name, path in (("base", recipe.base), ("anchor", recipe.anchor)) if path is not None}
+
+    def path(self, name: str) -> Path:
+        return Path(self.given.get(name, self.out / name))
+
+    @property
+    def data(self) -> Path:
+        return self.recipe.data or self.out / "world"
+
+    @property
+    def models(self) -> list[str]:
+        """All that are evaluated, in the order of the report."""
+        own = ["anchor", *(expert.end for expert in self.recipe.experts), "merged", "final"]
+        return list(dict.fromkeys(own + self.recipe.study.models))
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Where several processes share the run's folder, one at a time is in here."""
+        path = self.out / ".locks" / f"{what}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def world(self) -> None:
+        def make():
+            partial_folder = self.out / ".world.partial"
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            world.build(partial_folder, seed=self.recipe.seed, sizes=self.recipe.world)
+            partial_folder.rename(self.out / "world")
+
+        on_rank_zero(make)
+
+    def init(self) -> None:
+        def make():
+            tokenizer = load_tokenizer(self.data / "tokenizer")
+            if tokenizer.vocab_size > self.recipe.shape.vocab_size:
+                raise BarError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {self.recipe.shape.vocab_size}")
+            random_folder(
+                replace(self.recipe.shape, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id),
+                self.path("init"),
+                tokenizer=self.data / "tokenizer",
+                seed=self.recipe.seed,
+                embedding_std=self.recipe.embedding_std,
+            )
+
+        on_rank_zero(make)
+
+    def branch(self) -> None:
+        def make():
+            branch(
+                self.path("anchor"),
+                self.path("base"),
+                self.path("branched"),
+                router_init=self.recipe.router_init,
+                seed=self.recipe.seed,
+            )
+
+        on_rank_zero(make)
+
+    def merge(self, spec: MergeSpec) -> None:
+        inputs, out = {name: self.path(step) for name, step in spec.inputs.items()}, self.path(spec.name)
+
+        def make():
+            if spec.how == "dense":
+                dense_merge(inputs, out, shared=spec.shared)
+            elif spec.how == "btx":
+                btx(inputs, out, shared=spec.shared, seed=self.recipe.seed)
+            else:
+                report = merge_report(measure_merge(self.path("branched"), inputs), list(inputs))
+                out.with_name(f"{spec.name}_report.md").write_text(report, encoding="utf-8")
+                merge(anchor=self.path("branched"), experts=inputs, out=out, shared=spec.shared)
+
+        on_rank_zero(make)
+
+    def train(self, run: Run, source: str, name: str, expert: str | None) -> None:
+        chats, stage = self._chats(source), run.stage
+        if run.rl is not None:
+            tasks = self.tasks(run, chats)
+            data = {"tasks": blake3(json.dumps([vars(task) for task in tasks]).encode()).hexdigest()}
+        elif run.dpo is not None:
+            say = lambda line: self.say(f"{name}: {line}")  # noqa: E731
+            pairs = preference_rows(run.data, self.data, chats, stage.sequence, seed=self.recipe.seed, say=say)
+            data = {", ".join(pairs.sources): pairs.fingerprint}
+        else:
+            mixture = self._mixture(run, chats)
+            data = {", ".join(part.sources): part.fingerprint for part in mixture.parts}
+        training = Training(stage=stage.name, policy=stage.policy, recipe=self.recipe.name, data=data)
+        job = Job(
+            name=name,
+            source=self.path(source),
+            out=self.path(name),
+            manifest=partial(self._manifest, training, source, expert),
+            logs=self.out / "logs" / name,
+        )
+        if run.rl is not None:
+            grpo.train(job, stage, run.rl, tasks, chats, verify_many)
+        elif run.dpo is not None:
+            fit_preferences(job, stage, run.dpo, pairs)
+        else:
+            if stage.name == "sft" and not any(s.name == GENERAL for s in run.data):
+                self.say(f"warning: {name}: no source of the domain {GENERAL}; SFT on a domain alone costs general skill")
+            self.say(f"{name}: {summary(mixture.parts)}")
+            fit(job, stage, mixture.parts, weights=mixture.weights)
+
+    def choose(self, run: Run, candidates: tuple[str, ...], name: str) -> None:
+        """The candidate with the lowest loss on the validation chats, the mean over their domains, becomes the step's folder."""
+        chats = self._chats(candidates[0])
+        unseen = {}
+        for source in run.validation:
+            tokens = self._tokens(source, chats)
+            unseen[source.name] = PackedRows([(source.name, tokens)], run.stage.sequence, pad_id=chats.tokenizer.pad_id)
+        losses = {}
+        for candidate in candidates:
+            model = load_model(self.path(candidate), self.recipe.evaluation.parallel)
+            losses[candidate] = {domain: mean_loss(model, rows) for domain, rows in unseen.items()}
+            self.say(f"  {candidate}: " + ", ".join(f"{domain} {loss:.4f}" for domain, loss in losses[candidate].items()))
+        best = min(candidates, key=lambda candidate: sum(losses[candidate].values()))
+        self.say(f"  {name}: {best}")
+
+        def take() -> None:
+            write_whole(self.out / "choices" / f"{name}.json", json.dumps({"chosen": best, "losses": losses}, indent=1))
+            beside = self.path(name).with_name(f".{name}.partial")
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(self.path(best), beside, copy_function=os.link)
+            beside.rename(self.path(name))
+
+        on_rank_zero(take)
+
+    def tasks(self, run: Run, chats: ChatFormat) -> list[grpo.Task]:
+        """All of them checked before the first is drawn: graders never see a truth that they cannot use."""
+        rows = [row for source in run.data for row in read_rows(source, self.data, seed=self.recipe.seed)]
+        on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
+        found, room = [], run.stage.sequence - run.rl.max_new_tokens
+        for where, row in rows:
+            prompt = chats.prompt(row["messages"], tools=row.get("tools"), where=where)
+            if len(prompt) > room:
+                raise BarError(f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}")
+            found.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=row["truth"]))
+        return found
+
+    def _mixture(self, run: Run, chats: ChatFormat) -> Mixture:
+        """The packed data of a run; where a process has made the token files, all map them."""
+        stage = run.stage
+        return mix(
+            [(source.name, self._tokens(source, chats)) for source in run.data],
+            packing=stage.packing,
+            length=stage.sequence,
+            pad_id=chats.tokenizer.pad_id,
+            too_long=stage.too_long,
+            weights=run.weights,
+        )
+
+    def _tokens(self, source: Source, chats: ChatFormat) -> Tokens:
+        def make() -> Path:
+            with self.alone("tokens"):
+                return prepare(source, self.data, chats, self.out / "tokens", seed=self.recipe.seed, say=self.say)
+
+        return read_indexed(on_rank_zero(make))
+
+    def _chats(self, folder: str) -> ChatFormat:
+        return ChatFormat(load_tokenizer(self.path(folder)), self.recipe.chat_template)
+
+    def _manifest(
+        self, training: Training, source: str, expert: str | None, written: Folder, units: Units, source_hash: str
+    ) -> Manifest:
+        read = ManifestSource(role="source", name=self.path(source).name, hash=source_hash)
+        return read_manifest(self.path(source)).after(training, sources=(read,), expert=expert)
+
+    def evaluate(self, model: str) -> None:
+        wanted = self.recipe.evaluation
+        folder, active = folder_and_active(model)
+        path, chats = self.path(folder), self._chats(folder)
+        loaded = load_model(path, wanted.parallel, active_experts=active)
+        found = measure(path, loaded, chats, wanted.tests, self.data, slots=wanted.slots, say=self.say)
+        if loaded.shape.num_experts and wanted.parallel.pipeline == 1:
+            found["experts"] = [expert.name for expert in read_manifest(path).experts]
+            found["routing"] = {}
+            for source in self.recipe.route.data:
+                tokens = self._tokens(replace(source, share=1.0), chats)
+                shares = expert_shares(loaded, tokens, length=self.recipe.route.stage.sequence)
+                found["routing"][source.name] = shares
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        on_rank_zero(lambda: write_whole(self.out / evaluation_of(model), text))
+
+    def compare(self, upgrade: Upgrade) -> None:
+        """How far the answers moved on the prompts of skills that an upgrade was not for."""
+        raise NotImplementedError
+
+    def lens(self) -> None:
+        raise NotImplementedError
+
+    def report(self) -> None:
+        def make():
+            report = collect(self.recipe, [self.out])
+            write_whole(self.out / "report.json", json.dumps(to_json(report)))
+            write_whole(self.out / "report.html", html(report))
+            write_whole(self.out / "report.md", markdown(report))
+
+        on_rank_zero(make)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that appears when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
