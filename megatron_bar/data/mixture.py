@@ -29,8 +29,9 @@ def prepare(source: Source, root: Path, chats: ChatFormat, cache: Path, *, seed:
     if source.kind == "tokens":
         read_indexed(place, vocab_size=chats.tokenizer.vocab_size)
         return place
-    if source.kind == "task":
-        raise BarError(f"{place}: rows of tasks are for RLVR; expected text, chats or token files")
+    if source.kind in ("task", "preference"):
+        of = {"task": "RLVR", "preference": "DPO"}[source.kind]
+        raise BarError(f"{place}: rows of kind {source.kind} are for {of}; expected text, chats or token files")
     options = Options(template=chats.name, seed=seed)
     stat = place.stat() if place.exists() else None
     key = [str(source.path), source.kind, source.share, source.last_turn, asdict(options), chats.tokenizer.hash, chats.template]

@@ -1,7 +1,8 @@
 """Documents to rows of one length; nothing is copied until a batch is taken.
 
 Two packings, as published (arXiv 2604.18473): documents concatenated and cut for pretraining and mid-training; whole documents
-side by side by best fit for SFT and router training, with positions that restart and attention that stays inside each.
+side by side by best fit for SFT and router training, with positions that restart and attention that stays inside each. Pairs
+of documents, for preferences, are packed like one document each.
 """
 
 from collections.abc import Sequence
@@ -121,26 +122,31 @@ class CutRows:
 class PackedRows:
     """Whole documents of one or more sources, by best fit, longest first (see `best_fit`)."""
 
+    together = 1
+    """So many documents that follow each other are packed as one."""
+
     def __init__(self, named: Sequence[tuple[str, Tokens]], length: int, *, pad_id: int, too_long: TooLong = "truncate"):
         self.sources, self.parts = tuple(name for name, _ in named), tuple(tokens for _, tokens in named)
         self.length, self.pad_id = length, pad_id
-        sizes = np.concatenate([part.lengths for part in self.parts])
+        lengths = np.concatenate([part.lengths for part in self.parts])
+        sizes = lengths.reshape(-1, self.together).sum(1)
         self._firsts = np.cumsum([0, *(len(part) for part in self.parts)])
         numbers = np.flatnonzero(sizes > 0)
         over = sizes > length
         self.too_long = int(over.sum())
-        """Documents that no row can hold."""
+        """Documents, or so many together, that no row can hold."""
         if self.too_long and too_long == "error":
-            part, n = self._find(int(np.argmax(over)))
+            part, n = self._find(int(np.argmax(over)) * self.together)
             raise BarError(f"{self.sources[part]}: document {n} has {sizes[over][0]} tokens; a row holds {length}")
         if too_long == "drop":
             numbers = np.flatnonzero((sizes > 0) & ~over)
         if not len(numbers):
             raise BarError(f"{', '.join(self.sources)}: no document to pack into rows of {length}")
-        self.documents = len(numbers)
-        self._sizes = np.minimum(sizes, length).astype(np.int32)
-        order, self._row_starts = best_fit(self._sizes[numbers], length)
-        self._order = numbers[order]
+        self.documents = len(numbers) * self.together
+        self._sizes = np.minimum(lengths, length).astype(np.int32)
+        order, row_starts = best_fit(np.minimum(sizes[numbers], length), length)
+        self._order = (numbers[order][:, None] * self.together + np.arange(self.together)).ravel()
+        self._row_starts = row_starts * self.together
         self.efficiency = float(self._sizes[self._order].sum() / (len(self) * length))
         """Share of positions that hold a token of a document; the rest is padding."""
 
@@ -187,6 +193,26 @@ class PackedRows:
         arrays = {"ids": ids, "positions": positions, "labels": labels, "documents": documents}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return Batch(**tensors, extras={name: torch.from_numpy(values) for name, values in extras.items()})
+
+
+class PairRows(PackedRows):
+    """Documents 2n and 2n + 1 of each source, a better and a worse answer, side by side in one row.
+
+    So a row's documents 2i and 2i + 1 are a pair, and a micro-batch's loss over pairs needs nothing of another one.
+    """
+
+    together = 2
+
+    def __init__(self, named: Sequence[tuple[str, Tokens]], length: int, *, pad_id: int, too_long: TooLong = "drop"):
+        if too_long == "truncate":
+            raise BarError(
+                f"{', '.join(name for name, _ in named)}: a pair cannot be cut; too_long expected drop or error, got truncate"
+            )
+        super().__init__(named, length, pad_id=pad_id, too_long=too_long)
+
+    @property
+    def pairs(self) -> int:
+        return self.documents // 2
 
 
 def best_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,9 @@
 """Where rows come from: JSONL (plain, .gz, .zst), Parquet, folders of them, Hugging Face ``datasets``; and which rows are taken.
 
-A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), or a task ``{"messages", "verifier", "truth"}``;
-published RLVR sets call these ``prompt``, ``dataset`` and ``ground_truth``, which is understood too.
+A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), a task ``{"messages", "verifier", "truth"}``;
+published RLVR sets call these ``prompt``, ``dataset`` and ``ground_truth``, which is understood too. Or it is a preference
+``{"messages", "chosen", "rejected"}``: what was asked, a better and a worse answer, each a text or a list of the one message;
+as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that differ in the last message.
 Every row is checked; a bad one is named by file and line, and stops the work unless the caller collects such errors.
 Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this kind.
 """
@@ -25,13 +27,16 @@ from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import loads, why
 
-Kind = Literal["text", "chat", "task", "tokens"]
+Kind = Literal["text", "chat", "task", "preference", "tokens"]
 KEYS: dict[str, dict[str, type]] = {
     "text": {"text": str},
     "chat": {"messages": list},
     "task": {"messages": list, "verifier": str, "truth": object},
+    "preference": {"messages": list, "chosen": object, "rejected": object},
 }
 """What a row must have, and of which type."""
+ANSWERS = ("chosen", "rejected")
+"""Of a preference; in a checked row each is a message."""
 PUBLISHED = {"gsm8k": "numeric", "math": "math", "code": "code", "string_matcher": "exact"}
 """Verifiers of the ``dataset`` that a published RLVR row names (open-instruct)."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
@@ -136,11 +141,15 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
         raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}, got {type(row).__name__}")
     if kind == "task" and "ground_truth" in row:
         row = _from_published(row, where)
+    if kind == "preference":
+        row = _from_whole_chats(row, where)
     for key, wanted in KEYS[kind].items():
         if key not in row:
             raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}; {key} is missing, got {list(row)!r:.100}")
         if not isinstance(row[key], wanted):
             raise BarError(f"{where}: {key} must be {_called(wanted)}, got {type(row[key]).__name__}")
+    if kind == "preference":
+        row = row | {name: _answer(row[name], f"{where}: {name}") for name in ANSWERS}
     return row
 
 
@@ -157,6 +166,31 @@ def _from_published(row: dict, where: str) -> dict:
             raise BarError(f"{where}: expected a verifier, or a dataset out of {known} beside ground_truth, got {source!r:.100}")
         row["verifier"] = PUBLISHED[name.lower()]
     return row | {"truth": truth[0] if isinstance(truth, list) and len(truth) == 1 and isinstance(source, list) else truth}
+
+
+def _from_whole_chats(row: dict, where: str) -> dict:
+    """A preference whose ``chosen`` and ``rejected`` are whole chats, so do not begin with an answer, in our form."""
+    chats = [row.get(name) for name in ANSWERS]
+    if not all(isinstance(chat, list) and chat and _role(chat[0]) not in (None, "assistant") for chat in chats):
+        return row
+    chosen, rejected = chats
+    if chosen[:-1] != rejected[:-1]:
+        got = f"{len(chosen)} and {len(rejected)} messages, of which others differ too"
+        raise BarError(f"{where}: chosen and rejected expected to be the same chat up to its last message, got {got}")
+    return row | {"messages": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+
+
+def _answer(value, where: str) -> dict:
+    """As a message."""
+    if isinstance(value, str):
+        return {"role": "assistant", "content": value}
+    if isinstance(value, list) and len(value) == 1 and _role(value[0]) == "assistant":
+        return value[0]
+    raise BarError(f"{where}: expected a text, or a list of one message of the assistant's, got {value!r:.100}")
+
+
+def _role(message) -> str | None:
+    return message.get("role") if isinstance(message, dict) else None
 
 
 def _called(wanted: type) -> str:

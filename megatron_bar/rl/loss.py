@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_bar.training.objective import Objective
+
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedPolicyGradient:
+class ClippedPolicyGradient(Objective):
     """Importance ratios clipped to ``[1 - low, 1 + high]``, summed over tokens.
 
     A batch's extra values, ``[b, s]``: ``logprobs`` of the labels when they were sampled, ``advantages``; perhaps

@@ -10,12 +10,12 @@ from pathlib import Path
 from blake3 import blake3
 
 from megatron_bar.data.loader import Loader
-from megatron_bar.data.packing import Rows
+from megatron_bar.data.packing import Batch, Rows
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.guard import Guard
 from megatron_bar.training.metrics import Log
-from megatron_bar.training.objective import LanguageModelling
+from megatron_bar.training.objective import LanguageModelling, Objective
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.claim import check_out
@@ -58,16 +58,35 @@ def remove_leftovers(out: Path) -> None:
     shutil.rmtree(checkpoints_of(out), ignore_errors=True)
 
 
-def fit(job: Job, stage: Stage, parts: Sequence[Rows], *, weights: Sequence[float] | None = None) -> int:
+Prepare = Callable[[list[Batch]], list[Batch]]
+"""What a step's micro-batches go through before they are learnt from; collective."""
+
+
+def as_they_are(trainer: Trainer) -> Prepare:
+    return lambda micro_batches: micro_batches
+
+
+def fit(
+    job: Job,
+    stage: Stage,
+    parts: Sequence[Rows],
+    *,
+    weights: Sequence[float] | None = None,
+    objective: Objective | None = None,
+    prepare: Callable[[Trainer], Prepare] = as_they_are,
+) -> int:
     """Trains ``stage`` on ``parts`` and writes ``job.out``; resumes from its newest checkpoint. Returns tokens seen.
 
-    ``weights``: of each part among the rows; None: every row once an epoch. Asked to stop by SIGTERM it saves and exits.
+    ``weights``: of each part among the rows; None: every row once an epoch. ``objective``: None: language modelling.
+    ``prepare`` is given the trainer as the stage begins, before a checkpoint is read. Asked to stop by SIGTERM it saves and
+    exits.
     """
     job.check_out()
     steps = stage.num_steps(sum(len(part) for part in parts))
     trainer = Trainer(job.source, stage, steps=steps)
+    objective, prepared = objective or LanguageModelling(stage.head_z_loss), prepare(trainer)
     data = blake3(json.dumps([[part.fingerprint for part in parts], weights]).encode()).hexdigest()
-    origin = {"source": trainer.source_hash, "data": data}
+    origin = {"source": trainer.source_hash, "data": data, "objective": repr(objective)}
     checkpoints = Checkpoints(trainer, job.checkpoints, name=job.name, origin=origin)
     saved = checkpoints.resume() or {"guard": None}
     guard = Guard(job.name, job.nonfinite, stage, start=trainer.done, saved=saved["guard"])
@@ -81,10 +100,9 @@ def fit(job: Job, stage: Stage, parts: Sequence[Rows], *, weights: Sequence[floa
         steps=steps,
         weights=weights,
     )
-    objective = LanguageModelling(stage.head_z_loss)
     with trainer.stop, Log(job.name, job.logs, steps=steps, start=trainer.done) as log:
         for step in loader.ahead(trainer.done):
-            values = trainer.step(step.micro_batches, objective)
+            values = trainer.step(prepared(step.micro_batches), objective)
             values = guard.judge(trainer.done, values, step.rows)
             shares = {f"share/{name}": share for name, share in step.shares.items()} if len(step.shares) > 1 else {}
             log.step(trainer.done, values | shares)

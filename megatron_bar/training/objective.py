@@ -11,16 +11,20 @@ from megatron_bar.data.packing import Batch
 
 class Objective(Protocol):
     names: tuple[str, ...]
-    """Of the sums it reports, divided by the number of loss tokens before they are shown."""
+    """Of the sums it reports, divided by the whole batch's `units` before they are shown."""
     temperature: float
     """Of the distribution whose ``nll`` it wants."""
 
     def __call__(self, nll: Tensor, lse: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss summed over the loss tokens of ``nll``, ``lse`` ``[b, s]``, and the sums named by ``names``."""
+        """The loss of ``nll``, ``lse`` ``[b, s]`` summed over the batch's `units`, and the sums named by ``names``."""
+
+    def units(self, batch: Batch) -> int:
+        """What the loss is a mean over: the loss tokens, unless an objective says otherwise."""
+        return batch.loss_tokens
 
 
 @dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(Objective):
     """Next-token loss on the labelled positions, plus the LM head's z-loss (weight times logsumexp squared; PaLM, section 5)."""
 
     head_z_loss: float = 0.0

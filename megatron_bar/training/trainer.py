@@ -1,7 +1,8 @@
 """One stage on one cluster: a folder in, steps of an objective, a folder out.
 
-Megatron does the parallel work: DDP, distributed optimizer, pipeline schedules. A step's loss is a sum over tokens and
-is divided once, by the loss tokens of the whole batch, so it does not depend on the layout.
+Megatron does the parallel work: DDP, distributed optimizer, pipeline schedules. A step's loss is a sum over
+what the objective counts (tokens, pairs) and is divided once, by their number in the whole batch, so it does not depend on
+the layout.
 """
 
 import math
@@ -83,14 +84,14 @@ class Trainer:
     def step(self, micro_batches: list[Batch], objective: Objective) -> dict[str, float]:
         """One optimizer step over this data-parallel rank's micro-batches, all of one shape. Collective.
 
-        Returns the objective's sums per loss token of the whole batch, with ``grad_norm`` (before clipping), ``lr`` and
+        Returns the objective's sums per unit (loss token) of the whole batch, with ``grad_norm`` (before clipping), ``lr`` and
         the batch's ``tokens`` and ``loss_tokens``; the same on every rank. Where one of the sums or the norm is not finite,
         nothing moves, Adam's count of steps included, and ``skipped`` is among them; the schedule goes on.
         """
-        tokens, loss_tokens = self._count(micro_batches)
+        tokens, loss_tokens, units = self._count(micro_batches, objective)
         for router in self.model.routers():
-            # The finalizer divides every gradient by the loss tokens; this makes the z-loss a mean over all tokens.
-            router.z_loss = self.stage.router_z_loss / self.model.shape.num_layers * loss_tokens / tokens
+            # The finalizer divides every gradient by the units; this makes the z-loss a mean over all tokens.
+            router.z_loss = self.stage.router_z_loss / self.model.shape.num_layers * units / tokens
         watch = GradientWatch(self.model) if self.done == 0 else None
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -98,7 +99,7 @@ class Trainer:
         if watch is not None:
             on_all_ranks(watch.check)
         self.scheduler.step(1)
-        metrics = self._metrics(sums, objective, loss_tokens)
+        metrics = self._metrics(sums, objective, units)
         updated, grad_norm = update(self.optimizer, finite=all(map(math.isfinite, metrics.values())))
         self.done += 1
         self.updates += updated
@@ -153,15 +154,17 @@ class Trainer:
         assert self.done == 0
         self._start = [(param, param.detach().clone()) for param in self.model.parameters() if param.requires_grad]
 
-    def _count(self, micro_batches: list[Batch]) -> tuple[int, int]:
-        counts = torch.tensor([[b.ids.numel(), b.loss_tokens] for b in micro_batches], device=cpu.device()).sum(0)
+    def _count(self, micro_batches: list[Batch], objective: Objective) -> tuple[int, int, int]:
+        """Of the whole batch: tokens, loss tokens, the objective's units."""
+        found = [[b.ids.numel(), b.loss_tokens, objective.units(b)] for b in micro_batches]
+        counts = torch.tensor(found, device=cpu.device()).sum(0)
         dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-        tokens, loss_tokens = counts.tolist()
+        tokens, loss_tokens, units = counts.tolist()
         if not loss_tokens:
             raise BarError("a batch has no token to learn from: every label is masked")
-        return tokens, loss_tokens
+        return tokens, loss_tokens, units
 
-    def _metrics(self, sums: list, objective: Objective, loss_tokens: int) -> dict[str, float]:
+    def _metrics(self, sums: list, objective: Objective, units: int) -> dict[str, float]:
         total = torch.zeros(len(objective.names) + 1, dtype=torch.float64, device=cpu.device())
         if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
             total[:-1] += torch.stack(sums).sum(0)
@@ -169,7 +172,7 @@ class Trainer:
         dist.all_reduce(total)
         *values, asked = total.tolist()
         self.stop.agreed = self.stop.agreed or asked > 0
-        return {name: value / loss_tokens for name, value in zip(objective.names, values, strict=True)}
+        return {name: value / units for name, value in zip(objective.names, values, strict=True)}
 
     def save(self, out: Path, *, manifest: Callable[[Folder, Units], Manifest]) -> None:
         """Writes the folder, with the certificate that what was frozen is bit-identical to the source's. Collective."""
@@ -201,4 +204,4 @@ def _score(objective: Objective, batches, model):
 
 def _reduce(objective: Objective, batch: Batch, output):
     loss, sums = objective(*output, batch)
-    return loss, torch.tensor(batch.loss_tokens, dtype=torch.int, device=loss.device), sums
+    return loss, torch.tensor(objective.units(batch), dtype=torch.int, device=loss.device), sums

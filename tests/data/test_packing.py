@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_bar.data.indexed import Document, Tokens, in_memory
-from megatron_bar.data.packing import NO_LOSS, CutRows, PackedRows, best_fit
+from megatron_bar.data.packing import NO_LOSS, CutRows, PackedRows, PairRows, best_fit
 from megatron_bar.errors import BarError
 
 PAD = 7
@@ -106,6 +106,26 @@ def test_whole_documents_are_packed_once_each(docs, length):
     assert rows.efficiency == pytest.approx((owner >= 0).mean())
     used = sorted((owner >= 0).sum(1).tolist())
     assert len(used) == 1 or used[0] + used[1] > length, "two rows would fit into one"
+
+
+@given(documents(min_size=2), st.integers(4, 20))
+def test_pairs_stay_together(docs, length):
+    docs = docs[: len(docs) // 2 * 2]
+    fitting = [n for n in range(0, len(docs), 2) if len(docs[n][0]) + len(docs[n + 1][0]) <= length]
+    if not fitting:
+        with pytest.raises(BarError, match="x: no document to pack"):
+            PairRows([("x", in_memory(docs))], length, pad_id=PAD)
+        return
+    rows = PairRows([("x", in_memory(docs))], length, pad_id=PAD)
+    assert (rows.pairs, rows.too_long) == (len(fitting), len(docs) // 2 - len(fitting))
+    seen, got = [], everything(rows)
+    for number in range(len(rows)):
+        found = rows.row(number)
+        assert found[1::2] == [n + 1 for n in found[::2]]
+        seen += found[::2]
+        wanted = [list(docs[n][0]) for n in found]
+        assert [got["ids"][number][got["documents"][number] == d].tolist() for d in range(len(found))] == wanted
+    assert sorted(seen) == fitting
 
 
 def slow_best_fit(sizes: list[int], length: int) -> list[list[int]]:

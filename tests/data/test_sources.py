@@ -121,7 +121,12 @@ def test_where_names_file_and_line(folder):
     assert [where for where, _ in raw_rows(text("x.parquet#2"), folder)] == [f"{folder}/x.parquet:1", f"{folder}/x.parquet:2"]
 
 
-GOOD = {"text": {"text": "a"}, "chat": {"messages": CHAT}, "task": {"messages": CHAT, "verifier": "exact", "truth": "two"}}
+GOOD = {
+    "text": {"text": "a"},
+    "chat": {"messages": CHAT},
+    "task": {"messages": CHAT, "verifier": "exact", "truth": "two"},
+    "preference": {"messages": CHAT[:1], "chosen": "two", "rejected": "three"},
+}
 BAD_ROWS = {
     # name: (kind, second row, message)
     "not JSON": ("text", "{'text': 1}", r"x\.jsonl:2: not a JSON row: "),
@@ -142,6 +147,26 @@ BAD_ROWS = {
     ),
     "text of numbers": ("text", {"text": 3}, r"x\.jsonl:2: text must be a string, got int"),
     "text of nothing": ("text", {"text": None}, r"x\.jsonl:2: text must be a string, got NoneType"),
+    "no rejected answer": (
+        "preference",
+        {"messages": CHAT[:1], "chosen": "two"},
+        r"x\.jsonl:2: expected a row with messages, chosen, rejected; rejected is missing",
+    ),
+    "an answer of numbers": (
+        "preference",
+        {"messages": CHAT[:1], "chosen": "two", "rejected": 3},
+        r"x\.jsonl:2: rejected: expected a text, or a list of one message of the assistant's, got 3",
+    ),
+    "an answer of the user's": (
+        "preference",
+        {"messages": CHAT[:1], "chosen": "two", "rejected": CHAT[:1]},
+        r"x\.jsonl:2: rejected: expected a text, or a list of one message of the assistant's, got \[\{'role': 'user'",
+    ),
+    "answers to other questions": (
+        "preference",
+        {"chosen": CHAT, "rejected": [{"role": "user", "content": "else"}, CHAT[1]]},
+        r"x\.jsonl:2: chosen and rejected expected to be the same chat up to its last message, got 2 and 2 messages",
+    ),
     "messages of text": ("chat", {"messages": "hello"}, r"x\.jsonl:2: messages must be a list, got str"),
 }
 
@@ -254,3 +279,26 @@ def test_rows_of_published_rlvr_sets(row, verifier, truth):
 def test_a_published_row_that_nobody_grades_is_named():
     with pytest.raises(BarError, match=r"^a.jsonl:1: expected a verifier, or a dataset out of gsm8k.*, got 'ifeval'$"):
         parse({"messages": CHAT, "ground_truth": "x", "dataset": "ifeval"}, "task", "a.jsonl:1")
+
+
+ASKED, ANSWERED, WORSE = CHAT[0], {"role": "assistant", "content": "two"}, {"role": "assistant", "content": "three"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASKED], "chosen": "two", "rejected": "three"},
+        {"messages": [ASKED], "chosen": [ANSWERED], "rejected": [WORSE]},
+        # As published: whole chats, beside which other columns may say anything.
+        {"prompt": "x", "chosen": [ASKED, ANSWERED], "rejected": [ASKED, WORSE]},
+        {"messages": [ASKED, ANSWERED], "chosen": [ASKED, ANSWERED], "rejected": [ASKED, WORSE]},
+    ],
+    ids=["texts", "messages", "whole chats", "whole chats and messages"],
+)
+def test_a_preference_in_every_form(row):
+    got = parse(row, "preference", "a.jsonl:1")
+    assert {key: got[key] for key in ("messages", "chosen", "rejected")} == {
+        "messages": [ASKED],
+        "chosen": ANSWERED,
+        "rejected": WORSE,
+    }
