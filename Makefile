@@ -2,12 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-compat test-gpu lint bench
+.PHONY: help setup demo reproduce test test-slow test-faults test-compat test-gpu lint bench
 export PYTHONUNBUFFERED := 1
 
 PY := .venv/bin/python
 # Of the demo (data-parallel) and of the tests; one core each.
 PROCESSES := 2
+# Of `make reproduce`; a seed takes about an hour on two cores.
+SEEDS := 1 2 3
 READY := .venv/.ready
 COMPAT := .venv-compat/.ready
 SITE = import site; print(site.getsitepackages()[0])
@@ -45,6 +47,9 @@ $(COMPAT): constraints-compat.txt | $(READY)
 
 demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
+
+reproduce: $(READY)  ## every baseline, upgrade, ablation and published claim on the toy; SEEDS="1 2 3" (docs/results)
+	$(PY) examples/reproduce.py --seeds $(SEEDS) --processes $(PROCESSES) --out runs/reproduce --results docs/results
 
 test: $(READY)  ## the test suite
 	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat" tests

@@ -22,10 +22,11 @@ from megatron_bar.data.sources import check
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
 from megatron_bar.recipe import ExpertSpec, Recipe, Run
+from megatron_bar.results import evaluation_of
 from megatron_bar.study import MergeSpec, folder_and_active
 from megatron_bar.training.fit import remove_leftovers
 from megatron_bar.weights.hf_config import ModelConfig, read_config
-from megatron_bar.work import Work, evaluation_of, write_whole
+from megatron_bar.work import Work, write_whole
 
 WAIT = 1.0
 """Seconds between looks at steps that another process makes."""
@@ -46,6 +47,14 @@ class Step:
     """Of the model that it makes; 0: dense."""
     choices: dict = field(default_factory=dict)
     """What the recipe says about it, as JSON."""
+
+
+def run_all(work: dict["Pipeline", list[Step]]) -> None:
+    """The steps of several pipelines; where those of one wait for another process, the next one's are made. Collective."""
+    missing = {pipeline: pipeline.begin(steps) for pipeline, steps in work.items()}
+    while any(missing.values()):
+        if not any(pipeline.advance(steps) for pipeline, steps in missing.items()):
+            time.sleep(WAIT)
 
 
 class Pipeline:
@@ -78,44 +87,55 @@ class Pipeline:
 
     def run(self, steps: list[Step]) -> None:
         """Makes what is missing of ``steps``, each as soon as what it needs is there. Collective."""
+        run_all({self: steps})
+
+    def begin(self, steps: list[Step]) -> dict[str, Step]:
+        """What is missing of ``steps``, all of which can be made. Collective."""
         self.check(steps, world_size())
         on_rank_zero(lambda: self._compare_with_disk(steps))
-        numbers = {step.name: number for number, step in enumerate(steps, 1)}
-        waiting = {step.name: step for step in steps}
+        self._numbers = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
+        missing = {}
         for step in steps:
             if self.finished(step.name):
                 on_rank_zero(partial(self._tidy, step))
-                self.say(f"[{numbers[step.name]}/{len(steps)}] {step.name}: there already")
-                del waiting[step.name]
-        for step in waiting.values():
+                self.say(f"{self._numbers[step.name]}: there already")
+            else:
+                missing[step.name] = step
+        for step in missing.values():
             for need in step.needs:
-                if need not in waiting and not self.finished(need):
+                if need not in missing and not self.finished(need):
                     raise BarError(f"{step.name} needs {self.path(need)}, which is not there; run its step first")
-        while waiting:
-            with self._claim(waiting) as name:
-                if name is None:  # all that could be made is being made by others
-                    time.sleep(WAIT)
-                else:
-                    step = waiting[name]
-                    self.say(f"[{numbers[name]}/{len(steps)}] {name}" + (f" from {', '.join(step.needs)}" if step.needs else ""))
-                    step.make()
-                    on_rank_zero(partial(self._record, step))
-            for name in [name for name in waiting if self.finished(name)]:
-                del waiting[name]
+        return missing
+
+    def advance(self, missing: dict[str, Step]) -> bool:
+        """Makes the first of ``missing`` that can be made now and that no other process makes; whether there was one. Collective.
+
+        Takes out of ``missing`` what is there, whoever made it.
+        """
+        with self._claim(missing) as name:
+            if name is not None:
+                step = missing[name]
+                self.say(self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else ""))
+                step.make()
+                on_rank_zero(partial(self._record, step))
+        for made in on_rank_zero(lambda: [made for made in missing if self.path(made).exists()]):
+            del missing[made]
+        return name is not None
 
     @contextmanager
-    def _claim(self, waiting: dict[str, Step]) -> Iterator[str | None]:
-        """The first of ``waiting`` whose needs are there and that no other process makes; nobody else's until the block ends."""
+    def _claim(self, missing: dict[str, Step]) -> Iterator[str | None]:
+        """The first of ``missing`` whose needs are there and that no other process makes; nobody else's until the block ends."""
         lock = None
 
         def find() -> str | None:
             nonlocal lock
-            for name, step in waiting.items():
+            for name, step in missing.items():
                 if all(self.path(need).exists() for need in step.needs):
                     lock = self._lock(name)
                     if lock is not None and not self.path(name).exists():
                         return name
-                    self._unlock(name, lock)
+                    if lock is not None:  # made since we looked
+                        lock.close()
             return None
 
         name = on_rank_zero(find)
@@ -123,7 +143,7 @@ class Pipeline:
             yield name
         finally:
             if is_rank_zero() and name is not None:
-                self._unlock(name, lock)
+                lock.close()
 
     def _lock(self, name: str):
         """Held as long as this process lives, or None where another holds it."""
@@ -137,16 +157,12 @@ class Pipeline:
             return None
         return file
 
-    def _unlock(self, name: str, lock) -> None:
-        if lock is not None:
-            lock.close()
-
     def _tidy(self, step: Step) -> None:
         """After a kill right behind the appearance of a folder; one whose maker is at it is left alone."""
         lock = self._lock(step.name)
         if lock is not None:
             remove_leftovers(self.path(step.name))
-            self._unlock(step.name, lock)
+            lock.close()
 
     def check(self, steps: list[Step], processes: int | None = None) -> None:
         """That each of ``steps`` still to be made can be: before anything is. ``processes`` None: as many as its layout needs."""
@@ -271,13 +287,12 @@ class Pipeline:
     def _merge(self, spec: MergeSpec) -> Step:
         for source in spec.inputs.values():
             self._known(source, spec.name)
-        experts = {"bar": len(spec.inputs) + 1, "btx": len(spec.inputs), "dense": 0}[spec.how]
         needs = ("branched", *spec.inputs.values()) if spec.how == "bar" else tuple(spec.inputs.values())
         choices = to_json(spec)
         if spec.name == "merged":
             choices = {"shared": choices["shared"]}
         make = partial(self.work.merge, spec)
-        return Step(name=spec.name, needs=needs, make=make, stage="merge", experts=experts, choices=choices)
+        return Step(name=spec.name, needs=needs, make=make, stage="merge", experts=spec.experts, choices=choices)
 
     def _training(
         self, run: Run, source: str, name: str, *, stage: str, expert: str | None = None, experts: int = 0

@@ -31,6 +31,11 @@ class MergeSpec:
         if len(self.inputs) < least:
             raise BarError(f"merge {self.name}: expected at least {least} inputs, got {len(self.inputs)}")
 
+    @property
+    def experts(self) -> int:
+        """Of the model that it makes; 0: dense."""
+        return {"bar": len(self.inputs) + 1, "btx": len(self.inputs), "dense": 0}[self.how]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Upgrade:

@@ -25,7 +25,7 @@ from megatron_bar.evaluation.compare import divergence
 from megatron_bar.evaluation.generative import load_model, measure
 from megatron_bar.evaluation.html import html
 from megatron_bar.evaluation.lens import show
-from megatron_bar.evaluation.report import markdown
+from megatron_bar.evaluation.report import write_report as markdown
 from megatron_bar.evaluation.results import read_results
 from megatron_bar.evaluation.routing import expert_shares
 from megatron_bar.evaluation.validation import mean_loss
@@ -37,7 +37,7 @@ from megatron_bar.experts.merge_report import markdown as merge_report
 from megatron_bar.experts.merge_report import measure as measure_merge
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.recipe import GENERAL, Recipe, Run
-from megatron_bar.results import collect
+from megatron_bar.results import collect, evaluation_of
 from megatron_bar.rl import grpo
 from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.study import MergeSpec, Upgrade, folder_and_active
@@ -48,11 +48,6 @@ from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.init import random_folder
 from megatron_bar.weights.manifest import Manifest, Training, read_manifest
 from megatron_bar.weights.manifest import Source as ManifestSource
-
-
-def evaluation_of(model: str) -> str:
-    """The file of a model's answers and scores, under the run's folder."""
-    return f"evaluation/{model}.json"
 
 
 class Work:
@@ -253,13 +248,14 @@ class Work:
         raise NotImplementedError
 
     def report(self) -> None:
-        def make():
-            report = collect(self.recipe, [self.out])
-            write_whole(self.out / "report.json", json.dumps(to_json(report)))
-            write_whole(self.out / "report.html", html(report))
-            write_whole(self.out / "report.md", markdown(report))
+        on_rank_zero(lambda: self.write_report([self.out], self.out))
 
-        on_rank_zero(make)
+    def write_report(self, runs: list[Path], folder: Path) -> None:
+        """Of this recipe's runs, a seed each, all finished: report.json, report.html, report.md."""
+        report = collect(self.recipe, runs)
+        write_whole(folder / "report.json", json.dumps(to_json(report)))
+        write_whole(folder / "report.html", html(report))
+        write_whole(folder / "report.md", markdown(report))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,7 +11,10 @@ PACKAGE = "megatron_bar"
 LEVELS = (
     {"recipes"},
     {"pipeline"},
+    {"work"},
+    {"results"},
     {"recipe"},
+    {"study"},
     {"experts"},
     {"evaluation"},
     {"rl"},

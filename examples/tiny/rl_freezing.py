@@ -60,7 +60,7 @@ def one(args, policy: str, seed: int) -> list[float]:
     from megatron_bar.data.chat import ChatFormat
     from megatron_bar.data.tokenizer import load_tokenizer
     from megatron_bar.parallel.state import is_rank_zero, on_rank_zero
-    from megatron_bar.pipeline import Pipeline
+    from megatron_bar.work import Work
     from megatron_bar.recipes import tiny
     from megatron_bar.rl import grpo
     from megatron_bar.rl.verifiers import verify_many
@@ -73,7 +73,7 @@ def one(args, policy: str, seed: int) -> list[float]:
     config = replace(run.rl, rounds=args.rounds, solved=2.0, kl_every=0)
     source, work = args.source / "math-sft", args.out / ".work"
     chats = ChatFormat(load_tokenizer(source), recipe.chat_template)
-    tasks = Pipeline(recipe, args.source).tasks(replace(run, stage=stage, rl=config), chats)
+    tasks = Work(recipe, args.source, print).tasks(replace(run, stage=stage, rl=config), chats)
     on_rank_zero(lambda: shutil.rmtree(work, ignore_errors=True))
     job = Job(
         name=f"{policy} seed {seed}",
@@ -90,10 +90,10 @@ def one(args, policy: str, seed: int) -> list[float]:
     return [json.loads(line)["reward"] for line in lines]
 
 
-def manifest(source: Path, written, source_hash: str):
-    from megatron_bar.weights.manifest import read_manifest
+def manifest(source: Path, written, units, source_hash: str):
+    from megatron_bar.weights.manifest import Training, read_manifest
 
-    return read_manifest(source).after("rlvr", recipe="rl_freezing", sources=(), expert="math")
+    return read_manifest(source).after(Training(stage="rlvr", recipe="rl_freezing"), sources=(), expert="math")
 
 
 def write(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_bar.recipe import Recipe, Run
+from megatron_bar.study import MergeSpec
 from megatron_bar.training.freeze import table
 from megatron_bar.weights.groups import POLICIES
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
@@ -24,6 +25,17 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
     names = ", ".join(expert.name for expert in recipe.experts)
     yield f"merged: anchor, {names}; shared {recipe.shared.describe()}: {num_parameters(merged):,} parameters"
     yield from _run("final", recipe.route, merged)
+    shapes = {"base": dense, "anchor": dense, "branched": two, "merged": merged, "final": merged}
+    shapes |= {f"{expert.name}-{run.stage.name}": two for expert in recipe.experts for run in expert.runs}
+    for part in recipe.more:
+        if isinstance(part, MergeSpec):
+            shapes[part.name] = dense if part.how == "dense" else dense.with_experts(part.experts)
+            yield f"{part.name}: {part.how} of {', '.join(part.inputs.values())}; shared {part.shared.describe()}"
+            continue
+        for run in part.runs:
+            name = f"{part.name}-{run.stage.name}"
+            shapes[name] = shapes[part.start]
+            yield from _run(name, run, shapes[name])
 
 
 def _run(name: str, run: Run, shape: ModelConfig) -> Iterator[str]:
@@ -32,6 +44,8 @@ def _run(name: str, run: Run, shape: ModelConfig) -> Iterator[str]:
     if run.rl is not None:
         amount = f"{run.rl.rounds} rounds of {run.rl.prompts} prompts x {run.rl.group}, {run.rl.mini_batches} mini-batches"
     yield f"{name}: policy {stage.policy}, {amount}, {stage.batch * stage.sequence:,} tokens a step in rows of {stage.sequence}"
+    if run.rates:
+        yield f"    the best of lr {', '.join(f'{rate:g}' for rate in run.rates)} by the loss on {', '.join(str(s.path) for s in run.validation)}"
     warmup = f"{optim.warmup:g} steps" if optim.warmup >= 1 else f"{optim.warmup:.0%}"
     yield (
         f"    lr {optim.lr:g} {optim.schedule} to {optim.final_lr_ratio:.0%}, warmup {warmup}, AdamW {optim.betas}, "
