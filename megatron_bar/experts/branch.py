@@ -132,7 +132,7 @@ def _router_rows(
     if router_init == "zero":
         return lambda name, row: torch.zeros(anchor.config.hidden_size)
     if router_init == "normal":
-        return lambda name, row: _normal_row(anchor.config.hidden_size, f"{seed}/{name}/{row}")
+        return lambda name, row: normal_row(anchor.config.hidden_size, f"{seed}/{name}/{row}")
     if router_init == "domain":
         if general_text is None or domain_text is None:
             raise BarError("router init 'domain' expected a general text (row 0) and a domain text (row 1), got only one or none")
@@ -141,7 +141,8 @@ def _router_rows(
     raise BarError(f"router init expected normal, domain or zero, got {router_init!r}")
 
 
-def _normal_row(width: int, key: str) -> torch.Tensor:
+def normal_row(width: int, key: str) -> torch.Tensor:
+    """``[width]`` fp32 from N(0, `ROUTER_STD`), by ``key`` alone."""
     generator = torch.Generator().manual_seed(int.from_bytes(blake3(key.encode()).digest(7)))
     return ROUTER_STD * torch.randn(width, generator=generator)
 

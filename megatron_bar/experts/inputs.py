@@ -117,8 +117,12 @@ def _compare_with_anchor(branched: Folder, recorded: Manifest, folder: Folder, m
     if manifest.kind != "expert":
         raise BarError(f"{folder.path}: expected a trained expert of {branched.path}, got kind {manifest.kind!r}")
     require_same_config(branched, folder)
+    require_same_tokenizer(branched.path, folder.path)
+
+
+def require_same_tokenizer(reference: Path, folder: Path) -> None:
     for name in TOKENIZERS:
-        ours, theirs = branched.path / name, folder.path / name
+        ours, theirs = reference / name, folder / name
         if ours.is_file() != theirs.is_file() or (ours.is_file() and ours.read_bytes() != theirs.read_bytes()):
             raise BarError(f"{theirs}: expected the same tokenizer as {ours}, got another or none")
 

@@ -39,6 +39,11 @@ class Merged:
         folder, manifest = Folder.open(path), read_manifest(path)
         if manifest.kind not in ("merged", "routed") or len(manifest.experts) != folder.config.num_experts:
             raise BarError(f"{path}: expected a merged model with a manifest of its experts, got kind {manifest.kind!r}")
+        if manifest.anchor_hash is None:
+            raise BarError(
+                f"{path}: was made of independent dense models, with no branch to merge again from: expected a merge of "
+                f"branched experts, got stage {manifest.stage}; make it anew with tools/merge_dense.py"
+            )
         missing = [expert.name for expert in manifest.experts if not expert.folder_hash]
         if missing or manifest.shared is None:
             raise BarError(f"{Path(path) / MANIFEST}: expected the hash of what each expert was merged from, got none")

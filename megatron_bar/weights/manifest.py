@@ -84,8 +84,8 @@ class Certificate:
 class Manifest:
     family: str
     kind: str
-    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts), routed (merged, router trained) or
-    artifact (what an expert has that its branch has not)."""
+    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts, or of independent models, with no anchor
+    hash), routed (merged, router trained) or artifact (what an expert has that its branch has not)."""
     stage: str | None = None
     """The stage that wrote the folder."""
     recipe: str | None = None

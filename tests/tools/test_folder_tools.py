@@ -15,7 +15,7 @@ from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
 from megatron_bar.weights.hf_config import num_parameters
 from megatron_bar.weights.manifest import MANIFEST, Expert, Manifest, Training, read_manifest
 
-TOOLS = ("branch_expert", "merge_experts", "inspect_model", "verify_frozen")
+TOOLS = ("branch_expert", "merge_experts", "merge_dense", "inspect_model", "verify_frozen")
 
 
 def test_branch_then_merge_then_inspect_then_verify(dense, branched, expert, tmp_path):

@@ -30,7 +30,7 @@ LAYOUTS = {
     "ep2": (ParallelConfig(expert=2), 2),
     "pp2": (ParallelConfig(pipeline=2), 2),
 }
-MOE = ("midtrain", "sft", "rlvr", "route", "sft_shared_frozen", "rlvr_open")
+MOE = ("midtrain", "sft", "rlvr", "route", "sft_shared_frozen", "rlvr_open", "rlvr_shared_frozen")
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ PUBLISHED = {
     "route": "router",
     "sft_shared_frozen": "domain_expert router",
     "rlvr_head_free": "domain_expert router lm_head",
+    "rlvr_shared_frozen": "domain_expert router",
     "rlvr_open": "domain_expert router embedding lm_head final_norm attention block_norm anchor_expert",
 }
 ANCHOR_ROW_MOVES = ("route", "rlvr_open")

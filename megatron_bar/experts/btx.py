@@ -1,0 +1,128 @@
+"""Branch-Train-Mix (arXiv 2403.07816): dense models that were trained apart, as a whole, become one FlexOlmo folder.
+
+Expert i's FFN is copied to slot i, in the given order; all else is combined: the uniform mean in BTX's paper, or taken from one
+of them, as BAR's authors did in their comparison (arXiv 2604.18473; from the first of their list, the tool-use expert). Router
+rows are new, from N(0, 0.02) or zeros; all experts are active, and their probabilities are not renormalised.
+BTX goes on to train everything, sparsely (top 2); in BAR's comparison the router alone is trained, like BAR's own.
+
+No branch stands behind such a model, so it has no anchor hash, and its experts are not added, replaced or removed: it is made
+again. In BAR's comparison the first of them is the post-trained anchor.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megatron_bar.config import to_json
+from megatron_bar.errors import BarError
+from megatron_bar.experts.branch import normal_row
+from megatron_bar.experts.dense_merge import MEAN, combined, dense_sources, open_dense, side_by_side
+from megatron_bar.experts.shared import Combination
+from megatron_bar.weights.claim import check_out
+from megatron_bar.weights.folder import Folder, Progress, silent
+from megatron_bar.weights.groups import ParamGroup, classify, expert_index
+from megatron_bar.weights.hf_config import ModelConfig
+from megatron_bar.weights.manifest import Expert, Manifest, Training, has_manifest, read_manifest
+from megatron_bar.weights.receipts import Proven
+from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
+
+NewRows = Literal["normal", "zero"]
+
+
+def btx(
+    experts: dict[str, Path | str],
+    out: Path | str,
+    *,
+    shared: Combination = MEAN,
+    shared_from: str | None = None,
+    router_init: NewRows = "normal",
+    seed: int = 0,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: Verify = "weights",
+    progress: Progress = silent,
+) -> Folder:
+    """``experts``: name -> dense folder, in the order of the slots 0, 1, ...; config and tokenizer are the same in all of them.
+
+    ``shared``: how the tensors outside the FFNs are combined; the first folder is the base that deltas are taken from.
+    ``shared_from``: the name of the expert whose own are taken instead. ``seed``: of the router's rows.
+    """
+    check_out(out)
+    if router_init not in ("normal", "zero"):
+        raise BarError(f"router init expected normal or zero, got {router_init!r}")
+    if shared_from is not None and (shared_from not in experts or shared.method != MEAN.method):
+        got = f"{shared_from!r} with {shared.describe()}"
+        raise BarError(f"shared_from expected one of {', '.join(experts)} and no other way to combine, got {got}")
+    inputs = open_dense(experts, shared, finite=verify != "none")
+    sources = list(inputs.values())
+    first = sources[0].folder
+    config = dataclasses.replace(first.config.with_experts(len(inputs)), norm_topk_prob=False)
+    rows = f"router rows: {router_init}, seed {seed}"
+
+    def produce(name: str) -> Iterable[Tensor]:
+        if classify(name) is ParamGroup.ROUTER:
+            return [_router(name, len(inputs), config.hidden_size, router_init, seed).to(getattr(torch, config.dtype))]
+        slot = expert_index(name)
+        if slot is not None:
+            return sources[slot].blocks(name.replace(f".experts.{slot}.", "."))
+        if shared_from is None:
+            return combined(name, inputs, shared)
+        if verify == "none":
+            return inputs[shared_from].blocks(name)
+        # The others' are not in the result, but of the folders that its manifest names.
+        return (row[list(inputs).index(shared_from)] for row in side_by_side(name, inputs))
+
+    return write_folder(
+        out,
+        config,
+        produce,
+        companions_from=first.path,
+        manifest=lambda *_: _manifest(inputs, config, shared, shared_from, rows, progress),
+        job={
+            "btx": {name: source.folder.fingerprint() for name, source in inputs.items()},
+            "shared": shared_from or to_json(shared),
+            "router": [router_init, seed],
+        },
+        max_shard_bytes=max_shard_bytes,
+        verify=verify,
+        progress=progress,
+    )
+
+
+def _manifest(
+    inputs: dict[str, Proven],
+    config: ModelConfig,
+    shared: Combination,
+    shared_from: str | None,
+    rows: str,
+    progress: Progress,
+) -> Manifest:
+    how = f"those of {shared_from}" if shared_from else f"{shared.describe()} of all"
+    read = dense_sources(inputs, progress)
+    experts = [
+        Expert(index=slot, name=source.role, trained=_trained(given.folder), folder=source.name, folder_hash=source.hash)
+        for slot, (source, given) in enumerate(zip(read, inputs.values(), strict=True))
+    ]
+    return Manifest(
+        family=config.family,
+        kind="merged",
+        stage="btx",
+        experts=tuple(experts),
+        sources=read,
+        shared=None if shared_from else to_json(shared),
+        notes=(f"BTX of independent dense models; shared tensors: {how}; {rows}",),
+    )
+
+
+def _trained(folder: Folder) -> tuple[Training, ...]:
+    experts = read_manifest(folder.path).experts if has_manifest(folder.path) else ()
+    return experts[0].trained if experts else ()
+
+
+def _router(name: str, rows: int, width: int, router_init: NewRows, seed: int) -> Tensor:
+    if router_init == "zero":
+        return torch.zeros(rows, width)
+    return torch.stack([normal_row(width, f"{seed}/{name}/{row}") for row in range(rows)])

@@ -1,0 +1,101 @@
+"""Dense merge: N dense models of one shape become one, tensor by tensor; the cheapest baseline of BAR (arXiv 2604.18473).
+
+The mean of all of them (model soups, arXiv 2203.05482) or another `Combination`, in which the first folder is the base that
+deltas are taken from. All read by blocks of rows, compared with their receipts in the same pass.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from megatron_bar.config import to_json
+from megatron_bar.errors import BarError, require_name
+from megatron_bar.experts.inputs import require_same_tokenizer
+from megatron_bar.experts.shared import Combination
+from megatron_bar.weights.claim import check_out
+from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
+from megatron_bar.weights.hashes import folder_hash
+from megatron_bar.weights.hf_config import DENSE
+from megatron_bar.weights.manifest import Manifest, Source
+from megatron_bar.weights.receipts import Proven
+from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
+
+MEAN = Combination()
+
+
+def dense_merge(
+    folders: dict[str, Path | str],
+    out: Path | str,
+    *,
+    shared: Combination = MEAN,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: Verify = "weights",
+    progress: Progress = silent,
+) -> Folder:
+    """``folders`` by name; ``shared``: how every tensor is combined. Config and tokenizer are the same in all of them."""
+    check_out(out)
+    inputs = open_dense(folders, shared, finite=verify != "none")
+    first = next(iter(inputs.values())).folder
+
+    def manifest(*_) -> Manifest:
+        note = f"every tensor: {shared.describe()} of {', '.join(inputs)}"
+        sources = dense_sources(inputs, progress)
+        return Manifest(family=DENSE, kind="dense", stage="dense_merge", sources=sources, shared=to_json(shared), notes=(note,))
+
+    return write_folder(
+        out,
+        first.config,
+        lambda name: combined(name, inputs, shared),
+        companions_from=first.path,
+        manifest=manifest,
+        job={"dense merge": {name: source.folder.fingerprint() for name, source in inputs.items()}, "shared": to_json(shared)},
+        max_shard_bytes=max_shard_bytes,
+        verify=verify,
+        progress=progress,
+    )
+
+
+def open_dense(folders: dict[str, Path | str], shared: Combination, *, finite: bool) -> dict[str, Proven]:
+    """All that headers can show: at least two dense folders of one config and tokenizer, that ``shared`` can combine.
+
+    ``finite``: values that are not are refused when they are read.
+    """
+    if len(folders) < 2:
+        raise BarError(f"expected at least two models NAME=FOLDER, got {', '.join(folders) or 'none'}")
+    shared.check(len(folders))
+    if shared.method == "first":
+        raise BarError("shared: 'first' expected in a merge of branched experts only; independent ones have no base before them")
+    opened: dict[str, Folder] = {}
+    for name, path in folders.items():
+        require_name("model", name)
+        folder = Folder.open(path)
+        if folder.config.family != DENSE:
+            raise BarError(f"{folder.path}: expected a dense OLMo 2 folder, got one of {folder.config.num_experts} experts")
+        for other, before in opened.items():
+            if before.path.resolve() == folder.path.resolve():
+                raise BarError(f"{folder.path}: expected one folder per model, got the same one as {other!r} and as {name!r}")
+        opened[name] = folder
+    first = next(iter(opened.values()))
+    require_tokenizer(first.path, first.config.vocab_size)
+    for folder in opened.values():
+        require_same_config(first, folder)
+        require_same_tokenizer(first.path, folder.path)
+    return {name: Proven.open(folder, finite=finite) for name, folder in opened.items()}
+
+
+def combined(name: str, inputs: dict[str, Proven], shared: Combination) -> Iterator[Tensor]:
+    """By blocks of rows."""
+    return shared.blocks(name, [source.folder.read(name) for source in inputs.values()], side_by_side(name, inputs))
+
+
+def side_by_side(name: str, inputs: dict[str, Proven]) -> Iterator[tuple[Tensor, ...]]:
+    """The same block of rows of each."""
+    return zip(*(source.blocks(name) for source in inputs.values()), strict=True)
+
+
+def dense_sources(inputs: dict[str, Proven], progress: Progress) -> tuple[Source, ...]:
+    return tuple(
+        Source(role=name, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress)))
+        for name, source in inputs.items()
+    )
