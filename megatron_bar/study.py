@@ -24,12 +24,20 @@ class MergeSpec:
     """bar: experts of one branch beside its anchor (experts/merge.py). dense: dense models become their mean
     (experts/dense_merge.py). btx: dense models become a mixture, the first of them expert 0 (experts/btx.py)."""
     shared: Combination = field(default_factory=Combination)
+    shared_from: str | None = None
+    """Of btx: the input whose shared tensors are taken as they are."""
 
     def __post_init__(self):
         require_name("merge", self.name)
+        if self.shared_from is not None and (self.how != "btx" or self.shared_from not in self.inputs):
+            raise BarError(f"merge {self.name}: shared_from expected one of btx's inputs, got {self.shared_from} with {self.how}")
         least = 1 if self.how == "bar" else 2
         if len(self.inputs) < least:
             raise BarError(f"merge {self.name}: expected at least {least} inputs, got {len(self.inputs)}")
+
+    def describe(self) -> str:
+        shared = f"from {self.shared_from}" if self.shared_from else self.shared.describe()
+        return f"{self.how} of {', '.join(self.inputs.values())}; shared {shared}"
 
     @property
     def experts(self) -> int:

@@ -122,7 +122,7 @@ class Work:
             if spec.how == "dense":
                 dense_merge(inputs, out, shared=spec.shared)
             elif spec.how == "btx":
-                btx(inputs, out, shared=spec.shared, seed=self.recipe.seed)
+                btx(inputs, out, shared=spec.shared, shared_from=spec.shared_from, seed=self.recipe.seed)
             else:
                 report = merge_report(measure_merge(self.path("branched"), inputs), list(inputs))
                 out.with_name(f"{spec.name}_report.md").write_text(report, encoding="utf-8")

@@ -30,7 +30,7 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
     for part in recipe.more:
         if isinstance(part, MergeSpec):
             shapes[part.name] = dense if part.how == "dense" else dense.with_experts(part.experts)
-            yield f"{part.name}: {part.how} of {', '.join(part.inputs.values())}; shared {part.shared.describe()}"
+            yield f"{part.name}: {part.describe()}"
             continue
         for run in part.runs:
             name = f"{part.name}-{run.stage.name}"

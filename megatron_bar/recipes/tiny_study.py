@@ -9,7 +9,6 @@ from pathlib import Path
 
 from megatron_bar.data.sources import Source
 from megatron_bar.data.world import DOMAINS
-from megatron_bar.experts.shared import Combination
 from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import tiny
 from megatron_bar.recipes.tiny import BATCH, GENERAL, chat
@@ -89,8 +88,6 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     }
     ends = {d: single[f"dense_{d}"].end for d in DOMAINS}
     post = ends | {d: single[f"dense_{d}_post"].end for d in learnt}
-    # The weaker variant takes what is shared from the expert listed first, which was the tool-use one.
-    first = {"anchor": "anchor", "tool_use": ends["tool_use"], **{d: end for d, end in ends.items() if d != "tool_use"}}
     frozen = [
         ExpertSpec(
             name=f"flex_{d}",
@@ -108,7 +105,8 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
         MergeSpec(name="dense_merge", inputs=post, how="dense"),
         MergeSpec(name="dense_merge_midtrain", inputs=ends, how="dense"),
         *parts.routed("btx", {"anchor": "anchor", **ends}, how="btx"),
-        *parts.routed("btx_first", first, how="btx", shared=Combination(method="first")),
+        # The weaker variant: what is shared is the first-listed expert's, which was the tool-use one.
+        *parts.routed("btx_first", {"anchor": "anchor", **ends}, how="btx", shared_from="tool_use"),
         *frozen,
         *parts.routed("flexolmo", {spec.name.removeprefix("flex_"): spec.end for spec in frozen}),
     )
