@@ -33,7 +33,7 @@ def evaluate_folder(
     """
     if suite not in SUITES:
         raise BarError(f"suite {suite}: expected one of {', '.join(SUITES)}")
-    chosen = SUITES[suite].choose(tasks)
+    tests = SUITES[suite].choose(tasks)
     for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
             raise BarError(f"{name} expected at least 1, got {value}")
@@ -49,7 +49,15 @@ def evaluate_folder(
         if tasks_dir is not None and not tasks_dir.is_dir():
             raise BarError(f"{tasks_dir}: not found; expected a folder of lm-eval tasks")
         return run_suite(
-            folder, chats, chosen, limit=limit, server=server, tasks_dir=tasks_dir, active_experts=active_experts, batch=batch
+            folder,
+            chats,
+            SUITES[suite],
+            names=[benchmark.name for benchmark in tests],
+            limit=limit,
+            server=server,
+            tasks_dir=tasks_dir,
+            active_experts=active_experts,
+            batch=batch,
         )
     _refuse(f"suite {suite}", server=server, tasks_dir=tasks_dir)
     root = folder.resolve().parent / "world" if data is None else data
@@ -58,7 +66,7 @@ def evaluate_folder(
     layout = ParallelConfig(tensor=tensor)
     layout.check(opened.config, world_size())
     model = load_model(folder, layout, active_experts=active_experts)
-    return measure(folder, model, chats, tuple(b.by for b in chosen.benchmarks), root, limit=limit, slots=batch)
+    return measure(folder, model, chats, tuple(b.by for b in tests), root, limit=limit, slots=batch)
 
 
 def _refuse(suite: str, **options) -> None:

@@ -8,7 +8,7 @@ same name. One process; lm-eval is imported when it is used, since it is an opti
 
 import json
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ def run_suite(
     chats: ChatFormat,
     suite: Suite,
     *,
+    names: Iterable[str] = (),
     limit: int | None = None,
     server: str | None = None,
     tasks_dir: Path | None = None,
@@ -37,8 +38,9 @@ def run_suite(
 ) -> dict:
     """Results (see `results`) of ``suite`` on ``folder``, with benchmarks, categories and overall (scores from 0 to 1).
 
-    ``limit``: items of every lm-eval task, so of every part of a group. ``server``: http://HOST:PORT, which serves this folder;
-    None: transformers here, on ``batch`` prompts at a time. ``tasks_dir``: lm-eval tasks that take the place of those of the same
+    ``names``: only these benchmarks; none: all. The averages are those of the whole suite, with what is missing said. ``limit``:
+    items of every lm-eval task, so of every part of a group. ``server``: http://HOST:PORT, which serves this folder; None:
+    transformers here, on ``batch`` prompts at a time. ``tasks_dir``: lm-eval tasks that take the place of those of the same
     name. Raises BarError where nothing could be measured.
     """
     require_lm_eval()
@@ -49,20 +51,20 @@ def run_suite(
     # A prompt needs room too: OLMo 2's 4096 positions are as many as an answer may have.
     new_tokens = min(suite.max_new_tokens, config.max_positions // 2)
     manager = TaskManager(include_path=str(tasks_dir) if tasks_dir else None)
-    tasks, entries = {}, {}
-    for benchmark in suite.benchmarks:
-        tasks[benchmark.name] = None
-        entries[benchmark.name] = {"category": benchmark.category}
+    entries = {b.name: {"category": b.category, "not_measured": "not asked for"} for b in suite.benchmarks}
+    chosen, tasks = suite.choose(names), {}
+    for benchmark in chosen:
         try:
             tasks[benchmark.name] = _load(benchmark, manager)
+            del entries[benchmark.name]["not_measured"]
         except BarError as reason:
             entries[benchmark.name]["not_measured"] = str(reason)
-    if not any(tasks.values()):
-        [(name, entry), *_] = entries.items()
-        raise BarError(f"suite {suite.name}: nothing can be measured here; {name}: {entry['not_measured']}")
+    if not tasks:
+        name = chosen[0].name
+        raise BarError(f"suite {suite.name}: nothing can be measured here; {name}: {entries[name]['not_measured']}")
     model = _server(server, folder, config.max_positions) if server else _transformers(folder, chats, batch, active_experts)
-    for benchmark in suite.benchmarks:
-        if tasks[benchmark.name]:
+    for benchmark in chosen:
+        if benchmark.name in tasks:
             found = _measure(model, tasks[benchmark.name], benchmark.by, manager, limit, new_tokens, server)
             test, scores = found.pop("test"), found.pop("items_scores")
             results["tests"][benchmark.name], results["scores"][benchmark.name] = test, scores
@@ -87,13 +89,14 @@ def _load(benchmark: Benchmark, manager) -> list:
     """The lm-eval tasks of a benchmark, their data loaded."""
     if not isinstance(benchmark.by, LmEval):
         raise BarError(str(benchmark.by))
-    name = benchmark.by.name
+    named = {task if isinstance(task, str) else task["task"]: task for task in benchmark.by.tasks}
     try:
-        loaded = manager.load([name if name in manager.all_tasks else benchmark.by.task])["tasks"]
+        # One of ours has given way to one of the same name too, if there is one.
+        loaded = manager.load([name if name in manager.all_tasks else task for name, task in named.items()])["tasks"]
     except Exception as error:  # noqa: BLE001  a task's own Python may raise anything where its data or a package is missing
         told = next(iter(str(error).splitlines()), "")
-        raise BarError(f"lm-eval cannot load task {name}: {type(error).__name__}: {told}") from None
-    if unsafe := [task for task, value in loaded.items() if value.UNSAFE_CODE]:
+        raise BarError(f"lm-eval cannot load task {next(iter(named))}: {type(error).__name__}: {told}") from None
+    if unsafe := [task for task, value in loaded.items() if value.config.unsafe_code]:
         raise BarError(
             f"lm-eval runs model-written code of task {unsafe[0]} in its own process; here only the sandbox runs such code"
         )
@@ -136,7 +139,6 @@ def _measure(model, tasks: list, by: LmEval, manager, limit, max_new_tokens: int
         "items": len(items),
         "harness": "lm-eval",
         "version": version("lm_eval"),
-        "task": by.name,
         "task_versions": {task: found["versions"].get(task) for task in sorted(found["samples"])},
         **({"differs": by.differs} if by.differs else {}),
         "test": {"hash": hash_items(docs), "items": len(items)},

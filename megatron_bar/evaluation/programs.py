@@ -1,6 +1,5 @@
-"""HumanEval+ and MBPP+ (EvalPlus, Liu et al. 2023, arXiv 2305.01210) for lm-eval, graded in the sandbox of the code verifier.
+"""HumanEval+ and MBPP+ (EvalPlus, Liu et al. 2023, arXiv 2305.01210), graded in the sandbox of the code verifier.
 
-lm-eval's own tasks of these run what the model wrote in the evaluating process, with the `evaluate` library; they are not used.
 An item passes when the answer's program and then all of EvalPlus's tests run to their end. As in EvalPlus the tests run in the
 program's own interpreter; a secret printed after the last of them keeps an early exit from counting as passed.
 The sandbox holds the standard library alone: the tests' numpy is stood in for by the little of it that they use, and an answer
@@ -23,7 +22,7 @@ def _stand_in():
         if isinstance(one, (list, tuple)) or isinstance(other, (list, tuple)):
             many, single = (one, other) if isinstance(one, (list, tuple)) else (other, one)
             return all(close(a, single, rtol, atol) for a in many)
-        return one == other or abs(one - other) <= atol + rtol * abs(other)
+        return one == other or abs(one - other) <= atol + rtol * abs(other) < float("inf")
     numpy = types.ModuleType("numpy")
     numpy.allclose = lambda a, b, rtol=1e-05, atol=1e-08: bool(close(a, b, rtol, atol))
     numpy.ndarray = numpy.float64 = numpy.float32 = type("ndarray", (), {})
@@ -40,44 +39,13 @@ def passes(program: str, tests: str) -> bool:
     return not outcome.stopped and outcome.exit_code == 0 and outcome.stdout.rstrip().endswith(b"\n" + secret.encode())
 
 
-def humaneval_plus(doc: dict, results: list[str]) -> dict[str, float]:
-    """lm-eval's ``process_results``: ``doc`` a row of evalplus/humanevalplus, ``results`` the one answer."""
+def humaneval_plus(doc: dict, answer: str) -> bool:
+    """``doc``: a row of evalplus/humanevalplus."""
     prompt, name = doc["prompt"], doc["entry_point"]
     given = prompt[: prompt.index(f"def {name}(")]  # imports and helpers, which an answer need not repeat
-    return {"pass_at_1": float(passes(f"{given}\n{program_of(results[0])}", f"{doc['test']}\ncheck({name})"))}
+    return passes(f"{given}\n{program_of(answer)}", f"{doc['test']}\ncheck({name})")
 
 
-def mbpp_plus(doc: dict, results: list[str]) -> dict[str, float]:
-    """The same of a row of evalplus/mbppplus."""
-    return {"pass_at_1": float(passes(program_of(results[0]), doc["test"]))}
-
-
-def _task(name: str, dataset: str, question: str, grade) -> dict:
-    return {
-        "task": name,
-        "dataset_path": dataset,
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": question,
-        "doc_to_target": "",
-        "process_results": grade,
-        "generation_kwargs": {"until": [], "do_sample": False},
-        "metric_list": [{"metric": "pass_at_1", "aggregation": "mean", "higher_is_better": True}],
-        "num_fewshot": 0,
-        "metadata": {"version": 1.0},
-    }
-
-
-HUMANEVAL_PLUS = _task(
-    "humaneval_plus_sandboxed",
-    "evalplus/humanevalplus",
-    "Complete this function, and answer with the whole program in one block of code.\n```python\n{{prompt}}\n```",
-    humaneval_plus,
-)
-MBPP_PLUS = _task(
-    "mbpp_plus_sandboxed",
-    "evalplus/mbppplus",
-    "{{prompt}} Answer with the whole program in one block of code. It should satisfy this assertion:\n"
-    "```python\n{{test_list[0]}}\n```",
-    mbpp_plus,
-)
+def mbpp_plus(doc: dict, answer: str) -> bool:
+    """``doc``: a row of evalplus/mbppplus."""
+    return passes(program_of(answer), doc["test"])

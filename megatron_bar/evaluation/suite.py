@@ -2,7 +2,7 @@
 
 BAR19 (arXiv 2604.18473): a category is the mean of its benchmarks, Overall the mean of the categories; greedy, no examples, the
 chat template, at most 4096 new tokens. The published numbers come from Ai2's own runner (oe-eval; its public part: olmes), whose
-prompts and extraction of answers are its own: lm-eval's tasks are the nearest public ones, and what differs is said beside each.
+prompts and extraction of answers are its own: these are the nearest public ones, and what differs is said beside each.
 A benchmark that is a group of tasks is their plain mean.
 """
 
@@ -13,23 +13,19 @@ from pathlib import Path
 from megatron_bar.data.world import SKILLS
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.generative import TestSet
-from megatron_bar.evaluation.programs import HUMANEVAL_PLUS, MBPP_PLUS
+from megatron_bar.evaluation.tasks import HUMANEVAL_PLUS, MATH, MBPP_PLUS
 
 
 @dataclass(frozen=True, kw_only=True)
 class LmEval:
-    """A task or group of EleutherAI's lm-evaluation-harness."""
+    """A task or group of EleutherAI's lm-evaluation-harness, or several."""
 
-    task: str | dict
-    """Its id, or its configuration."""
+    tasks: tuple[str | dict, ...]
+    """Ids, or configurations of our own (tasks.py)."""
     metric: str
     """As lm-eval names it: metric and filter."""
     differs: str = ""
     """From what was published."""
-
-    @property
-    def name(self) -> str:
-        return self.task if isinstance(self.task, str) else self.task["task"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +55,12 @@ class Suite:
     max_new_tokens: int = 4096
     """Of lm-eval's tasks; a test set says its own."""
 
-    def choose(self, names: Iterable[str]) -> "Suite":
-        """Only these benchmarks; none named: all. Unknown ones are an error that lists the known."""
+    def choose(self, names: Iterable[str]) -> tuple[Benchmark, ...]:
+        """These benchmarks; none named: all. Unknown ones are an error that lists the known."""
         names, known = list(names), [benchmark.name for benchmark in self.benchmarks]
         if unknown := [name for name in names if name not in known]:
             raise BarError(f"task {unknown[0]}: expected one of suite {self.name}'s: {', '.join(known)}")
-        chosen = tuple(benchmark for benchmark in self.benchmarks if not names or benchmark.name in names)
-        return Suite(name=self.name, benchmarks=chosen, max_new_tokens=self.max_new_tokens)
+        return tuple(benchmark for benchmark in self.benchmarks if not names or benchmark.name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,24 +126,24 @@ BAR19 = Suite(
         _benchmark(
             "knowledge",
             "mmlu",
-            LmEval(task="mmlu_flan_cot_zeroshot", metric="exact_match,flexible-extract", differs=_EXTRACTED),
+            LmEval(tasks=("mmlu_flan_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
         ),
         _benchmark("knowledge", "popqa", _olmes("popqa::hamish_zs_reasoning_deepseek")),
         _benchmark("knowledge", "simpleqa", _olmes("simpleqa::tulu-thinker_deepseek", "a language model judges the answers")),
         _benchmark(
-            "reasoning", "bbh", LmEval(task="bbh_cot_zeroshot", metric="exact_match,flexible-extract", differs=_EXTRACTED)
+            "reasoning", "bbh", LmEval(tasks=("bbh_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
         ),
         _benchmark(
             "reasoning",
             "gpqa",
-            LmEval(task="gpqa_main_cot_zeroshot", metric="exact_match,flexible-extract", differs=_EXTRACTED),
+            LmEval(tasks=("gpqa_main_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
         ),
         _benchmark("reasoning", "zebralogic", _olmes("zebralogic::hamish_zs_reasoning_deepseek")),
         _benchmark(
             "reasoning",
             "agieval_english",
             LmEval(
-                task="agieval_en",
+                tasks=("agieval_en",),
                 metric="acc,none",
                 differs="lm-eval compares the choices' likelihoods, oe-eval lets the model reason; other subsets too",
             ),
@@ -162,11 +157,13 @@ BAR19 = Suite(
                 why="a language model judges the answers",
             ),
         ),
-        _benchmark("chat", "ifeval", LmEval(task="ifeval", metric="prompt_level_loose_acc,none")),
-        _benchmark("math", "math", LmEval(task="minerva_math", metric="math_verify,none", differs="without the four examples")),
-        _benchmark("math", "gsm8k", LmEval(task="gsm8k_cot_zeroshot", metric="exact_match,flexible-extract", differs=_EXTRACTED)),
-        _benchmark("code", "humaneval_plus", LmEval(task=HUMANEVAL_PLUS, metric="pass_at_1,none")),
-        _benchmark("code", "mbpp_plus", LmEval(task=MBPP_PLUS, metric="pass_at_1,none")),
+        _benchmark("chat", "ifeval", LmEval(tasks=("ifeval",), metric="prompt_level_loose_acc,none")),
+        _benchmark("math", "math", LmEval(tasks=MATH, metric="math,none")),
+        _benchmark(
+            "math", "gsm8k", LmEval(tasks=("gsm8k_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
+        ),
+        _benchmark("code", "humaneval_plus", LmEval(tasks=(HUMANEVAL_PLUS,), metric="pass_at_1,none")),
+        _benchmark("code", "mbpp_plus", LmEval(tasks=(MBPP_PLUS,), metric="pass_at_1,none")),
         _benchmark("tool_use", "bfcl", BFCL),
         _benchmark("safety", "do_anything_now", _safety("do_anything_now:default")),
         _benchmark("safety", "harmbench", _safety("harmbench:default")),

@@ -1,6 +1,7 @@
 """Results as lines for a terminal."""
 
 from megatron_bar.evaluation.generative import interval, overall_interval
+from megatron_bar.evaluation.suite import TOY
 
 
 def table(results: dict) -> list[str]:
@@ -17,7 +18,14 @@ def _tests(results: dict) -> list[str]:
     tests = {name: [item["score"] for item in items] for name, items in results["scores"].items()}
     rows = [[name, str(len(scores)), *_cells(sum(scores) / len(scores), interval(scores))] for name, scores in tests.items()]
     mean = sum(sum(scores) / len(scores) for scores in tests.values()) / len(tests)
-    rows.append(["overall", str(sum(map(len, tests.values()))), *_cells(mean, overall_interval(list(tests.values())))])
+    whole = len(tests) == len(TOY.benchmarks)
+    rows.append(
+        [
+            "overall" if whole else f"partial: {len(tests)} of {len(TOY.benchmarks)}",
+            str(sum(map(len, tests.values()))),
+            *_cells(mean, overall_interval(list(tests.values()))),
+        ]
+    )
     return _aligned([["test", "items", "percent", "95 % interval"], *rows])
 
 
@@ -34,8 +42,9 @@ def _benchmarks(results: dict) -> list[str]:
             if "score" in entry:
                 rows.append([category, name, f"{100 * entry['score']:.1f}", str(entry["items"]), entry["metric"]])
             else:
-                rows.append([category, name, "-", "-", "not measured"])
-                missing.append(f"{name}: not measured: {entry['not_measured']}")
+                asked = entry["not_measured"] != "not asked for"
+                rows.append([category, name, "-", "-", "not measured" if asked else entry["not_measured"]])
+                missing += [f"{name}: not measured: {entry['not_measured']}"] * asked
         rows.append([category, "mean", *_average(average, "benchmarks")])
     rows.append(["overall", "mean", *_average(results["overall"], "categories")])
     return _aligned(rows) + missing
