@@ -1,5 +1,4 @@
 """From the files that one or more runs of a recipe left to the report's numbers; a run is a seed. Nothing is measured here."""
-from __future__ import annotations
 
 import json
 import os
@@ -16,7 +15,7 @@ from megatron_bar.config import from_json
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation import report as shown
 from megatron_bar.evaluation.bootstrap import Interval, mean_interval, overall_interval
-Report=Score=None
+from megatron_bar.evaluation.report import Report, Score
 from megatron_bar.evaluation.results import read_results, require_same_tests
 from megatron_bar.recipe import Recipe
 from megatron_bar.study import Claim, Upgrade
