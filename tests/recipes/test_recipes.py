@@ -146,7 +146,7 @@ def test_a_recipe_is_found_by_name_module_or_file(file):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("huge", "recipe huge: not found; expected one of olmo2_7b, tiny, module:function or file.py:function"),
+        ("huge", "recipe huge: not found; expected one of olmo2_7b, tiny, tiny_study, module:function or file.py:function"),
         ("no.such.module:recipe", "recipe no.such.module:recipe: not found; expected one of"),
         ("tiny:recipes", "recipe tiny:recipes: not found"),  # with a function, the module is named in full
         ("megatron_bar.recipes.tiny:recipes", "has no function recipes"),
@@ -254,7 +254,7 @@ def test_given_folders_replace_what_would_make_them(tmp_path):
     assert (given.path("base"), given.path("anchor"), given.path("merged")) == (Path("b"), Path("a"), tmp_path / "merged")
     assert given.steps["merged"].needs == ("branched", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft")
     own_data = Pipeline(replace(tiny, data=Path("d"), evaluation=None), tmp_path)
-    assert "world" not in own_data.steps and list(own_data.steps)[-1] == "final" and own_data.data == Path("d")
+    assert "world" not in own_data.steps and list(own_data.steps)[-1] == "final" and own_data.work.data == Path("d")
     tests = (generative.TestSet(name="chat", path=Path("t.jsonl"), max_new_tokens=4),)
     evaluated = Pipeline(replace(tiny, evaluation=Evaluation(tests=tests, trained=())), tmp_path)
     assert evaluated.steps["report.md"].needs[0] == "evaluation/anchor.json"
