@@ -39,7 +39,7 @@ from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.hf_config import ModelConfig, read_config
 from megatron_bar.weights.init import random_folder
-from megatron_bar.weights.manifest import Manifest, Training, read_manifest
+from megatron_bar.weights.manifest import Cost, Manifest, Training, read_manifest
 from megatron_bar.weights.manifest import Source as ManifestSource
 
 
@@ -284,10 +284,10 @@ class Pipeline:
         return ChatFormat(load_tokenizer(self.path(folder)), self.recipe.chat_template)
 
     def _manifest(
-        self, training: Training, source: str, expert: str | None, written: Folder, units: Units, source_hash: str
+        self, training: Training, source: str, expert: str | None, written: Folder, units: Units, source_hash: str, cost: Cost
     ) -> Manifest:
         read = ManifestSource(role="source", name=self.path(source).name, hash=source_hash)
-        return read_manifest(self.path(source)).after(training, sources=(read,), expert=expert)
+        return read_manifest(self.path(source)).after(training, sources=(read,), expert=expert, cost=cost)
 
     def _world(self) -> None:
         def make():

@@ -25,6 +25,7 @@ from megatron_bar.models.shards import load_folder, save_folder
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_all_ranks, on_rank_zero, set_layout
 from megatron_bar.training.freeze import GradientWatch, certify, check_unmoved, freeze
+from megatron_bar.training.meter import Meter
 from megatron_bar.training.objective import Objective
 from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers, update
 from megatron_bar.training.stage import Stage
@@ -59,6 +60,7 @@ class Trainer:
         self.ddp = DistributedDataParallel(config, ddp, self.model)
         self.optimizer = build_optimizer(self.ddp, stage.optim)
         self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
+        self.meter = Meter(self.model.shape, policy)
 
     @property
     def source_hash(self) -> str:
@@ -87,7 +89,9 @@ class Trainer:
         the batch's ``tokens`` and ``loss_tokens``; the same on every rank. Where one of the sums or the norm is not finite,
         nothing moves, Adam's count of steps included, and ``skipped`` is among them; the schedule goes on.
         """
-        tokens, loss_tokens = self._count(micro_batches)
+        tokens, loss_tokens, attended = self._count(micro_batches)
+        if not loss_tokens:
+            raise BarError("a batch has no token to learn from: every label is masked")
         for router in self.model.routers():
             # The finalizer divides every gradient by the loss tokens; this makes the z-loss a mean over all tokens.
             router.z_loss = self.stage.router_z_loss / self.model.shape.num_layers * loss_tokens / tokens
@@ -100,6 +104,7 @@ class Trainer:
         self.scheduler.step(1)
         metrics = self._metrics(sums, objective, loss_tokens)
         updated, grad_norm = update(self.optimizer, finite=all(map(math.isfinite, metrics.values())))
+        self.meter.train(tokens, loss_tokens, attended)
         self.done += 1
         self.updates += updated
         values = metrics | {"grad_norm": grad_norm, "lr": self.scheduler.get_lr({}), "tokens": tokens, "loss_tokens": loss_tokens}
@@ -122,6 +127,8 @@ class Trainer:
     @torch.no_grad()
     def token_nll(self, micro_batches: list[Batch], objective: Objective) -> list[Tensor]:
         """Of every label, ``[b, s]`` fp32, on all ranks of its model; trains nothing. Collective."""
+        tokens, _, attended = self._count(micro_batches)
+        self.meter.score(tokens, attended)
         rows, length = micro_batches[0].ids.shape
         found = self._passes(partial(_score, objective), micro_batches, forward_only=True, collect_non_loss_data=True)
         values = torch.empty(len(micro_batches), rows, length, device=cpu.device())
@@ -153,13 +160,13 @@ class Trainer:
         assert self.done == 0
         self._start = [(param, param.detach().clone()) for param in self.model.parameters() if param.requires_grad]
 
-    def _count(self, micro_batches: list[Batch]) -> tuple[int, int]:
-        counts = torch.tensor([[b.ids.numel(), b.loss_tokens] for b in micro_batches], device=cpu.device()).sum(0)
-        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-        tokens, loss_tokens = counts.tolist()
-        if not loss_tokens:
-            raise BarError("a batch has no token to learn from: every label is masked")
-        return tokens, loss_tokens
+    def _count(self, micro_batches: list[Batch]) -> tuple[int, int, int]:
+        """Tokens, those with a loss, and pairs of tokens of which one attends to the other, of all data-parallel ranks."""
+        # Positions begin anew in every document.
+        counts = [[b.ids.numel(), b.loss_tokens, int((b.positions + 1).sum())] for b in micro_batches]
+        total = torch.tensor(counts, device=cpu.device()).sum(0)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return tuple(total.tolist())
 
     def _metrics(self, sums: list, objective: Objective, loss_tokens: int) -> dict[str, float]:
         total = torch.zeros(len(objective.names) + 1, dtype=torch.float64, device=cpu.device())
