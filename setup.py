@@ -38,12 +38,13 @@ setup(
         "math-verify",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "lm-eval[hf,api,ifeval]"],
         # Builds against the installed torch: pip install --no-build-isolation -e '.[te]'. NVIDIA's PyTorch image has it already.
         "te": ["transformer-engine[pytorch]"],
         # Brings its own torch: give it an environment of its own.
         "vllm": ["vllm"],
-        "eval": ["lm-eval"],
+        # Public benchmarks (tools/evaluate.py --suite bar19).
+        "eval": ["lm-eval[hf,api,ifeval]"],
         # Puzzles with scorers of their own, for the verifier of that name.
         "gym": ["reasoning-gym"],
     },

@@ -39,6 +39,7 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
         "moe_router_topk": config.experts_per_token,
         "moe_ffn_hidden_size": config.intermediate_size,
         "moe_router_load_balancing_type": "none",
+        "moe_router_pre_softmax": True,  # as our router does; without saying so Megatron refuses one active expert
         "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": False,  # the fused experts are one parameter, of which no single expert can be frozen
         "add_bias_linear": False,

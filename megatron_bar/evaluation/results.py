@@ -1,0 +1,114 @@
+"""The file that an evaluation leaves: which model, which items, its answers and what each scored. One format for all suites.
+
+    {"format": "megatron_bar.evaluation/1", "suite": "toy", "model": "final", "model_hash": "...", "active_experts": 5,
+     "limit": null, "tests": {"math": {"hash": "...", "items": 120}}, "scores": {"math": [{"prompt", "answer", "score"}, ...]}}
+
+``model_hash`` is the hash of the folder's receipts, ``hash`` of a test that of the items used, ``limit`` the most items taken of
+a test; ``active_experts`` is null for a dense model. More keys may follow: a pipeline adds ``experts`` and ``routing``, a suite
+of public benchmarks ``settings``, ``benchmarks`` (score, metric, items, harness, version), ``categories`` and ``overall``.
+"""
+
+import json
+from pathlib import Path
+
+from blake3 import blake3
+
+from megatron_bar.errors import BarError
+from megatron_bar.weights.claim import write_whole
+from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.hashes import folder_hash
+from megatron_bar.weights.json_file import read_object
+from megatron_bar.weights.receipts import Proven
+
+FORMAT = "megatron_bar.evaluation/1"
+_FIELDS = {"suite": str, "model": str, "model_hash": str, "tests": dict, "scores": dict}
+_OPTIONAL = {"active_experts": int, "limit": int}
+"""Fields that may be null."""
+
+
+def model_hash(folder: Path) -> str:
+    """`hashes.folder_hash` of the folder's receipts; of a folder without a manifest, of its tensors."""
+    return folder_hash(Proven.open(Folder.open(folder)).units())
+
+
+def hash_items(items: list) -> str:
+    """BLAKE3 of items (JSON values) in their order."""
+    return blake3(json.dumps(items, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def new_results(folder: Path, suite: str, *, active_experts: int | None = None, limit: int | None = None) -> dict:
+    """Results without any test yet. ``active_experts`` None: as many as the folder's config.json says."""
+    config = Folder.open(folder).config
+    return {
+        "format": FORMAT,
+        "suite": suite,
+        "model": folder.resolve().name,
+        "model_hash": model_hash(folder),
+        "active_experts": active_experts or config.experts_per_token or None,
+        "limit": limit,
+        "tests": {},
+        "scores": {},
+    }
+
+
+def write_results(path: Path, results: dict) -> None:
+    """The file appears when it is whole. Raises BarError for what `read_results` would refuse, before anything is written."""
+    _check(results, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, results)
+
+
+def read_results(path: Path) -> dict:
+    """A results file; another format, a missing field, or a test whose items and scores differ in number is an error."""
+    results = read_object(path, expected="a results file (tools/evaluate.py --out)")
+    _check(results, path)
+    return results
+
+
+def require_same_tests(one: dict, other: dict) -> None:
+    """Raises BarError that names the first test that is not the same in both, or the limit."""
+    where = f"results of {one['model']} and {other['model']} cannot be compared"
+    for key in ("suite", "limit"):
+        if one[key] != other[key]:
+            raise BarError(f"{where}: {key} expected the same, got {one[key]} and {other[key]}")
+    for name in {**one["tests"], **other["tests"]}:
+        sides = [_told(results["tests"].get(name)) for results in (one, other)]
+        if sides[0] != sides[1]:
+            raise BarError(f"{where}: test {name} expected the same items, got {sides[0]} and {sides[1]}")
+
+
+def require_of(results: dict, folder: Path) -> None:
+    """Raises BarError if the results were not measured on the model in ``folder``."""
+    found = model_hash(folder)
+    if results["model_hash"] != found:
+        raise BarError(
+            f"{folder}: expected the model that the results are of ({results['model']}, hash {results['model_hash'][:16]}), "
+            f"got another (hash {found[:16]})"
+        )
+
+
+def _told(test: dict | None) -> str:
+    return "none" if test is None else f"{test['items']} (hash {test['hash'][:16]})"
+
+
+def _check(results: dict, path: Path) -> None:
+    if results.get("format") != FORMAT:
+        raise BarError(f"{path}: format expected {FORMAT!r}, got {results.get('format')!r:.80}")
+    for key, kind in (_FIELDS | _OPTIONAL).items():
+        value = results.get(key)
+        if (value is None and not (key in _OPTIONAL and key in results)) or (value is not None and type(value) is not kind):
+            raise BarError(f"{path}: {key} expected {kind.__name__}, got {value!r:.80}")
+    tests, scores = results["tests"], results["scores"]
+    if not tests or tests.keys() != scores.keys():
+        raise BarError(f"{path}: scores expected of the tests {', '.join(tests) or '(none)'}, got {', '.join(scores) or 'none'}")
+    for name, test in tests.items():
+        if not isinstance(test, dict) or type(test.get("hash")) is not str or type(test.get("items")) is not int:
+            raise BarError(f"{path}: tests.{name} expected hash and items, got {test!r:.80}")
+        items = scores[name]
+        if not isinstance(items, list) or len(items) != test["items"] or not items:
+            got = len(items) if isinstance(items, list) else type(items).__name__
+            raise BarError(f"{path}: scores.{name} expected {test['items']} items, at least one, got {got}")
+        for number, item in enumerate(items):
+            score = item.get("score") if isinstance(item, dict) else item
+            if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+                raise BarError(f"{path}: scores.{name}[{number}] expected a score from 0 to 1, got {score!r:.80}")

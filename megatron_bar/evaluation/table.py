@@ -1,0 +1,60 @@
+"""Results as lines for a terminal."""
+
+from megatron_bar.evaluation.generative import interval, overall_interval
+from megatron_bar.evaluation.suite import TOY
+
+
+def table(results: dict) -> list[str]:
+    """Scores in percent: by test with 95 % bootstrap intervals, or by benchmark and category with what was not measured."""
+    about = f"{results['model']}: suite {results['suite']}"
+    if results["active_experts"]:
+        about += f", {results['active_experts']} active experts"
+    if results["limit"]:
+        about += f", at most {results['limit']} items of each task"
+    return [about, *(_benchmarks(results) if "benchmarks" in results else _tests(results))]
+
+
+def _tests(results: dict) -> list[str]:
+    tests = {name: [item["score"] for item in items] for name, items in results["scores"].items()}
+    rows = [[name, str(len(scores)), *_cells(sum(scores) / len(scores), interval(scores))] for name, scores in tests.items()]
+    mean = sum(sum(scores) / len(scores) for scores in tests.values()) / len(tests)
+    whole = len(tests) == len(TOY.benchmarks)
+    rows.append(
+        [
+            "overall" if whole else f"partial: {len(tests)} of {len(TOY.benchmarks)}",
+            str(sum(map(len, tests.values()))),
+            *_cells(mean, overall_interval(list(tests.values()))),
+        ]
+    )
+    return _aligned([["test", "items", "percent", "95 % interval"], *rows])
+
+
+def _cells(mean: float, bounds: tuple[float, float]) -> list[str]:
+    return [f"{100 * mean:.1f}", f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"]
+
+
+def _benchmarks(results: dict) -> list[str]:
+    entries, rows, missing = results["benchmarks"], [["category", "benchmark", "percent", "items", "metric"]], []
+    for category, average in results["categories"].items():
+        for name, entry in entries.items():
+            if entry["category"] != category:
+                continue
+            if "score" in entry:
+                rows.append([category, name, f"{100 * entry['score']:.1f}", str(entry["items"]), entry["metric"]])
+            else:
+                asked = entry["not_measured"] != "not asked for"
+                rows.append([category, name, "-", "-", "not measured" if asked else entry["not_measured"]])
+                missing += [f"{name}: not measured: {entry['not_measured']}"] * asked
+        rows.append([category, "mean", *_average(average, "benchmarks")])
+    rows.append(["overall", "mean", *_average(results["overall"], "categories")])
+    return _aligned(rows) + missing
+
+
+def _average(average: dict, what: str) -> list[str]:
+    mean = "-" if average["mean"] is None else f"{100 * average['mean']:.1f}"
+    return [mean, "", f"partial: {average['measured']} of {average['of']} {what}" if average["partial"] else ""]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,85 @@
+"""Answers and scores against transformers' own generation, at several layouts and with fewer active experts; intervals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import run_distributed
+from evaluation.tiny_chat import NEW, QUESTIONS, answers, save_chat_hf, write_rows
+
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.evaluation import generative
+from megatron_bar.evaluation.generative import interval, load_model, measure, overall_interval
+from megatron_bar.evaluation.results import model_hash, read_results, write_results
+from megatron_bar.parallel.state import ParallelConfig
+
+TESTS = tuple(generative.TestSet(name=name, path=Path(f"{name}.jsonl"), max_new_tokens=NEW) for name in ("right", "half"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_chat_hf(tmp_path_factory.mktemp("generative") / "model")
+
+
+def measured(folder, root, layout: ParallelConfig, active: int | None, limit: int | None = None) -> dict:
+    model = load_model(folder, layout, active_experts=active)
+    return measure(folder, model, ChatFormat(load_tokenizer(folder), "own"), TESTS, root, limit=limit, slots=2)
+
+
+def refused(folder, active: int) -> str:
+    with pytest.raises(ValueError) as error:
+        load_model(folder, ParallelConfig(), active_experts=active)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "layout, processes, active",
+    [
+        (ParallelConfig(), 1, None),
+        (ParallelConfig(), 1, 2),
+        (ParallelConfig(tensor=2), 2, None),
+        (ParallelConfig(), 2, 1),
+        (ParallelConfig(pipeline=2), 2, None),
+    ],
+)
+def test_answers_are_those_of_transformers(layout, processes, active, folder, tmp_path):
+    expected = answers(folder, **({} if active is None else {"num_experts_per_tok": active}))
+    write_rows(tmp_path / "right.jsonl", expected)
+    write_rows(tmp_path / "half.jsonl", [text if n % 2 else "no" for n, text in enumerate(expected)])
+    for found in run_distributed(measured, processes, folder, tmp_path, layout, active):
+        assert [item["answer"] for item in found["scores"]["right"]] == expected
+        assert [item["prompt"] for item in found["scores"]["right"]] == QUESTIONS
+        assert [item["score"] for item in found["scores"]["right"]] == [1.0] * 4
+        assert [item["score"] for item in found["scores"]["half"]] == [0.0, 1.0, 0.0, 1.0]
+        assert (found["active_experts"], found["limit"], found["model_hash"]) == (active or 3, None, model_hash(folder))
+
+
+def test_a_limit_takes_the_first_rows_and_is_told(folder, tmp_path):
+    for test in TESTS:
+        write_rows(tmp_path / test.path, ["a", "b", "c", "d"])
+    (found,) = run_distributed(measured, 1, folder, tmp_path, ParallelConfig(), None, limit=3)
+    assert found["limit"] == 3 and found["tests"]["half"]["items"] == 3 == len(found["scores"]["half"])
+    write_results(tmp_path / "found.json", found)
+    assert read_results(tmp_path / "found.json") == found
+
+
+def test_active_experts_that_the_model_has_not_are_refused(folder, tmp_path):
+    dense = save_chat_hf(tmp_path / "dense", experts=0)
+    for path, active, message in (
+        (folder, 4, "from 1 to 3, got 4"),
+        (folder, 0, "from 1 to 3, got 0"),
+        (dense, 1, "dense model"),
+    ):
+        (line,) = run_distributed(refused, 1, path, active)
+        assert str(path) in line and message in line
+
+
+def test_intervals():
+    scores = [1.0] * 30 + [0.0] * 70
+    low, high = interval(scores)
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 100)  # the normal approximation
+    assert low == pytest.approx(0.3 - half, abs=0.015) and high == pytest.approx(0.3 + half, abs=0.015)
+    low, high = overall_interval([scores, [1.0] * 50])
+    assert low == pytest.approx(0.65 - half / 2, abs=0.01) and high == pytest.approx(0.65 + half / 2, abs=0.01)
+    assert overall_interval([[1.0], [0.0, 0.0]]) == (0.5, 0.5)
