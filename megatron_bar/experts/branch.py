@@ -24,7 +24,7 @@ from megatron_bar.weights.folder import Folder, Progress, require_same_config, r
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hashes import Units, anchor_hash, folder_hash
 from megatron_bar.weights.hf_config import DENSE
-from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Source, has_manifest, read_manifest
+from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Source, has_manifest, read_manifest, union
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
 
@@ -58,7 +58,8 @@ def branch(
     require_tokenizer(first.path, first.config.vocab_size)
     notes = _compare_inputs(first, second)
     row = _router_rows(first, router_init, seed, general_text, domain_text)
-    lineage = read_manifest(first.path).experts if has_manifest(first.path) else ()
+    origins = {path: read_manifest(path) for path in (first.path, second.path) if has_manifest(path)}
+    lineage = origins[first.path].experts if first.path in origins else ()
     config = dataclasses.replace(first.config.with_experts(2), norm_topk_prob=False)
     finite = verify != "none"
     sources = {"anchor": Proven.open(first, finite=finite), "domain_init": Proven.open(second, finite=finite)}
@@ -88,6 +89,7 @@ def branch(
                 for role, source in sources.items()
             ),
             notes=tuple(notes),
+            ledger=union(*(origin.ledger for origin in origins.values())),
         )
 
     texts = [str(text) for text in (general_text, domain_text) if text]

@@ -20,7 +20,7 @@ from torch import Tensor
 from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
 from megatron_bar.experts.branch import normal_row
-from megatron_bar.experts.dense_merge import MEAN, combined, dense_sources, open_dense, side_by_side
+from megatron_bar.experts.dense_merge import MEAN, combined, dense_sources, ledger, open_dense, side_by_side
 from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress, silent
@@ -112,6 +112,7 @@ def _manifest(
         stage="btx",
         experts=tuple(experts),
         sources=read,
+        ledger=ledger(inputs),
         shared=None if shared_from else to_json(shared),
         notes=(f"BTX of independent dense models; shared tensors: {how}; {rows}",),
     )

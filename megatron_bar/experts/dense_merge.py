@@ -5,6 +5,7 @@ deltas are taken from. All read by blocks of rows, compared with their receipts 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import DENSE
-from megatron_bar.weights.manifest import Manifest, Source
+from megatron_bar.weights.manifest import Cost, Manifest, Source, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
 
@@ -41,7 +42,7 @@ def dense_merge(
     def manifest(*_) -> Manifest:
         note = f"every tensor: {shared.describe()} of {', '.join(inputs)}"
         sources = dense_sources(inputs, progress)
-        return Manifest(family=DENSE, kind="dense", stage="dense_merge", sources=sources, shared=to_json(shared), notes=(note,))
+        return Manifest(family=DENSE, kind="dense", stage="dense_merge", sources=sources, shared=to_json(shared), ledger=ledger(inputs), notes=(note,))
 
     return write_folder(
         out,
@@ -99,3 +100,12 @@ def dense_sources(inputs: dict[str, Proven], progress: Progress) -> tuple[Source
         Source(role=name, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress)))
         for name, source in inputs.items()
     )
+
+
+def ledger(inputs: dict[str, Proven]) -> tuple[Cost, ...]:
+    """Every entry of the inputs once, under the name of the one that alone has it."""
+    owners: dict[Cost, str | None] = {}
+    for name, source in inputs.items():
+        for cost in read_manifest(source.folder.path).ledger if has_manifest(source.folder.path) else ():
+            owners[cost] = None if cost in owners else name
+    return tuple(replace(cost, expert=owner) for cost, owner in owners.items())

@@ -24,7 +24,7 @@ from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index, with_expert
 from megatron_bar.weights.hashes import anchor_hash, folder_hash
-from megatron_bar.weights.manifest import DOMAIN, Manifest, Source
+from megatron_bar.weights.manifest import DOMAIN, Cost, Manifest, Source, union
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
 
@@ -73,6 +73,8 @@ class Kept:
     """Name of an expert -> its slot in that model."""
     trained: bool
     """Since it was merged: then the anchor's row stays too, and the router of the result is stale."""
+    ledger: tuple[Cost, ...]
+    """What that training cost, among other things: the model's entries that belong to no expert."""
 
 
 def merge_inputs(
@@ -104,7 +106,7 @@ def merge_inputs(
         config,
         produce,
         companions_from=inputs[0].folder.path,
-        manifest=lambda written, units: _manifest(inputs, written, shared, stale=kept is not None and kept.trained),
+        manifest=lambda written, units: _manifest(inputs, written, shared, kept),
         job={"merge": {given.name: given.folder.fingerprint() for given in inputs}, "shared": to_json(shared), "rows": rows},
         max_shard_bytes=max_shard_bytes,
         verify=verify,
@@ -134,7 +136,17 @@ def _combined(name: str, inputs: list[Input], shared: Combination, *, prove: boo
     return shared.blocks(name, [given.folder.read(name) for given in inputs], blocks)
 
 
-def _manifest(inputs: list[Input], written: Folder, shared: Combination, *, stale: bool) -> Manifest:
+def _ledger(inputs: list[Input], kept: Kept | None) -> tuple[Cost, ...]:
+    """Every entry once: the branch's, then each expert's under its name, then what the router's rows cost."""
+    owners: dict[Cost, str | None] = dict.fromkeys(inputs[0].manifest.ledger)
+    for given in inputs[1:]:
+        for cost in given.manifest.ledger:
+            owners.setdefault(cost, given.name)
+    named = (dataclasses.replace(cost, expert=owner) for cost, owner in owners.items())
+    return union(named, () if kept is None else kept.ledger)
+
+
+def _manifest(inputs: list[Input], written: Folder, shared: Combination, kept: Kept | None) -> Manifest:
     branched = inputs[0].manifest
     lineages = [branched.experts[0], *(given.lineage for given in inputs[1:])]
     experts = [
@@ -158,7 +170,8 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination, *, stal
         experts=tuple(experts),
         sources=tuple(sources),
         shared=to_json(shared),
-        router_stale=stale,
+        router_stale=kept is not None and kept.trained,
+        ledger=_ledger(inputs, kept),
         notes=(f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included", *_notes(inputs)),
     )
 

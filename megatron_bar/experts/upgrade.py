@@ -20,7 +20,7 @@ from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress, silent
 from megatron_bar.weights.hashes import folder_hash
-from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, MANIFEST, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, MANIFEST, Manifest, has_manifest, read_manifest, union
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify
 
@@ -132,6 +132,7 @@ def _merge_again(
         model=Proven.open(model.folder),
         slots={name: slot for name, slot in model.slots.items() if name in experts and name not in new},
         trained=model.manifest.kind == "routed" or model.manifest.router_stale,
+        ledger=tuple(cost for cost in model.manifest.ledger if cost.expert is None),
     )
     options = {"max_shard_bytes": max_shard_bytes, "verify": verify, "progress": progress}
     return merge_inputs(inputs, out, shared=shared, kept=kept, **options)
@@ -151,5 +152,7 @@ def _from_model(model: Merged, branched: Input, name: str) -> Input:
         for unit, digest in branched.units.items()
     }
     lineage = replace(model.manifest.experts[slot], index=1)
-    manifest = replace(branched.manifest, kind="expert", experts=(branched.manifest.experts[0], lineage))
+    own = tuple(replace(cost, expert=None) for cost in model.manifest.ledger if cost.expert == name)
+    ledger = union(branched.manifest.ledger, own)
+    manifest = replace(branched.manifest, kind="expert", experts=(branched.manifest.experts[0], lineage), ledger=ledger)
     return Input(name=name, source=Proven(overlay(branched.folder, model.folder, slot), units), manifest=manifest)

@@ -7,7 +7,10 @@ Megatron, so ``megatron_bar.parallel`` calls it when it is imported. Seen workin
 
 import contextlib
 import functools
+import platform
+import re
 import warnings
+from pathlib import Path
 
 import torch
 from torch.utils._device import _device_constructors
@@ -23,6 +26,14 @@ _tensor_type = torch.Tensor.type
 def device() -> torch.device:
     """Where tensors live: this process's CUDA device if there is one, else the CPU. The one place that asks."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_name() -> str:
+    """Of the GPU or the processor, as it calls itself."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def backend() -> str:

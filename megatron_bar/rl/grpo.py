@@ -139,6 +139,7 @@ class Rollouts:
     def _probe(self, prompts: list[list[int]], seed: int) -> None:
         short = replace(self.config.drawing, max_new_tokens=min(self.PROBE_TOKENS, self.config.max_new_tokens))
         answers = self.engine.start(prompts, short, seed=seed)()
+        self.count(prompts, answers)
         documents = [
             (prompt + answer.ids, [False] * len(prompt) + [True] * len(answer.ids))
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -147,6 +148,10 @@ class Rollouts:
         tokens = in_memory(documents, logprobs=logprobs)
         rows = PackedRows([("probe", tokens)], self.trainer.stage.sequence, pad_id=self.pad_id)
         self.check(rows)
+
+    def count(self, prompts: list[list[int]], answers: list[Completion]) -> None:
+        """Adds answers to what the stage cost, whoever gave them."""
+        self.trainer.meter.sample([(len(prompt), len(a.ids)) for prompt, a in zip(prompts, answers, strict=True)])
 
     def check(self, rows: PackedRows) -> float:
         return check_rollouts(self.trainer, self.engine, rows, _objective(self.config), limit=self.config.max_drift)
@@ -190,6 +195,8 @@ class Rounds:
         if config.lag and number + 1 < config.rounds:
             rollouts.begin(number + 1)
         tasks = [rollouts.tasks[n] for n in drawn]
+        for task, group in zip(tasks, groups, strict=True):
+            rollouts.count([task.prompt] * len(group), group)
         scores = on_rank_zero(partial(_grade, tasks, groups, self.tokenizer, self.grade))
         for n, group in zip(drawn, scores, strict=True):
             self.prompts.record(n, sum(group) / len(group))
@@ -278,7 +285,8 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: 
             trainer.stop.agree()  # a round in which nothing was learnt has told nobody
             checkpoints.after(rounds.done, rounds.saved, last=rounds.done == config.rounds)
         checkpoints.wait()
-    trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash))
+    cost = trainer.meter.cost(job.name, stage.name)
+    trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash, cost=cost))
     checkpoints.remove()
     return rounds.tokens
 

@@ -75,6 +75,7 @@ class Checkpoints:
             "step": trainer.done,
             "updates": trainer.updates,
             "origin": self.origin,
+            "spent": trainer.meter.saved(),
             "extra": extra,
         }
         listed, tensors = pieces.snapshot(trainer)
@@ -135,6 +136,7 @@ class Checkpoints:
         arranged = pieces.arrange([file["pieces"] for file in state["files"]])
         on_all_ranks(lambda: pieces.restore(self.trainer, files, arranged, state["updates"]))
         self.trainer.resume_at(state["step"], state["updates"])
+        self.trainer.meter.restore(state["spent"])
         return state["extra"]
 
     def _compare(self, path: Path, state: dict) -> None:

@@ -32,7 +32,7 @@ class Job:
     out: Path
     """The folder it writes; appears when it is whole."""
     manifest: Callable[..., Manifest]
-    """Of the folder written, and ``source_hash``, the hash of the one it started from."""
+    """Of the folder written, given ``source_hash``, the hash of the one it started from, and ``cost``, what the stage took."""
     logs: Path | None = None
 
     @property
@@ -108,6 +108,7 @@ def fit(
             log.step(trainer.done, values | shares)
             checkpoints.after(trainer.done, lambda: {"guard": guard.saved()}, last=trainer.done == steps)
         checkpoints.wait()
-    trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash))
+    cost = trainer.meter.cost(job.name, stage.name)
+    trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash, cost=cost))
     checkpoints.remove()
     return steps * stage.batch * stage.sequence

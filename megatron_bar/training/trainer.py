@@ -26,6 +26,7 @@ from megatron_bar.models.shards import load_folder, save_folder
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_all_ranks, on_rank_zero, set_layout
 from megatron_bar.training.freeze import GradientWatch, certify, check_unmoved, freeze
+from megatron_bar.training.meter import Meter
 from megatron_bar.training.objective import Objective
 from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers, update
 from megatron_bar.training.stage import Stage
@@ -60,6 +61,7 @@ class Trainer:
         self.ddp = DistributedDataParallel(config, ddp, self.model)
         self.optimizer = build_optimizer(self.ddp, stage.optim)
         self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
+        self.meter = Meter(self.model.shape, policy)
 
     @property
     def source_hash(self) -> str:
@@ -88,7 +90,9 @@ class Trainer:
         the batch's ``tokens`` and ``loss_tokens``; the same on every rank. Where one of the sums or the norm is not finite,
         nothing moves, Adam's count of steps included, and ``skipped`` is among them; the schedule goes on.
         """
-        tokens, loss_tokens, units = self._count(micro_batches, objective)
+        tokens, loss_tokens, units, pairs = self._count(micro_batches, objective)
+        if not loss_tokens:
+            raise BarError("a batch has no token to learn from: every label is masked")
         for router in self.model.routers():
             # The finalizer divides every gradient by the units; this makes the z-loss a mean over all tokens.
             router.z_loss = self.stage.router_z_loss / self.model.shape.num_layers * units / tokens
@@ -101,6 +105,7 @@ class Trainer:
         self.scheduler.step(1)
         metrics = self._metrics(sums, objective, units)
         updated, grad_norm = update(self.optimizer, finite=all(map(math.isfinite, metrics.values())))
+        self.meter.train(tokens, loss_tokens, pairs)
         self.done += 1
         self.updates += updated
         values = metrics | {"grad_norm": grad_norm, "lr": self.scheduler.get_lr({}), "tokens": tokens, "loss_tokens": loss_tokens}
@@ -123,6 +128,8 @@ class Trainer:
     @torch.no_grad()
     def token_nll(self, micro_batches: list[Batch], objective: Objective) -> list[Tensor]:
         """Of every label, ``[b, s]`` fp32, on all ranks of its model; trains nothing. Collective."""
+        tokens, _, _, pairs = self._count(micro_batches, objective)
+        self.meter.score(tokens, pairs)
         rows, length = micro_batches[0].ids.shape
         found = self._passes(partial(_score, objective), micro_batches, forward_only=True, collect_non_loss_data=True)
         values = torch.empty(len(micro_batches), rows, length, device=cpu.device())
@@ -154,15 +161,13 @@ class Trainer:
         assert self.done == 0
         self._start = [(param, param.detach().clone()) for param in self.model.parameters() if param.requires_grad]
 
-    def _count(self, micro_batches: list[Batch], objective: Objective) -> tuple[int, int, int]:
-        """Of the whole batch: tokens, loss tokens, the objective's units."""
-        found = [[b.ids.numel(), b.loss_tokens, objective.units(b)] for b in micro_batches]
+    def _count(self, micro_batches: list[Batch], objective: Objective) -> tuple[int, int, int, int]:
+        """Of the whole batch: tokens, loss tokens, the objective's units, and pairs of tokens that attend to each other."""
+        # Positions begin anew in every document.
+        found = [[b.ids.numel(), b.loss_tokens, objective.units(b), int((b.positions + 1).sum())] for b in micro_batches]
         counts = torch.tensor(found, device=cpu.device()).sum(0)
         dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-        tokens, loss_tokens, units = counts.tolist()
-        if not loss_tokens:
-            raise BarError("a batch has no token to learn from: every label is masked")
-        return tokens, loss_tokens, units
+        return tuple(counts.tolist())
 
     def _metrics(self, sums: list, objective: Objective, units: int) -> dict[str, float]:
         total = torch.zeros(len(objective.names) + 1, dtype=torch.float64, device=cpu.device())

@@ -7,8 +7,9 @@ Strict: an unknown, missing or ill-typed field is an error that names it.
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +82,40 @@ class Certificate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a training stage took, over all its processes and interruptions. The steps that a kill undid are not in it."""
+
+    step: str
+    """Which of the run: the folder that it wrote, such as math-sft."""
+    stage: str
+    expert: str | None = None
+    """Of a merge and what follows it: whose stage it was; None: of the dense models or of the router."""
+    tokens: int
+    """Positions trained on, padding included."""
+    loss_tokens: int
+    """Those of them that had a loss."""
+    generated: int
+    """Tokens sampled."""
+    flops: float
+    """By the formulas of training/flops.py."""
+    seconds: float
+    """By the clock, from the model's being there to the writing of the folder."""
+    devices: int
+    """Processes."""
+    device: str
+
+    def __post_init__(self):
+        for name in ("tokens", "loss_tokens", "generated", "flops", "seconds", "devices"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BarError(f"{name} expected a number from 0, got {getattr(self, name)}")
+
+
+def union(*ledgers: Iterable[Cost]) -> tuple[Cost, ...]:
+    """Every entry once, in order."""
+    return tuple(dict.fromkeys(cost for ledger in ledgers for cost in ledger))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     family: str
     kind: str
@@ -108,6 +143,8 @@ class Manifest:
     """Experts were added, replaced or removed since the router was trained."""
     config: dict | None = None
     """config.json's content where no config.json lies beside the manifest: in an artifact or a torch_dist checkpoint."""
+    ledger: tuple[Cost, ...] = ()
+    """What every stage cost that went into the folder, in order."""
     tool_version: str = megatron_bar.__version__
 
     def __post_init__(self):
@@ -118,7 +155,9 @@ class Manifest:
         if [expert.index for expert in self.experts] != list(range(len(self.experts))):
             raise BarError(f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}")
 
-    def after(self, training: Training, *, sources: tuple[Source, ...], expert: str | None = None) -> "Manifest":
+    def after(
+        self, training: Training, *, sources: tuple[Source, ...], expert: str | None = None, cost: Cost | None = None
+    ) -> "Manifest":
         """Of the folder that a training stage makes from this one; ``expert`` is the trained expert's name from here on."""
         kind = {"branched": "expert", "merged": "routed"}.get(self.kind, self.kind)
         trained = {"dense": 0, "expert": 1}.get(kind)  # the router belongs to no expert
@@ -135,6 +174,7 @@ class Manifest:
             experts=experts,
             sources=sources,
             shared=self.shared,
+            ledger=self.ledger if cost is None else (*self.ledger, cost),
         )
 
     def write(self, folder: Path) -> None:
@@ -201,6 +241,21 @@ def _source(value, where: str) -> Source:
     return Source(**fields)
 
 
+def _cost(value, where: str) -> Cost:
+    fields = _fields(value, Cost, where)
+    for name in ("step", "stage", "device"):
+        _typed(fields[name], str, f"{where}.{name}")
+    _check_strings(fields, ("expert",), f"{where}.")
+    for name in ("tokens", "loss_tokens", "generated", "devices"):
+        _typed(fields[name], int, f"{where}.{name}")
+    for name in ("flops", "seconds"):
+        _typed(fields[name], float, f"{where}.{name}")
+    try:
+        return Cost(**fields)
+    except BarError as error:
+        raise BarError(f"{where}: {error}") from None
+
+
 def _frozen(value, where: str) -> Certificate | None:
     if value is None:
         return None
@@ -228,6 +283,7 @@ def _parse(value: dict) -> Manifest:
             "sources": _list(fields, "sources", _source),
             "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
             "tensors": _hashes(fields, "tensors", ""),
+            "ledger": _list(fields, "ledger", _cost),
             "frozen": _frozen(fields.get("frozen"), "frozen"),
         }
     )

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -19,7 +20,7 @@ from megatron_bar.experts.merge import merge, parse_experts
 from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash, hash_units
-from megatron_bar.weights.manifest import MANIFEST, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Cost, read_manifest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -359,3 +360,16 @@ def test_values_that_are_not_finite_are_refused(branched, experts, tmp_path):
     check_refused(
         tmp_path, rf"broken/model\.safetensors: tensor '{name}': .*in row 1", branched, {"math": experts["math"], "code": broken}
     )
+
+
+def test_the_ledger_has_every_stage_once_under_its_expert(branched, experts, tmp_path):
+    numbers = {"tokens": 1, "loss_tokens": 1, "generated": 0, "flops": 1.0, "seconds": 1.0, "devices": 1}
+    known = Cost(step="anchor", stage="pretrain", device="x", **numbers)
+    places = {}
+    for name, path in {"anchor": branched, **experts}.items():
+        places[name] = shutil.copytree(path, tmp_path / name)
+        manifest = read_manifest(path)
+        replace(manifest, ledger=(known, *manifest.ledger)).write(places[name])
+    out = merge(places.pop("anchor"), {"maths": places["math"], "code": places["code"]}, tmp_path / "out").path
+    own = [replace(*read_manifest(experts[name]).ledger, expert=expert) for name, expert in (("math", "maths"), ("code", "code"))]
+    assert read_manifest(out).ledger == (known, *own)

@@ -19,7 +19,7 @@ from megatron_bar.experts.upgrade import Merged, add, remove, replace_expert
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import hash_units
-from megatron_bar.weights.manifest import MANIFEST, Training, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Cost, Training, read_manifest
 
 ROUTERS = ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
 
@@ -40,6 +40,10 @@ def place(branched, experts, tmp_path_factory):
     return root
 
 
+NUMBERS = {"tokens": 1, "loss_tokens": 1, "generated": 0, "flops": 1.0, "seconds": 1.0, "devices": 1}
+ROUTED = Cost(step="routed", stage="route", device="x", **NUMBERS)
+
+
 @pytest.fixture(scope="module")
 def routed(place):
     """The merged model with a trained router."""
@@ -49,7 +53,7 @@ def routed(place):
 
     out = place / "routed"
     copy_with(place / "merged", out, trained)
-    seal(out, read_manifest(out).after(Training(stage="route", policy="route"), sources=()))
+    seal(out, read_manifest(out).after(Training(stage="route", policy="route"), sources=(), cost=ROUTED))
     return out
 
 
@@ -112,6 +116,8 @@ def test_trained_router_rows_of_those_that_stay_are_kept_and_the_router_is_stale
         assert torch.equal(tensor[2], own[name][1])
     manifest = read_manifest(made)
     assert (manifest.kind, manifest.router_stale) == ("merged", True)
+    steps = [("math-folder", "math"), ("code-folder", "code"), ("better", "code"), ("tool-folder", "tool"), ("routed", None)]
+    assert [(cost.step, cost.expert) for cost in manifest.ledger] == steps
     assert listing(made)[-1] == "router: STALE, train it again"
     assert [line.split()[:4] for line in listing(routed)[1:3]] == [
         ["0", "anchor", "none", "branched"],

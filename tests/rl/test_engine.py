@@ -137,7 +137,7 @@ def learn(source: Path, out: Path, config: grpo.GRPOConfig, layout: ParallelConf
     """Engine processes that are left."""
     tasks = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
     manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="rlvr", source=source, out=out, manifest=lambda *_, source_hash: manifest, logs=out.with_name("logs"))
+    job = Job(name="rlvr", source=source, out=out, manifest=lambda *_, **__: manifest, logs=out.with_name("logs"))
     original = Checkpoints.save
 
     def save_and_stop(checkpoints, *args):

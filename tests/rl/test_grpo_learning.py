@@ -80,7 +80,7 @@ def learn_sums(source: Path, out: Path, seed: int, shuffled: bool) -> float:
 
     tasks = [grpo.Task(prompt=prompt(a, b), verifier="exact", truth=str(a + b)) for a, b in SUMS]
     manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="sums", source=source, out=out, manifest=lambda *_, source_hash: manifest, logs=out.with_name("logs"))
+    job = Job(name="sums", source=source, out=out, manifest=lambda *_, **__: manifest, logs=out.with_name("logs"))
     before = resource.getrusage(resource.RUSAGE_SELF)
     grpo.train(job, stage(2e-3, seed), CONFIG, tasks, Digits(), shuffle if shuffled else verify_many)
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -144,7 +144,7 @@ def test_a_weight_corrupted_after_sampling_is_named(tmp_path):
 def hopeless(source: Path, out: Path) -> str:
     tasks = [grpo.Task(prompt=prompt(1, 2), verifier="exact", truth="never")]
     config = grpo.GRPOConfig(rounds=9, prompts=1, group=2, mini_batches=1, max_new_tokens=2, patience=3)
-    job = Job(name="sums", source=source, out=out, manifest=lambda *_, source_hash: None)
+    job = Job(name="sums", source=source, out=out, manifest=lambda *_, **__: None)
     with pytest.raises(ValueError) as caught:
         grpo.train(job, stage(1e-3, 0), config, tasks, Digits(), verify_many)
     return str(caught.value)

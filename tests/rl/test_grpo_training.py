@@ -20,7 +20,7 @@ from megatron_bar.training.guard import Guard
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
-from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.manifest import Cost, Manifest, read_manifest
 
 LAYOUTS = {
     "tp1": (ParallelConfig(), 1),
@@ -71,8 +71,10 @@ TASKS = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range
 
 
 def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig, grade: grpo.Grade = first_is_five) -> list[dict]:
-    manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="rlvr", source=source, out=out, manifest=lambda *_, source_hash: manifest, logs=out.with_name("logs"))
+    def manifest(*_, source_hash: str, cost: Cost) -> Manifest:
+        return Manifest(family="flex_olmo", kind="dense", ledger=(cost,))
+
+    job = Job(name="rlvr", source=source, out=out, manifest=manifest, logs=out.with_name("logs"))
     grpo.train(job, wanted, config, TASKS, Ids(), grade)
     return []
 
@@ -135,6 +137,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(layout, folder, tmp_path):
     assert rewards(tmp_path / "a" / "logs") == rewards(tmp_path / "b" / "logs")
     a, b = load_tensors(tmp_path / "a" / "out"), load_tensors(tmp_path / "b" / "out")
     assert all(torch.equal(a[name], b[name]) for name in a)
+    (straight,), (stopped,) = (read_manifest(tmp_path / run / "out").ledger for run in "ab")
+    assert replace(straight, seconds=0) == replace(stopped, seconds=0)
+    answers, rounds = config.prompts * config.group, rewards(tmp_path / "a" / "logs")
+    assert straight.generated == pytest.approx(answers * sum(values["length"] for values in rounds))
+    assert straight.tokens == sum(values.get("tokens", 0) for values in rounds)
     assert not list((tmp_path / "b").glob(".*"))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from distributed import start_process
-from folders import save_hf
+from folders import files_but_seconds, save_hf
 
 from megatron_bar import cli
 from megatron_bar.data.indexed import in_memory
@@ -13,7 +13,7 @@ from megatron_bar.parallel.state import distributed
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
-from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.manifest import Cost, Manifest
 
 STAGE = Stage(
     name="midtrain",
@@ -41,8 +41,10 @@ def logs(folder: Path) -> Path:
 
 
 def job(source: Path, folder: Path) -> Job:
-    manifest = Manifest(family="flex_olmo", kind="dense")
-    return Job(name="tiny", source=source, out=folder / "out", manifest=lambda *_, source_hash: manifest, logs=logs(folder))
+    def manifest(*_, source_hash: str, cost: Cost) -> Manifest:
+        return Manifest(family="flex_olmo", kind="dense", ledger=(cost,))
+
+    return Job(name="tiny", source=source, out=folder / "out", manifest=manifest, logs=logs(folder))
 
 
 def train(source: Path, folder: Path, stage: Stage = STAGE) -> None:
@@ -66,7 +68,9 @@ def finish(source: Path, folder: Path, stage: Stage = STAGE) -> tuple[int, str]:
 
 
 def left(folder: Path) -> dict[str, bytes]:
-    """What a finished run leaves: every file of the output folder, and the log of its steps. Nothing hidden is among it."""
+    """What a finished run leaves: every file of the output folder, and the log of its steps. Nothing hidden is among it.
+
+    Of what it cost, all but the seconds.
+    """
     assert [path.name for path in folder.iterdir()] == ["out"]
-    files = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
-    return files | {"metrics": (logs(folder) / "metrics.jsonl").read_bytes()}
+    return files_but_seconds(folder / "out") | {"metrics": (logs(folder) / "metrics.jsonl").read_bytes()}

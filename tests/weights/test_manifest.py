@@ -1,15 +1,29 @@
 """The manifest's round trip, its strictness, and how it follows a folder through the stages."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 from folders import edit_json
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.manifest import MANIFEST, Certificate, Expert, Manifest, Source, Training, has_manifest, read_manifest
+from megatron_bar.weights.manifest import (
+    MANIFEST,
+    Certificate,
+    Cost,
+    Expert,
+    Manifest,
+    Source,
+    Training,
+    has_manifest,
+    read_manifest,
+    union,
+)
 
 SFT = Training(stage="sft", policy="sft", recipe="r", data={"sft_math.jsonl": "dd"})
+NUMBERS = {"tokens": 9, "loss_tokens": 5, "generated": 3, "flops": 1e18, "seconds": 2.5, "devices": 2}
+COST = {"step": "math-sft", "stage": "sft", "device": "GPU"} | NUMBERS
 FULL = Manifest(
     family="flex_olmo",
     kind="branched",
@@ -28,6 +42,7 @@ FULL = Manifest(
     shared={"method": "mean"},
     router_stale=True,
     config={"model_type": "flex_olmo"},
+    ledger=(Cost(**COST | {"step": "anchor"}), Cost(**COST, expert="math")),
 )
 
 
@@ -72,6 +87,16 @@ BAD = {
         r"sources\[0\] expected only .*'path'",
     ),
     "notes no strings": ({"notes": [None]}, r"notes\[0\] expected str, got None"),
+    "ledger no list": ({"ledger": {}}, r"ledger expected list, got \{\}"),
+    "cost no object": ({"ledger": [1]}, r"ledger\[0\] expected dict, got 1"),
+    "cost without seconds": ({"ledger": [{"step": "a"}]}, r"ledger\[0\]: 'stage' is missing"),
+    "cost with more": ({"ledger": [COST | {"price": 1}]}, r"ledger\[0\] expected only .*got 'price'"),
+    "cost of a numbered expert": ({"ledger": [COST | {"expert": 1}]}, r"ledger\[0\]\.expert expected str, got 1"),
+    "cost in half tokens": ({"ledger": [COST | {"tokens": 1.5}]}, r"ledger\[0\]\.tokens expected int, got 1\.5"),
+    "cost of no time": ({"ledger": [COST, COST | {"seconds": "2"}]}, r"ledger\[1\]\.seconds expected float, got '2'"),
+    "cost below nothing": ({"ledger": [COST | {"flops": -1.0}]}, r"ledger\[0\]: flops expected a number from 0, got -1\.0"),
+    "cost without end": ({"ledger": [COST | {"flops": math.inf}]}, r"ledger\[0\]: flops expected a number from 0, got inf"),
+    "cost that is no number": ({"ledger": [COST | {"seconds": math.nan}]}, r"ledger\[0\]: seconds expected .*got nan"),
     "config no object": ({"config": []}, r"config expected dict, got \[\]"),
 }
 
@@ -112,3 +137,10 @@ def test_routing_belongs_to_no_expert_and_a_dense_model_to_itself():
     assert (routed.kind, routed.experts, routed.router_stale) == ("routed", FULL.experts, False)
     dense = Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="base"),))
     assert dense.after(Training(stage="pretrain"), sources=()).experts[0].stages == ("pretrain",)
+
+
+def test_the_ledger_goes_on_and_joins_each_entry_once():
+    new = Cost(**COST | {"step": "final"})
+    assert FULL.after(SFT, sources=(), cost=new).ledger == (*FULL.ledger, new)
+    assert FULL.after(SFT, sources=()).ledger == FULL.ledger
+    assert union(FULL.ledger, (new,), FULL.ledger) == (*FULL.ledger, new)

@@ -1,0 +1,97 @@
+"""Floating-point operations of a model's passes, by formula.
+
+A product of a vector with a matrix of n entries takes 2 n; a backward pass takes the same for the gradient of its input, where
+something below it trains, and the same for the gradient of the matrix, where it trains itself. Attention takes 4 h for each pair
+of tokens of which one attends to the other, and twice that backwards.
+Sources: PaLM (arXiv 2204.02311), appendix B; Megatron-LM, `num_floating_point_operations`, which likewise counts the causal half
+of the pairs; here only pairs within a document count. The freeze is this project's.
+Left out: norms, activations, softmax, RoPE, the optimizer, the rows that pad the vocabulary, and what is recomputed. With fewer
+than all experts active each expert is taken to get its equal share of the tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_bar.weights.groups import FreezePolicy, ParamGroup
+from megatron_bar.weights.hf_config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of one pass."""
+
+    token: float
+    """For every token."""
+    pair: float
+    """For every pair of tokens of which one attends to the other."""
+    head: float
+    """For every token whose distribution is computed."""
+
+    def __call__(self, *, tokens: int, pairs: int, heads: int | None = None) -> float:
+        """``heads``: of the tokens, those whose distribution is computed; None: all."""
+        return self.token * tokens + self.pair * pairs + self.head * (tokens if heads is None else heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Product:
+    """One matrix product of the forward pass, or a layer's attention."""
+
+    part: str
+    flops: float
+    input_needs: bool
+    """Whether its input's gradient is wanted."""
+    trains: bool = False
+
+    @property
+    def backward(self) -> float:
+        factor = 2 if self.part == "pair" else 1
+        return self.flops * (factor * self.input_needs + self.trains)
+
+
+def _products(config: ModelConfig, trains: frozenset[ParamGroup]) -> Iterator[_Product]:
+    """From the embedding up; each knows whether something below it trains."""
+    h, kv, group = config.hidden_size, config.num_kv_heads * config.head_dim, ParamGroup
+    needs = group.EMBEDDING in trains
+    attention, norm = group.ATTENTION in trains, group.BLOCK_NORM in trains
+    for _ in range(config.num_layers):
+        yield _Product(part="token", flops=2 * h * (h + 2 * kv), input_needs=needs, trains=attention)
+        needs = needs or attention
+        yield _Product(part="pair", flops=4 * h, input_needs=needs)
+        yield _Product(part="token", flops=2 * h * h, input_needs=needs, trains=attention)
+        needs = needs or norm
+        yield from _ffn(config, trains, needs)
+        needs = needs or norm or not trains.isdisjoint(_FFN)
+    needs = needs or group.FINAL_NORM in trains
+    yield _Product(part="head", flops=2 * h * config.vocab_size, input_needs=needs, trains=group.LM_HEAD in trains)
+
+
+_FFN = {ParamGroup.FFN, ParamGroup.ANCHOR_EXPERT, ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
+
+
+def _ffn(config: ModelConfig, trains: frozenset[ParamGroup], needs: bool) -> Iterator[_Product]:
+    size, experts = config.hidden_size * config.intermediate_size, config.num_experts
+    router = ParamGroup.ROUTER in trains
+    if experts:
+        yield _Product(part="token", flops=2 * config.hidden_size * experts, input_needs=needs, trains=router)
+    ffns = {ParamGroup.ANCHOR_EXPERT: 1, ParamGroup.DOMAIN_EXPERT: experts - 1} if experts else {ParamGroup.FFN: 1}
+    active = config.experts_per_token / experts if experts else 1
+    for group, count in ffns.items():
+        share, own = 2 * size * count * active, group in trains
+        yield _Product(part="token", flops=2 * share, input_needs=needs, trains=own)
+        # The router's weight enters before the product down.
+        yield _Product(part="token", flops=share, input_needs=needs or own or (router and experts > 0), trains=own)
+
+
+def _sum(products: list[_Product], of: str) -> Flops:
+    total = {"token": 0.0, "pair": 0.0, "head": 0.0}
+    for product in products:
+        total[product.part] += getattr(product, of)
+    return Flops(**total)
+
+
+def forward(config: ModelConfig) -> Flops:
+    return _sum(list(_products(config, frozenset())), "flops")
+
+
+def backward(config: ModelConfig, policy: FreezePolicy) -> Flops:
+    return _sum(list(_products(config, policy.trains)), "backward")
