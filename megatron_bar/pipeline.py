@@ -22,7 +22,7 @@ from megatron_bar.data.sources import check
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
 from megatron_bar.recipe import ExpertSpec, Recipe, Run
-from megatron_bar.results import evaluation_of
+from megatron_bar.results import divergence_of, evaluation_of
 from megatron_bar.study import MergeSpec, folder_and_active
 from megatron_bar.training.fit import remove_leftovers
 from megatron_bar.weights.hf_config import ModelConfig, read_config
@@ -321,7 +321,7 @@ class Pipeline:
             make = partial(work.evaluate, model)
             yield Step(name=files[-1], needs=(folder,), make=make, stage="evaluate")
         for upgrade in study.upgrades:
-            files.append(f"upgrades/{upgrade.name}.json")
+            files.append(divergence_of(upgrade))
             needs = tuple(dict.fromkeys(folder_and_active(model)[0] for model in (upgrade.before, upgrade.after)))
             measured = tuple(map(evaluation_of, (upgrade.before, upgrade.after)))
             yield Step(name=files[-1], needs=needs + measured, make=partial(work.compare, upgrade), stage="compare")

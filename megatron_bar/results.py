@@ -32,6 +32,11 @@ def evaluation_of(model: str) -> str:
     return f"evaluation/{model}.json"
 
 
+def divergence_of(upgrade: Upgrade) -> str:
+    """The file of how far an upgrade moved the other skills' answers."""
+    return f"upgrades/{upgrade.before}--{upgrade.after}.json"
+
+
 def collect(recipe: Recipe, runs: Sequence[Path]) -> Report:
     """The report of ``runs``, one folder per seed, all of ``recipe`` but for its seed; all must be finished."""
     found = Found(recipe, [Path(run) for run in runs])
@@ -107,7 +112,7 @@ class Found:
 
     def comparison(self, upgrade: Upgrade) -> shown.Comparison:
         gains = self.gains(upgrade.before, upgrade.after)
-        files = [json.loads((run / f"upgrades/{upgrade.name}.json").read_text(encoding="utf-8")) for run in self.runs]
+        files = [json.loads((run / divergence_of(upgrade)).read_text(encoding="utf-8")) for run in self.runs]
         return shown.Comparison(
             name=upgrade.name,
             before=upgrade.before,

@@ -37,7 +37,7 @@ from megatron_bar.experts.merge_report import markdown as merge_report
 from megatron_bar.experts.merge_report import measure as measure_merge
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.recipe import GENERAL, Recipe, Run
-from megatron_bar.results import collect, evaluation_of
+from megatron_bar.results import collect, divergence_of, evaluation_of
 from megatron_bar.rl import grpo
 from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.study import MergeSpec, Upgrade, folder_and_active
@@ -242,7 +242,7 @@ class Work:
 
     def compare(self, upgrade: Upgrade) -> None:
         """How far the answers moved on the prompts of skills that an upgrade was not for."""
-        write_whole(self.out / f"upgrades/{upgrade.name}.json", json.dumps({"kl": {}}))
+        write_whole(self.out / divergence_of(upgrade), json.dumps({"kl": {}}))
 
     def lens(self) -> None:
         write_whole(self.out / f"lens.json", json.dumps(None))
