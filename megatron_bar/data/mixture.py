@@ -29,9 +29,9 @@ def prepare(source: Source, root: Path, chats: ChatFormat, cache: Path, *, seed:
     if source.kind == "tokens":
         read_indexed(place, vocab_size=chats.tokenizer.vocab_size)
         return place
-    if source.kind in ("task", "preference"):
-        of = {"task": "RLVR", "preference": "DPO"}[source.kind]
-        raise BarError(f"{place}: rows of kind {source.kind} are for {of}; expected text, chats or token files")
+    others = {"task": "RLVR", "preference": "DPO"}
+    if source.kind in others:
+        raise BarError(f"{place}: rows of {source.kind}s are for {others[source.kind]}; expected text, chats or token files")
     options = Options(template=chats.name, seed=seed)
     stat = place.stat() if place.exists() else None
     key = [str(source.path), source.kind, source.share, source.last_turn, asdict(options), chats.tokenizer.hash, chats.template]

@@ -232,5 +232,6 @@ def test_a_source_is_prepared_once_and_anew_when_it_changed(tmp_path, tokenizer)
     assert len(read_indexed(prepare(source, tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append))) == 7
     tokens = Source(path=first.relative_to(tmp_path), kind="tokens")
     assert prepare(tokens, tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append) == first
-    with pytest.raises(BarError, match="rows of tasks are for RLVR"):
-        prepare(Source(path=Path("x.jsonl"), kind="task"), tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append)
+    for kind, message in (("task", "rows of tasks are for RLVR"), ("preference", "rows of preferences are for DPO")):
+        with pytest.raises(BarError, match=message):
+            prepare(Source(path=Path("x.jsonl"), kind=kind), tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append)
