@@ -55,7 +55,7 @@ def logits(folder: Path, layout: ParallelConfig, active: int | None, disabled: t
     return load_model(folder, layout, active_experts=active, disabled=disabled)(IDS, positions)
 
 
-@pytest.mark.parametrize("active", [None, 2, 3])
+@pytest.mark.parametrize("active", [None, 1, 2, 3])
 @pytest.mark.parametrize(
     "layout, processes",
     [
