@@ -16,6 +16,7 @@ from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, set_layout
 from megatron_bar.rl.sampler import Sampler
 from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.manifest import read_manifest
 
 Row = tuple[str, dict]
 """Where it stands (file:line), and its values."""
@@ -33,16 +34,41 @@ class TestSet:
         require_at_least(f"test set {self.name}", self, 1, "max_new_tokens")
 
 
-def load_model(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None):
-    """A folder's model for inference. ``active_experts``: how many a token uses; None: as config.json says. Collective."""
+def load_model(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()):
+    """A folder's model for inference. ``active_experts``: how many a token uses; None: as config.json says. Collective.
+
+    ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all active then
+    uses all that are left.
+    """
     opened = Folder.open(folder)
+    slots = _disabled_slots(opened, disabled, active_experts)
     if active_experts is not None:
         require_active(folder, opened.config.num_experts, active_experts)
         opened = Folder(opened.path, replace(opened.config, experts_per_token=active_experts), opened.tensors)
     set_layout(layout, seed=0)
     model = build_model(opened.config, layout)
     load_folder(model, opened)
+    for router in model.routers():
+        router.disabled = slots
     return model.eval()
+
+
+def _disabled_slots(folder: Folder, names: tuple[str, ...], active_experts: int | None) -> tuple[int, ...]:
+    if not names:
+        return ()
+    total, active = folder.config.num_experts, folder.config.experts_per_token
+    if not total:
+        raise BarError(f"{folder.path}: experts to disable expected none of a dense model, got {', '.join(names)}")
+    slots = {expert.name: expert.index for expert in read_manifest(folder.path).experts}
+    for name in names:
+        if name not in slots:
+            raise BarError(f"{folder.path}: expert to disable expected one of {', '.join(slots)}, got {name!r}")
+        if names.count(name) > 1:
+            raise BarError(f"{folder.path}: expert to disable expected once, got {name!r} {names.count(name)} times")
+    left, wanted = total - len(names), active_experts or (1 if active == total else active)
+    if left < wanted:
+        raise BarError(f"{folder.path}: expected at least {wanted} of the {total} experts to be left, got {left}")
+    return tuple(slots[name] for name in names)
 
 
 def require_active(folder: Path, num_experts: int, active_experts: int | None) -> None:

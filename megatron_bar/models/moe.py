@@ -31,6 +31,8 @@ class Router(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
         self.z_loss = 0.0
         """Weight of sum over tokens of logsumexp(logits)^2 in the loss; the trainer sets it for every step."""
+        self.disabled: tuple[int, ...] = ()
+        """Experts that no token goes to: their probability is 0, and the softmax is over the others."""
         self.watch = None
         """Called with (layer number, probabilities ``[t, E]``) while someone measures the routing, else None."""
         self.layer_number = None
@@ -41,6 +43,8 @@ class Router(torch.nn.Module):
     def forward(self, x: Tensor, padding_mask=None) -> tuple[Tensor, Tensor]:
         """``[..., h]`` -> weights ``[t, E]`` in fp32, 0 where not selected, and the selection ``[t, E]``."""
         logits = F.linear(x, self.weight).flatten(0, -2).float()
+        if self.disabled:
+            logits[:, list(self.disabled)] = float("-inf")
         probs = torch.softmax(logits, dim=-1)
         if self.z_loss and self.training and torch.is_grad_enabled():
             probs = MoEAuxLossAutoScaler.apply(probs, self.z_loss * logits.logsumexp(-1).square().sum())
@@ -48,7 +52,8 @@ class Router(torch.nn.Module):
             self.watch(self.layer_number, probs.detach())
         selected = torch.ones_like(probs, dtype=torch.bool)
         if self.top_k < probs.shape[-1]:
-            top = probs.detach().topk(self.top_k, dim=-1).indices
+            # By the logits: a probability may round to 0, which is what a disabled expert has.
+            top = logits.detach().topk(self.top_k, dim=-1).indices
             selected = torch.zeros_like(selected).scatter(-1, top, True)
             probs = probs.masked_fill(~selected, 0.0)
         if self.norm_topk_prob:

@@ -78,12 +78,15 @@ class Sampler:
         seed: int = 0,
         slots: int = 64,
         stop: Callable[[list[int]], bool] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
         """One completion per prompt, in order. Every rank passes all prompts and gets all completions. Collective.
 
         ``max_new_tokens``: one number, or one per prompt. ``temperature`` 0 is greedy. ``top_p`` draws from the most
         likely tokens that together have that probability. Data-parallel ranks share the prompts out; ``slots`` are at
         work at a time on each. ``stop``: whether an answer ends with the ids so far (see `stop_at`).
+        ``on_token`` is told the number of a prompt and a token of its answer as soon as that is drawn, on the ranks that
+        write the answer; of a single prompt rank 0 is one.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         for number, (prompt, new) in enumerate(zip(prompts, limits, strict=True)):
@@ -98,7 +101,8 @@ class Sampler:
         self.model.eval()
         longest = max((len(p) + new for p, new in zip(prompts, limits, strict=True)), default=0)
         if prompts:
-            _Run(self, answers, min(slots, -(-len(prompts) // size)), longest, temperature, top_p, stop).finish()
+            run = _Run(self, answers, min(slots, -(-len(prompts) // size)), longest, temperature, top_p, stop, on_token)
+            run.finish()
         self.model.train(training)
         mine = {a.number: Completion(ids=a.ids, logprobs=a.logprobs, finished=a.stopped) for a in answers}
         if size > 1:
@@ -117,9 +121,17 @@ class _Run:
     """The slots of one call of `Sampler.generate`."""
 
     def __init__(
-        self, sampler: Sampler, answers: list[_Answer], slots: int, longest: int, temperature: float, top_p: float, stop
+        self,
+        sampler: Sampler,
+        answers: list[_Answer],
+        slots: int,
+        longest: int,
+        temperature: float,
+        top_p: float,
+        stop: Callable[[list[int]], bool] | None,
+        on_token: Callable[[int, int], None] | None,
     ):
-        self.sampler, self.model, self.stop = sampler, sampler.model, stop
+        self.sampler, self.model, self.stop, self.on_token = sampler, sampler.model, stop, on_token
         self.temperature, self.top_p = temperature, top_p
         self.tensor = parallel_state.get_tensor_model_parallel_world_size()
         slots = -(-slots // self.tensor) * self.tensor
@@ -190,6 +202,8 @@ class _Run:
                 answer.ids.append(int(token))
                 answer.logprobs.append(logprob)
                 answer.stopped = int(token) in self.sampler.eos_ids or (self.stop is not None and self.stop(answer.ids))
+                if self.on_token is not None:
+                    self.on_token(answer.number, int(token))
         self.slots = [None if answer is None or answer.ended else answer for answer in self.slots]
 
     def _logits(self, ids: Tensor, positions: Tensor, slots: Tensor | None = None, keep: Tensor | None = None) -> Tensor | None:
