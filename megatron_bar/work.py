@@ -21,8 +21,8 @@ from megatron_bar.data.packing import PackedRows
 from megatron_bar.data.sources import Source, read_rows
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.compare import divergence
-from megatron_bar.evaluation.generative import load_model, measure
+from megatron_bar.evaluation.compare import answered_texts, divergence
+from megatron_bar.evaluation.generative import load_beside, load_model, measure, read_tests
 from megatron_bar.evaluation.html import html
 from megatron_bar.evaluation.lens import show
 from megatron_bar.evaluation.report import write_report as markdown
@@ -241,8 +241,19 @@ class Work:
         on_rank_zero(lambda: write_whole(self.out / evaluation_of(model), text))
 
     def compare(self, upgrade: Upgrade) -> None:
-        """How far the answers moved on the prompts of skills that an upgrade was not for."""
-        write_whole(self.out / divergence_of(upgrade), json.dumps({"kl": {}}))
+        """How far the answers moved on the prompts of skills that an upgrade was not for: nats per token of every item."""
+        wanted = self.recipe.evaluation
+        (old, few), (new, fewer) = map(folder_and_active, (upgrade.before, upgrade.after))
+        chats = self._chats(old)
+        before = load_model(self.path(old), wanted.parallel, active_experts=few)
+        after = load_beside(self.path(new), wanted.parallel, active_experts=fewer)
+        answered = read_results(self.out / evaluation_of(upgrade.before))["scores"]
+        found = {}
+        for name, rows in read_tests(wanted.tests, self.data).items():
+            if name not in upgrade.changed:
+                texts = answered_texts(chats, rows, answered[name], before.shape.max_positions)
+                found[name] = divergence(before, after, texts)
+        on_rank_zero(lambda: write_whole(self.out / divergence_of(upgrade), json.dumps({"kl": found})))
 
     def lens(self) -> None:
         write_whole(self.out / f"lens.json", json.dumps(None))

@@ -40,12 +40,17 @@ def load_model(folder: Path, layout: ParallelConfig, *, active_experts: int | No
     ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all active then
     uses all that are left.
     """
+    set_layout(layout, seed=0)
+    return load_beside(folder, layout, active_experts=active_experts, disabled=disabled)
+
+
+def load_beside(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()):
+    """The same where ``layout`` is set already, by a model that stays. Collective."""
     opened = Folder.open(folder)
     slots = _disabled_slots(opened, disabled, active_experts)
     if active_experts is not None:
         require_active(folder, opened.config.num_experts, active_experts)
         opened = Folder(opened.path, replace(opened.config, experts_per_token=active_experts), opened.tensors)
-    set_layout(layout, seed=0)
     model = build_model(opened.config, layout)
     load_folder(model, opened)
     for router in model.routers():

@@ -26,7 +26,7 @@ def _tests(results: dict) -> list[str]:
             *_cells(mean, overall_interval(list(tests.values()))),
         ]
     )
-    return _aligned([["test", "items", "percent", "95 % interval"], *rows])
+    return aligned([["test", "items", "percent", "95 % interval"], *rows])
 
 
 def _cells(mean: float, bounds: tuple[float, float]) -> list[str]:
@@ -47,7 +47,7 @@ def _benchmarks(results: dict) -> list[str]:
                 missing += [f"{name}: not measured: {entry['not_measured']}"] * asked
         rows.append([category, "mean", *_average(average, "benchmarks")])
     rows.append(["overall", "mean", *_average(results["overall"], "categories")])
-    return _aligned(rows) + missing
+    return aligned(rows) + missing
 
 
 def _average(average: dict, what: str) -> list[str]:
@@ -55,6 +55,7 @@ def _average(average: dict, what: str) -> list[str]:
     return [mean, "", f"partial: {average['measured']} of {average['of']} {what}" if average["partial"] else ""]
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
