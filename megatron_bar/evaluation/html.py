@@ -11,26 +11,25 @@ from html import escape
 from pathlib import Path
 
 from megatron_bar.evaluation import report as told
-from megatron_bar.evaluation.plot import COLOURS, Line, Point, chart, line_chart
+from megatron_bar.evaluation.plot import Line, Point, chart, expert_colour, line_chart
 from megatron_bar.evaluation.report import OVERALL, Comparison, Lens, Report, Routing, Row, Score, Sweep, percent
 
 PAGE = Path(__file__).parent / "page"
-COLOUR_OF_ANCHOR = COLOURS[-1]
 GLYPHS = {"holds": "✓", "does not hold": "✗", "not testable here": "·"}
 
 
 def html(report: Report) -> str:
     """The whole page; every text of the report is escaped."""
     sections = {
-        "results": ("Results", _results(report)),
-        "claims": ("The published claims", _claims(report)),
-        "changes": ("One thing changed", "".join(map(_comparison, report.comparisons))),
-        "sweeps": ("One choice varied", _grid(_sweep(sweep) for sweep in report.sweeps)),
-        "curves": ("Learning", _grid(line_chart(c.series, title=c.title, x=c.x, y=c.y) for c in report.curves)),
-        "routing": ("Where tokens go", _routing(report.routing) if report.routing else ""),
-        "lens": ("Routing lens", _lens(report.lens) if report.lens else ""),
-        "costs": ("What it cost", _costs(report) if report.costs else ""),
-        "provenance": ("Where the numbers come from", _facts(told.facts(report.provenance))),
+        "Results": ("Results", _results(report)),
+        "Claims": ("The published claims", _claims(report)),
+        "Changes": ("One thing changed", "".join(map(_comparison, report.comparisons))),
+        "Sweeps": ("One choice varied", _grid(_sweep(sweep) for sweep in report.sweeps)),
+        "Learning": ("Learning", _grid(line_chart(c.series, title=c.title, x=c.x, y=c.y) for c in report.curves)),
+        "Routing": ("Where tokens go", _routing(report.routing) if report.routing else ""),
+        "Lens": ("Routing lens", _lens(report.lens) if report.lens else ""),
+        "Costs": ("What it cost", _costs(report) if report.costs else ""),
+        "Provenance": ("Where the numbers come from", _facts(told.facts(report.provenance))),
     }
     sections = {name: (title, body) for name, (title, body) in sections.items() if body}
     data = {"routing": report.routing and asdict(report.routing), "lens": report.lens and asdict(report.lens)}
@@ -50,9 +49,9 @@ def html(report: Report) -> str:
 <h1>{escape(report.title)}</h1>
 <p>{escape(report.provenance.date)} · {told.seeds_of(seeds)} · code {escape(report.provenance.commit or "unknown")}</p>
 </header>
-<nav aria-label="Sections">{"".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in sections.items())}</nav>
+<nav aria-label="Sections">{"".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)}</nav>
 <main>
-{"".join(f'<section id="{n}"><h2>{title}</h2>{body}</section>{chr(10)}' for n, (title, body) in sections.items())}</main>
+{"".join(f'<section id="{n.lower()}"><h2>{title}</h2>{body}</section>{chr(10)}' for n, (title, body) in sections.items())}</main>
 <div id="tip" role="tooltip" hidden></div>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>
@@ -68,18 +67,7 @@ def _json(data: object) -> str:
 
 
 def _colours(lens: Lens | None) -> str:
-    """The colour of every expert, the anchor grey; beyond the scheme's, hues by the golden angle."""
-    rules = []
-    for number in range(len(lens.experts) if lens else 0):
-        colour = (
-            COLOUR_OF_ANCHOR
-            if number == 0
-            else COLOURS[number - 1]
-            if number < len(COLOURS)
-            else f"hsl({number * 137.5 % 360:.0f} 60% 50%)"
-        )
-        rules.append(f".e{number}{{--c:{colour}}}\n")
-    return "".join(rules)
+    return "".join(f".e{n}{{--c:{expert_colour(n)}}}\n" for n in range(len(lens.experts) if lens else 0))
 
 
 def _grid(figures: Iterable[str]) -> str:

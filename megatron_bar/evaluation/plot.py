@@ -1,6 +1,7 @@
 """Line charts as SVG: pictures that need no plotting library, in a file or in a page, light or dark as the reader's screen is."""
 
 from collections.abc import Callable, Mapping, Sequence
+from colorsys import hls_to_rgb
 from dataclasses import dataclass
 from html import escape
 
@@ -8,11 +9,18 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#8
 """Told apart by colour-blind readers too: Paul Tol's bright scheme (personal.sron.nl/~pault), its grey somewhat darker."""
 DASHES = ("", "6 3", "2 2", "8 2 2 2")
 """For the second, third, ... round through the colours."""
-WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM, LINE = 480, 230, 44, 12, 34, 36, 18
+WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM, LINE = 480, 230, 44, 12, 42, 36, 18
 STYLE = (
     ".plot{color:#222}.plot text{fill:currentColor}.plot .grid{stroke:currentColor;stroke-opacity:.15}"
     "@media(prefers-color-scheme:dark){.plot{color:#ddd}}"
 )
+
+
+def expert_colour(number: int) -> str:
+    """Of the expert in slot ``number``, as #rrggbb: the anchor grey; beyond the scheme's, hues by the golden angle."""
+    if number < len(COLOURS):
+        return COLOURS[number - 1]
+    return "#" + "".join(f"{round(255 * part):02x}" for part in hls_to_rgb(number * 0.381966 % 1, 0.5, 0.6))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +77,7 @@ def chart(lines: Sequence[Line], *, title: str, x: str, y: str, ticks: Mapping[f
         f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif"'
         f' font-size="12" role="img" aria-label="{escape(title)}"><style>{STYLE}</style>',
         _text(LEFT, 14, title, extra=' font-weight="bold"'),
-        _text(LEFT, 28, y, extra=' opacity=".7"'),
+        _text(LEFT, 30, y, extra=' opacity=".7"'),
         _text(LEFT + (WIDTH - LEFT - RIGHT) / 2, TOP + PLOT + 30, x, anchor="middle", extra=' opacity=".7"'),
     ]
     for mark in (low, low + (high - low) / 4, (low + high) / 2, high - (high - low) / 4, high):
