@@ -17,6 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["megatron_bar", "megatron_bar.*"]),
+    package_data={"megatron_bar.evaluation": ["page/*"]},
     # Megatron-Core 0.17 and later needs 3.12; older ones execute code from a checkpoint.
     python_requires=">=3.12",
     install_requires=[
@@ -38,7 +39,8 @@ setup(
         "math-verify",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "lm-eval[hf,api,ifeval]"],
+        # playwright drives the system's Chromium, not one of its own.
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "lm-eval[hf,api,ifeval]", "playwright"],
         # Builds against the installed torch: pip install --no-build-isolation -e '.[te]'. NVIDIA's PyTorch image has it already.
         "te": ["transformer-engine[pytorch]"],
         # Brings its own torch: give it an environment of its own.

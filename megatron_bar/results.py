@@ -15,10 +15,12 @@ from megatron_bar.config import from_json
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation import report as shown
 from megatron_bar.evaluation.bootstrap import Interval, mean_interval, overall_interval
+from megatron_bar.evaluation.cost import price, read_bill, read_ledger
 from megatron_bar.evaluation.report import Report, Score
 from megatron_bar.evaluation.results import read_results, require_same_tests
 from megatron_bar.recipe import Recipe
 from megatron_bar.study import Claim, Upgrade
+from megatron_bar.weights.manifest import Cost
 
 POINTS = 80
 """Of a curve in the report."""
@@ -175,7 +177,16 @@ class Found:
         return from_json(shown.Lens, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def costs(self):
-        return ()
+        """Of the final model's stages, then of those that only the retrained one has; means over the runs."""
+        bills = [read_bill(run / "final") for run in self.runs]
+        yield from _cost_rows("start", [bill.start for bill in bills])
+        for name in bills[0].experts:
+            yield from _cost_rows(name, [bill.experts[name] for bill in bills])
+        yield from _cost_rows("router", [bill.router for bill in bills])
+        if self.recipe.study.retrained:
+            ledgers = [read_ledger(run / self.recipe.study.retrained) for run in self.runs]
+            own = [[cost for cost in ledger if cost not in bill.start] for ledger, bill in zip(ledgers, bills, strict=True)]
+            yield from _cost_rows("retraining", own)
 
     def verdict(self, claim: Claim) -> shown.Claim:
         if claim.untestable:
@@ -203,6 +214,19 @@ class Found:
             versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
             seeds=seeds,
             items={skill: len(items) for skill, items in self.results("final")[0]["scores"].items()},
+        )
+
+
+def _cost_rows(domain: str, runs: Sequence[Sequence[Cost]]):
+    for entries in zip(*runs, strict=True):
+        prices = [price([entry]) for entry in entries]
+        yield shown.CostRow(
+            domain=domain,
+            stage=entries[0].stage,
+            tokens=round(np.mean([p.tokens for p in prices])),
+            flops=float(np.mean([p.flops for p in prices])),
+            seconds=float(np.mean([entry.seconds for entry in entries])),
+            devices=entries[0].devices,
         )
 
 

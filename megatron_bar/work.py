@@ -24,8 +24,8 @@ from megatron_bar.errors import BarError
 from megatron_bar.evaluation.compare import answered_texts, divergence
 from megatron_bar.evaluation.generative import load_beside, load_model, measure, read_tests
 from megatron_bar.evaluation.html import html
-from megatron_bar.evaluation.lens import show
-from megatron_bar.evaluation.report import write_report as markdown
+from megatron_bar.evaluation.lens import expert_names, show
+from megatron_bar.evaluation.report import markdown
 from megatron_bar.evaluation.results import read_results
 from megatron_bar.evaluation.routing import expert_shares
 from megatron_bar.evaluation.validation import mean_loss
@@ -256,7 +256,17 @@ class Work:
         on_rank_zero(lambda: write_whole(self.out / divergence_of(upgrade), json.dumps({"kl": found})))
 
     def lens(self) -> None:
-        write_whole(self.out / f"lens.json", json.dumps(None))
+        """Where the final model sends the tokens of a few test items with its answers."""
+        wanted, folder = self.recipe.evaluation, self.path("final")
+        chats = self._chats("final")
+        model = load_model(folder, wanted.parallel)
+        answered = read_results(self.out / evaluation_of("final"))["scores"]
+        texts = []
+        for name, rows in read_tests(wanted.tests, self.data).items():
+            items = answered_texts(chats, rows, answered[name], model.shape.max_positions)
+            texts += [(name, ids) for ids in items[: self.recipe.study.lens.get(name, 0)]]
+        found = show(model, texts, chats.tokenizer, expert_names(folder, model.shape.num_experts))
+        on_rank_zero(lambda: write_whole(self.out / "lens.json", json.dumps(to_json(found))))
 
     def report(self) -> None:
         on_rank_zero(lambda: self.write_report([self.out], self.out))

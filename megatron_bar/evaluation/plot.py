@@ -1,45 +1,117 @@
-"""Curves as an SVG file: a picture that needs no plotting library and that any browser shows."""
+"""Line charts as SVG: pictures that need no plotting library, in a file or in a page, light or dark as the reader's screen is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from colorsys import hls_to_rgb
+from dataclasses import dataclass
+from html import escape
 
-COLOURS = ("#1b6ca8", "#c0392b", "#27864a", "#8e5ea2", "#b9770e", "#4a4a4a", "#c2185b", "#00838f")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 50, 170, 36, 40
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888")
+"""Told apart by colour-blind readers too: Paul Tol's bright scheme (personal.sron.nl/~pault), its grey somewhat darker."""
+DASHES = ("", "6 3", "2 2", "8 2 2 2")
+"""For the second, third, ... round through the colours."""
+WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM, LINE = 480, 230, 44, 12, 42, 36, 18
+STYLE = (
+    ".plot{color:#222}.plot text{fill:currentColor}.plot .grid{stroke:currentColor;stroke-opacity:.15}"
+    "@media(prefers-color-scheme:dark){.plot{color:#ddd}}"
+)
+
+
+def expert_colour(number: int) -> str:
+    """Of the expert in slot ``number``, as #rrggbb: the anchor grey; beyond the scheme's, hues by the golden angle."""
+    if number < len(COLOURS):
+        return COLOURS[number - 1]
+    return "#" + "".join(f"{round(255 * part):02x}" for part in hls_to_rgb(number * 0.381966 % 1, 0.5, 0.6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    """An interval, drawn as a bar."""
+    tip: str = ""
+    """What a page shows of it on hover and focus; a point with one is marked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    name: str
+    points: tuple[Point, ...]
+    thin: tuple[tuple[Point, ...], ...] = ()
+    """Drawn behind it: the seeds that it is the mean of."""
+    strong: bool = False
 
 
 def line_chart(curves: Mapping[str, Sequence[Sequence[float]]], *, title: str, x: str, y: str) -> str:
-    """An SVG of one or more named curves over 1, 2, 3, ...; of several runs, thin lines and their mean, as far as all go."""
-    values = [value for runs in curves.values() for run in runs for value in run]
-    low, high = min(0.0, *values), max(1.0, *values)
-    steps = max(len(run) for runs in curves.values() for run in runs)
-
-    def points(run: Sequence[float]) -> str:
-        return " ".join(
-            f"{LEFT + n * (WIDTH - LEFT - RIGHT) / max(1, steps - 1):.1f},"
-            f"{HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM):.1f}"
-            for n, value in enumerate(run)
-        )
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        _text(WIDTH / 2, 20, title, anchor="middle"),
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, f"{x} (1 to {steps})", anchor="middle"),
-        _text(6, TOP - 10, y),
-    ]
-    for mark in (low, (low + high) / 2, high):
-        height = points([mark]).split(",")[1]
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}" stroke="#dddddd"/>')
-        parts.append(_text(LEFT - 6, float(height) + 4, f"{mark:.2g}", anchor="end"))
-    for number, (name, runs) in enumerate(curves.items()):
-        colour = COLOURS[number % len(COLOURS)]
+    """One or more named curves over 1, 2, 3, ...; of several runs, thin lines and their mean, as far as all go."""
+    lines, steps = [], 1
+    for name, runs in curves.items():
         mean = [sum(run[n] for run in runs) / len(runs) for n in range(min(map(len, runs)))]
-        thin = runs if len(runs) > 1 else ()
-        for run, width in [*((run, 0.6) for run in thin), (mean, 2)]:
-            parts.append(f'<polyline points="{points(run)}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
-        parts.append(_text(WIDTH - RIGHT + 10, TOP + 18 * number, name, colour=colour))
+        thin = tuple(map(_numbered, runs)) if len(runs) > 1 else ()
+        lines.append(Line(name=name, points=_numbered(mean), thin=thin))
+        steps = max(steps, *map(len, runs))
+    return chart(lines, title=title, x=f"{x} (1 to {steps})", y=y, ticks={}, low=0, high=1)
+
+
+def _numbered(values: Sequence[float]) -> tuple[Point, ...]:
+    return tuple(Point(x=n, y=value) for n, value in enumerate(values, 1))
+
+
+def chart(lines: Sequence[Line], *, title: str, x: str, y: str, ticks: Mapping[float, str], low: float, high: float) -> str:
+    """An SVG; ``ticks`` are the marks of the x axis, ``low`` to ``high`` is shown at least."""
+    drawn = [point for line in lines for points in (line.points, *line.thin) for point in points]
+    heights = [value for p in drawn for value in (p.y, p.low, p.high) if value is not None]
+    low, high = min(low, *heights), max(high, *heights)
+    first, last = min(p.x for p in drawn), max(p.x for p in drawn)
+
+    def across(value: float) -> float:
+        return LEFT + (value - first) / ((last - first) or 1) * (WIDTH - LEFT - RIGHT)
+
+    def up(value: float) -> float:
+        return TOP + (high - value) / ((high - low) or 1) * PLOT
+
+    columns = max(1, (WIDTH - LEFT) // (30 + 7 * max(len(line.name) for line in lines)))
+    height = TOP + PLOT + BOTTOM + LINE * -(-len(lines) // columns)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif"'
+        f' font-size="12" role="img" aria-label="{escape(title)}"><style>{STYLE}</style>',
+        _text(LEFT, 14, title, extra=' font-weight="bold"'),
+        _text(LEFT, 30, y, extra=' opacity=".7"'),
+        _text(LEFT + (WIDTH - LEFT - RIGHT) / 2, TOP + PLOT + 30, x, anchor="middle", extra=' opacity=".7"'),
+    ]
+    for mark in (low, low + (high - low) / 4, (low + high) / 2, high - (high - low) / 4, high):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(mark):.1f}" y2="{up(mark):.1f}"/>')
+        parts.append(_text(LEFT - 6, up(mark) + 4, f"{mark:.2g}" if high < 10 else f"{mark:.0f}", anchor="end"))
+    parts += [_text(across(value), TOP + PLOT + 15, mark, anchor="middle") for value, mark in ticks.items()]
+    for number, line in enumerate(lines):
+        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        parts += _line(line, colour, dash, across, up)
+        at, row = LEFT + (number % columns) * ((WIDTH - LEFT) // columns), TOP + PLOT + BOTTOM + LINE * (number // columns)
+        parts.append(_stroke(f'd="M{at} {row + 5}h18"', colour, dash, 3 if line.strong else 2))
+        parts.append(_text(at + 23, row + 9, line.name))
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", colour: str = "#222222") -> str:
-    safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{colour}">{safe}</text>'
+def _line(line: Line, colour: str, dash: str, across: Callable[[float], float], up: Callable[[float], float]) -> list[str]:
+    def path(points: Sequence[Point]) -> str:
+        return 'd="M' + "L".join(f"{across(p.x):.1f} {up(p.y):.1f}" for p in points) + '"'
+
+    parts = [_stroke(path(points), colour, dash, 0.5) for points in line.thin]
+    parts.append(_stroke(path(line.points), colour, dash, 3 if line.strong else 1.8))
+    for p in line.points:
+        if p.low is not None and p.high is not None:
+            parts.append(_stroke(f'd="M{across(p.x):.1f} {up(p.low):.1f}V{up(p.high):.1f}"', colour, "", 1))
+        if p.tip:
+            place = f'cx="{across(p.x):.1f}" cy="{up(p.y):.1f}"'
+            parts.append(f'<circle {place} r="{4.5 if line.strong else 3.5}" fill="{colour}" data-tip="{escape(p.tip)}"/>')
+    return parts
+
+
+def _stroke(path: str, colour: str, dash: str, width: float) -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<path {path} fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"{dashes}/>'
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", extra: str = "") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"{extra}>{escape(text)}</text>'

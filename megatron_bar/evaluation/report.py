@@ -4,11 +4,13 @@ Every number comes from the runs' files; whoever fills the value says in `Proven
 keep it; `markdown` here and `html.html` show it.
 """
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.generative import interval
 
 GROUPS = {
     "start": "before",
@@ -18,6 +20,11 @@ GROUPS = {
     "ablations": "ablations",
 }
 """Of rows, in the order shown, and how they are called."""
+COMPARABLE = ("start", "modular", "baselines")
+"""The groups of models that are meant for every skill."""
+OVERALL = "overall"
+VERDICTS = {"holds": "hold", "does not hold": "do not hold", "not testable here": "not testable here"}
+"""And how several are counted."""
 Group = Literal["start", "experts", "modular", "baselines", "ablations"]
 Verdict = Literal["holds", "does not hold", "not testable here"]
 
@@ -195,115 +202,218 @@ class Report:
         return tuple(self.rows[0].scores)
 
 
-def _mean(items: list[dict]) -> float:
-    return sum(item["score"] for item in items) / len(items)
+def markdown(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    parts = [f"# {_plain(report.title)}", *_results(report)]
+    if report.claims:
+        parts += ["## The published claims", _claims(report.claims)]
+    if report.comparisons:
+        parts.append("## One thing changed")
+        parts.append("Gains in points, paired by item; bold: the interval does not hold 0. KL: nats a token of the next-token")
+        parts[-1] += " distribution, before to after, on the domain's prompts."
+        for comparison in report.comparisons:
+            parts += [f"### {_plain(comparison.name)}", _comparison(comparison)]
+    if report.sweeps:
+        parts.append("## One choice varied")
+        for sweep in report.sweeps:
+            parts += [f"### {_plain(sweep.name)}", _sweep(sweep, usual_seeds(report))]
+    if report.routing:
+        parts += ["## Where tokens go", f"Mean router weight over {_layers(report.routing)}, percent.", _routing(report.routing)]
+    if report.costs:
+        parts += ["## What it cost", _costs(report.costs)]
+    parts += ["## Where the numbers come from", _provenance(report.provenance)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def half_width(score: Score) -> str:
+    """What stands after ±, in points."""
+    return percent((score.high - score.low) / 2)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join([_row(head), _row(["---"] * len(head)), *map(_row, rows)])
+def points(score: Score) -> str:
+    """A gain in points."""
+    return f"{100 * score.mean:+.1f}"
 
 
-def scores_table(found: dict[str, dict]) -> str:
-    """Models by skills, in percent; the best of a column in bold."""
-    skills = list(next(iter(found.values()))["scores"])
-    means = {model: [_mean(result["scores"][skill]) for skill in skills] for model, result in found.items()}
-    best = [max(column) for column in zip(*means.values(), strict=True)]
-    rows = []
-    for model, values in means.items():
-        cells = [f"**{_percent(v)}**" if v == top else _percent(v) for v, top in zip(values, best, strict=True)]
-        rows.append([model, _percent(sum(values) / len(values)), *cells])
-    return _table(["model", "overall", *skills], rows)
+def interval_of(score: Score, *, signed: bool = False) -> str:
+    return f"{100 * score.low:{'+' * signed}.1f} to {100 * score.high:{'+' * signed}.1f}"
 
 
-def margins(before: dict, after: dict, skills: tuple[str, ...]) -> list[tuple[str, float, float, float]]:
-    """(skill, mean gain, low, high): the gain per item, with its 95 % bootstrap interval."""
-    found = []
-    for skill in skills:
-        pairs = zip(before["scores"][skill], after["scores"][skill], strict=True)
-        gains = [b["score"] - a["score"] for a, b in pairs]
-        found.append((skill, sum(gains) / len(gains), *interval(gains)))
+def seeds_of(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def sure(gain: Score) -> bool:
+    """The interval lies on one side of 0."""
+    return gain.low > 0 or gain.high < 0
+
+
+def scores_of(row: Row) -> dict[str, Score]:
+    """The columns of the results: overall, then the skills."""
+    return {OVERALL: row.overall} | row.scores
+
+
+def usual_seeds(report: Report) -> int:
+    """Of most cells; the others say theirs."""
+    counts = Counter(score.seeds for row in report.rows for score in scores_of(row).values())
+    return counts.most_common(1)[0][0]
+
+
+def best(report: Report) -> dict[str, str]:
+    """Column -> the best mean as shown, of the models that are meant for everything (`COMPARABLE`); ties are all best."""
+    rows = [scores_of(row) for row in report.rows if row.group in COMPARABLE]
+    return {skill: percent(max(row[skill].mean for row in rows)) for skill in rows[0]} if rows else {}
+
+
+def is_best(row: Row, skill: str, best_of: dict[str, str]) -> bool:
+    return row.group in COMPARABLE and percent(scores_of(row)[skill].mean) == best_of[skill]
+
+
+def caption(report: Report) -> str:
+    """What a cell of the results is."""
+    seeds = usual_seeds(report)
+    what = f"the mean of {seeds} seeds" if seeds > 1 else "of one seed"
+    drawn = "seeds and items" if seeds > 1 else "items"
+    groups = ", ".join(GROUPS[group] for group in COMPARABLE)
+    return (
+        f"Percent of held-out items solved, {what} where a cell does not say otherwise (n=); ± is half the width of the 95 %"
+        f" bootstrap interval over {drawn}; overall is the mean of the skills. Bold: the best of its column among {groups}"
+        " (single experts and ablations are not meant for every skill)."
+    )
+
+
+def quantity(value: float) -> str:
+    """1234567 as 1.23 M."""
+    for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:  # shown with three digits, else 999.9 k would be 1e+03 k
+            return f"{value / factor:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def by_domain(costs: tuple[CostRow, ...]) -> dict[str, list[CostRow]]:
+    found: dict[str, list[CostRow]] = {}
+    for cost in costs:
+        found.setdefault(cost.domain, []).append(cost)
     return found
 
 
-def margins_table(rows: list[tuple[str, float, float, float]]) -> str:
-    body = [
-        [
-            skill,
-            f"{100 * gain:+.1f}",
-            f"{100 * low:+.1f} to {100 * high:+.1f}",
-            "yes" if low > 0 else ("lower" if high < 0 else "no"),
-        ]
-        for skill, gain, low, high in rows
-    ]
-    return _table(["skill", "gain", "95 % interval", "higher"], body)
+def mean_over_layers(layers: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(layers) for column in zip(*layers, strict=True)]
 
 
-def routing_table(result: dict) -> str:
-    """Domain by expert: mean router weight over layers, in percent."""
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, within a line or a cell."""
+    return re.sub(r"([\\`*_|<>\[\]#])", r"\\\1", " ".join(text.split()))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """The first ``left`` columns are text, the others numbers."""
+    rule = ["---" if number < left else "---:" for number in range(len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def _results(report: Report) -> list[str]:
+    usual, best_of = usual_seeds(report), best(report)
     rows = []
-    for domain, layers in result["routing"].items():
-        shares = [sum(column) / len(layers) for column in zip(*layers, strict=True)]
-        rows.append([domain, *map(_percent, shares)])
-    return _table(["data", *result["experts"]], rows)
+    for group, title in GROUPS.items():
+        for row in (row for row in report.rows if row.group == group):
+            cells = [
+                f"{'**' if is_best(row, skill, best_of) else ''}{percent(score.mean)}"
+                f"{'**' if is_best(row, skill, best_of) else ''} {_spread(score, usual)}"
+                for skill, score in scores_of(row).items()
+            ]
+            rows.append([_plain(row.model), title, *cells])
+    return ["## Results", caption(report), _table(["model", "", OVERALL, *map(_plain, report.skills)], rows, left=2)]
 
 
-def _verdicts(found: dict[str, dict], experts: dict[str, str], trained: tuple[str, ...]) -> list[str]:
-    """The article's claims that this run can speak to, each with holds or does not hold, by the numbers."""
-    lines = []
-
-    def claim(text: str, holds: bool, evidence: str) -> None:
-        lines.append(f"- {'Holds' if holds else 'Does NOT hold'}: {text} ({evidence}).")
-
-    gains = margins(found["anchor"], found["final"], trained)
-    claim(
-        "the final model beats the anchor on every trained skill",
-        all(low > 0 for _, _, low, _ in gains),
-        ", ".join(f"{skill} {100 * gain:+.1f}" for skill, gain, *_ in gains),
-    )
-    for name, model in experts.items():
-        if name in trained:
-            ((_, gain, low, high),) = margins(found[model], found["final"], (name,))
-            claim(
-                f"merging costs {name} next to nothing against its own expert", low <= 0 <= high or gain > 0, f"{100 * gain:+.1f}"
-            )
-    routed = margins(found["merged"], found["final"], trained)
-    claim(
-        "router training helps the merged model",
-        sum(gain for _, gain, *_ in routed) > 0,
-        ", ".join(f"{skill} {100 * gain:+.1f}" for skill, gain, *_ in routed),
-    )
-    general = tuple(skill for skill in found["anchor"]["scores"] if skill not in trained)
-    kept = margins(found["anchor"], found["final"], general)
-    claim(
-        "the skills that no expert was trained for are kept",
-        all(high >= 0 for *_, high in kept),
-        ", ".join(f"{skill} {100 * gain:+.1f}" for skill, gain, *_ in kept),
-    )
-    return lines
+def _spread(score: Score, usual: int) -> str:
+    return f"±{half_width(score)}" + ("" if score.seeds == usual else f" (n={score.seeds})")
 
 
-def write_report(name: str, found: dict[str, dict], *, experts: dict[str, str], trained: tuple[str, ...]) -> str:
-    """``found``: model name to its evaluation, in the order shown; ``experts``: expert name to its model."""
-    items = {skill: len(rows) for skill, rows in found["final"]["scores"].items()}
-    sizes = ", ".join(f"{skill} {count}" for skill, count in items.items())
-    parts = [
-        f"# Report of the recipe {name}",
-        f"Percent of held-out items solved by greedy generation ({sizes} items; one seed).",
-        scores_table(found),
-        "## Final model against the anchor",
-        margins_table(margins(found["anchor"], found["final"], tuple(items))),
-        "## Where tokens go in the final model (mean router weight, percent)",
-        routing_table(found["final"]),
-        "## The published claims, on this toy",
-        "\n".join(_verdicts(found, experts, trained)),
-        "Not tested here: everything about real benchmarks, baselines, upgrades and fewer active experts.",
+def _claims(claims: tuple[Claim, ...]) -> str:
+    rows = [[claim.verdict, _plain(claim.text), _plain(claim.evidence), _plain(claim.source)] for claim in claims]
+    return f"{tally(claims)}.\n\n" + _table(["verdict", "claim", "evidence", "source"], rows, left=4)
+
+
+def tally(claims: tuple[Claim, ...]) -> str:
+    """How many claims got which verdict."""
+    counts = Counter(claim.verdict for claim in claims)
+    return ", ".join(f"{counts[verdict]} {words}" for verdict, words in VERDICTS.items() if counts[verdict])
+
+
+def _comparison(comparison: Comparison) -> str:
+    rows = []
+    for skill in dict.fromkeys([*comparison.gains, *comparison.kl]):
+        gain, kl = comparison.gains.get(skill), comparison.kl.get(skill)
+        bold = "**" if gain and sure(gain) else ""
+        rows.append(
+            [
+                _plain(skill),
+                "yes" if skill in comparison.changed else "",
+                f"{bold}{points(gain)}{bold}" if gain else "",
+                interval_of(gain, signed=True) if gain else "",
+                f"{kl.mean:.2g} ({kl.low:.2g} to {kl.high:.2g})" if kl else "",
+            ]
+        )
+    head = ["skill", "meant to change", "gain", "95 % interval", "KL"]
+    if not comparison.kl:
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    seeds = max(score.seeds for score in (*comparison.gains.values(), *comparison.kl.values()))
+    return f"{_plain(comparison.before)} to {_plain(comparison.after)}, {seeds_of(seeds)}.\n\n" + _table(head, rows, left=2)
+
+
+def _sweep(sweep: Sweep, usual: int) -> str:
+    rows = [
+        [_plain(name), *(f"{percent(score.mean)} {_spread(score, usual)}" if score else "" for score in scores)]
+        for name, scores in sweep.rows.items()
     ]
-    return "\n\n".join(parts) + "\n"
+    return _table([_plain(sweep.x_label), *map(_plain, sweep.xs)], rows)
+
+
+def _layers(routing: Routing) -> str:
+    count = len(next(iter(routing.layers.values()), ()))
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _routing(routing: Routing) -> str:
+    rows = [[_plain(domain), *map(percent, mean_over_layers(layers))] for domain, layers in routing.layers.items()]
+    return _table(["data", *map(_plain, routing.experts)], rows)
+
+
+def _costs(costs: tuple[CostRow, ...]) -> str:
+    rows = []
+    for domain, parts in by_domain(costs).items():
+        rows += [
+            [_plain(domain), _plain(cost.stage), f"{cost.tokens:,}", quantity(cost.flops), clock(cost.seconds), str(cost.devices)]
+            for cost in parts
+        ]
+    total = [f"{sum(cost.tokens for cost in costs):,}", quantity(sum(cost.flops for cost in costs))]
+    rows.append(["all", "", *total, clock(sum(cost.seconds for cost in costs)), ""])
+    return _table(["domain", "stage", "tokens", "FLOPs", "h:mm:ss", "devices"], rows, left=2)
+
+
+def _provenance(found: Provenance) -> str:
+    lines = [f"- {name}: {_plain(value)}" for name, value in facts(found).items()]
+    return "\n".join(lines)
+
+
+def facts(found: Provenance) -> dict[str, str]:
+    """Where the numbers come from, line by line."""
+    return {
+        "date": found.date,
+        "code": found.commit or "unknown",
+        "machine": found.machine,
+        "seeds": ", ".join(map(str, found.seeds)),
+        "held-out items a seed": ", ".join(f"{skill} {count:,}" for skill, count in found.items.items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in found.versions.items()),
+    }

@@ -1,5 +1,8 @@
 """Where tokens go: the mean weight each expert gets on each domain's texts."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 
@@ -7,6 +10,18 @@ from megatron_bar.data.indexed import Tokens
 from megatron_bar.data.packing import CutRows
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
+
+
+@contextmanager
+def watching(model: LanguageModel, watch: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """``watch(layer number, probabilities [t, E])`` is called by every router of this rank's layers, from layer 1 on."""
+    for router in model.routers():
+        router.watch = watch
+    try:
+        yield
+    finally:
+        for router in model.routers():
+            router.watch = None
 
 
 @torch.no_grad()
@@ -23,15 +38,10 @@ def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: in
         count.add_(len(probs) / model.shape.num_layers)
 
     packed = CutRows("texts", tokens, min(length, len(tokens.ids) - 1))
-    for router in model.routers():
-        router.watch = watch
-    try:
+    with watching(model, watch):
         for start in range(0, min(rows, len(packed)), 8):
             batch = packed.take(range(start, min(start + 8, rows, len(packed)))).to(cpu.device())
             model(batch.ids, batch.positions, labels=batch.labels)
-    finally:
-        for router in model.routers():
-            router.watch = None
     dist.all_reduce(total)
     dist.all_reduce(count)
     return (total / count).tolist()

@@ -37,7 +37,6 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
     moe = {
         "num_moe_experts": config.num_experts,
         "moe_router_topk": config.experts_per_token,
-        "moe_router_pre_softmax": True,  # what our router does; Megatron refuses one active expert without it
         "moe_ffn_hidden_size": config.intermediate_size,
         "moe_router_load_balancing_type": "none",
         "moe_router_pre_softmax": True,  # as our router does; without saying so Megatron refuses one active expert

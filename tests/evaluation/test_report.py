@@ -1,156 +1,136 @@
-"""The report says what the numbers say: a hand-made result, its tables, and verdicts that flip with the numbers."""
+"""The report as a value and as Markdown: it survives JSON, refuses what does not fit, and says what its numbers say."""
 
-import math
+import json
+from dataclasses import replace
 
 import pytest
+from markdown_it import MarkdownIt
+from report_example import EXPERTS, SKILLS, lens, report, row, score
 
-from megatron_bar.evaluation.generative import interval
-from megatron_bar.evaluation.report import margins, margins_table, routing_table, scores_table, write_report
-
-SKILLS = ("chat", "math", "code")
-
-
-def items(right: int, of: int = 40) -> list[dict]:
-    return [{"prompt": "p", "answer": "a", "score": float(n < right)} for n in range(of)]
+from megatron_bar.config import from_json, to_json
+from megatron_bar.errors import BarError
+from megatron_bar.evaluation.report import Report, Routing, Row, Sweep, clock, markdown, quantity
 
 
-def model(chat: int, math: int, code: int, **more) -> dict:
-    return {"scores": {"chat": items(chat), "math": items(math), "code": items(code)}, "routing": {}} | more
+def tables(text: str) -> list[list[list[str]]]:
+    """The tables of a Markdown text, as its cells' source, by a Markdown parser."""
+    found = []
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type == "inline" and found and token.level >= 4:
+            found[-1][-1].append(token.content)
+    return found
 
 
-def result() -> dict[str, dict]:
-    """Everything as BAR would have it: 40 items a skill."""
-    return {
-        "anchor": model(30, 4, 2),
-        "math-rlvr": model(20, 30, 2),
-        "code-sft": model(20, 4, 26),
-        "merged": model(28, 20, 10),
-        "final": model(
-            30,
-            31,
-            25,
-            experts=["anchor", "math", "code"],
-            routing={"sft_math": [[0.2, 0.7, 0.1], [0.4, 0.5, 0.1]], "sft_code": [[0.1, 0.1, 0.8], [0.3, 0.1, 0.6]]},
-        ),
-    }
-
-
-EXPERTS = {"math": "math-rlvr", "code": "code-sft"}
-
-
-def report(found: dict[str, dict]) -> str:
-    return write_report("tiny", found, experts=EXPERTS, trained=("math", "code"))
-
-
-def verdicts(found: dict[str, dict]) -> dict[str, bool]:
-    """Claim -> whether the report says that it holds."""
-    section = report(found).partition("## The published claims")[2]
-    lines = [line.removeprefix("- ") for line in section.splitlines() if line.startswith("- ")]
-    assert all(line.startswith(("Holds: ", "Does NOT hold: ")) for line in lines)
-    return {line.partition(": ")[2].partition(" (")[0]: line.startswith("Holds") for line in lines}
-
-
-@pytest.mark.parametrize("right, of", [(10, 100), (50, 100), (120, 400), (399, 400)])
-def test_the_interval_is_about_the_binomial_one(right, of):
-    """The mean of n draws from {0, 1} is binomial: its standard deviation is known, and at these n it is nearly normal."""
-    share = right / of
-    low, high = interval([1.0] * right + [0.0] * (of - right))
-    half = 1.96 * math.sqrt(share * (1 - share) / of)
-    assert low == pytest.approx(share - half, abs=0.25 * half + 1 / of)
-    assert high == pytest.approx(min(1.0, share + half), abs=0.25 * half + 1 / of)
-    assert interval([1.0] * right + [0.0] * (of - right)) == (low, high), "the same numbers give the same interval"
-
-
-def test_the_interval_of_equal_scores_has_no_width():
-    assert interval([0.25] * 30) == (0.25, 0.25)
-
-
-def test_more_items_narrow_the_interval():
-    widths = [high - low for low, high in (interval([0.0, 1.0] * n) for n in (10, 40, 160))]
-    assert widths[0] / widths[1] == pytest.approx(2, rel=0.15) and widths[1] / widths[2] == pytest.approx(2, rel=0.15)
-
-
-def test_the_scores_table():
-    assert scores_table(result()).splitlines() == [
-        "| model | overall | chat | math | code |",
-        "| --- | --- | --- | --- | --- |",
-        "| anchor | 30.0 | **75.0** | 10.0 | 5.0 |",
-        "| math-rlvr | 43.3 | 50.0 | 75.0 | 5.0 |",
-        "| code-sft | 41.7 | 50.0 | 10.0 | **65.0** |",
-        "| merged | 48.3 | 70.0 | 50.0 | 25.0 |",
-        "| final | 71.7 | **75.0** | **77.5** | 62.5 |",
-    ]
-
-
-def test_margins_are_of_pairs_of_items():
-    """Two models of equal scores on different items: no gain, but not for certain."""
-    one, other = model(20, 20, 0), model(20, 20, 40)
-    other["scores"]["math"].reverse()
-    chat, math_, code = margins(one, other, SKILLS)
-    assert chat == ("chat", 0.0, 0.0, 0.0)
-    assert math_[1] == 0.0 and math_[2] < -0.2 and math_[3] > 0.2
-    assert code == ("code", 1.0, 1.0, 1.0)
-    assert margins_table([chat, math_, code, ("x", -0.5, -0.6, -0.4)]).splitlines()[2:] == [
-        "| chat | +0.0 | +0.0 to +0.0 | no |",
-        f"| math | +0.0 | {100 * math_[2]:+.1f} to {100 * math_[3]:+.1f} | no |",
-        "| code | +100.0 | +100.0 to +100.0 | yes |",
-        "| x | -50.0 | -60.0 to -40.0 | lower |",
-    ]
-
-
-def test_models_measured_on_different_items_are_not_compared():
-    short = model(20, 20, 20)
-    short["scores"]["math"].pop()
-    with pytest.raises(ValueError, match="shorter"):
-        margins(model(20, 20, 20), short, ("math",))
-
-
-def test_the_routing_table_is_the_mean_over_layers():
-    assert routing_table(result()["final"]).splitlines() == [
-        "| data | anchor | math | code |",
-        "| --- | --- | --- | --- |",
-        "| sft_math | 30.0 | 60.0 | 10.0 |",
-        "| sft_code | 20.0 | 10.0 | 70.0 |",
-    ]
-
-
-def test_the_report_holds_every_table_and_where_it_comes_from():
-    text = report(result())
-    assert text.startswith("# Report of the recipe tiny\n") and text.endswith("\n")
-    assert "(chat 40, math 40, code 40 items; one seed)" in text
-    for table in (scores_table(result()), routing_table(result()["final"])):
-        assert table in text
-    assert margins_table(margins(result()["anchor"], result()["final"], SKILLS)) in text
-
-
-BEATS = "the final model beats the anchor on every trained skill"
-MATH = "merging costs math next to nothing against its own expert"
-CODE = "merging costs code next to nothing against its own expert"
-ROUTES = "router training helps the merged model"
-KEEPS = "the skills that no expert was trained for are kept"
-
-
-def test_all_verdicts_hold_where_the_numbers_say_so():
-    assert verdicts(result()) == dict.fromkeys((BEATS, MATH, CODE, ROUTES, KEEPS), True)
+def test_it_survives_json():
+    made = report()
+    assert from_json(Report, json.loads(json.dumps(to_json(made)))) == made
 
 
 @pytest.mark.parametrize(
-    "name, skill, right, fails",
+    "make, message",
     [
-        ("anchor", "math", 31, {BEATS}),
-        ("anchor", "code", 24, {BEATS}),  # one item more is within the noise
-        ("final", "math", 4, {BEATS, MATH, ROUTES}),
-        ("final", "code", 15, {CODE}),  # router training helped math more
-        ("final", "chat", 12, {KEEPS}),
-        ("merged", "math", 40, set()),  # math alone lost, but code gained more
-        ("merged", "code", 40, {ROUTES}),
-        ("math-rlvr", "math", 40, {MATH}),
-        ("code-sft", "math", 40, set()),
+        (lambda r: replace(r, rows=()), "expected at least one row"),
+        (
+            lambda r: replace(r, rows=(*r.rows, Row(model="m", group="start", scores={}, overall=score(0.5)))),
+            "m: expected knowledge,",
+        ),
+        (lambda r: Sweep(name="k", x_label="k", xs=("1", "2"), rows={"math": (None,)}), "sweep k: math expected 2 scores, got 1"),
+        (lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"b": ()}), "expected the domains a, got b"),
+        (lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"a": ((0.1,),)}), "a: expected 5 experts"),
+        (lambda r: replace(lens(), experts=("one",)), "text 0: weights expected 60 digits, got 300"),
+        (lambda r: replace(lens(), layers=3), "text 0: by_layer expected 450 digits, got 600"),
+        (
+            lambda r: replace(lens(), texts=(replace(lens().texts[0], weights="<" * 300),)),
+            "text 0: weights expected letters, digits",
+        ),
     ],
 )
-def test_verdicts_flip_with_the_numbers(name, skill, right, fails):
-    found = result()
-    found[name]["scores"][skill] = items(right)
-    said = verdicts(found)
-    assert {claim for claim, holds in said.items() if not holds} == fails
-    assert len(said) == 5
+def test_what_does_not_fit_is_refused(make, message):
+    with pytest.raises(BarError, match=message):
+        make(report())
+
+
+def test_every_cell_of_the_results_has_its_interval_and_its_seeds():
+    text = markdown(report())
+    table = tables(text)[0]
+    assert table[0] == ["model", "", "overall", *(skill.replace("_", r"\_") for skill in SKILLS)]
+    rows = {cells[0]: cells[1:] for cells in table[1:]}
+    assert rows["anchor"] == ["before", "34.7 ±1.0", "86.3 ±3.0", "48.3 ±3.0", "**92.5** ±3.0", *["0.0 ±3.0"] * 3, "15.8 ±3.0"]
+    assert rows[r"BTX \<b\>"][-1] == "**99.0** ±3.0 (n=1)"
+    assert all("±" in cell for cells in rows.values() for cell in cells[1:])
+    assert "the mean of 3 seeds" in text and "95 %" in text
+
+
+def test_best_is_bold_among_comparable_rows_and_ties_are_all_best():
+    rows = {cells[0]: cells[2:] for cells in tables(markdown(report()))[0][1:]}
+    bold = {name: [n for n, cell in enumerate(cells) if cell.startswith("**")] for name, cells in rows.items()}
+    assert bold == {
+        "anchor": [3],
+        "math-rlvr": [],
+        "code-rlvr": [],
+        "BAR": [0, 1, 2, 5, 6],
+        "retrain": [1],
+        r"BTX \<b\>": [4, 7],
+        "domain-only SFT": [],
+    }
+
+
+def test_one_seed_is_told_as_one_seed():
+    text = markdown(replace(report(), rows=(row("m", "modular", [0.5] * 7, seeds=1),)))
+    assert "of one seed" in text and "interval over items" in text
+
+
+def test_gains_are_bold_where_the_interval_does_not_hold_zero():
+    upgrade, plain = tables(markdown(report()))[2:4]
+    assert upgrade[0] == ["skill", "meant to change", "gain", "95 % interval", "KL"]
+    assert ["code", "yes", "**+16.5**", "+14.5 to +18.5", ""] in upgrade
+    assert ["math", "", "-0.4", "-2.4 to +1.6", "0.011 (0.009 to 0.013)"] in upgrade
+    assert plain[0][-1] == "95 % interval"
+    assert "final-old to final, 3 seeds." in markdown(report()) and "a to b, 1 seed." in markdown(report())
+
+
+def test_sweeps_routing_costs_and_claims():
+    text = markdown(report())
+    claims, sweep, routing, costs = (tables(text)[n] for n in (1, 5, 6, 7))
+    assert "1 hold, 1 do not hold, 1 not testable here." in text
+    assert claims[1][:2] == ["holds", "Router training helps | the merged model"]
+    assert sweep[0] == ["share of the data, percent", "1", "5", "100"]
+    assert sweep[2] == ["math", "49.7 ±3.0", "", "43.8 ±3.0"]
+    assert routing[2] == [r"sft\_math", "20.0", "50.0", "15.0", "7.5", "7.5"], "the mean over the layers"
+    assert "over 4 layers" in text
+    assert costs[1] == ["math", "sft", "1,234,567", "3.21 T", "0:01:02", "2"]
+    assert costs[-1] == ["all", "", "1,934,567", "4.86 T", "1:03:12", ""]
+
+
+def test_provenance_is_told():
+    text = markdown(report())
+    for told in ("2026-01-02", "0123456789ab", "A processor, 2 cores", "torch 2.13", "seeds: 0, 1, 2", "math 120"):
+        assert told in text
+
+
+def test_what_was_not_measured_has_no_section():
+    made = report()
+    text = markdown(Report(title="t", provenance=made.provenance, rows=made.rows))
+    assert [line for line in text.splitlines() if line.startswith("#")] == ["# t", "## Results", "## Where the numbers come from"]
+
+
+def test_names_are_shown_as_they_are():
+    html = MarkdownIt("commonmark").enable("table").render(markdown(report()))
+    assert "<td>BTX &lt;b&gt;</td>" in html and "<h1>The recipe tiny &amp; &lt;more&gt;</h1>" in html
+
+
+def test_quantities():
+    assert [quantity(v) for v in (0, 12, 1234, 9.999e5, 1.5e6, 3.21e12, 2e18)] == [
+        "0",
+        "12",
+        "1.23 k",
+        "1 M",
+        "1.5 M",
+        "3.21 T",
+        "2 E",
+    ]
+    assert [clock(v) for v in (0, 59.6, 3661)] == ["0:00:00", "0:01:00", "1:01:01"]
