@@ -1,4 +1,4 @@
-"""Does BAR hold up? The tiny study from nothing: baselines, upgrades, ablations, sweeps; then its report with every claim's verdict.
+"""Does BAR hold up? The tiny study from nothing: baselines, upgrades, ablations, sweeps; a report with every claim's verdict.
 
     python examples/reproduce.py                              # seed 1 (make reproduce SEEDS=1)
     python examples/reproduce.py --seeds 1 2 3 --processes 2  # make reproduce
@@ -40,7 +40,11 @@ def main() -> None:
 
     recipe = override(load_recipe(args.recipe), args.changes)
     pipelines = [
-        Pipeline(override(recipe, [f"seed={seed}"]), args.out / f"seed{seed}", lambda line, s=seed: print(f"seed {s} {line}", flush=True))
+        Pipeline(
+            override(recipe, [f"seed={seed}"]),
+            args.out / f"seed{seed}",
+            lambda line, s=seed: print(f"seed {s} {line}", flush=True),
+        )
         for seed in dict.fromkeys(args.seeds)
     ]
     if args.worker:

@@ -118,7 +118,7 @@ class Pipeline:
                 self.say(self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else ""))
                 step.make()
                 on_rank_zero(partial(self._record, step))
-        for made in on_rank_zero(lambda: [made for made in missing if self.path(made).exists()]):
+        for made in on_rank_zero(lambda: [wanted for wanted in missing if self.path(wanted).exists()]):
             del missing[made]
         return name is not None
 

@@ -70,7 +70,6 @@ class ExpertSpec:
         if self.name == "anchor" or len(set(stages)) < len(stages):
             raise BarError(f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}")
 
-
     @property
     def end(self) -> str:
         """The step that makes the expert as it is merged."""

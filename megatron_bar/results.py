@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from megatron_bar.config import from_json
-from megatron_bar.errors import BarError
 from megatron_bar.evaluation import report as shown
 from megatron_bar.evaluation.bootstrap import Interval, mean_interval, overall_interval
-from megatron_bar.evaluation.cost import price, read_bill, read_ledger
+from megatron_bar.evaluation.cost import Growth, growth, price, read_bill, read_ledger, retraining
 from megatron_bar.evaluation.report import Report, Score
 from megatron_bar.evaluation.results import read_results, require_same_tests
 from megatron_bar.recipe import Recipe
@@ -54,7 +53,7 @@ def collect(recipe: Recipe, runs: Sequence[Path]) -> Report:
         routing=routing,
         lens=lens,
         costs=tuple(found.costs()),
-        claims=tuple(found.verdict(claim) for claim in study.claims),
+        claims=(*(found.verdict(claim) for claim in study.claims), *found.cost_claims()),
     )
 
 
@@ -126,7 +125,10 @@ class Found:
 
     def sweep(self, sweep) -> shown.Sweep:
         seeds = {x: self.scores(model) for x, model in sweep.points.items()}
-        rows = {skill: tuple(self._score(mean_interval([s[skill] for s in found])) for found in seeds.values()) for skill in self.skills}
+        rows = {
+            skill: tuple(self._score(mean_interval([s[skill] for s in found])) for found in seeds.values())
+            for skill in self.skills
+        }
         overall = tuple(self.mean(found) for found in seeds.values())
         return shown.Sweep(name=sweep.name, x_label=sweep.x, xs=tuple(seeds), rows={"overall": overall} | rows)
 
@@ -142,6 +144,13 @@ class Found:
         rewards = {step: runs for step in rl if (runs := self._logged(step, "reward"))}
         if rewards:
             yield shown.Curves(title="Reward of RLVR", x="round", y="share of answers verified", series=rewards)
+        if self.recipe.study.retrained:
+            ways = {"modular": "modular", "retraining everything each time": "retrained"}
+            series = {
+                name: tuple(tuple(getattr(row, way).flops for row in rows) for rows in self.growth())
+                for name, way in ways.items()
+            }
+            yield shown.Curves(title="Adding domains one by one", x="domains", y="FLOPs, summed", series=series)
 
     def _logged(self, step: str, value: str) -> tuple[tuple[float, ...], ...]:
         """Of every run, thinned by means of neighbours; empty where a run has none."""
@@ -188,6 +197,38 @@ class Found:
             own = [[cost for cost in ledger if cost not in bill.start] for ledger, bill in zip(ledgers, bills, strict=True)]
             yield from _cost_rows("retraining", own)
 
+    def growth(self) -> list[list[Growth]]:
+        """Of every run: domains added one by one, to three times as many as there are."""
+        found = []
+        for run in self.runs:
+            bill = read_bill(run / "final")
+            found.append(growth(bill, read_ledger(run / self.recipe.study.retrained), 3 * len(bill.experts)))
+        return found
+
+    def cost_claims(self):
+        """Of every study that has a retrained model; by the ledgers' operations, which do not depend on the machine."""
+        if not self.recipe.study.retrained:
+            return
+        run = self.runs[0]
+        bill, ledger = read_bill(run / "final"), read_ledger(run / self.recipe.study.retrained)
+        whole, updates = retraining(bill, ledger).flops, {name: bill.update(name).flops for name in bill.experts}
+        yield _judged(
+            "updating one domain costs less than retraining everything",
+            max(updates.values()) < whole,
+            "FLOPs of retraining over those of the update: "
+            + ", ".join(f"{n} {whole / flops:.1f}" for n, flops in updates.items()),
+        )
+        rows = self.growth()[0]
+        ratios = {row.domains: row.retrained.flops / row.modular.flops for row in rows}
+        shown_at = sorted({1, len(bill.experts), len(rows)})
+        yield _judged(
+            "as domains are added, cost grows linearly modularly and quadratically by retraining",
+            all(later > earlier for earlier, later in zip(ratios.values(), list(ratios.values())[1:], strict=False)),
+            "FLOPs of retraining each time over those of an update each time, summed: "
+            + ", ".join(f"{ratios[n]:.2f} at {n} domains" for n in shown_at)
+            + f"; beyond {len(bill.experts)} at the mean price of a domain",
+        )
+
     def verdict(self, claim: Claim) -> shown.Claim:
         if claim.untestable:
             return shown.Claim(text=claim.text, source=SOURCE, verdict="not testable here", evidence=claim.untestable)
@@ -198,15 +239,12 @@ class Found:
         evidence = ", ".join(f"{skill} {points(score)}".strip() for skill, score in looked_at.items())
         where = "" if claim.each else " on " + (", ".join(skills) if claim.skills else "all skills")
         wanted = claim.expect + (f", within {100 * claim.margin:g} points" if claim.expect in ("same", "not lower") else "")
-        return shown.Claim(
-            text=claim.text,
-            source=SOURCE,
-            verdict="holds" if holds else "does not hold",
-            evidence=f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}",
-        )
+        return _judged(claim.text, holds, f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}")
 
     def provenance(self) -> shown.Provenance:
-        seeds = tuple(json.loads((run / "steps.json").read_text(encoding="utf-8"))["world"]["choices"]["seed"] for run in self.runs)
+        seeds = tuple(
+            json.loads((run / "steps.json").read_text(encoding="utf-8"))["world"]["choices"]["seed"] for run in self.runs
+        )
         return shown.Provenance(
             date=datetime.now(UTC).date().isoformat(),
             commit=_commit(),
@@ -228,6 +266,10 @@ def _cost_rows(domain: str, runs: Sequence[Sequence[Cost]]):
             seconds=float(np.mean([entry.seconds for entry in entries])),
             devices=entries[0].devices,
         )
+
+
+def _judged(text: str, holds: bool, evidence: str) -> shown.Claim:
+    return shown.Claim(text=text, source=SOURCE, verdict="holds" if holds else "does not hold", evidence=evidence)
 
 
 SOURCE = "arXiv 2604.18473"

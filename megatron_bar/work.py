@@ -26,7 +26,7 @@ from megatron_bar.evaluation.generative import load_beside, load_model, measure,
 from megatron_bar.evaluation.html import html
 from megatron_bar.evaluation.lens import expert_names, show
 from megatron_bar.evaluation.report import markdown
-from megatron_bar.evaluation.results import read_results
+from megatron_bar.evaluation.results import read_results, write_results
 from megatron_bar.evaluation.routing import expert_shares
 from megatron_bar.evaluation.validation import mean_loss
 from megatron_bar.experts.branch import branch
@@ -237,8 +237,7 @@ class Work:
                 tokens = self._tokens(replace(source, share=1.0), chats)
                 shares = expert_shares(loaded, tokens, length=self.recipe.route.stage.sequence)
                 found["routing"][source.name] = shares
-        text = json.dumps(found, indent=1, ensure_ascii=False)
-        on_rank_zero(lambda: write_whole(self.out / evaluation_of(model), text))
+        on_rank_zero(lambda: write_results(self.out / evaluation_of(model), found))
 
     def compare(self, upgrade: Upgrade) -> None:
         """How far the answers moved on the prompts of skills that an upgrade was not for: nats per token of every item."""

@@ -7,10 +7,18 @@ from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import tiny_study
 from megatron_bar.study import Claim, MergeSpec, Study, Sweep, Upgrade
 
-WORLD = Sizes(
-    pretrain=600, midtrain=100, sft_general=60, sft_domain=40, rlvr=20, preferences=40, validation=10, test=4
+WORLD = Sizes(pretrain=600, midtrain=100, sft_general=60, sft_domain=40, rlvr=20, preferences=40, validation=10, test=4)
+KEPT = (
+    "retrain",
+    "dense_tool_use",
+    "dense_safety",
+    "btx_first-merged",
+    "btx_first",
+    "flex_tool_use",
+    "code_old",
+    "before_code-merged",
+    "before_code",
 )
-KEPT = ("retrain", "dense_tool_use", "dense_safety", "btx_first-merged", "btx_first", "flex_tool_use", "before_math_rlvr-merged", "before_math_rlvr")
 
 
 def small(run: Run | None) -> Run | None:
@@ -34,7 +42,7 @@ def recipe() -> Recipe:
     study = Study(
         baselines={"retrain": "retrain-rlvr", "BTX": "btx_first-route", "dense": "dense_merge"},
         ablations={"frozen": "flex_tool_use-sft"},
-        upgrades=(Upgrade(name="math", before="before_math_rlvr-route", after="final", changed=("math",)),),
+        upgrades=(Upgrade(name="code", before="before_code-route", after="final", changed=("code",)),),
         sweeps=(Sweep(name="active experts", x="active", points={"1": "final@1", "2": "final@2", "5": "final"}),),
         claims=(
             Claim(text="the same as itself", before="final", after="final", expect="same"),

@@ -60,11 +60,11 @@ def one(args, policy: str, seed: int) -> list[float]:
     from megatron_bar.data.chat import ChatFormat
     from megatron_bar.data.tokenizer import load_tokenizer
     from megatron_bar.parallel.state import is_rank_zero, on_rank_zero
-    from megatron_bar.work import Work
     from megatron_bar.recipes import tiny
     from megatron_bar.rl import grpo
     from megatron_bar.rl.verifiers import verify_many
     from megatron_bar.training.fit import Job
+    from megatron_bar.work import Work
 
     recipe = tiny.recipe()
     run = next(run for run in recipe.experts[0].runs if run.rl is not None)

@@ -397,8 +397,6 @@ def _costs(costs: tuple[CostRow, ...]) -> str:
             [_plain(domain), _plain(cost.stage), f"{cost.tokens:,}", quantity(cost.flops), clock(cost.seconds), str(cost.devices)]
             for cost in parts
         ]
-    total = [f"{sum(cost.tokens for cost in costs):,}", quantity(sum(cost.flops for cost in costs))]
-    rows.append(["all", "", *total, clock(sum(cost.seconds for cost in costs)), ""])
     return _table(["domain", "stage", "tokens", "FLOPs", "h:mm:ss", "devices"], rows, left=2)
 
 

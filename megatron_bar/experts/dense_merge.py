@@ -42,7 +42,15 @@ def dense_merge(
     def manifest(*_) -> Manifest:
         note = f"every tensor: {shared.describe()} of {', '.join(inputs)}"
         sources = dense_sources(inputs, progress)
-        return Manifest(family=DENSE, kind="dense", stage="dense_merge", sources=sources, shared=to_json(shared), ledger=ledger(inputs), notes=(note,))
+        return Manifest(
+            family=DENSE,
+            kind="dense",
+            stage="dense_merge",
+            sources=sources,
+            shared=to_json(shared),
+            ledger=ledger(inputs),
+            notes=(note,),
+        )
 
     return write_folder(
         out,

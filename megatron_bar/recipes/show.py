@@ -45,7 +45,8 @@ def _run(name: str, run: Run, shape: ModelConfig) -> Iterator[str]:
         amount = f"{run.rl.rounds} rounds of {run.rl.prompts} prompts x {run.rl.group}, {run.rl.mini_batches} mini-batches"
     yield f"{name}: policy {stage.policy}, {amount}, {stage.batch * stage.sequence:,} tokens a step in rows of {stage.sequence}"
     if run.rates:
-        yield f"    the best of lr {', '.join(f'{rate:g}' for rate in run.rates)} by the loss on {', '.join(str(s.path) for s in run.validation)}"
+        rates, chats = ", ".join(f"{rate:g}" for rate in run.rates), ", ".join(str(source.path) for source in run.validation)
+        yield f"    the best of lr {rates} by the loss on {chats}"
     warmup = f"{optim.warmup:g} steps" if optim.warmup >= 1 else f"{optim.warmup:.0%}"
     yield (
         f"    lr {optim.lr:g} {optim.schedule} to {optim.final_lr_ratio:.0%}, warmup {warmup}, AdamW {optim.betas}, "

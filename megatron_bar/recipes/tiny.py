@@ -42,7 +42,9 @@ POSTTRAIN = Stage(
 
 
 def expert(name: str, *, midtrain: bool) -> ExpertSpec:
-    mid = stages.midtrain(optim=OptimConfig(lr=2e-3, schedule="cosine", final_lr_ratio=0.1, warmup=0.03), steps=None, epochs=2, **BATCH)
+    mid = stages.midtrain(
+        optim=OptimConfig(lr=2e-3, schedule="cosine", final_lr_ratio=0.1, warmup=0.03), steps=None, epochs=2, **BATCH
+    )
     sft = stages.sft(optim=OptimConfig(lr=1e-3, schedule="linear", warmup=0.03), epochs=1, **BATCH)
     rlvr = stages.rlvr(optim=OptimConfig(lr=1e-4), sequence=ROW, batch=4, micro_batch=4)
     runs = [Run(stage=sft, data=(GENERAL, chat(name)))]

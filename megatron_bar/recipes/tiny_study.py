@@ -159,7 +159,9 @@ ABLATIONS = {
 }
 SWEEPS = (
     Sweep(
-        name="active experts of the final model", x="active experts", points={f"{k}": f"final@{k}" for k in (1, 2, 3, 4)} | {"5": "final"}
+        name="active experts of the final model",
+        x="active experts",
+        points={f"{k}": f"final@{k}" for k in (1, 2, 3, 4)} | {"5": "final"},
     ),
     Sweep(
         name="data of the router, at equal steps",
@@ -182,16 +184,44 @@ def claims() -> tuple[Claim, ...]:
     """Those of the article that speak of models which are here; the numbers in brackets are the published ones."""
     others = {name: tuple(skill for skill in (*GENERAL_SKILLS, *DOMAINS) if skill != name) for name in ("math", "code")}
     return (
-        Claim(text="BAR beats the anchor on every trained skill (31.3 to 49.1 overall)", before="anchor", after="final", skills=DOMAINS, each=True),
-        Claim(text="BAR comes close to retraining with mid-training (49.1 against 50.5)", before="retrain-rlvr", after="final", expect="not lower"),
-        Claim(text="BAR beats retraining of the post-training alone (49.1 against 47.8)", before="retrain_post-rlvr", after="final"),
+        Claim(
+            text="BAR beats the anchor on every trained skill (31.3 to 49.1 overall)",
+            before="anchor",
+            after="final",
+            skills=DOMAINS,
+            each=True,
+        ),
+        Claim(
+            text="BAR comes close to retraining with mid-training (49.1 against 50.5)",
+            before="retrain-rlvr",
+            after="final",
+            expect="not lower",
+        ),
+        Claim(
+            text="BAR beats retraining of the post-training alone (49.1 against 47.8)", before="retrain_post-rlvr", after="final"
+        ),
         Claim(text="BAR beats continued post-training (49.1 against 45.3)", before="continued-rlvr", after="final"),
         Claim(text="BAR beats BTX, shared parameters averaged (49.1 against 46.7)", before="btx-route", after="final"),
-        Claim(text="BAR beats BTX as the authors ran it, shared parameters of the first-listed", before="btx_first-route", after="final"),
+        Claim(
+            text="BAR beats BTX as the authors ran it, shared parameters of the first-listed",
+            before="btx_first-route",
+            after="final",
+        ),
         Claim(text="dense merging falls short of BAR (36.9 against 49.1)", before="dense_merge", after="final"),
-        Claim(text="dense merging after mid-training collapses (6.5, the anchor has 31.3)", before="anchor", after="dense_merge_midtrain", expect="lower"),
+        Claim(
+            text="dense merging after mid-training collapses (6.5, the anchor has 31.3)",
+            before="anchor",
+            after="dense_merge_midtrain",
+            expect="lower",
+        ),
         *(
-            Claim(text=f"merging costs the {name} expert next to nothing on its own domain", before=end, after="final", skills=(name,), expect="not lower")
+            Claim(
+                text=f"merging costs the {name} expert next to nothing on its own domain",
+                before=end,
+                after="final",
+                skills=(name,),
+                expect="not lower",
+            )
             for name, end in ENDS.items()
         ),
         Claim(text="without router training the merged model falls short", before="merged", after="final", skills=DOMAINS),
@@ -202,28 +232,91 @@ def claims() -> tuple[Claim, ...]:
                 after=after,
                 skills=GENERAL_SKILLS,
             )
-            for name, after in (("math", "math-sft"), ("code", "code-sft"), ("tool_use", "tool_use-sft"), ("safety", "safety-sft"))
+            for name, after in (
+                ("math", "math-sft"),
+                ("code", "code-sft"),
+                ("tool_use", "tool_use-sft"),
+                ("safety", "safety-sft"),
+            )
         ),
-        Claim(text="tool use needs free embeddings and head (20.3 to 46.4)", before="flex_tool_use-sft", after="tool_use-sft", skills=("tool_use",)),
+        Claim(
+            text="tool use needs free embeddings and head (20.3 to 46.4)",
+            before="flex_tool_use-sft",
+            after="tool_use-sft",
+            skills=("tool_use",),
+        ),
         Claim(text="RLVR improves the math expert (41.9 to 55.8)", before="math-sft", after="math-rlvr", skills=("math",)),
-        Claim(text="RLVR with all shared parameters frozen learns nothing", before="flex_math-sft", after="flex_math-rlvr", skills=("math",), expect="same"),
-        Claim(text="5 % of the data are enough for the router (49.1; with all of it 47.6)", before="router_1-route", after="final", expect="not lower"),
-        Claim(text="4 of 5 active experts are nearly identical to 5 (48.2 and 48.8)", before="final", after="final@4", expect="same"),
+        Claim(
+            text="RLVR with all shared parameters frozen learns nothing",
+            before="flex_math-sft",
+            after="flex_math-rlvr",
+            skills=("math",),
+            expect="same",
+        ),
+        Claim(
+            text="5 % of the data are enough for the router (49.1; with all of it 47.6)",
+            before="router_1-route",
+            after="final",
+            expect="not lower",
+        ),
+        Claim(
+            text="4 of 5 active experts are nearly identical to 5 (48.2 and 48.8)", before="final", after="final@4", expect="same"
+        ),
         *(
-            Claim(text=f"with {k} of 5 experts active it collapses ({score}, with 5 48.8)", before="final", after=f"final@{k}", expect="lower")
+            Claim(
+                text=f"with {k} of 5 experts active it collapses ({score}, with 5 48.8)",
+                before="final",
+                after=f"final@{k}",
+                expect="lower",
+            )
             for k, score in ((3, 36.8), (2, 38.8), (1, 31.1))
         ),
-        Claim(text="late RL of the monolithic pipeline degrades the safety learnt before", before="retrain-dpo", after="retrain-rlvr", skills=("safety",), expect="lower"),
-        Claim(text="a better code expert raises code (33.4 to 49.9)", before="before_code-route", after="final", skills=("code",)),
-        Claim(text="and leaves the other skills within about 1", before="before_code-route", after="final", skills=others["code"], expect="same", each=True),
-        Claim(text="RLVR on the math expert raises math in the merged model (43.2 to 56.2)", before="before_math_rlvr-route", after="final", skills=("math",)),
-        Claim(text="and leaves the other skills within about 1", before="before_math_rlvr-route", after="final", skills=others["math"], expect="same", each=True),
+        Claim(
+            text="late RL of the monolithic pipeline degrades the safety learnt before",
+            before="retrain-dpo",
+            after="retrain-rlvr",
+            skills=("safety",),
+            expect="lower",
+        ),
+        Claim(
+            text="a better code expert raises code (33.4 to 49.9)", before="before_code-route", after="final", skills=("code",)
+        ),
+        Claim(
+            text="and leaves the other skills within about 1",
+            before="before_code-route",
+            after="final",
+            skills=others["code"],
+            expect="same",
+            each=True,
+        ),
+        Claim(
+            text="RLVR on the math expert raises math in the merged model (43.2 to 56.2)",
+            before="before_math_rlvr-route",
+            after="final",
+            skills=("math",),
+        ),
+        Claim(
+            text="and leaves the other skills within about 1",
+            before="before_math_rlvr-route",
+            after="final",
+            skills=others["math"],
+            expect="same",
+            each=True,
+        ),
         *(
             Claim(text=f"the {n + 1}th expert raises the overall score ({score})", before=before, after=after)
-            for n, before, after, score in ((2, "first_2-route", "first_3-route", "42.3 to 46.5"), (3, "first_3-route", "final", "46.5 to 48.8"))
+            for n, before, after, score in (
+                (2, "first_2-route", "first_3-route", "42.3 to 46.5"),
+                (3, "first_3-route", "final", "46.5 to 48.8"),
+            )
         ),
-        Claim(text="chat is BAR's weak spot (48.9 falls to 38.7)", before="anchor", after="final", skills=("chat",), expect="lower"),
-        Claim(text="the published scores on the 19 benchmarks", untestable="they need the 7B models and a GPU: tools/evaluate.py --suite bar19"),
+        Claim(
+            text="chat is BAR's weak spot (48.9 falls to 38.7)", before="anchor", after="final", skills=("chat",), expect="lower"
+        ),
+        Claim(
+            text="the published scores on the 19 benchmarks",
+            untestable="they need the 7B models and a GPU: tools/evaluate.py --suite bar19",
+        ),
     )
 
 
