@@ -136,18 +136,7 @@ def lines(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> list[s
     entries = [["step", "expert", "tokens", "sampled", "FLOPs", "seconds", "devices", "device"]]
     for cost in (*bill.start, *(cost for costs in bill.experts.values() for cost in costs), *bill.router):
         counts = [f"{cost.tokens:,}", f"{cost.generated:,}", f"{cost.flops:.3g}", f"{cost.seconds:.1f}", str(cost.devices)]
-        entries.append(
-            [
-                cost.step,
-                cost.expert or "-",
-                tokens,
-                sampled,
-                f"{cost.flops:.3g}",
-                f"{cost.seconds:.1f}",
-                str(cost.devices),
-                cost.device,
-            ]
-        )
+        entries.append([cost.step, cost.expert or "-", *counts, cost.device])
     whole = retraining(bill, monolithic)
     how = "as the retrained model's ledger says" if monolithic is not None else "taken as the sum of all domains' stages"
     updates = [["update of", "tokens", "FLOPs", "device-seconds", "retraining / update"]]

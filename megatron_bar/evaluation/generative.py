@@ -35,11 +35,16 @@ class TestSet:
 
 def load_model(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None):
     """A folder's model for inference. ``active_experts``: how many a token uses; None: as config.json says. Collective."""
+    set_layout(layout, seed=0)
+    return load_beside(folder, layout, active_experts=active_experts)
+
+
+def load_beside(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None):
+    """The same where ``layout`` is set already, by a model that stays. Collective."""
     opened = Folder.open(folder)
     if active_experts is not None:
         require_active(folder, opened.config.num_experts, active_experts)
         opened = Folder(opened.path, replace(opened.config, experts_per_token=active_experts), opened.tensors)
-    set_layout(layout, seed=0)
     model = build_model(opened.config, layout)
     load_folder(model, opened)
     return model.eval()

@@ -1,0 +1,228 @@
+"""Did an upgrade break anything? Two models on the same tests: what each domain gained, and how far the others' answers moved.
+
+Gains are per item, NEW - OLD, with a 95 % bootstrap interval. KL(OLD || NEW) is of the whole next-token distributions, in nats
+per token, over prompts followed by OLD's own greedy answers, the last position included; the mean of each text, then over texts.
+Answers are tokenised again from their text: what no text spells (the end token) is not among them, and bytes that are no UTF-8
+are read as what stands for them. Texts longer than a model's positions are cut.
+Left out: models that do not fit side by side.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.errors import BarError
+from megatron_bar.evaluation.generative import TestSet, interval, load_beside, load_model, measure, read_tests
+from megatron_bar.evaluation.results import hash_items, require_of, require_same_tests
+from megatron_bar.evaluation.suite import TOY
+from megatron_bar.evaluation.table import aligned
+from megatron_bar.parallel import cpu
+from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, world_size
+from megatron_bar.rl.sampler import through_stages
+from megatron_bar.weights.folder import Folder
+
+PASS = 2048
+"""Tokens of texts in one forward pass, or one text where it is longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    mean: float
+    low: float
+    high: float
+    """Of the 95 % bootstrap interval."""
+    items: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Estimate":
+        low, high = interval(values)
+        return cls(mean=sum(values) / len(values), low=low, high=high, items=len(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    old: str
+    new: str
+    gains: dict[str, Estimate]
+    """By domain, in points (percent)."""
+    divergence: dict[str, Estimate]
+    """Of the domains that were not changed: KL(OLD || NEW) in nats per token."""
+
+    def regressed(self, tolerance: float) -> list[str]:
+        """Domains that were not changed and lost more than ``tolerance`` points, by the whole of the interval."""
+        return [domain for domain in self.divergence if self.gains[domain].high < -tolerance]
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+
+def gains(old: dict, new: dict) -> dict[str, Estimate]:
+    """What NEW scores more than OLD, in points, paired by item; of two results (see `results`) of the same tests."""
+    require_same_tests(old, new)
+    found = {}
+    for test, items in old["scores"].items():
+        pairs = zip(items, new["scores"][test], strict=True)
+        found[test] = Estimate.of([100.0 * (after["score"] - before["score"]) for before, after in pairs])
+    return found
+
+
+def divergence(old, new, texts: list[list[int]]) -> list[float]:
+    """Mean KL(OLD || NEW) over the positions of each text, in nats, on every rank; both models in the same layout. Collective.
+
+    Every data-parallel rank reads every text.
+    """
+    found = [_divergence(old, new, texts[start:end]) for start, end in _passes([len(text) for text in texts])]
+    return [value for part in found for value in part]
+
+
+def _passes(lengths: list[int]) -> Iterable[tuple[int, int]]:
+    start = tokens = 0
+    for n, length in enumerate(lengths):
+        if n > start and tokens + length > PASS:
+            yield start, n
+            start, tokens = n, 0
+        tokens += length
+    if lengths:
+        yield start, len(lengths)
+
+
+@torch.no_grad()
+def _divergence(old, new, texts: list[list[int]]) -> list[float]:
+    """Of texts side by side in one row, each attending to itself alone."""
+    tensor, device = parallel_state.get_tensor_model_parallel_world_size(), cpu.device()
+    padding = -sum(map(len, texts)) % tensor  # sequence parallelism cuts the row
+    parts = [*texts, [texts[0][0]] * padding]
+    ids = torch.tensor([[token for part in parts for token in part]], device=device)
+    positions = torch.cat([torch.arange(len(part), device=device) for part in parts])[None]
+    documents = torch.cat([torch.full((len(part),), n, device=device) for n, part in enumerate(parts)])[None]
+    before, after = (through_stages(model, ids, positions, documents=documents) for model in (old, new))
+    found = torch.zeros(len(texts), dtype=torch.float64, device=device)
+    if before is not None:
+        kl = _kl(before[0], after[0])[: positions.shape[1] - padding]
+        found = torch.stack([part.mean() for part in kl.split([len(text) for text in texts])])
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        last, group = (
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            parallel_state.get_pipeline_model_parallel_group(),
+        )
+        dist.broadcast(found, src=last, group=group)
+    return found.tolist()
+
+
+def _kl(before: Tensor, after: Tensor) -> Tensor:
+    """``[t]`` fp64 of logits ``[t, vocabulary]``."""
+    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).clamp(min=0)
+
+
+def compare(
+    old: Path,
+    new: Path,
+    root: Path,
+    *,
+    changed: Iterable[str] = (),
+    results: tuple[dict, dict] | None = None,
+    limit: int | None = None,
+    layout: ParallelConfig = ParallelConfig(),  # noqa: B008  a value
+    slots: int = 64,
+    say: Callable[[str], None] = lambda line: None,
+) -> Comparison:
+    """The model in ``new`` against the one in ``old`` on the toy's tests in ``root``. Collective.
+
+    ``changed``: the domains that the upgrade was for; the others are guarded. ``results``: of both, measured already; then only
+    the divergence is computed. ``limit``: items of a test otherwise. Raises BarError for what cannot be compared.
+    """
+    changed, chats = list(changed), _shared_format(old, new)
+    if not root.is_dir():
+        raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl")
+    if limit is not None and limit < 1:
+        raise BarError(f"limit expected at least 1, got {limit}")
+    for folder in (old, new):
+        layout.check(Folder.open(folder).config, world_size())
+    if results is not None:
+        on_rank_zero(lambda: _check_results(results, old, new))
+        limit = results[0]["limit"]
+    tests = tuple(b.by for b in TOY.choose(() if results is None else results[0]["tests"]))
+    guarded = _guarded(tests, changed)
+    rows = read_tests(tests, root, limit=limit)
+    if results is not None:
+        _check_rows(results[0], {name: [row for _, row in items] for name, items in rows.items()}, root)
+    active = (None, None) if results is None else (results[0]["active_experts"], results[1]["active_experts"])
+    first = load_model(old, layout, active_experts=active[0])
+    second = load_beside(new, layout, active_experts=active[1])
+    if results is None:
+        options = {"limit": limit, "slots": slots, "say": say}
+        results = tuple(measure(folder, model, chats, tests, root, **options) for folder, model in ((old, first), (new, second)))
+    longest = min(first.shape.max_positions, second.shape.max_positions)
+    found = {}
+    for name in guarded:
+        texts = _texts(chats, rows[name], results[0]["scores"][name], longest)
+        found[name] = Estimate.of(divergence(first, second, texts))
+    return Comparison(old=results[0]["model"], new=results[1]["model"], gains=gains(*results), divergence=found)
+
+
+def _shared_format(old: Path, new: Path) -> ChatFormat:
+    for folder in (old, new):
+        Folder.open(folder)
+    first, second = (ChatFormat(load_tokenizer(folder), "own") for folder in (old, new))
+    if first.tokenizer.hash != second.tokenizer.hash:
+        raise BarError(f"{new}: expected the tokenizer of {old}, got another: distributions over other tokens do not compare")
+    return first
+
+
+def _check_results(results: tuple[dict, dict], old: Path, new: Path) -> None:
+    for found, folder in zip(results, (old, new), strict=True):
+        if found["suite"] != TOY.name:
+            raise BarError(f"results of {found['model']}: suite expected {TOY.name}, got {found['suite']}")
+        require_of(found, folder)
+    require_same_tests(*results)
+
+
+def _check_rows(results: dict, rows: dict[str, list[dict]], root: Path) -> None:
+    for name, items in rows.items():
+        if hash_items(items) != results["tests"][name]["hash"]:
+            raise BarError(f"{root}: test {name} expected the items that the results are of, got others")
+
+
+def _guarded(tests: tuple[TestSet, ...], changed: list[str]) -> list[str]:
+    known = [test.name for test in tests]
+    if unknown := [name for name in changed if name not in known]:
+        raise BarError(f"changed domain {unknown[0]}: expected one of {', '.join(known)}")
+    guarded = [name for name in known if name not in changed]
+    if not guarded:
+        raise BarError("changed domains: expected one at least to stay as it was, got all of them")
+    return guarded
+
+
+def _texts(chats: ChatFormat, rows: list, answered: list[dict], longest: int) -> list[list[int]]:
+    """Each prompt with the answer to it."""
+    encode = chats.tokenizer.encode_text
+    prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
+    return [(prompt + encode(item["answer"]))[:longest] for prompt, item in zip(prompts, answered, strict=True)]
+
+
+def lines(found: Comparison, tolerance: float) -> list[str]:
+    """For a terminal."""
+    rows = [["domain", "items", "gain", "95 % interval", "KL per token", "95 % interval", ""]]
+    regressed = found.regressed(tolerance)
+    for domain, gain in found.gains.items():
+        kl = found.divergence.get(domain)
+        moved = ["-", "-", "changed"] if kl is None else [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}", ""]
+        if domain in regressed:
+            moved[-1] = "REGRESSED"
+        rows.append([domain, str(gain.items), f"{gain.mean:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}", *moved])
+    return [f"{found.new} against {found.old}: gains in points, KL(old || new) in nats", *aligned(rows)]
+
+
+def require_no_regression(found: Comparison, tolerance: float) -> None:
+    """Raises BarError that names the domains."""
+    if regressed := found.regressed(tolerance):
+        told = ", ".join(f"{d} {found.gains[d].mean:+.1f} (at most {found.gains[d].high:+.1f})" for d in regressed)
+        raise BarError(f"{found.new}: expected no domain to lose more than {tolerance:g} points against {found.old}, got {told}")
