@@ -41,6 +41,9 @@ def run(out: Path, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command(out, *more), capture_output=True, text=True, env=env, timeout=1200, check=False)
 
 
+ENDS = [("math", "midtrain", "sft", "rlvr"), ("code", "midtrain", "sft", "rlvr"), ("tool_use", "sft"), ("safety", "sft")]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was killed while it trained and then started again."""
@@ -98,6 +101,17 @@ def test_the_manifest_tells_the_lineage(finished):
         ("safety", ("sft",)),
     ]
     assert {e.anchor_hash for e in manifest.experts} == {read_manifest(out / "branched").anchor_hash}
+
+
+def test_the_ledger_has_every_stage_once(finished):
+    out, _ = finished
+    ledger = read_manifest(out / "final").ledger
+    ends = [(name, stage) for name, *stages in ENDS for stage in stages]
+    assert [(cost.step, cost.expert) for cost in ledger[2:-1]] == [(f"{name}-{stage}", name) for name, stage in ends]
+    assert [cost.step for cost in (*ledger[:2], ledger[-1])] == ["base", "anchor", "final"]
+    for cost in ledger:
+        assert cost.flops > 0 and cost.seconds > 0 and cost.tokens >= cost.loss_tokens
+        assert (cost.generated > 0) == (cost.stage == "rlvr")
 
 
 def test_only_the_routers_moved_in_the_last_stage(finished):

@@ -21,9 +21,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--changed", nargs="+", default=[], metavar="DOMAIN", help="what was changed on purpose: not guarded")
     parser.add_argument("--results-old", type=Path, metavar="FILE", help="OLD's results (tools/evaluate.py): not measured again")
     parser.add_argument("--results-new", type=Path, metavar="FILE", help="NEW's")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.0, metavar="POINTS", help="that a guarded domain may lose (default 0)"
-    )
+    parser.add_argument("--tolerance", type=float, default=0.0, metavar="POINTS", help="a guarded domain may lose (default 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items of every test")
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)")
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline parallelism (default 1)")

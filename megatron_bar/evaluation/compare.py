@@ -1,8 +1,9 @@
 """Did an upgrade break anything? Two models on the same tests: what each domain gained, and how far the others' answers moved.
 
-Gains are per item, NEW - OLD, with a 95 % bootstrap interval. KL(OLD || NEW) is of the whole next-token distributions, in nats per
-token, over prompts followed by OLD's own greedy answers, the last position included; the mean of each text, then over texts.
-Answers are read back from their text, so a token that no text spells (the end) is not among them.
+Gains are per item, NEW - OLD, with a 95 % bootstrap interval. KL(OLD || NEW) is of the whole next-token distributions, in nats
+per token, over prompts followed by OLD's own greedy answers, the last position included; the mean of each text, then over texts.
+Answers are tokenised again from their text: what no text spells (the end token) is not among them, and bytes that are no UTF-8
+are read as what stands for them. Texts longer than a model's positions are cut.
 Left out: models that do not fit side by side.
 """
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.generative import TestSet, interval, load_beside, load_model, measure, read_tests
+from megatron_bar.evaluation.bootstrap import mean_interval
+from megatron_bar.evaluation.generative import TestSet, load_beside, load_model, measure, read_tests
 from megatron_bar.evaluation.results import hash_items, require_of, require_same_tests
 from megatron_bar.evaluation.suite import TOY
 from megatron_bar.evaluation.table import aligned
@@ -41,8 +43,8 @@ class Estimate:
 
     @classmethod
     def of(cls, values: list[float]) -> "Estimate":
-        low, high = interval(values)
-        return cls(mean=sum(values) / len(values), low=low, high=high, items=len(values))
+        found = mean_interval([values])
+        return cls(mean=found.mean, low=found.low, high=found.high, items=len(values))
 
 
 @dataclass(frozen=True, kw_only=True)

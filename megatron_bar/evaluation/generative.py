@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.sources import Source, read_rows
 from megatron_bar.errors import BarError, require_at_least
@@ -143,21 +141,3 @@ def _answer(model, chats: ChatFormat, tests: tuple[TestSet, ...], used: dict[str
             for (_, row), answer, score in zip(rows, answers, scores, strict=True)
         ]
     return results
-
-
-def interval(scores: list[float], *, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean (percentile method; Efron and Tibshirani 1993, chapter 13)."""
-    values = np.asarray(scores)
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def overall_interval(tests: list[list[float]], *, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
-    """The same of the mean of the tests' means; the items of each test are drawn apart from the others'."""
-    rng, sums = np.random.default_rng(seed), np.zeros(resamples)
-    for scores in tests:
-        values = np.asarray(scores)
-        sums += values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
-    low, high = np.percentile(sums / len(tests), [2.5, 97.5])
-    return float(low), float(high)

@@ -1,6 +1,6 @@
 """Results as lines for a terminal."""
 
-from megatron_bar.evaluation.generative import interval, overall_interval
+from megatron_bar.evaluation.bootstrap import Interval, mean_interval, overall_interval
 from megatron_bar.evaluation.suite import TOY
 
 
@@ -16,21 +16,20 @@ def table(results: dict) -> list[str]:
 
 def _tests(results: dict) -> list[str]:
     tests = {name: [item["score"] for item in items] for name, items in results["scores"].items()}
-    rows = [[name, str(len(scores)), *_cells(sum(scores) / len(scores), interval(scores))] for name, scores in tests.items()]
-    mean = sum(sum(scores) / len(scores) for scores in tests.values()) / len(tests)
+    rows = [[name, str(len(scores)), *_cells(mean_interval([scores]))] for name, scores in tests.items()]
     whole = len(tests) == len(TOY.benchmarks)
     rows.append(
         [
             "overall" if whole else f"partial: {len(tests)} of {len(TOY.benchmarks)}",
             str(sum(map(len, tests.values()))),
-            *_cells(mean, overall_interval(list(tests.values()))),
+            *_cells(overall_interval([tests])),
         ]
     )
     return aligned([["test", "items", "percent", "95 % interval"], *rows])
 
 
-def _cells(mean: float, bounds: tuple[float, float]) -> list[str]:
-    return [f"{100 * mean:.1f}", f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"]
+def _cells(found: Interval) -> list[str]:
+    return [f"{100 * found.mean:.1f}", f"{100 * found.low:.1f} to {100 * found.high:.1f}"]
 
 
 def _benchmarks(results: dict) -> list[str]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from distributed import run_distributed
 from evaluation.tiny_chat import NEW, QUESTIONS, answers, save_chat_hf, write_rows
@@ -10,7 +9,7 @@ from evaluation.tiny_chat import NEW, QUESTIONS, answers, save_chat_hf, write_ro
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.evaluation import generative
-from megatron_bar.evaluation.generative import interval, load_model, measure, overall_interval
+from megatron_bar.evaluation.generative import load_model, measure
 from megatron_bar.evaluation.results import model_hash, read_results, write_results
 from megatron_bar.parallel.state import ParallelConfig
 
@@ -73,13 +72,3 @@ def test_active_experts_that_the_model_has_not_are_refused(folder, tmp_path):
     ):
         (line,) = run_distributed(refused, 1, path, active)
         assert str(path) in line and message in line
-
-
-def test_intervals():
-    scores = [1.0] * 30 + [0.0] * 70
-    low, high = interval(scores)
-    half = 1.96 * np.sqrt(0.3 * 0.7 / 100)  # the normal approximation
-    assert low == pytest.approx(0.3 - half, abs=0.015) and high == pytest.approx(0.3 + half, abs=0.015)
-    low, high = overall_interval([scores, [1.0] * 50])
-    assert low == pytest.approx(0.65 - half / 2, abs=0.01) and high == pytest.approx(0.65 + half / 2, abs=0.01)
-    assert overall_interval([[1.0], [0.0, 0.0]]) == (0.5, 0.5)

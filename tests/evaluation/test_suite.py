@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.generative import interval
+from megatron_bar.evaluation.bootstrap import mean_interval
 from megatron_bar.evaluation.suite import BAR19, TOY, Elsewhere, LmEval, category_means, overall
 from megatron_bar.evaluation.table import table
 
@@ -85,7 +85,8 @@ def test_the_toys_table():
     scores = {name: [{"score": score} for score in values] for name, values in items.items()}
     results = {"model": "m", "suite": "toy", "active_experts": 2, "limit": 4, "tests": {}, "scores": scores}
     lines = table(results)
-    low, high = (100 * bound for bound in interval(items["math"]))
+    found = mean_interval([items["math"]])
+    low, high = 100 * found.low, 100 * found.high
     assert lines[0] == "m: suite toy, 2 active experts, at most 4 items of each task"
     assert lines[2].split() == ["math", "4", "75.0", f"{low:.1f}", "to", f"{high:.1f}"]
     assert lines[3].split() == ["code", "4", "0.0", "0.0", "to", "0.0"] and lines[4].startswith("partial: 2 of 7")
