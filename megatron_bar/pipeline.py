@@ -26,6 +26,7 @@ from megatron_bar.results import divergence_of, evaluation_of
 from megatron_bar.study import MergeSpec, folder_and_active
 from megatron_bar.training.fit import remove_leftovers
 from megatron_bar.weights.hf_config import ModelConfig, read_config
+from megatron_bar.weights.manifest import has_manifest, identity
 from megatron_bar.work import Work, write_whole
 
 WAIT = 1.0
@@ -221,12 +222,14 @@ class Pipeline:
         return found
 
     def _inputs(self, step: Step) -> dict[str, str | None]:
-        """What identifies each need: the hash of its manifest or of the file; None of what has neither."""
+        """What identifies each need: a folder's receipt, a file's bytes; None of what has neither."""
         found = {}
         for need in step.needs:
             path = self.path(need)
-            path = path / "manifest.json" if path.is_dir() else path
-            found[need] = blake3(path.read_bytes()).hexdigest() if path.is_file() else None
+            if path.is_file():
+                found[need] = blake3(path.read_bytes()).hexdigest()
+            else:
+                found[need] = identity(path) if has_manifest(path) else None
         return found
 
     def _recorded(self) -> dict[str, dict]:

@@ -79,18 +79,31 @@ def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]
 
 
 def set_layout(layout: ParallelConfig, *, seed: int) -> None:
-    """Builds Megatron's groups for ``layout``, in place of those of an earlier stage, and seeds every rank."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor,
-        pipeline_model_parallel_size=layout.pipeline,
-        expert_model_parallel_size=layout.expert,
-        expert_tensor_parallel_size=layout.expert_tensor,
-        create_gloo_process_groups=cpu.backend() == "gloo",
-    )
+    """Builds Megatron's groups for ``layout``, unless an earlier stage has left just these, and seeds every rank."""
+    # Built anew for every stage they would add up: gloo's threads outlive their group, and hundreds of them take half a core.
+    if _layout() != layout:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            expert_model_parallel_size=layout.expert,
+            expert_tensor_parallel_size=layout.expert_tensor,
+            create_gloo_process_groups=cpu.backend() == "gloo",
+        )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
+
+
+def _layout() -> ParallelConfig | None:
+    """Of Megatron's groups as they are."""
+    if not parallel_state.model_parallel_is_initialized():
+        return None
+    return ParallelConfig(
+        tensor=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
+        expert=parallel_state.get_expert_model_parallel_world_size(),
+    )
 
 
 def world_size() -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blake3 import blake3
+
 import megatron_bar
 from megatron_bar.errors import BarError
 from megatron_bar.weights.hf_config import ARCHITECTURES
@@ -300,3 +302,10 @@ def read_manifest(folder: Path | str) -> Manifest:
         return _parse(value)
     except BarError as error:
         raise BarError(f"{path}: {error}") from None
+
+
+def identity(folder: Path | str) -> str:
+    """Hash of the folder's receipt but for its ledger: the same of a folder that was made again with the same bits."""
+    value = read_object(Path(folder) / MANIFEST, expected="a folder made by this project's tools or training")
+    kept = {name: item for name, item in value.items() if name != "ledger"}
+    return blake3(json.dumps(kept, sort_keys=True).encode()).hexdigest()
