@@ -25,7 +25,8 @@ def small(run: Run | None) -> Run | None:
     if run is None:
         return None
     rl = run.rl and replace(run.rl, rounds=1, prompts=2, group=2, max_new_tokens=4)
-    return replace(run, stage=replace(run.stage, steps=2), rl=rl, rates=run.rates[:2])
+    data = tuple(replace(source, path=source.place) for source in run.data)  # without "#500": there are fewer rows
+    return replace(run, stage=replace(run.stage, steps=2), data=data, rl=rl, rates=run.rates[:2])
 
 
 def recipe() -> Recipe:
