@@ -10,7 +10,7 @@ from statistics import median
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "evaluation")]
 
-from browser import RENDERED, chromium, started  # noqa: E402
+from browser import chromium, started, wait_until_rendered  # noqa: E402
 from report_example import report  # noqa: E402
 
 from megatron_bar.evaluation.html import html  # noqa: E402
@@ -42,7 +42,7 @@ def opening(browser, file: Path) -> list[float]:
     context = browser.new_context(viewport={"width": 1200, "height": 800})
     page = context.new_page()
     page.goto(file.as_uri())
-    page.wait_for_function(RENDERED)
+    wait_until_rendered(page)
     found = page.evaluate(OPENED)
     assert page.locator(".t").count() == TOKENS
     context.close()

@@ -1,6 +1,7 @@
 """A real browser for tests and benchmarks: the system's Chromium, headless, driven by Playwright."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,3 +35,11 @@ def started() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def wait_until_rendered(page) -> None:
+    """Playwright's own wait for an expression evaluates it inside the page, whose policy forbids that."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(RENDERED):
+        assert time.monotonic() < deadline, "the page did not finish"
+        time.sleep(0.005)

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from browser import RENDERED, chromium, started
+from browser import chromium, started, wait_until_rendered
 from report_example import EXPERTS, HOSTILE, SKILLS, lens, report
 
 from megatron_bar.evaluation.html import html
@@ -67,7 +67,7 @@ def open_page(browser, file):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(path.as_uri())
         if scripts:
-            page.wait_for_function(RENDERED)
+            wait_until_rendered(page)
         pages.append((context, path.as_uri()))
         return page
 

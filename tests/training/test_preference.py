@@ -76,7 +76,7 @@ class Warned(PairRows):
 
 def learn(source: Path, folder: Path, stage: Stage, packed: PairRows, beta: float = BETA) -> None:
     manifest = Manifest(family=read_config(source).family, kind="dense")
-    job = Job(name="dpo", source=source, out=folder / "out", manifest=lambda *_, source_hash: manifest, logs=folder / "logs")
+    job = Job(name="dpo", source=source, out=folder / "out", manifest=lambda *_, **__: manifest, logs=folder / "logs")
     fit_preferences(job, stage, DPOConfig(beta=beta), packed)
 
 
