@@ -238,7 +238,8 @@ class Found:
         holds = all(HOLDS[claim.expect](score, claim.margin) for score in looked_at.values())
         evidence = ", ".join(f"{skill} {points(score)}".strip() for skill, score in looked_at.items())
         where = "" if claim.each else " on " + (", ".join(skills) if claim.skills else "all skills")
-        wanted = claim.expect + (f", within {100 * claim.margin:g} points" if claim.expect in ("same", "not lower") else "")
+        within = "within" if claim.expect in ("same", "not lower") else "by more than"
+        wanted = claim.expect + (f", {within} {100 * claim.margin:g} points" if claim.margin else "")
         return _judged(claim.text, holds, f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}")
 
     def provenance(self) -> shown.Provenance:
@@ -274,8 +275,8 @@ def _judged(text: str, holds: bool, evidence: str) -> shown.Claim:
 
 SOURCE = "arXiv 2604.18473"
 HOLDS: dict[str, Callable[[Score, float], bool]] = {
-    "higher": lambda score, margin: score.low > 0,
-    "lower": lambda score, margin: score.high < 0,
+    "higher": lambda score, margin: score.low > margin,
+    "lower": lambda score, margin: score.high < -margin,
     "not lower": lambda score, margin: score.mean >= -margin,
     "same": lambda score, margin: abs(score.mean) <= margin,
 }

@@ -74,10 +74,11 @@ class Claim:
     skills: tuple[str, ...] = ()
     """On which; none: all."""
     expect: Literal["higher", "lower", "not lower", "same"] = "higher"
-    """higher, lower: the whole interval lies on that side of 0. not lower, same: the mean gain is within ``margin``."""
+    """higher, lower: the whole interval lies beyond ``margin`` on that side. not lower, same: the mean gain is within it."""
     each: bool = False
     """Of every skill by itself; else of their mean."""
-    margin: float = 0.03
+    margin: float = 0.0
+    """A fraction: 0.03 are 3 points."""
     untestable: str = ""
     """Why no toy can speak to it; then nothing else is said."""
 
