@@ -69,7 +69,7 @@ def test_it_ends_with_the_report(finished):
     out, printed = finished
     report = (out / "report.md").read_text()
     assert report.strip() in printed
-    for model in ("anchor", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft", "merged", "final"):
+    for model in ("anchor", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft", "merged, router untrained", "BAR"):
         assert f"| {model} |" in report
     assert not [path for path in out.rglob(".*") if "partial" in path.name or "checkpoints" in path.name]
 

@@ -313,7 +313,8 @@ def mean_over_layers(layers: Sequence[Sequence[float]]) -> list[float]:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, within a line or a cell."""
-    return re.sub(r"([\\`*_|<>\[\]#])", r"\\\1", " ".join(text.split()))
+    # An underscore inside a word is no markup.
+    return re.sub(r"([\\`*|<>\[\]#]|\b_|_\b)", r"\\\1", " ".join(text.split()))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

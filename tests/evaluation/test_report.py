@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_refused(make, message):
 def test_every_cell_of_the_results_has_its_interval_and_its_seeds():
     text = markdown(report())
     table = tables(text)[0]
-    assert table[0] == ["model", "", "overall", *(skill.replace("_", r"\_") for skill in SKILLS)]
+    assert table[0] == ["model", "", "overall", *SKILLS]
     rows = {cells[0]: cells[1:] for cells in table[1:]}
     assert rows["anchor"] == ["before", "34.7 ±1.0", "86.3 ±3.0", "48.3 ±3.0", "**92.5** ±3.0", *["0.0 ±3.0"] * 3, "15.8 ±3.0"]
     assert rows[r"BTX \<b\>"][-1] == "**99.0** ±3.0 (n=1)"
@@ -100,7 +100,7 @@ def test_sweeps_routing_costs_and_claims():
     assert claims[1][:2] == ["holds", "Router training helps | the merged model"]
     assert sweep[0] == ["share of the data, percent", "1", "5", "100"]
     assert sweep[2] == ["math", "49.7 ±3.0", "", "43.8 ±3.0"]
-    assert routing[2] == [r"sft\_math", "20.0", "50.0", "15.0", "7.5", "7.5"], "the mean over the layers"
+    assert routing[2] == ["sft_math", "20.0", "50.0", "15.0", "7.5", "7.5"], "the mean over the layers"
     assert "over 4 layers" in text
     assert costs[1] == ["math", "sft", "1,234,567", "3.21 T", "0:01:02", "2"]
     assert costs[-1][1] == "route", "nothing is added up: what the modular and the retrained model took stand side by side"

@@ -96,7 +96,7 @@ def cases() -> Iterator[Case]:
         spoil = partial(write, "config.json", text.encode())
         yield Case(kind="config", name=name, start="branched", spoil=spoil, message=rf"config\.json: {message}", **IMPORT)
     for name, (kind, row, message) in BAD_ROWS.items():
-        if kind == "task":  # of RLVR: no tool reads them on their own
+        if kind in ("task", "preference"):  # no tool reads them on their own
             continue
         spoil = partial(write, "x.jsonl", lines([GOOD[kind], row, GOOD[kind]]))
         yield Case(kind="rows", name=name, start="empty", spoil=spoil, message=message, **preprocess("x.jsonl", kind))

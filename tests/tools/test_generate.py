@@ -77,7 +77,7 @@ def test_a_terminal(folder):
 
     def wait_for(pattern: str) -> None:
         nonlocal seen
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (found := re.search(pattern, seen)):
             assert time.monotonic() < until, seen
             if select.select([main], [], [], 1)[0]:
