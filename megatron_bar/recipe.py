@@ -79,8 +79,6 @@ class ExpertSpec:
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     tests: tuple[TestSet, ...]
-    trained: tuple[str, ...]
-    """The skills that experts were trained for."""
     slots: int = 64
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -133,3 +131,5 @@ class Recipe:
         if not self.experts or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
             got = ", ".join(names) or "none"
             raise BarError(f"recipe {self.name}: experts expected of different names, each with a run, got {got}")
+        if self.evaluation is not None:
+            self.study.check_skills({test.name for test in self.evaluation.tests})

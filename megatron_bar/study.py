@@ -108,6 +108,13 @@ class Study:
         claims = [model for claim in self.claims for model in (claim.before, claim.after) if model]
         return list(dict.fromkeys([*self.baselines.values(), *self.ablations.values(), *upgrades, *sweeps, *claims]))
 
+    def check_skills(self, tested: set[str]) -> None:
+        """That what it speaks of is measured."""
+        named = {"lens": self.lens} | {f"upgrade {u.name}": u.changed for u in self.upgrades}
+        for owner, skills in (named | {f"claim {claim.text!r}": claim.skills for claim in self.claims}).items():
+            if unknown := sorted(set(skills) - tested):
+                raise BarError(f"{owner}: expected skills that are tested ({', '.join(sorted(tested))}), got {unknown[0]}")
+
 
 def folder_and_active(model: str) -> tuple[str, int | None]:
     """``final@2`` -> ("final", 2); without a number: as the folder says."""

@@ -176,6 +176,7 @@ def test_every_baseline_sees_the_rows_of_its_domains_once():
             "no step before it makes",
         ),
         (lambda: _pipeline(study=Study(baselines={"x": "nowhere"})), "no step before it makes"),
+        (lambda: _pipeline(study=Study(lens={"cooking": 1})), "lens: expected skills that are tested .*got cooking"),
     ],
 )
 def test_what_cannot_be_is_told(make, message):

@@ -15,6 +15,7 @@ from megatron_bar.pipeline import Pipeline
 from megatron_bar.recipe import Evaluation, Recipe
 from megatron_bar.recipes import load_recipe
 from megatron_bar.recipes.show import describe
+from megatron_bar.study import Study
 
 HIDDEN, LAYERS, FFN, VOCABULARY = 4096, 32, 11_008, 100_278
 EXPERT, ROUTER_ROW, EMBEDDING = LAYERS * 3 * HIDDEN * FFN, LAYERS * HIDDEN, VOCABULARY * HIDDEN
@@ -256,6 +257,6 @@ def test_given_folders_replace_what_would_make_them(tmp_path):
     own_data = Pipeline(replace(tiny, data=Path("d"), evaluation=None), tmp_path)
     assert "world" not in own_data.steps and list(own_data.steps)[-1] == "final" and own_data.work.data == Path("d")
     tests = (generative.TestSet(name="chat", path=Path("t.jsonl"), max_new_tokens=4),)
-    evaluated = Pipeline(replace(tiny, evaluation=Evaluation(tests=tests, trained=())), tmp_path)
+    evaluated = Pipeline(replace(tiny, evaluation=Evaluation(tests=tests), study=Study()), tmp_path)
     assert evaluated.steps["report.md"].needs[0] == "evaluation/anchor.json"
     assert evaluated.steps["report.md"].needs[-1] == "evaluation/final.json"
