@@ -21,7 +21,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--expert", help="only the steps of this expert")
     parser.add_argument(
-        "--stage", help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, report"
+        "--stage", help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, compare, lens, report"
     )
     parser.add_argument(
         "--set",
