@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from shutil import copytree
 
 import pytest
@@ -71,7 +72,10 @@ def test_a_terminal(folder):
     """Ctrl-C at the prompt and in an answer, and Ctrl-D: the answer ends, the program with status 0."""
     main, side = pty.openpty()
     command = [sys.executable, ROOT / "tools" / "generate.py", folder, "--max-new-tokens", "200"]
-    child = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=ENV | {"TERM": "dumb"}, start_new_session=True)
+    # Tests that a shell has put into the background ignore SIGINT, and hand that on.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    streams = {"stdin": side, "stdout": side, "stderr": side}
+    child = subprocess.Popen(command, **streams, env=ENV | {"TERM": "dumb"}, start_new_session=True, preexec_fn=heed)
     os.close(side)
     seen = ""
 
