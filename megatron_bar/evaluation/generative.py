@@ -10,7 +10,7 @@ from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.evaluation.results import hash_items, new_results
 from megatron_bar.models.build import build_model
 from megatron_bar.models.shards import load_folder
-from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, set_layout
+from megatron_bar.parallel.state import ParallelConfig, is_set, on_rank_zero, set_layout
 from megatron_bar.rl.sampler import Sampler
 from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.weights.folder import Folder
@@ -38,21 +38,36 @@ def load_model(folder: Path, layout: ParallelConfig, *, active_experts: int | No
     ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all active then
     uses all that are left.
     """
-    set_layout(layout, seed=0)
-    return load_beside(folder, layout, active_experts=active_experts, disabled=disabled)
+    opened, slots = _opened(folder, active_experts, disabled)
+    set_layout(layout, opened.config, seed=0)
+    return _loaded(opened, layout, slots)
 
 
 def load_beside(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()):
     """The same where ``layout`` is set already, by a model that stays. Collective."""
+    opened, slots = _opened(folder, active_experts, disabled)
+    if not is_set(layout, opened.config):
+        raise BarError(
+            f"{folder}: with {opened.config.experts_per_token} of {opened.config.num_experts} experts active, expert parallelism "
+            f"{layout.expert} spreads them in another way than those of the model beside it; compare them with expert 1"
+        )
+    return _loaded(opened, layout, slots)
+
+
+def _opened(folder: Path, active_experts: int | None, disabled: tuple[str, ...]) -> tuple[Folder, tuple[int, ...]]:
     opened = Folder.open(folder)
     slots = _disabled_slots(opened, disabled, active_experts)
     if active_experts is not None:
         require_active(folder, opened.config.num_experts, active_experts)
         opened = Folder(opened.path, replace(opened.config, experts_per_token=active_experts), opened.tensors)
-    model = build_model(opened.config, layout)
-    load_folder(model, opened)
+    return opened, slots
+
+
+def _loaded(folder: Folder, layout: ParallelConfig, disabled: tuple[int, ...]):
+    model = build_model(folder.config, layout)
+    load_folder(model, folder)
     for router in model.routers():
-        router.disabled = slots
+        router.disabled = disabled
     return model.eval()
 
 

@@ -113,8 +113,8 @@ class LanguageModel(GPTModel):
     def weight_ops(self) -> dict[str, WeightOp]:
         """For every parameter of this rank: the folder's tensors it is cut from."""
         first_layer = self.decoder.layers[0].layer_number - 1
-        experts = self.shape.num_experts // self.layout.expert
-        first_expert = parallel_state.get_expert_model_parallel_rank() * experts
+        spread, _ = self.layout.expert_sizes(self.shape)
+        first_expert = parallel_state.get_expert_model_parallel_rank() * (self.shape.num_experts // spread)
         ops = weight_ops(self.shape)
         return {
             name: ops[global_name(name, first_layer=first_layer, first_expert=first_expert)]

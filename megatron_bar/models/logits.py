@@ -62,7 +62,7 @@ def _watch(seen: dict[str, Tensor], blocks: dict[str, nn.Module], *, sequence_fi
 def _ours(checkpoint: Path, config: ModelConfig, dtype: str, ids: Tensor) -> dict[str, Tensor]:
     layout, seen = ParallelConfig(), {}
     with distributed():
-        set_layout(layout, seed=0)
+        set_layout(layout, config, seed=0)
         loaded = build_model(config, layout)
         torch_dist.load_weights(loaded, checkpoint)
         model = build_model(replace(config, dtype="float32"), layout).eval()

@@ -34,6 +34,7 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
     if config.dtype not in DTYPES:
         raise BarError(f"training dtype must be one of {', '.join(DTYPES)}, got {config.dtype!r}")
     dtype = DTYPES[config.dtype]
+    ep, etp = layout.expert_sizes(config)
     moe = {
         "num_moe_experts": config.num_experts,
         "moe_router_topk": config.experts_per_token,
@@ -66,8 +67,8 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
         bf16=dtype is torch.bfloat16,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
-        expert_model_parallel_size=layout.expert,
-        expert_tensor_parallel_size=layout.expert_tensor,
+        expert_model_parallel_size=ep,
+        expert_tensor_parallel_size=etp,
         sequence_parallel=layout.tensor > 1,
         gradient_accumulation_fusion=_has_fused_weight_gradients(),
         # Must be set before DDP is built: set later, the first gradient norm is off by the data-parallel size.

@@ -26,6 +26,7 @@ class ParallelConfig:
     tensor: int = 1
     pipeline: int = 1
     expert: int = 1
+    """Ranks that share the experts; 1: experts are cut like the dense layers, over the tensor ranks."""
 
     def __post_init__(self):
         for name in ("tensor", "pipeline", "expert"):
@@ -33,26 +34,34 @@ class ParallelConfig:
             if type(value) is not int or value < 1:
                 raise BarError(f"parallel.{name} must be a positive integer, got {value!r}")
 
-    @property
-    def expert_tensor(self) -> int:
-        """ETP: experts are cut like the dense layers while they are not spread, and whole once they are."""
-        return self.tensor if self.expert == 1 else 1
+    def expert_sizes(self, config: ModelConfig) -> tuple[int, int]:
+        """Megatron's EP and ETP: ranks that hold different experts, and ranks over which each of those is cut.
+
+        Where every expert is active each rank gets a part of every one: any number of experts fits, and a frozen one, for which
+        there is less to do and nothing to keep, burdens no rank less than others. Fewer active ones stay whole, if they divide:
+        tokens then travel to the few that they need.
+        """
+        if self.expert == 1:
+            return 1, self.tensor
+        if config.experts_per_token < config.num_experts and config.num_experts % self.expert == 0:
+            return self.expert, 1
+        return 1, self.expert
 
     def check(self, config: ModelConfig, world_size: int) -> None:
         """Refuses a layout that does not divide the processes or the model, naming both numbers."""
-        tp, pp, ep = self.tensor, self.pipeline, self.expert
+        tp, pp = self.tensor, self.pipeline
+        ep, etp = self.expert_sizes(config)
         if world_size % (tp * pp):
             raise BarError(f"tensor {tp} x pipeline {pp} = {tp * pp} does not divide the {world_size} processes")
-        if world_size % (self.expert_tensor * ep * pp):
-            raise BarError(f"expert {ep} x pipeline {pp} does not divide the {world_size} processes")
-        if ep > 1 and not config.num_experts:
-            raise BarError(f"expert parallelism {ep} needs experts, and the model is dense")
+        if world_size % (etp * ep * pp):
+            raise BarError(f"expert {self.expert} x pipeline {pp} does not divide the {world_size} processes")
+        if self.expert > 1 and not config.num_experts:
+            raise BarError(f"expert parallelism {self.expert} needs experts, and the model is dense")
         for size, what, count in (
             (tp, "attention heads", config.num_heads),
             (tp, "key/value heads", config.num_kv_heads),
-            (self.expert_tensor, "FFN columns", config.intermediate_size),
+            (etp, "FFN columns", config.intermediate_size),
             (pp, "layers", config.num_layers),
-            (ep, "experts", config.num_experts),
         ):
             if count % size:
                 raise BarError(f"{count} {what} cannot be divided over {size} ranks")
@@ -78,32 +87,32 @@ def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]
         dist.destroy_process_group()
 
 
-def set_layout(layout: ParallelConfig, *, seed: int) -> None:
-    """Builds Megatron's groups for ``layout``, unless an earlier stage has left just these, and seeds every rank."""
+def set_layout(layout: ParallelConfig, config: ModelConfig, *, seed: int) -> None:
+    """Builds Megatron's groups for a model in ``layout``, unless an earlier stage has left just these, and seeds every rank."""
     # Built anew for every stage they would add up: gloo's threads outlive their group, and hundreds of them take half a core.
-    if _layout() != layout:
+    if not is_set(layout, config):
+        ep, etp = layout.expert_sizes(config)
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor,
             pipeline_model_parallel_size=layout.pipeline,
-            expert_model_parallel_size=layout.expert,
-            expert_tensor_parallel_size=layout.expert_tensor,
+            expert_model_parallel_size=ep,
+            expert_tensor_parallel_size=etp,
             create_gloo_process_groups=cpu.backend() == "gloo",
         )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 
 
-def _layout() -> ParallelConfig | None:
-    """Of Megatron's groups as they are."""
-    if not parallel_state.model_parallel_is_initialized():
-        return None
-    return ParallelConfig(
-        tensor=parallel_state.get_tensor_model_parallel_world_size(),
-        pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
-        expert=parallel_state.get_expert_model_parallel_world_size(),
-    )
+def is_set(layout: ParallelConfig, config: ModelConfig) -> bool:
+    """Whether Megatron's groups are those of such a model in ``layout``."""
+    return parallel_state.model_parallel_is_initialized() and (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_expert_model_parallel_world_size(),
+        parallel_state.get_expert_tensor_parallel_world_size(),
+    ) == (layout.tensor, layout.pipeline, *layout.expert_sizes(config))
 
 
 def world_size() -> int:

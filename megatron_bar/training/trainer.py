@@ -49,7 +49,7 @@ class Trainer:
         self.source_units = on_rank_zero(partial(_proven, self.source))
         opened = Folder.open(self.source)
         stage.parallel.check(opened.config, dist.get_world_size())
-        set_layout(stage.parallel, seed=stage.seed)
+        set_layout(stage.parallel, opened.config, seed=stage.seed)
         self.model = build_model(opened.config, stage.parallel, recompute=stage.recompute, attention=stage.attention)
         load_folder(self.model, opened)
         policy = POLICIES[stage.policy]

@@ -42,7 +42,7 @@ def losses(folder: Path, layout: ParallelConfig, packing: str, moving: int) -> l
 
 def _losses(folder: Path, layout: ParallelConfig, packing: str) -> list[tuple[float, torch.Tensor | None]]:
     opened = Folder.open(folder)
-    set_layout(layout, seed=0)
+    set_layout(layout, opened.config, seed=0)
     model = build_model(opened.config, layout)
     load_folder(model, opened)
     model.config.finalize_model_grads_func = None

@@ -33,7 +33,6 @@ MODELS = {
     "2of2": SHAPE | {"experts": 2},
     "5of5": SHAPE | {"experts": 5},
     "2of5": SHAPE | {"experts": 5, "num_experts_per_tok": 2},
-    "4of4": SHAPE | {"experts": 4},
     "2of4": SHAPE | {"experts": 4, "num_experts_per_tok": 2},
     "2of4-norm": SHAPE | {"experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
 }
@@ -42,8 +41,9 @@ CASES = [
     *((model, 1, 1, 1, 1) for model in MODELS),
     *((model, 2, 1, 1, 2) for model in ("dense", "dense-mha", "2of2", "5of5", "2of5")),
     *((model, 1, 2, 1, 2) for model in ("dense", "2of2")),
-    *((model, 1, 1, 2, 2) for model in ("2of2", "4of4", "2of4", "2of4-norm")),
-    *((model, 2, 1, 2, 4) for model in ("2of2", "2of4")),
+    *((model, 1, 1, 2, 2) for model in ("2of2", "5of5", "2of5", "2of4", "2of4-norm")),
+    *((model, 2, 1, 2, 4) for model in ("2of2", "2of4", "2of5")),
+    ("5of5", 1, 1, 4, 4),
     ("dense", 2, 2, 1, 4),
     ("dense", 1, 1, 1, 2),
 ]

@@ -44,7 +44,7 @@ FOUR = DENSE.with_experts(4)
         (DENSE, {"tensor": 8}, 8, "12 attention heads cannot be divided over 8 ranks"),
         (DENSE, {"tensor": 6}, 6, "4 key/value heads cannot be divided over 6 ranks"),
         (replace(DENSE, intermediate_size=82), {"tensor": 4}, 4, "82 FFN columns cannot be divided over 4 ranks"),
-        (DENSE.with_experts(5), {"expert": 2}, 2, "5 experts cannot be divided over 2 ranks"),
+        (DENSE.with_experts(5), {"expert": 3}, 3, "80 FFN columns cannot be divided over 3 ranks"),
         (DENSE, {"expert": 2}, 2, "expert parallelism 2 needs experts, and the model is dense"),
         (DENSE, {"tensor": 2}, 3, "tensor 2 x pipeline 1 = 2 does not divide the 3 processes"),
         (DENSE, {"tensor": 2, "pipeline": 3}, 4, "tensor 2 x pipeline 3 = 6 does not divide the 4 processes"),
@@ -76,16 +76,20 @@ SIZE = st.integers(1, 6)
     pipeline=SIZE,
     expert=SIZE,
     processes=st.integers(1, 36),
+    fewer=st.integers(0, 2),
 )
-def test_exactly_what_divides_passes(shape, tensor, pipeline, expert, processes):
-    cut_ffn = tensor if expert == 1 else 1  # experts are whole once they are spread
+def test_exactly_what_divides_passes(shape, tensor, pipeline, expert, processes, fewer):
+    active = max(shape.num_experts - fewer, min(shape.num_experts, 1))
+    shape = replace(shape, experts_per_token=active)
+    whole = active < shape.num_experts and shape.num_experts % expert == 0
+    cut_ffn = tensor if expert == 1 else 1 if whole else expert
     divides = (
         processes % (tensor * pipeline) == 0
-        and processes % (cut_ffn * expert * pipeline) == 0
+        and processes % ((tensor if expert == 1 else expert) * pipeline) == 0
         and shape.num_heads % tensor == shape.num_kv_heads % tensor == 0
         and shape.intermediate_size % cut_ffn == 0
         and shape.num_layers % pipeline == 0
-        and (expert == 1 or (shape.num_experts > 0 and shape.num_experts % expert == 0))
+        and (expert == 1 or shape.num_experts > 0)
     )
     layout = ParallelConfig(tensor=tensor, pipeline=pipeline, expert=expert)
     if divides:
@@ -108,11 +112,11 @@ def test_the_padded_vocabulary_is_the_next_that_divides(vocabulary, tensor):
     assert padded % tensor == 0 and vocabulary <= padded < vocabulary + tensor
 
 
-def groups(layout: ParallelConfig) -> dict[str, int]:
+def groups(layout: ParallelConfig, shape: ModelConfig) -> dict[str, int]:
     from megatron.core import parallel_state
 
-    set_layout(ParallelConfig(), seed=0)  # another stage's groups, which the next call replaces
-    set_layout(layout, seed=0)
+    set_layout(ParallelConfig(), DENSE, seed=0)  # another stage's groups, which the next call replaces
+    set_layout(layout, shape, seed=0)
     return {
         "tensor": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
@@ -123,13 +127,21 @@ def groups(layout: ParallelConfig) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "layout, expert_tensor, data",
-    [({}, 1, 2), ({"tensor": 2}, 2, 1), ({"pipeline": 2}, 1, 1), ({"expert": 2}, 1, 2), ({"tensor": 2, "expert": 2}, 1, 1)],
+    "layout, active, expert, expert_tensor, data",
+    [
+        ({}, 4, 1, 1, 2),
+        ({"tensor": 2}, 4, 1, 2, 1),
+        ({"pipeline": 2}, 4, 1, 1, 1),
+        ({"expert": 2}, 4, 1, 2, 2),
+        ({"tensor": 2, "expert": 2}, 4, 1, 2, 1),
+        ({"expert": 2}, 3, 2, 1, 2),
+        ({"tensor": 2, "expert": 2}, 3, 2, 1, 1),
+    ],
 )
-def test_the_groups_are_those_of_the_layout(layout, expert_tensor, data):
+def test_the_groups_are_those_of_the_layout(layout, active, expert, expert_tensor, data):
     wanted = ParallelConfig(**layout)
-    sizes = {"tensor": wanted.tensor, "pipeline": wanted.pipeline, "expert": wanted.expert}
-    assert run_distributed(groups, 2, wanted) == [sizes | {"expert_tensor": expert_tensor, "data": data}] * 2
+    sizes = {"tensor": wanted.tensor, "pipeline": wanted.pipeline, "expert": expert, "expert_tensor": expert_tensor, "data": data}
+    assert run_distributed(groups, 2, wanted, replace(FOUR, experts_per_token=active)) == [sizes] * 2
 
 
 def test_one_process_alone_has_a_group_for_the_block_and_leaves_nothing():
@@ -137,7 +149,7 @@ def test_one_process_alone_has_a_group_for_the_block_and_leaves_nothing():
     for _ in range(2):
         with distributed():
             assert (dist.get_rank(), dist.get_world_size()) == (0, 1) and is_rank_zero()
-            set_layout(ParallelConfig(), seed=0)
+            set_layout(ParallelConfig(), DENSE, seed=0)
             assert on_rank_zero(lambda: 7) == 7
         assert not dist.is_initialized() and is_rank_zero()
     assert dict(os.environ) == before

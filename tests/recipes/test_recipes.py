@@ -213,7 +213,7 @@ def test_a_wrong_change_names_the_field(change, message):
     [
         ("route.stage.batch=3", r"stage route: batch of 3 rows is not divisible by micro-batch 2 x 1 data-parallel ranks"),
         ("route.stage.parallel.pipeline=3", r"stage route: 4 layers cannot be divided over 3 ranks"),
-        ("experts.1.runs.0.stage.parallel.expert=7", r"stage midtrain: 2 experts cannot be divided over 7 ranks"),
+        ("experts.1.runs.0.stage.parallel.expert=7", r"stage midtrain: 384 FFN columns cannot be divided over 7 ranks"),
         ("route.stage.policy=dense_all", r"stage route: policy dense_all trains ffn, which the model does not have"),
         ("pretrain.stage.parallel.expert=2", r"stage pretrain: expert parallelism 2 needs experts, and the model is dense"),
     ],

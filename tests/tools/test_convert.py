@@ -86,9 +86,10 @@ def checkpoint(checkpoints):
 
 
 def loaded_model(source: Path, layout: ParallelConfig):
-    set_layout(layout, seed=0)
-    model = build_model(Folder.open(source).config, layout)
-    load_folder(model, Folder.open(source))
+    opened = Folder.open(source)
+    set_layout(layout, opened.config, seed=0)
+    model = build_model(opened.config, layout)
+    load_folder(model, opened)
     return model
 
 
