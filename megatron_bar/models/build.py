@@ -20,7 +20,7 @@ from torch import Tensor
 from megatron_bar.conversion.ops import WeightOp
 from megatron_bar.conversion.parameters import weight_ops
 from megatron_bar.models.attention import Kernels, KVCache, Sequences
-from megatron_bar.models.layers import token_nll
+from megatron_bar.models.cross_entropy import token_nll
 from megatron_bar.models.olmo2 import block_spec, global_name, megatron_config
 from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
 from megatron_bar.weights.hf_config import ModelConfig

@@ -1,6 +1,6 @@
-"""What OLMo 2 has and Megatron-Core lacks: its norms, its residual, its loss (its attention core: attention.py).
+"""What OLMo 2 has and Megatron-Core lacks: its norms and its residual (its attention core: attention.py).
 
-Legend: s sequence, b batch, h hidden, n heads of this rank, d head width, v vocabulary columns of this rank.
+Legend: s sequence, b batch, h hidden, n heads of this rank, d head width.
 Source: transformers models/olmo2/modeling_olmo2.py; OLMo 2 (arXiv 2501.00656) section 3 for norm placement and QK-norm.
 """
 
@@ -82,25 +82,3 @@ class PostNormResidual(MegatronModule):
 
     def forward(self, training: bool, fused: bool):
         return lambda x_with_bias, residual, dropout: residual + self.norm(x_with_bias[0])
-
-
-def token_nll(logits_sbv: Tensor, labels_bs: Tensor, *, vocab_size: int, group) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood and log-sum-exp ``[b, s]`` in fp32, over a vocabulary cut across ``group``.
-
-    Columns at or above ``vocab_size`` are padding and stay out of the softmax. A label below 0 gives an nll of 0.
-    """
-    logits = logits_sbv.transpose(0, 1).float()
-    width = logits.shape[-1]
-    start = group.rank() * width
-    if start + width > vocab_size:
-        columns = torch.arange(start, start + width, device=logits.device)
-        logits = logits.masked_fill(columns >= vocab_size, float("-inf"))
-    top = logits.detach().amax(-1, keepdim=True)
-    if group.size() > 1:
-        torch.distributed.all_reduce(top, op=torch.distributed.ReduceOp.MAX, group=group)
-    total = reduce_from_tensor_model_parallel_region((logits - top).exp().sum(-1), group)
-    lse = total.log() + top.squeeze(-1)
-    mine = (labels_bs >= start) & (labels_bs < min(start + width, vocab_size))
-    picked = logits.gather(-1, (labels_bs - start).clamp(0, width - 1)[..., None]).squeeze(-1)
-    picked = reduce_from_tensor_model_parallel_region(picked.masked_fill(~mine, 0.0), group)
-    return (lse - picked).masked_fill(labels_bs < 0, 0.0), lse

@@ -61,6 +61,47 @@ class Router(torch.nn.Module):
         return probs, selected
 
 
+class WeightedFFN(torch.autograd.Function):
+    """``total + weight * down(silu(gate x) * up x)``: one expert's share, added to those of the experts before it.
+
+    Of the activations only ``x``, both halves of the first product and the output stay for the backward pass; the rest is made
+    again. A frozen matrix costs no product there.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gate_up: Tensor, down: Tensor, weight: Tensor, total: Tensor | None) -> Tensor:
+        """x ``[t, h]``, gate_up ``[2f, h]``, down ``[h, f]``, weight ``[t, 1]`` -> ``[t, h]``; ``total`` is overwritten."""
+        inner = x @ gate_up.t()
+        gate, up = inner.chunk(2, dim=-1)
+        out = F.silu(gate).mul_(up) @ down.t()
+        ctx.save_for_backward(x, gate_up, down, weight, inner, out if ctx.needs_input_grad[3] else None)
+        if total is None:
+            return out * weight
+        ctx.mark_dirty(total)
+        return total.addcmul_(out, weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate_up, down, weight, inner, out = ctx.saved_tensors
+        needs_x, needs_gate_up, needs_down, needs_weight, needs_total = ctx.needs_input_grad
+        grad_weight = (grad * out).sum(-1, keepdim=True) if needs_weight else None
+        grad_x = grad_gate_up = grad_down = None
+        if needs_x or needs_gate_up or needs_down:
+            gate, up = inner.chunk(2, dim=-1)
+            grad_out, act = grad * weight, F.silu(gate)
+            if needs_x or needs_gate_up:
+                grad_act = grad_out @ down
+                grad_inner = torch.empty_like(inner)
+                grad_gate, grad_up = grad_inner.chunk(2, dim=-1)
+                torch.mul(grad_act, act, out=grad_up)
+                torch.ops.aten.silu_backward.grad_input(grad_act.mul_(up), gate, grad_input=grad_gate)
+                grad_x = grad_inner @ gate_up if needs_x else None
+                grad_gate_up = grad_inner.t() @ x if needs_gate_up else None
+            if needs_down:
+                grad_down = grad_out.t() @ act.mul_(up)
+        return grad_x, grad_gate_up, grad_down, grad_weight, grad if needs_total else None
+
+
 class AnchoredMoE(MoELayer):
     """Megatron's MoE layer with FlexOlmo's router and the all-experts path."""
 
@@ -73,16 +114,14 @@ class AnchoredMoE(MoELayer):
         if self.config.moe_router_topk < self.config.num_moe_experts:
             return super().forward(hidden_states, intermediate_tensors, padding_mask)
         probs, _ = self.router(hidden_states)
-        x, weights = hidden_states.flatten(0, 1), probs.to(hidden_states.dtype)
+        x = hidden_states.flatten(0, 1)
+        weights = probs.to(x.dtype)
         group = self.expert_group
         if group.size() > 1:
             x, weights = (gather_from_sequence_parallel_region(t, group=group) for t in (x, weights))
-        out = None
+        out, shares = None, weights.split(1, dim=-1)
         for index, expert in zip(self.local_expert_indices, self.experts.local_experts, strict=True):
-            gate, up = F.linear(x, expert.linear_fc1.weight).chunk(2, dim=-1)
-            # The weight goes into the narrower product, so the sum over experts needs no pass of its own.
-            part = F.linear(F.silu(gate) * up * weights[:, index, None], expert.linear_fc2.weight)
-            out = part if out is None else out + part
+            out = WeightedFFN.apply(x, expert.linear_fc1.weight, expert.linear_fc2.weight, shares[index], out)
         if group.size() > 1:
             out = reduce_scatter_to_sequence_parallel_region(out, group=group)
         return out.view_as(hidden_states), None

@@ -1,0 +1,20 @@
+"""What benchmarks share: alternated timings and the line that `make bench` collects."""
+
+import time
+from collections.abc import Callable
+
+
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every way in every round, after one round to warm up; each round times all of them, in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(name: str, value: float, target: float) -> None:
+    print(f"ratio {name} {value:.3g} target {target:.3g}", flush=True)
