@@ -1,13 +1,14 @@
 """The MoE layer, forward and backward, against its bare matrix products and against Megatron's all-to-all path.
 
-Hidden 512, FFN 1376, 1,024 tokens, all of 2 or 5 experts active, the anchor frozen as in every stage of an expert, one process, all
-cores; alternated, medians. The bare products are those that the layer needs, each once, on tensors that are there; the
+Hidden 512, FFN 1376, 1,024 tokens, all of 2 or 5 experts active, the anchor frozen as in every stage of an expert, one process,
+all cores; alternated, medians. The bare products are those that the layer needs, each once, on tensors that are there; the
 reference path is Megatron's MoELayer with the same router and experts. Results are checked for equality first.
 """
 
+from functools import partial
 from statistics import median
 
-from side_by_side import alternate, ratio
+from side_by_side import alternate, figure, over
 
 HIDDEN, FFN, TOKENS, PAIRS = 512, 1376, 1024, 15
 RATE = {"float32": 0.85, "bfloat16": 0.80}
@@ -25,22 +26,24 @@ def main() -> None:
             for dtype in RATE:
                 shape = model_shape(experts, dtype)
                 set_layout(ParallelConfig(), shape, seed=0)
-                layer, bare = build(shape), products(experts, getattr(torch, dtype))
+                layer = build(shape)
                 x = torch.randn(TOKENS, 1, HIDDEN, dtype=getattr(torch, dtype), device=cpu.device(), requires_grad=True)
                 compare(layer, x)
-                ways = {"ours": lambda: ours(layer, x), "alltoall": lambda: alltoall(layer, x), "bare": bare}
-                seconds = {name: median(times) for name, times in alternate(ways, PAIRS).items()}
-                print(f"{experts} experts, {dtype}: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()))
+                bare = products(experts, x.dtype)
+                seconds = alternate(
+                    {"ours": partial(ours, layer, x), "alltoall": partial(alltoall, layer, x), "bare": bare}, PAIRS
+                )
+                print(f"{experts} experts, {dtype}: " + ", ".join(f"{n} {1e3 * median(s):.1f} ms" for n, s in seconds.items()))
                 name = f"moe_{experts}_experts_{dtype}"
-                ratio(f"{name}_rate_of_bare_products", seconds["bare"] / seconds["ours"], RATE[dtype])
-                ratio(f"{name}_over_alltoall", seconds["alltoall"] / seconds["ours"], ALLTOALL if experts == 5 else 1)
+                figure(f"{name}_rate_of_bare_products", over(seconds["bare"], seconds["ours"]), RATE[dtype])
+                figure(f"{name}_over_alltoall", over(seconds["alltoall"], seconds["ours"]), ALLTOALL if experts == 5 else 1)
 
 
 def model_shape(experts: int, dtype: str, layers: int = 1):
     from megatron_bar.weights.hf_config import ModelConfig
 
     dense = ModelConfig(
-        vocab_size=1024,
+        vocab_size=2048,
         hidden_size=HIDDEN,
         intermediate_size=FFN,
         num_layers=layers,

@@ -1,7 +1,8 @@
-"""What benchmarks share: alternated timings and the line that `make bench` collects."""
+"""What benchmarks share: alternated timings, and the line that `make bench` collects."""
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 
 def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -16,5 +17,10 @@ def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
     return seconds
 
 
-def ratio(name: str, value: float, target: float) -> None:
+def over(other: list[float], ours: list[float]) -> float:
+    """How many times as long the other takes: the median of the rounds'."""
+    return median(b / a for a, b in zip(ours, other, strict=True))
+
+
+def figure(name: str, value: float, target: float) -> None:
     print(f"ratio {name} {value:.3g} target {target:.3g}", flush=True)

@@ -40,9 +40,9 @@ class _TokenNLL(torch.autograd.Function):
             lse[rows] = picked[rows] - part.log_softmax(-1).gather(-1, local[rows, None]).squeeze(-1)
         share = None
         if group.size() > 1:
-            every = lse.new_empty(group.size(), len(lse))
+            every = lse.new_empty(group.size() * len(lse))
             dist.all_gather_into_tensor(every, lse, group=group)
-            whole = every.logsumexp(0)
+            whole = every.view(group.size(), -1).logsumexp(0)
             share, lse = (lse - whole).exp(), whole
             picked.masked_fill_(~mine, 0.0)
             dist.all_reduce(picked, group=group)
