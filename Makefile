@@ -70,8 +70,9 @@ lint: $(READY)  ## ruff
 	$(PY) -m ruff check .
 
 bench: $(READY)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
-	@mkdir -p runs; : > runs/bench.log; status=0; \
+	@mkdir -p runs; rm -f runs/bench.jsonl; : > runs/bench.log; export BENCH_FIGURES=runs/bench.jsonl; status=0; \
 	for bench in $(sort $(wildcard benchmarks/bench_*.py)); do \
 		echo "== $$bench"; $(PY) "$$bench" 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \
 	done; \
+	$(PY) benchmarks/collect.py runs/bench.jsonl; \
 	echo; grep '^ratio ' runs/bench.log || echo "no figures"; exit $$status

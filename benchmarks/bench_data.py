@@ -30,6 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from side_by_side import figure
+
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "corpus.jsonl.gz"
 TOKENIZER = HERE.parent.parent / "shared/data/dolma2/tokenizer.json"
@@ -63,10 +65,6 @@ def main() -> None:
     print(*figures, sep="\n")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
-
-
-def figure(name: str, value: float, target: float) -> None:
-    print(f"ratio {name} {value:.3g} target {target:g}")
 
 
 def cpu_seconds() -> float:
@@ -172,8 +170,8 @@ def packing(work: Path, tokenizer: Path) -> None:
     assert batch.ids.shape == (2, SEQUENCE)
     assert len({document for n in range(len(rows)) for document in rows.row(n)}) == DOCUMENTS
     print(f"packing: {rows.documents:,} documents in {len(rows):,} rows, {rows.efficiency:.2%} filled")
-    figure("packing_1M_documents_seconds", seconds, 60)
-    figure("packing_peak_GB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+    figure("packing_1M_documents_seconds", seconds, 60, at_most=True)
+    figure("packing_peak_GB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2, at_most=True)
 
 
 def loader(work: Path, tokenizer: Path) -> None:
@@ -219,8 +217,8 @@ def loader(work: Path, tokenizer: Path) -> None:
     cpu = sum(making[WARM:]), sum(using[WARM:])
     made, used = (1e3 * seconds / STEPS for seconds in cpu)
     print(f"loader: CPU of a batch {made:.2f} ms, of a step {used:.1f} ms; waited {sum(waits):.3f} s of {whole:.2f} s")
-    figure("loader_share_of_tiny_step_percent", 100 * sum(waits) / whole, 2)
-    figure("loader_cpu_over_tiny_step_cpu_percent", 100 * cpu[0] / cpu[1], 2)
+    figure("loader_share_of_tiny_step_percent", 100 * sum(waits) / whole, 2, at_most=True)
+    figure("loader_cpu_over_tiny_step_cpu_percent", 100 * cpu[0] / cpu[1], 2, at_most=True)
 
 
 PARTS: dict[str, Callable[[Path, Path], None]] = {"tokenisation": tokenisation, "packing": packing, "loader": loader}

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from side_by_side import figure
+
 EACH, NEW, ROUNDS = 24, 64, 5
 BATCHES = (64, 168)
 RUN = Path("runs/tiny")
@@ -68,7 +70,7 @@ def main() -> None:
     for name, spent in seconds.items():
         print(f"evaluate: {name}: {len(rows)} answers in seconds {' '.join(f'{s:.2f}' for s in spent)}")
     ratio = median(other / one for one, other in zip(*seconds.values(), strict=True))
-    print(f"ratio evaluate_over_lm_eval_hf {ratio:.3g} target 1")
+    figure("evaluate_over_lm_eval_hf", ratio, 1)
 
 
 def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:

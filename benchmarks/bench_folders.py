@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from side_by_side import figure
 
 from megatron_bar.experts.branch import branch
 from megatron_bar.weights.folder import Folder
@@ -201,8 +202,8 @@ def measure(case: Case, work: Path, repeats: int) -> None:
     print(f"{case.name}: reads {case.read / 1e9:.1f} GB, writes {case.written / 1e9:.1f} GB; {seconds}", flush=True)
     for turn, what, target in (("none", "over_cp", 1.5), ("weights", "verified_over_cp", 2.5)):
         ratio = median(ours / theirs for ours, theirs in zip(took[turn], took["cp"], strict=True))
-        print(f"ratio {case.name}_{what} {ratio:.3g} target {target}", flush=True)
-    print(f"ratio {case.name}_peak_anonymous_GB {max(peaks):.3g} target 3", flush=True)
+        figure(f"{case.name}_{what}", ratio, target, at_most=True)
+    figure(f"{case.name}_peak_anonymous_GB", max(peaks), 3, at_most=True)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "evaluation")]
 
 from browser import chromium, started, wait_until_rendered  # noqa: E402
 from report_example import report  # noqa: E402
+from side_by_side import figure  # noqa: E402
 
 from megatron_bar.evaluation.html import html  # noqa: E402
 
@@ -33,8 +34,8 @@ def main() -> None:
             file.write_text(html(report(TOKENS, layers=layers, texts=50)), encoding="utf-8")
             opened, parsed = zip(*(opening(browser, file) for _ in range(RUNS)), strict=True)
             print(f"lens {name}: {TOKENS:,} tokens, {layers} layers; parsed after {median(parsed):.0f} ms, median of {RUNS}")
-            print(f"ratio lens_{name}_megabytes {file.stat().st_size / 1e6:.3g} target 3")
-            print(f"ratio lens_{name}_open_ms {median(opened):.3g} target 1000")
+            figure(f"lens_{name}_megabytes", file.stat().st_size / 1e6, 3, at_most=True)
+            figure(f"lens_{name}_open_ms", median(opened), 1000, at_most=True)
 
 
 def opening(browser, file: Path) -> list[float]:

@@ -26,7 +26,7 @@ def main() -> None:
             for dtype in RATE:
                 shape = model_shape(experts, dtype)
                 set_layout(ParallelConfig(), shape, seed=0)
-                layer = build(shape)
+                layer = build(shape, ParallelConfig())
                 x = torch.randn(TOKENS, 1, HIDDEN, dtype=getattr(torch, dtype), device=cpu.device(), requires_grad=True)
                 compare(layer, x)
                 bare = products(experts, x.dtype)
@@ -57,20 +57,20 @@ def model_shape(experts: int, dtype: str, layers: int = 1):
     return dense.with_experts(experts)
 
 
-def build(shape):
+def build(shape, layout):
     """The layer of a one-layer model, its weights small and random, its anchor frozen."""
     import torch
 
     from megatron_bar.models.build import build_model
-    from megatron_bar.parallel.state import ParallelConfig
 
     torch.manual_seed(0)
-    layer = build_model(shape, ParallelConfig()).decoder.layers[0].mlp
+    layer = build_model(shape, layout).decoder.layers[0].mlp
     with torch.no_grad():
         for param in layer.parameters():
             param.normal_(std=0.05)
-    for param in layer.experts.local_experts[0].parameters():
-        param.requires_grad_(False)
+    for index, expert in zip(layer.local_expert_indices, layer.experts.local_experts, strict=True):
+        for param in expert.parameters():
+            param.requires_grad_(index > 0)
     return layer
 
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from side_by_side import figure
+
 PROMPTS, SLOTS, LONGEST, ROUNDS = 256, 64, 128, 3
 
 
@@ -66,7 +68,7 @@ def main() -> None:
             f"rollout: {name}: {sum(lengths):,} tokens in seconds {rounds}, median {sum(lengths) / median(spent):,.0f} tokens/s"
         )
     ratio = median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
-    print(f"ratio rollout_over_transformers_generate {ratio:.3g} target 1.5")
+    figure("rollout_over_transformers_generate", ratio, 1.5)
 
 
 def generate(model, prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:

@@ -4,6 +4,8 @@ import resource
 import time
 from statistics import median
 
+from side_by_side import figure
+
 from megatron_bar.rl.verifiers import sandbox
 
 RUNS = 50
@@ -20,7 +22,7 @@ def main() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / RUNS
     print(f"sandbox: processor time of an empty program {1000 * spent:.1f} ms")
-    print(f"ratio sandbox_start_median_ms {1000 * median(walls):.3g} target 50")
+    figure("sandbox_start_median_ms", 1000 * median(walls), 50, at_most=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""What benchmarks share: alternated timings, and the line that `make bench` collects."""
+"""What benchmarks share: alternated timings, and figures."""
 
+import json
+import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -22,5 +24,12 @@ def over(other: list[float], ours: list[float]) -> float:
     return median(b / a for a, b in zip(ours, other, strict=True))
 
 
-def figure(name: str, value: float, target: float) -> None:
-    print(f"ratio {name} {value:.3g} target {target:.3g}", flush=True)
+def figure(name: str, value: float, target: float, *, at_most: bool = False) -> None:
+    """Prints it, as `make bench` shows it; the file that BENCH_FIGURES names, if it is set, gets it for collect.py.
+
+    ``at_most``: the target is an upper limit, else a lower one.
+    """
+    print(f"ratio {name} {value:.3g} target {target:g}", flush=True)
+    if file := os.environ.get("BENCH_FIGURES"):
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(json.dumps({"name": name, "value": value, "target": target, "at_most": at_most}) + "\n")

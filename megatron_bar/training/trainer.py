@@ -57,8 +57,9 @@ class Trainer:
         self.frozen_hashes = self.frozen.hashes()
         config = self.model.config
         config.finalize_model_grads_func = finalize_model_grads
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True)
         self.ddp = DistributedDataParallel(config, ddp, self.model)
+        config.no_sync_func = self.ddp.no_sync  # gradients travel with the last micro-batch's backward pass, and not before
         self.optimizer = build_optimizer(self.ddp, stage.optim)
         self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
         self.meter = Meter(self.model.shape, policy)
