@@ -78,8 +78,8 @@ def _ffn(config: ModelConfig, trains: frozenset[ParamGroup], needs: bool) -> Ite
     for group, count in ffns.items():
         share, own = 2 * size * count * active, group in trains
         yield _Product(part="token", flops=2 * share, input_needs=needs, trains=own)
-        # The router's weight enters before the product down.
-        yield _Product(part="token", flops=share, input_needs=needs or own or (router and experts > 0), trains=own)
+        # The router's gradient is taken from what comes out of the product down, which is kept.
+        yield _Product(part="token", flops=share, input_needs=needs or own, trains=own)
 
 
 def _sum(products: list[_Product], of: str) -> Flops:
