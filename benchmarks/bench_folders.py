@@ -30,7 +30,7 @@ from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import Manifest, Training, read_manifest
-from megatron_bar.weights.writer import write_folder
+from megatron_bar.weights.writer import WriteOptions, write_folder
 
 ROOT = Path(__file__).parent.parent
 ONE = ModelConfig(
@@ -51,6 +51,7 @@ SHAPES = {
     "1B": ONE,
     "7B": replace(ONE, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32),
 }
+UNVERIFIED = WriteOptions(verify="none")
 TOKENIZER = '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}'
 
 
@@ -77,7 +78,7 @@ def dense(out: Path, config: ModelConfig, seed: int, tokenizer: Path) -> Path:
     shapes = tensor_shapes(config)
     manifest = Manifest(family=config.family, kind="dense", stage="init")
     produce = lambda name: values(name, shapes[name], seed)  # noqa: E731
-    write_folder(out, config, produce, companions_from=tokenizer, manifest=lambda *_: manifest, verify="none")
+    write_folder(out, config, produce, companions_from=tokenizer, manifest=lambda *_: manifest, options=UNVERIFIED)
     return out
 
 
@@ -95,7 +96,7 @@ def trained(branched: Path, out: Path, seed: int) -> Path:
 
     training = Training(stage="rlvr", policy="rlvr")
     manifest = read_manifest(branched).after(training, sources=(), expert=out.name)
-    write_folder(out, folder.config, produce, companions_from=branched, manifest=lambda *_: manifest, verify="none")
+    write_folder(out, folder.config, produce, companions_from=branched, manifest=lambda *_: manifest, options=UNVERIFIED)
     return out
 
 
@@ -111,7 +112,7 @@ def make(work: Path, config: ModelConfig, only: list[str]) -> list[Case]:
         cases.append(Case("branch", (tool("branch_expert"), *given), out, (anchor, base), two, two))
     if only == ["branch"]:
         return cases
-    branched = branch(anchor, base, work / "branched", router_init="normal", verify="none")[0].path
+    branched = branch(anchor, base, work / "branched", router_init="normal", options=UNVERIFIED)[0].path
     experts = [trained(branched, work / f"expert{seed}", seed) for seed in (3, 4)]
     if "export" in only:
         checkpoint = work / "checkpoint"

@@ -28,6 +28,7 @@ from megatron_bar.weights.folder import INDEX, Folder
 from megatron_bar.weights.hashes import hash_units
 from megatron_bar.weights.hf_config import tensor_shapes
 from megatron_bar.weights.manifest import MANIFEST, read_manifest
+from megatron_bar.weights.writer import WriteOptions
 
 SHARD = "model-00001-of-00002.safetensors"
 SECONDS, BYTES = 20, 1 << 30
@@ -38,7 +39,7 @@ SECONDS, BYTES = 20, 1 << 30
 def branched(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("fuzz")
     dense = save_hf(root / "dense")
-    folder = branch(dense, dense, root / "branched", router_init="normal", max_shard_bytes=20_000)[0].path
+    folder = branch(dense, dense, root / "branched", router_init="normal", options=WriteOptions(max_shard_bytes=20_000))[0].path
     assert (folder / SHARD).is_file()
     train_with(folder, root / "expert", "midtrain", lambda name, tensor: tensor + (".experts.1." in name), expert="math")
     return folder

@@ -7,7 +7,7 @@ from typing import get_args
 from megatron_bar.cli import progress, run
 from megatron_bar.experts.branch import RouterInit, branch
 from megatron_bar.weights.describe import tick_table
-from megatron_bar.weights.writer import parse_size
+from megatron_bar.weights.writer import WriteOptions, parse_size
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
         "--verify", choices=("none", "weights"), default="weights", help="weights: look at all values, read all back (default)"
     )
     args = parser.parse_args()
+    options = WriteOptions(max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress)
     folder, notes = branch(
         args.anchor,
         args.domain_init,
@@ -35,15 +36,13 @@ def main() -> None:
         seed=args.seed,
         general_text=args.general_text,
         domain_text=args.domain_text,
-        max_shard_bytes=parse_size(args.max_shard_size),
-        verify=args.verify,
-        progress=progress,
+        options=options,
     )
     for note in notes:
         print(f"note: {note}")
-    if args.verify != "none":
+    if options.verifies:
         print(*tick_table(folder.tensors, "read back, equal"), sep="\n")
-    verified = "not verified" if args.verify == "none" else "verified"
+    verified = "verified" if options.verifies else "not verified"
     print(f"{folder.path}: 2 experts, {folder.nbytes:,} bytes, {verified}")
 
 

@@ -8,7 +8,7 @@ from megatron_bar.experts.artifact import extract
 from megatron_bar.experts.listing import listing
 from megatron_bar.experts.merge import parse_experts
 from megatron_bar.experts.upgrade import Merged, add, remove, replace_expert
-from megatron_bar.weights.writer import parse_size
+from megatron_bar.weights.writer import WriteOptions, parse_size
 
 EXAMPLE = """examples:
   python tools/expert.py extract --expert math-rlvr --anchor branched --out math-artifact
@@ -63,19 +63,19 @@ def main() -> None:
     if args.command == "list":
         print("\n".join(listing(args.model)))
         return
-    options = {"max_shard_bytes": parse_size(args.max_shard_size), "verify": args.verify, "progress": progress}
-    verified = "not verified" if args.verify == "none" else "verified"
+    options = WriteOptions(max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress)
+    verified = "verified" if options.verifies else "not verified"
     if args.command == "extract":
-        made = extract(args.expert, args.anchor, args.out, **options)
+        made = extract(args.expert, args.anchor, args.out, options=options)
         size = sum(file.stat().st_size for file in args.out.glob("*.safetensors"))
         print(f"{args.out}: expert {made.experts[1].name}, {size:,} bytes, {verified}")
         return
     model = Merged.open(args.model, args.artifacts)
     if args.command == "remove":
-        folder = remove(model, args.name, args.out, **options)
+        folder = remove(model, args.name, args.out, options=options)
     else:
         [(name, path)] = parse_experts([args.expert]).items()
-        folder = (add if args.command == "add" else replace_expert)(model, name, path, args.out, **options)
+        folder = (add if args.command == "add" else replace_expert)(model, name, path, args.out, options=options)
     print("\n".join(listing(folder.path)))
     print(f"{folder.path}: {folder.config.num_experts} experts, {folder.nbytes:,} bytes, {verified}")
 

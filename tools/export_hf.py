@@ -7,7 +7,7 @@ from megatron_bar.cli import progress, run
 from megatron_bar.conversion.convert import export_checkpoint
 from megatron_bar.weights.describe import tick_table
 from megatron_bar.weights.hf_config import tensor_shapes
-from megatron_bar.weights.writer import parse_size
+from megatron_bar.weights.writer import WriteOptions, parse_size
 
 
 def main() -> None:
@@ -26,7 +26,11 @@ def main() -> None:
         help="weights: read back and compare hashes (default); logits: also run transformers on the folder, in fp32",
     )
     args = parser.parse_args()
-    max_shard_bytes = parse_size(args.max_shard_size)
+    options = WriteOptions(
+        max_shard_bytes=parse_size(args.max_shard_size),
+        verify="none" if args.verify == "none" else "weights",
+        progress=progress,
+    )
 
     check = None
     if args.verify == "logits":
@@ -37,16 +41,14 @@ def main() -> None:
         args.checkpoint,
         args.out,
         dtype=args.dtype,
-        max_shard_bytes=max_shard_bytes,
-        verify="none" if args.verify == "none" else "weights",
         check=check,
-        progress=progress,
+        options=options,
     )
-    if args.verify != "none":
+    if options.verifies:
         print(*tick_table(tensor_shapes(config), "read back, equal"), sep="\n")
     if figure is not None:
         print(f"  \u2713 logits within {figure:.1e} of those of transformers (limit {LOGITS_TOLERANCE:g}, fp32)")
-    print(f"{args.out}: {'not verified' if args.verify == 'none' else 'verified'}")
+    print(f"{args.out}: {'verified' if options.verifies else 'not verified'}")
 
 
 if __name__ == "__main__":

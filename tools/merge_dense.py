@@ -11,7 +11,7 @@ from megatron_bar.experts.merge import parse_experts
 from megatron_bar.experts.shared import COMBINE, Combination
 from megatron_bar.weights.describe import tick_table
 from megatron_bar.weights.manifest import read_manifest
-from megatron_bar.weights.writer import parse_size
+from megatron_bar.weights.writer import WriteOptions, parse_size
 
 
 def main() -> None:
@@ -33,12 +33,13 @@ def main() -> None:
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
     args = parser.parse_args()
     shared = Combination(method=args.shared, scale=args.scale, density=args.density, seed=args.seed)
-    options = {"shared": shared, "max_shard_bytes": parse_size(args.max_shard_size), "progress": progress}
+    options = WriteOptions(max_shard_bytes=parse_size(args.max_shard_size), progress=progress)
+    how = {"shared": shared, "options": options}
     if args.how == "btx":
-        options |= {"shared_from": args.shared_from, "seed": args.seed}
+        how |= {"shared_from": args.shared_from, "seed": args.seed}
     elif args.shared_from:
         raise BarError("--shared-from expected with --how btx, got --how mean")
-    folder = {"mean": dense_merge, "btx": btx}[args.how](parse_experts(args.expert), args.out, **options)
+    folder = {"mean": dense_merge, "btx": btx}[args.how](parse_experts(args.expert), args.out, **how)
     print(*(f"note: {note}" for note in read_manifest(folder.path).notes), sep="\n")
     print(*tick_table(folder.tensors, "read back, equal"), sep="\n")
     size = f"{folder.config.num_experts} experts" if folder.config.num_experts else "dense"

@@ -10,7 +10,7 @@ from megatron_bar.experts.merge_report import markdown, measure
 from megatron_bar.experts.shared import COMBINE, Combination
 from megatron_bar.weights.describe import tick_table
 from megatron_bar.weights.manifest import ANCHOR, read_manifest
-from megatron_bar.weights.writer import parse_size
+from megatron_bar.weights.writer import WriteOptions, parse_size
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
         "--verify", choices=("none", "weights"), default="weights", help="weights: look at all values, read all back (default)"
     )
     args = parser.parse_args()
+    options = WriteOptions(max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress)
     experts = parse_experts(args.expert)
     shared = Combination(
         method=args.shared,
@@ -49,17 +50,15 @@ def main() -> None:
         experts,
         args.out,
         shared=shared,
-        max_shard_bytes=parse_size(args.max_shard_size),
-        verify=args.verify,
-        progress=progress,
+        options=options,
     )
     if args.report:
         args.report.write_text(markdown(measure(args.anchor, experts, progress=progress), list(experts)), encoding="utf-8")
     for note in read_manifest(folder.path).notes:
         print(f"note: {note}")
-    if args.verify != "none":
+    if options.verifies:
         print(*tick_table(folder.tensors, "read back, equal"), sep="\n")
-    verified = "not verified" if args.verify == "none" else "verified"
+    verified = "verified" if options.verifies else "not verified"
     print(f"{folder.path}: {folder.config.num_experts} experts, {folder.nbytes:,} bytes, {verified}")
 
 

@@ -99,10 +99,8 @@ def export_checkpoint(
     out: Path,
     *,
     dtype: str | None = None,
-    max_shard_bytes: int = writer.DEFAULT_SHARD_BYTES,
-    verify: writer.Verify = "weights",
     check: LogitsCheck | None = None,
-    progress: Progress = silent,
+    options: writer.WriteOptions = writer.USUAL,
 ) -> tuple[ModelConfig, float | None]:
     """Writes the checkpoint as a Hugging Face folder, in the checkpoint's dtype unless told; returns what it holds.
 
@@ -118,7 +116,7 @@ def export_checkpoint(
     figure = None
 
     def produce(name: str) -> Iterator[Tensor]:
-        return (block.to(DTYPES[written_as.dtype]) for block in weights.blocks(name, finite=verify != "none"))
+        return (block.to(DTYPES[written_as.dtype]) for block in weights.blocks(name, finite=options.verifies))
 
     def checked(written: Folder, units: Units) -> Manifest:
         """Called before the folder gets its name."""
@@ -137,9 +135,7 @@ def export_checkpoint(
         companions_from=checkpoint,
         manifest=checked,
         job={"export": weights.fingerprint()},
-        max_shard_bytes=max_shard_bytes,
-        verify=verify,
-        progress=progress,
+        options=options,
     )
     return written_as, figure
 

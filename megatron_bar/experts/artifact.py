@@ -9,15 +9,15 @@ import dataclasses
 from pathlib import Path
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.folder import Folder, Progress, TensorInfo, read_tensors, silent
+from megatron_bar.weights.folder import Folder, TensorInfo, read_tensors
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import folder_hash, units_of
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.manifest import ARTIFACT, MANIFEST, Manifest, read_manifest
 from megatron_bar.weights.receipts import Proven, receipts
 from megatron_bar.weights.writer import (
-    DEFAULT_SHARD_BYTES,
-    Verify,
+    USUAL,
+    WriteOptions,
     claim_files,
     plan_shards,
     verify_units,
@@ -35,9 +35,7 @@ def extract(
     base: Path | str,
     out: Path | str,
     *,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Manifest:
     """``expert`` is a two-expert folder that was trained from the branched folder ``base``."""
     folder, branched = Folder.open(expert), Folder.open(base)
@@ -49,16 +47,16 @@ def extract(
         )
     units, before = receipts(folder, manifest), receipts(branched, origin)
     names = [name for name in folder.tensors if classify(name) in _ALWAYS or _differs(folder, name, units, before)]
-    source, plan = Proven(folder, units), plan_shards(folder.config, folder.dtype, max_shard_bytes, only=set(names))
+    source, plan = Proven(folder, units), plan_shards(folder.config, folder.dtype, options.max_shard_bytes, only=set(names))
     job = {"extract": [folder.fingerprint(), branched.fingerprint()]}
     with claim_files(out, folder.config, plan, job=job) as claim:
-        written = write_files(claim, folder.config, plan, source.blocks, progress=progress)
+        written = write_files(claim, folder.config, plan, source.blocks, progress=options.progress)
         write_index(claim.path, folder.config, plan)
         made = dataclasses.replace(manifest, kind=ARTIFACT, config=folder.config.to_hf())
         made.write(claim.path)
         (claim.path / CARD).write_text(card(made, names, branched.path.resolve().name), encoding="utf-8")
-        if verify != "none":
-            verify_units(open_artifact(claim.path, branched), written, progress)
+        if options.verifies:
+            verify_units(open_artifact(claim.path, branched), written, options.progress)
         claim.publish()
     return made
 

@@ -20,13 +20,13 @@ from blake3 import blake3
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.weights.claim import check_out
-from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
+from megatron_bar.weights.folder import Folder, require_same_config, require_tokenizer
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hashes import Units, anchor_hash, folder_hash
 from megatron_bar.weights.hf_config import DENSE
 from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Source, has_manifest, read_manifest, union
 from megatron_bar.weights.receipts import Proven
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
+from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
 RouterInit = Literal["normal", "domain", "zero"]
 ROUTER_STD = 0.02
@@ -48,9 +48,7 @@ def branch(
     seed: int = 0,
     general_text: Path | str | None = None,
     domain_text: Path | str | None = None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> tuple[Folder, list[str]]:
     """The branched folder, and notes on what differed and was taken from the anchor."""
     check_out(out)
@@ -61,8 +59,7 @@ def branch(
     origins = {path: read_manifest(path) for path in (first.path, second.path) if has_manifest(path)}
     lineage = origins[first.path].experts if first.path in origins else ()
     config = dataclasses.replace(first.config.with_experts(2), norm_topk_prob=False)
-    finite = verify != "none"
-    sources = {"anchor": Proven.open(first, finite=finite), "domain_init": Proven.open(second, finite=finite)}
+    sources = {role: Proven.open(given, finite=options.verifies) for role, given in (("anchor", first), ("domain_init", second))}
 
     def produce(name: str) -> Iterable[torch.Tensor]:
         if classify(name) is ParamGroup.ROUTER:
@@ -85,7 +82,7 @@ def branch(
                 Expert(index=1, name=DOMAIN, anchor_hash=digest),
             ),
             sources=tuple(
-                Source(role=role, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress)))
+                Source(role=role, name=source.folder.path.resolve().name, hash=folder_hash(source.units(options.progress)))
                 for role, source in sources.items()
             ),
             notes=tuple(notes),
@@ -101,9 +98,7 @@ def branch(
         companions_from=first.path,
         manifest=manifest,
         job={"branch": folders, "router": [router_init, seed, *texts]},
-        max_shard_bytes=max_shard_bytes,
-        verify=verify,
-        progress=progress,
+        options=options,
     )
     return folder, notes
 

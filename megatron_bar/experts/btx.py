@@ -20,15 +20,15 @@ from torch import Tensor
 from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
 from megatron_bar.experts.branch import normal_row
-from megatron_bar.experts.dense_merge import MEAN, combined, dense_sources, ledger, open_dense, side_by_side
-from megatron_bar.experts.shared import Combination
+from megatron_bar.experts.dense_merge import combined, dense_sources, ledger, open_dense, side_by_side
+from megatron_bar.experts.shared import MEAN, Combination
 from megatron_bar.weights.claim import check_out
-from megatron_bar.weights.folder import Folder, Progress, silent
+from megatron_bar.weights.folder import Folder, Progress
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.manifest import Expert, Manifest, Training, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
+from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
 NewRows = Literal["normal", "zero"]
 
@@ -41,9 +41,7 @@ def btx(
     shared_from: str | None = None,
     router_init: NewRows = "normal",
     seed: int = 0,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Folder:
     """``experts``: name -> dense folder, in the order of the slots 0, 1, ...; config and tokenizer are the same in all of them.
 
@@ -56,7 +54,7 @@ def btx(
     if shared_from is not None and (shared_from not in experts or shared.method != MEAN.method):
         got = f"{shared_from!r} with {shared.describe()}"
         raise BarError(f"shared_from expected one of {', '.join(experts)} and no other way to combine, got {got}")
-    inputs = open_dense(experts, shared, finite=verify != "none")
+    inputs = open_dense(experts, shared, finite=options.verifies)
     sources = list(inputs.values())
     first = sources[0].folder
     config = dataclasses.replace(first.config.with_experts(len(inputs)), norm_topk_prob=False)
@@ -70,7 +68,7 @@ def btx(
             return sources[slot].blocks(name.replace(f".experts.{slot}.", "."))
         if shared_from is None:
             return combined(name, inputs, shared)
-        if verify == "none":
+        if not options.verifies:
             return inputs[shared_from].blocks(name)
         # The others' are not in the result, but of the folders that its manifest names.
         return (row[list(inputs).index(shared_from)] for row in side_by_side(name, inputs))
@@ -80,15 +78,13 @@ def btx(
         config,
         produce,
         companions_from=first.path,
-        manifest=lambda *_: _manifest(inputs, config, shared, shared_from, rows, progress),
+        manifest=lambda *_: _manifest(inputs, config, shared, shared_from, rows, options.progress),
         job={
             "btx": {name: source.folder.fingerprint() for name, source in inputs.items()},
             "shared": shared_from or to_json(shared),
             "router": [router_init, seed],
         },
-        max_shard_bytes=max_shard_bytes,
-        verify=verify,
-        progress=progress,
+        options=options,
     )
 
 

@@ -13,16 +13,14 @@ from torch import Tensor
 from megatron_bar.config import to_json
 from megatron_bar.errors import BarError, require_name
 from megatron_bar.experts.inputs import require_same_tokenizer
-from megatron_bar.experts.shared import Combination
+from megatron_bar.experts.shared import MEAN, Combination
 from megatron_bar.weights.claim import check_out
-from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer, silent
+from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import DENSE
 from megatron_bar.weights.manifest import Cost, Manifest, Source, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
-
-MEAN = Combination()
+from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
 
 def dense_merge(
@@ -30,18 +28,16 @@ def dense_merge(
     out: Path | str,
     *,
     shared: Combination = MEAN,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Folder:
     """``folders`` by name; ``shared``: how every tensor is combined. Config and tokenizer are the same in all of them."""
     check_out(out)
-    inputs = open_dense(folders, shared, finite=verify != "none")
+    inputs = open_dense(folders, shared, finite=options.verifies)
     first = next(iter(inputs.values())).folder
 
     def manifest(*_) -> Manifest:
         note = f"every tensor: {shared.describe()} of {', '.join(inputs)}"
-        sources = dense_sources(inputs, progress)
+        sources = dense_sources(inputs, options.progress)
         return Manifest(
             family=DENSE,
             kind="dense",
@@ -59,9 +55,7 @@ def dense_merge(
         companions_from=first.path,
         manifest=manifest,
         job={"dense merge": {name: source.folder.fingerprint() for name, source in inputs.items()}, "shared": to_json(shared)},
-        max_shard_bytes=max_shard_bytes,
-        verify=verify,
-        progress=progress,
+        options=options,
     )
 
 

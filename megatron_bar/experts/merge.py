@@ -19,17 +19,14 @@ from torch import Tensor
 from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
 from megatron_bar.experts.inputs import Input, check_arguments, moved_anchor, open_inputs
-from megatron_bar.experts.shared import Combination
+from megatron_bar.experts.shared import MEAN, Combination
 from megatron_bar.weights.claim import check_out
-from megatron_bar.weights.folder import Folder, Progress, silent
+from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index, with_expert
 from megatron_bar.weights.hashes import anchor_hash, folder_hash
 from megatron_bar.weights.manifest import DOMAIN, Cost, Manifest, Source, union
 from megatron_bar.weights.receipts import Proven
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify, write_folder
-
-MEAN = Combination()
-"""As published."""
+from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
 
 def parse_experts(arguments: Sequence[str]) -> dict[str, Path]:
@@ -51,17 +48,14 @@ def merge(
     out: Path | str,
     *,
     shared: Combination = MEAN,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Folder:
     """``anchor`` is the branched folder that all ``experts`` (name -> folder, in slot order) were trained from."""
     check_out(out)
     shared.check(1 + len(experts))
     check_arguments(Path(anchor), experts)
-    inputs = open_inputs(anchor, experts, finite=verify != "none")
-    options = {"max_shard_bytes": max_shard_bytes, "verify": verify, "progress": progress}
-    return merge_inputs(inputs, out, shared=shared, **options)
+    inputs = open_inputs(anchor, experts, finite=options.verifies)
+    return merge_inputs(inputs, out, shared=shared, options=options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +77,7 @@ def merge_inputs(
     *,
     shared: Combination,
     kept: Kept | None = None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Folder:
     """``inputs``: the branched folder, then the experts in slot order, as `open_inputs` checked them."""
     config = inputs[0].folder.config.with_experts(len(inputs))
@@ -94,12 +86,12 @@ def merge_inputs(
     def produce(name: str) -> Iterable[Tensor]:
         if classify(name) is ParamGroup.DOMAIN_EXPERT:
             slot = expert_index(name)
-            if slot == 1 and verify != "none":
+            if slot == 1 and options.verifies:
                 deque(inputs[0].source.blocks(name), maxlen=0)  # not in the result, but of the branch that its hash names
             return inputs[slot].source.blocks(with_expert(name, 1))
         if classify(name) is ParamGroup.ROUTER:
             return [_router(name, inputs, shared, kept)]
-        return _combined(name, inputs, shared, prove=verify != "none")
+        return _combined(name, inputs, shared, prove=options.verifies)
 
     return write_folder(
         out,
@@ -108,9 +100,7 @@ def merge_inputs(
         companions_from=inputs[0].folder.path,
         manifest=lambda written, units: _manifest(inputs, written, shared, kept),
         job={"merge": {given.name: given.folder.fingerprint() for given in inputs}, "shared": to_json(shared), "rows": rows},
-        max_shard_bytes=max_shard_bytes,
-        verify=verify,
-        progress=progress,
+        options=options,
     )
 
 

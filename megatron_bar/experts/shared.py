@@ -149,6 +149,8 @@ COMBINE: dict[Method, Callable[[Combination, str, Sequence[Tensor]], RowsOf]] = 
     "dare": _dare,
     "first": _first,
 }
+MEAN = Combination()
+"""As published."""
 
 
 @dataclass(frozen=True, kw_only=True)

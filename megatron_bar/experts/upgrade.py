@@ -18,11 +18,11 @@ from megatron_bar.experts.inputs import Input, check_arguments, open_inputs
 from megatron_bar.experts.merge import Kept, merge_inputs
 from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.claim import check_out
-from megatron_bar.weights.folder import Folder, Progress, silent
+from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, MANIFEST, Manifest, has_manifest, read_manifest, union
 from megatron_bar.weights.receipts import Proven
-from megatron_bar.weights.writer import DEFAULT_SHARD_BYTES, Verify
+from megatron_bar.weights.writer import USUAL, WriteOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +74,22 @@ class Merged:
         return len({expert.shared_hash for expert in self.manifest.experts}) == 1
 
 
-def add(model: Merged, name: str, expert: Path | str, out: Path | str, **options) -> Folder:
+def add(model: Merged, name: str, expert: Path | str, out: Path | str, options: WriteOptions = USUAL) -> Folder:
     if name in model.slots:
         raise BarError(f"{model.folder.path}: expected no expert called {name!r} yet, got it in slot {model.slots[name]}")
-    return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, **options)
+    return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, options)
 
 
-def replace_expert(model: Merged, name: str, expert: Path | str, out: Path | str, **options) -> Folder:
+def replace_expert(model: Merged, name: str, expert: Path | str, out: Path | str, options: WriteOptions = USUAL) -> Folder:
     _require(model, name)
-    return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, **options)
+    return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, options)
 
 
-def remove(model: Merged, name: str, out: Path | str, **options) -> Folder:
+def remove(model: Merged, name: str, out: Path | str, options: WriteOptions = USUAL) -> Folder:
     _require(model, name)
     if len(model.slots) == 1:
         raise BarError(f"{model.folder.path}: expected an expert besides {name!r} to stay, got none")
-    return _merge_again(model, {other: None for other in model.slots if other != name}, out, **options)
+    return _merge_again(model, {other: None for other in model.slots if other != name}, out, options)
 
 
 def _require(model: Merged, name: str) -> None:
@@ -101,10 +101,7 @@ def _merge_again(
     model: Merged,
     experts: dict[str, Path | None],
     out: Path | str,
-    *,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Folder:
     """``experts``: in slot order, each with the folder that is new, or None for the one in the model."""
     check_out(out)
@@ -124,7 +121,7 @@ def _merge_again(
     there = {name: path for name, path in found.items() if path is not None}
     if there:
         check_arguments(base, there)
-    present = open_inputs(base, there, finite=verify != "none")
+    present = open_inputs(base, there, finite=options.verifies)
     by_name = {given.name: given for given in present}
     inputs = [present[0], *(by_name.get(name) or _from_model(model, present[0], name) for name in experts)]
     new = {name for name, path in experts.items() if path is not None}
@@ -134,8 +131,7 @@ def _merge_again(
         trained=model.manifest.kind == "routed" or model.manifest.router_stale,
         ledger=tuple(cost for cost in model.manifest.ledger if cost.expert is None),
     )
-    options = {"max_shard_bytes": max_shard_bytes, "verify": verify, "progress": progress}
-    return merge_inputs(inputs, out, shared=shared, kept=kept, **options)
+    return merge_inputs(inputs, out, shared=shared, kept=kept, options=options)
 
 
 def _not_found(model: Merged, name: str) -> str:

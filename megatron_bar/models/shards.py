@@ -98,15 +98,14 @@ def save_folder(
     *,
     companions_from: Path,
     manifest: Callable[[Folder, Units], Manifest],
-    max_shard_bytes: int = writer.DEFAULT_SHARD_BYTES,
-    verify: writer.Verify = "weights",
+    options: writer.WriteOptions = writer.USUAL,
 ) -> None:
-    """Writes the model as a Hugging Face folder that appears when it is whole and, by ``verify``, read back. Collective.
+    """Writes the model as a Hugging Face folder that appears when it is whole; verified, it was read back. Collective.
 
     An owner holds one tensor at a time. When a rank fails, every rank raises and nothing is left.
     """
     config = model.shape
-    plan = writer.plan_shards(config, config.dtype, max_shard_bytes)
+    plan = writer.plan_shards(config, config.dtype, options.max_shard_bytes)
     nbytes = num_parameters(config) * ITEMSIZE[config.dtype]
     claim = None
 
@@ -121,7 +120,7 @@ def save_folder(
         rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
 
         def finish() -> None:
-            writer.finish(claim, **rest, units=units, verify=verify)
+            writer.finish(claim, **rest, units=units, options=options)
 
         on_rank_zero(finish)
     except BaseException:

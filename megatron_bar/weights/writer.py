@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Container, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,24 @@ Verify = Literal["none", "weights"]
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 """5GB, as transformers splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How a folder is written, whatever it is made of."""
+
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    """Of a file, unless a single tensor is larger."""
+    verify: Verify = "weights"
+    """weights: values that are not finite are refused as they are read, and all that was written is read back."""
+    progress: Progress = silent
+
+    @property
+    def verifies(self) -> bool:
+        return self.verify != "none"
+
+
+USUAL = WriteOptions()
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -95,20 +114,19 @@ def finish(
     companions_from: Path | str,
     manifest: Callable[[Folder, Units], Manifest],
     units: Units,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Folder:
     """Index, config, companions and manifest; reads the folder back, then renames it into place.
 
-    ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in. With ``verify``
-    every tensor is read back from the disk and hashed again.
+    ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in. What is verified
+    is read back from the disk and hashed again.
     """
     with writing(claim.out):
         _write_small_files(claim.path, config, plan, Path(companions_from))
         written = Folder.open(claim.path)
         assert {name.partition("[")[0] for name in units} == written.tensors.keys()
-        if verify != "none":
-            verify_units(written, units, progress)
+        if options.verifies:
+            verify_units(written, units, options.progress)
         made = manifest(written, units)
         dataclasses.replace(made, tensors=units, config_hash=config_hash(config)).write(claim.path)
     claim.publish()
@@ -123,19 +141,17 @@ def write_folder(
     companions_from: Path | str,
     manifest: Callable[[Folder, Units], Manifest],
     job: dict | None = None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    verify: Verify = "weights",
-    progress: Progress = silent,
+    options: WriteOptions = USUAL,
 ) -> Folder:
     """A whole folder from a function of tensor names that gives blocks of rows, in the memory of one block.
 
     ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were finished.
     """
-    plan = plan_shards(config, config.dtype, max_shard_bytes)
+    plan = plan_shards(config, config.dtype, options.max_shard_bytes)
     with claim_files(out, config, plan, job=job) as claim:
-        units = write_files(claim, config, plan, produce, progress=progress)
+        units = write_files(claim, config, plan, produce, progress=options.progress)
         rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
-        return finish(claim, **rest, units=units, verify=verify, progress=progress)
+        return finish(claim, **rest, units=units, options=options)
 
 
 def claim_files(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> AbstractContextManager[Claim]:

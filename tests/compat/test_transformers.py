@@ -17,7 +17,7 @@ from scripts import ROOT
 from megatron_bar.weights.folder import INDEX, SINGLE
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 from megatron_bar.weights.manifest import Manifest
-from megatron_bar.weights.writer import write_folder
+from megatron_bar.weights.writer import WriteOptions, write_folder
 
 pytestmark = pytest.mark.compat
 OLDER = ROOT / ".venv-compat/bin/python"
@@ -42,7 +42,7 @@ def exported(out: Path, tokenizer: Path, experts: str, dtype: str, shard: int) -
         lambda name: [tensor(name)],
         companions_from=tokenizer,
         manifest=lambda *_: manifest,
-        max_shard_bytes=shard,
+        options=WriteOptions(max_shard_bytes=shard),
     )
     assert (out / (SINGLE if shard > 10**6 else INDEX)).is_file()
     return out

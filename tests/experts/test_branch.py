@@ -11,6 +11,7 @@ from megatron_bar.experts.branch import branch, domain_embedding
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import anchor_hash, config_hash, folder_hash, hash_units, is_domain
 from megatron_bar.weights.manifest import Expert, Manifest, Source, Training, read_manifest
+from megatron_bar.weights.writer import WriteOptions
 
 ROUTERS = [f"model.layers.{n}.mlp.gate.weight" for n in range(2)]
 
@@ -124,7 +125,7 @@ def test_domain_rows_are_the_mean_embedding_at_norm_half_in_every_layer(dense, t
 
 def test_bfloat16_stays_bfloat16(tmp_path):
     half = save_hf(tmp_path / "half", dtype="bfloat16")
-    folder = branch(half, half, tmp_path / "out", router_init="normal", max_shard_bytes=2000)[0]
+    folder = branch(half, half, tmp_path / "out", router_init="normal", options=WriteOptions(max_shard_bytes=2000))[0]
     assert whole(folder.path).dtype == "bfloat16"
     assert read_manifest(folder.path).anchor_hash == anchor_hash(hash_units(folder))
     assert {unit for unit in hash_units(folder) if is_domain(unit)} >= {f"{ROUTERS[0]}[1]"}

@@ -19,6 +19,7 @@ from megatron_bar.weights.describe import describe
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash, hash_units
 from megatron_bar.weights.manifest import Expert, Manifest, Training, read_manifest
+from megatron_bar.weights.writer import WriteOptions
 
 ROUTERS = [f"model.layers.{layer}.mlp.gate.weight" for layer in range(2)]
 
@@ -33,7 +34,7 @@ def float64_mean(tensors: list[torch.Tensor]) -> np.ndarray:
 
 
 def test_the_dense_merge_is_the_mean_of_every_tensor(three, tmp_path):
-    out = dense_merge(three, tmp_path / "out", max_shard_bytes=4000).path
+    out = dense_merge(three, tmp_path / "out", options=WriteOptions(max_shard_bytes=4000)).path
     assert len(list(out.glob("*.safetensors"))) > 1
     made, inputs = load_tensors(out), [load_tensors(path) for path in three.values()]
     whole(out)
@@ -77,7 +78,7 @@ def test_equal_models_mixed_compute_what_each_does(way, dense, tmp_path):
 
 @pytest.mark.parametrize("shared_from", [None, "anchor", "math"])
 def test_btx_accounts_for_every_tensor(shared_from, three, tmp_path):
-    out = btx(three, tmp_path / "out", shared_from=shared_from, max_shard_bytes=4000).path
+    out = btx(three, tmp_path / "out", shared_from=shared_from, options=WriteOptions(max_shard_bytes=4000)).path
     config = whole(out).config
     assert (config.num_experts, config.experts_per_token, config.norm_topk_prob) == (3, 3, False)
     made, inputs = load_tensors(out), {name: load_tensors(path) for name, path in three.items()}

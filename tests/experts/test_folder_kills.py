@@ -18,17 +18,18 @@ from megatron_bar.experts.btx import btx
 from megatron_bar.experts.dense_merge import dense_merge
 from megatron_bar.experts.merge import merge
 from megatron_bar.weights import writer
+from megatron_bar.weights.writer import WriteOptions
 
 
 def make(kind: str, inputs: list[Path], out: Path) -> None:
     if kind == "branch":
-        branch(*inputs, out, router_init="normal", max_shard_bytes=12_000)
+        branch(*inputs, out, router_init="normal", options=WriteOptions(max_shard_bytes=12_000))
     elif kind == "btx":
-        btx(dict(zip("abc", inputs, strict=True)), out, max_shard_bytes=12_000)
+        btx(dict(zip("abc", inputs, strict=True)), out, options=WriteOptions(max_shard_bytes=12_000))
     elif kind == "dense merge":
-        dense_merge(dict(zip("abc", inputs, strict=True)), out, max_shard_bytes=8_000)
+        dense_merge(dict(zip("abc", inputs, strict=True)), out, options=WriteOptions(max_shard_bytes=8_000))
     else:
-        merge(inputs[0], dict(zip("abc", inputs[1:], strict=True)), out, max_shard_bytes=12_000)
+        merge(inputs[0], dict(zip("abc", inputs[1:], strict=True)), out, options=WriteOptions(max_shard_bytes=12_000))
 
 
 def counted(kind: str, inputs: list[Path], out: Path, report: Path, kill_at: int | None) -> None:

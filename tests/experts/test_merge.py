@@ -21,6 +21,7 @@ from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash, hash_units
 from megatron_bar.weights.manifest import MANIFEST, Cost, read_manifest
+from megatron_bar.weights.writer import WriteOptions
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -30,7 +31,7 @@ def mean(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def test_it_is_the_published_merge(branched, experts, tmp_path):
-    out = merge(branched, experts, tmp_path / "out", max_shard_bytes=4000).path
+    out = merge(branched, experts, tmp_path / "out", options=WriteOptions(max_shard_bytes=4000)).path
     assert (config := whole(out).config).num_experts == config.experts_per_token == 4
     made, inputs = load_tensors(out), [load_tensors(path) for path in (branched, *experts.values())]
     for name in inputs[0]:

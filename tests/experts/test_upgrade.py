@@ -20,6 +20,7 @@ from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import hash_units
 from megatron_bar.weights.manifest import MANIFEST, Cost, Training, read_manifest
+from megatron_bar.weights.writer import WriteOptions
 
 ROUTERS = ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
 
@@ -35,7 +36,7 @@ def place(branched, experts, tmp_path_factory):
     root = tmp_path_factory.mktemp("place")
     shutil.copytree(branched, root / "branched")
     for name, path in experts.items():
-        extract(path, branched, root / f"{name}-artifact", max_shard_bytes=6000)
+        extract(path, branched, root / f"{name}-artifact", options=WriteOptions(max_shard_bytes=6000))
     merge(root / "branched", {name: root / f"{name}-artifact" for name in experts}, root / "merged")
     return root
 

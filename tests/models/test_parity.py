@@ -24,6 +24,7 @@ from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import DENSE, tensor_shapes
 from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.writer import WriteOptions
 
 ROWS, LENGTH, ROUTER_Z, HEAD_Z = 4, 16, 0.5, 0.05
 SHAPE = {"vocab_size": 1003, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -103,7 +104,13 @@ def compare(source: Path, layout: ParallelConfig, out: Path) -> dict[str, float]
     ids, labels = rows()
     logits = all_logits(trainer.model, ids)
     manifest = Manifest(family=trainer.model.shape.family, kind="dense")
-    save_folder(trainer.model, out / "folder", companions_from=source, manifest=lambda *_: manifest, max_shard_bytes=20_000)
+    save_folder(
+        trainer.model,
+        out / "folder",
+        companions_from=source,
+        manifest=lambda *_: manifest,
+        options=WriteOptions(max_shard_bytes=20_000),
+    )
     through_checkpoint(trainer.model, source, out, manifest)
     per_rank = ROWS // trainer.data_size
     mine = slice(trainer.data_rank * per_rank, (trainer.data_rank + 1) * per_rank)

@@ -36,6 +36,7 @@ from megatron_bar.models.shards import load_folder
 from megatron_bar.parallel.state import ParallelConfig, set_layout
 from megatron_bar.weights.folder import Folder, companions
 from megatron_bar.weights.manifest import MANIFEST, read_manifest
+from megatron_bar.weights.writer import WriteOptions
 
 SHAPES = {
     "dense": {},
@@ -124,7 +125,9 @@ def test_a_checkpoint_that_megatron_writes_exports_bit_exact(name, layout, ranks
     (tmp_path / "megatron").mkdir()
     run_distributed(save_by_megatron, ranks, folders(name), tmp_path / "megatron", layout)
     shutil.copytree(tmp_path / "megatron", tmp_path / "ckpt", dirs_exist_ok=True)
-    _, figure = convert.export_checkpoint(tmp_path / "ckpt", tmp_path / "back", check=logits.compare_logits, max_shard_bytes=9000)
+    _, figure = convert.export_checkpoint(
+        tmp_path / "ckpt", tmp_path / "back", check=logits.compare_logits, options=WriteOptions(max_shard_bytes=9000)
+    )
     print(f"\nlogits {name}: {figure:.1e}")
     assert 0 < figure <= 1e-5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ckpt", "megatron"]
@@ -192,7 +195,7 @@ def test_conversion_holds_one_tensor_at_a_time(tmp_path, record_property):
             pass
 
     convert.import_folder(source, tmp_path / "ckpt", progress=Watch)
-    convert.export_checkpoint(tmp_path / "ckpt", tmp_path / "back", progress=Watch)
+    convert.export_checkpoint(tmp_path / "ckpt", tmp_path / "back", options=WriteOptions(progress=Watch))
     record_property("figure", f"anonymous memory of import and export: {(peak - before) / 1e6:.0f} MB for {nbytes / 1e6:.0f} MB")
     assert peak - before < nbytes / 4
 

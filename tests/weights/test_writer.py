@@ -22,7 +22,7 @@ from megatron_bar.weights.hashes import hash_units, units_of
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.manifest import Manifest, read_manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
-from megatron_bar.weights.writer import finish, parse_size, plan_shards, shard_name, write_folder, write_shard
+from megatron_bar.weights.writer import WriteOptions, finish, parse_size, plan_shards, shard_name, write_folder, write_shard
 
 
 def manifest(folder: Folder, units) -> Manifest:
@@ -104,7 +104,7 @@ def test_what_is_no_size(text):
 @pytest.mark.parametrize("limit, files", [(10**9, 1), (5000, 4)])
 def test_a_copy_is_bit_exact_and_whole(sharded, tmp_path, limit, files):
     out = tmp_path / "deep" / "out"
-    folder = copy(sharded, out, max_shard_bytes=limit)
+    folder = copy(sharded, out, options=WriteOptions(max_shard_bytes=limit))
     assert folder.path == out
     ours, theirs = load_tensors(out), load_tensors(sharded)
     assert all(torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype for name, tensor in theirs.items())
@@ -122,7 +122,7 @@ def test_a_copy_is_bit_exact_and_whole(sharded, tmp_path, limit, files):
 def test_transformers_loads_what_is_written(sharded, tmp_path, limit):
     import transformers
 
-    copy(sharded, tmp_path / "out", max_shard_bytes=limit)
+    copy(sharded, tmp_path / "out", options=WriteOptions(max_shard_bytes=limit))
     states = []
     for path in (sharded, tmp_path / "out"):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
@@ -196,7 +196,7 @@ def test_a_job_goes_on_where_it_was_killed(sharded, tmp_path):
 
     def run(job, stop=None):
         made.clear()
-        options = {"companions_from": sharded, "manifest": manifest, "max_shard_bytes": 5000, "job": job}
+        options = {"companions_from": sharded, "manifest": manifest, "options": WriteOptions(max_shard_bytes=5000), "job": job}
         return write_folder(tmp_path / "out", folder.config, lambda name: produce(name, stop), **options)
 
     plan = plan_shards(folder.config, folder.dtype, 5000)
