@@ -25,9 +25,10 @@ from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.results import divergence_of, evaluation_of
 from megatron_bar.study import MergeSpec, folder_and_active
 from megatron_bar.training.fit import remove_leftovers
+from megatron_bar.weights.claim import write_whole
 from megatron_bar.weights.hf_config import ModelConfig, read_config
 from megatron_bar.weights.manifest import has_manifest, identity
-from megatron_bar.work import Work, write_whole
+from megatron_bar.work import Work
 
 WAIT = 1.0
 """Seconds between looks at steps that another process makes."""

@@ -43,6 +43,7 @@ from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.study import MergeSpec, Upgrade, folder_and_active
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.preference import fit_preferences, preference_rows
+from megatron_bar.weights.claim import write_whole
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.init import random_folder
@@ -125,7 +126,7 @@ class Work:
                 btx(inputs, out, shared=spec.shared, shared_from=spec.shared_from, seed=self.recipe.seed)
             else:
                 report = merge_report(measure_merge(self.path("branched"), inputs), list(inputs))
-                out.with_name(f"{spec.name}_report.md").write_text(report, encoding="utf-8")
+                write_whole(out.with_name(f"{spec.name}_report.md"), report)
                 merge(anchor=self.path("branched"), experts=inputs, out=out, shared=spec.shared)
 
         on_rank_zero(make)
@@ -276,14 +277,3 @@ class Work:
         write_whole(folder / "report.json", json.dumps(to_json(report)))
         write_whole(folder / "report.html", html(report))
         write_whole(folder / "report.md", markdown(report))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that appears when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)

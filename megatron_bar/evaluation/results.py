@@ -54,8 +54,7 @@ def new_results(folder: Path, suite: str, *, active_experts: int | None = None, 
 def write_results(path: Path, results: dict) -> None:
     """The file appears when it is whole. Raises BarError for what `read_results` would refuse, before anything is written."""
     _check(results, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, results)
+    write_whole(path, json.dumps(results, indent=2) + "\n")
 
 
 def read_results(path: Path) -> dict:

@@ -80,7 +80,7 @@ class Claim:
                 left.unlink()
             self.path.mkdir()
             if wanted is not None:
-                write_whole(file, wanted)
+                write_whole(file, json.dumps(wanted))
 
     def finished(self, name: str) -> dict | None:
         """What was recorded of the file ``name``, if it was finished by an earlier run."""
@@ -92,7 +92,7 @@ class Claim:
 
     def record(self, name: str, about: dict) -> None:
         """That the file is whole; ``about``, its tensors' hashes say, is what the next run wants to know of it."""
-        write_whole(self.home / f"{name}.json", about)
+        write_whole(self.home / f"{name}.json", json.dumps(about))
 
     @property
     def has_finished_files(self) -> bool:
@@ -164,11 +164,12 @@ def write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def write_whole(path: Path, value: dict) -> None:
-    """A JSON file that appears when it is whole."""
-    beside = path.with_suffix(".tmp")
+def write_whole(path: Path, text: str) -> None:
+    """A file that appears when it is whole, in a folder that is made for it."""
+    beside = path.with_name(f".{path.name}.partial")
     with writing(path):
-        write_json(beside, value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
         _fsync(beside)
         beside.rename(path)
 
