@@ -22,7 +22,7 @@ from megatron_bar.data.sources import Source, read_rows
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.compare import answered_texts, divergence
-from megatron_bar.evaluation.generative import load_beside, load_model, measure, read_tests
+from megatron_bar.evaluation.generative import load_beside, load_model, measure_folder, read_tests
 from megatron_bar.evaluation.html import html
 from megatron_bar.evaluation.lens import expert_names, show
 from megatron_bar.evaluation.report import markdown
@@ -229,8 +229,8 @@ class Work:
         wanted = self.recipe.evaluation
         folder, active = folder_and_active(model)
         path, chats = self.path(folder), self._chats(folder)
-        loaded = load_model(path, wanted.parallel, active_experts=active)
-        found = measure(path, loaded, chats, wanted.tests, self.data, slots=wanted.slots, say=self.say)
+        options = {"active_experts": active, "slots": wanted.slots, "say": self.say}
+        loaded, found = measure_folder(path, wanted.parallel, chats, wanted.tests, self.data, **options)
         if loaded.shape.num_experts and wanted.parallel.pipeline == 1:
             found["experts"] = [expert.name for expert in read_manifest(path).experts]
             found["routing"] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.generative import load_model, measure, require_active
+from megatron_bar.evaluation.generative import measure_folder, require_active
 from megatron_bar.evaluation.harness import run_suite
 from megatron_bar.evaluation.suite import SUITES, TOY
 from megatron_bar.parallel.state import ParallelConfig, world_size
@@ -65,8 +65,8 @@ def evaluate_folder(
         raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl (--data DIR)")
     layout = ParallelConfig(tensor=tensor)
     layout.check(opened.config, world_size())
-    model = load_model(folder, layout, active_experts=active_experts)
-    return measure(folder, model, chats, tuple(b.by for b in tests), root, limit=limit, slots=batch)
+    sets = tuple(benchmark.by for benchmark in tests)
+    return measure_folder(folder, layout, chats, sets, root, active_experts=active_experts, limit=limit, slots=batch)[1]
 
 
 def _refuse(suite: str, **options) -> None:

@@ -8,7 +8,7 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.sources import Source, read_rows
 from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.evaluation.results import hash_items, new_results
-from megatron_bar.models.build import build_model
+from megatron_bar.models.build import LanguageModel, build_model
 from megatron_bar.models.shards import load_folder
 from megatron_bar.parallel.state import ParallelConfig, is_set, on_rank_zero, set_layout
 from megatron_bar.rl.sampler import Sampler
@@ -32,7 +32,9 @@ class TestSet:
         require_at_least(f"test set {self.name}", self, 1, "max_new_tokens")
 
 
-def load_model(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()):
+def load_model(
+    folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()
+) -> LanguageModel:
     """A folder's model for inference. ``active_experts``: how many a token uses; None: as config.json says. Collective.
 
     ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all active then
@@ -43,7 +45,9 @@ def load_model(folder: Path, layout: ParallelConfig, *, active_experts: int | No
     return _loaded(opened, layout, slots)
 
 
-def load_beside(folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()):
+def load_beside(
+    folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()
+) -> LanguageModel:
     """The same where ``layout`` is set already, by a model that stays. Collective."""
     opened, slots = _opened(folder, active_experts, disabled)
     if not is_set(layout, opened.config):
@@ -106,17 +110,21 @@ def read_tests(tests: tuple[TestSet, ...], root: Path, *, limit: int | None = No
     return found
 
 
-def evaluate(
-    model,
+def measure_folder(
+    folder: Path,
+    layout: ParallelConfig,
     chats: ChatFormat,
     tests: tuple[TestSet, ...],
     root: Path,
     *,
+    active_experts: int | None = None,
+    limit: int | None = None,
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, list[dict]]:
-    """For every test set: prompt, answer and score of every item, in file order. Collective."""
-    return _answer(model, chats, tests, read_tests(tests, root), slots, say)
+) -> tuple[LanguageModel, dict]:
+    """`load_model`, and `measure` of it. Collective."""
+    model = load_model(folder, layout, active_experts=active_experts)
+    return model, measure(folder, model, chats, tests, root, limit=limit, slots=slots, say=say)
 
 
 def measure(
@@ -130,7 +138,7 @@ def measure(
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """The same as results (see `results`), of ``limit`` items a test at most; ``folder``: where ``model`` is from. Collective."""
+    """Results (see `results`), of ``limit`` items a test at most; ``folder``: where ``model`` is from. Collective."""
     active = model.shape.experts_per_token or None
     results = on_rank_zero(lambda: new_results(folder, "toy", active_experts=active, limit=limit))
     used = read_tests(tests, root, limit=limit)
