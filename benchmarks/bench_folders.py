@@ -26,6 +26,7 @@ import torch
 from side_by_side import figure
 
 from megatron_bar.experts.branch import branch
+from megatron_bar.recipes.olmo2_7b import SHAPE
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
@@ -33,23 +34,11 @@ from megatron_bar.weights.manifest import Manifest, Training, read_manifest
 from megatron_bar.weights.writer import WriteOptions, write_folder
 
 ROOT = Path(__file__).parent.parent
-ONE = ModelConfig(
-    vocab_size=100352,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_layers=16,
-    num_heads=16,
-    num_kv_heads=16,
-    max_positions=4096,
-    rope_theta=500_000.0,
-    rms_norm_eps=1e-6,
-    pad_token_id=100277,
-    eos_token_id=100257,
-    dtype="bfloat16",
-)
+SEVEN = replace(SHAPE, vocab_size=100_352)
+"""With as many rows in the embedding as the released folder has."""
 SHAPES = {
-    "1B": ONE,
-    "7B": replace(ONE, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32),
+    "1B": replace(SEVEN, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=16, num_kv_heads=16),
+    "7B": SEVEN,
 }
 UNVERIFIED = WriteOptions(verify="none")
 TOKENIZER = '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}'

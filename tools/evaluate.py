@@ -15,9 +15,11 @@ EXAMPLE = """examples:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="HF", help="a folder with tokenizer and chat template")
+    parser.add_argument("folder", type=Path, metavar="HF", help="a folder with tokenizer and chat template")
     parser.add_argument("--suite", required=True, help="toy or bar19")
-    parser.add_argument("--task", action="append", default=[], metavar="NAME", help="only this one of the suite; may be repeated")
+    parser.add_argument(
+        "--task", dest="tasks", action="append", default=[], metavar="NAME", help="only this one of the suite; may be repeated"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items of every test (bar19: of every lm-eval task)")
     parser.add_argument("--active-experts", type=int, metavar="K", help="experts of a token (default: as config.json says)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="prompts at a time (default 64)")
@@ -32,29 +34,19 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
+    options = vars(parse())
+    out = options.pop("out")
     from megatron_bar.evaluation.folder import evaluate_folder
     from megatron_bar.evaluation.results import write_results
     from megatron_bar.evaluation.table import table
     from megatron_bar.parallel.state import distributed, is_rank_zero
 
     with distributed(timeout=timedelta(hours=2)):
-        results = evaluate_folder(
-            args.model,
-            args.suite,
-            tasks=args.task,
-            limit=args.limit,
-            active_experts=args.active_experts,
-            batch=args.batch,
-            data=args.data,
-            tensor=args.tensor,
-            server=args.server,
-            tasks_dir=args.tasks_dir,
-        )
+        results = evaluate_folder(**options)
         if is_rank_zero():
             print(*table(results), sep="\n")
-            if args.out:
-                write_results(args.out, results)
+            if out:
+                write_results(out, results)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,12 @@ EXAMPLE = """examples:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--input", type=Path, required=True, action="append", help="rows as for preprocess_data.py; may be repeated"
+        "--input",
+        dest="inputs",
+        type=Path,
+        required=True,
+        action="append",
+        help="rows as for preprocess_data.py; may be repeated",
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="a Hugging Face folder, or a SentencePiece .model")
     parser.add_argument("--kind", choices=("text", "chat"), default="chat", help="of the rows (default chat)")
@@ -30,20 +35,10 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
+    options = vars(parse())
     from megatron_bar.data.preview import preview
 
-    preview(
-        args.input,
-        args.tokenizer,
-        kind=args.kind,
-        template=args.template,
-        last_turn=args.last_turn,
-        packing=args.packing,
-        length=args.length,
-        rows=args.rows,
-        samples=args.samples,
-    )
+    preview(**options)
 
 
 if __name__ == "__main__":

@@ -13,25 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_bar.data.packing import Batch
+from megatron_bar.recipes.olmo2_7b import SHAPE
 from megatron_bar.training import flops
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.groups import POLICIES
-from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.hf_config import tensor_shapes
 
-OLMO2_7B = ModelConfig(
-    vocab_size=100352,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    max_positions=4096,
-    rope_theta=500000,
-    rms_norm_eps=1e-6,
-)
 ROWS, LENGTH = 2, 16
 MOE = [name for name in POLICIES if name != "dense_all"]
 CASES = [("dense", "dense_all"), *product(("two", "five"), MOE)]
@@ -85,15 +75,14 @@ def test_the_formulas_say_what_torch_counts(sources, record_property):
 
 def test_published_size():
     """6 N + 12 L H Q T a token (PaLM, appendix B) where all trains, with N the matrices but the embedding's."""
-    shape = OLMO2_7B
-    matrices = sum(prod(s) for name, s in tensor_shapes(shape).items() if len(s) == 2 and "embed" not in name)
-    step = flops.forward(shape)(tokens=1, pairs=4096) + flops.backward(shape, POLICIES["dense_all"])(tokens=1, pairs=4096)
+    matrices = sum(prod(shape) for name, shape in tensor_shapes(SHAPE).items() if len(shape) == 2 and "embed" not in name)
+    step = flops.forward(SHAPE)(tokens=1, pairs=4096) + flops.backward(SHAPE, POLICIES["dense_all"])(tokens=1, pairs=4096)
     assert step == 6 * matrices + 12 * 32 * 4096 * 4096
 
 
 def test_of_fewer_active_experts_each_has_its_share():
     """Half of the experts: half of the FFNs' products, all of everything else."""
-    whole = OLMO2_7B.with_experts(4)
+    whole = SHAPE.with_experts(4)
     half, ffns = replace(whole, experts_per_token=2), 32 * 4 * 2 * 3 * 4096 * 11008
     assert flops.forward(whole).token - flops.forward(half).token == ffns / 2
     trained = [flops.backward(shape, POLICIES["route"]).token for shape in (whole, half)]
