@@ -15,7 +15,7 @@ from megatron_bar.parallel import cpu
 from megatron_bar.weights.manifest import has_manifest, read_manifest
 
 MOST_DIGITS = 2_000_000
-"""Of single layers in a lens; beyond, only the mean over layers is kept, so that the page stays below 3 MB."""
+"""Of single layers in a lens, so that the page stays below 3 MB."""
 CONTEXT = 8
 """Tokens before one that its text may depend on (a word's leading space, the bytes of one character)."""
 
@@ -49,10 +49,20 @@ def token_weights(model: LanguageModel, ids: Sequence[int]) -> torch.Tensor:
     return torch.stack([seen[layer] for layer in sorted(seen)], dim=1)
 
 
-def show(model: LanguageModel, texts: Iterable[tuple[str, Sequence[int]]], tokenizer, experts: Sequence[str]) -> Lens:
-    """A lens of ``texts``, (domain, ids) each; ``experts``: their names in slot order. Collective, as `token_weights`."""
+def show(
+    model: LanguageModel,
+    texts: Iterable[tuple[str, Sequence[int]]],
+    tokenizer,
+    experts: Sequence[str],
+    *,
+    most_digits: int = MOST_DIGITS,
+) -> Lens:
+    """A lens of ``texts``, (domain, ids) each; ``experts``: their names in slot order. Collective, as `token_weights`.
+
+    Single layers that would take more than ``most_digits`` are left out.
+    """
     found = [(domain, ids, token_weights(model, ids)) for domain, ids in texts]
-    layered = sum(weights.numel() for _, _, weights in found) <= MOST_DIGITS
+    layered = sum(weights.numel() for _, _, weights in found) <= most_digits
     return Lens(
         experts=tuple(experts),
         layers=model.shape.num_layers,

@@ -72,8 +72,11 @@ class Sequences(PackedSeqParams):
             return len(self.positions)
         return self.cache.rows if self.slots is None else len(self.slots)
 
-    def prepare(self, *, theta: float, width: int, kernels: Kernels, dtype: torch.dtype) -> "Sequences":
-        """Computes once what every layer needs: RoPE's cosines and sines, ``[b, 1, s, d]`` in fp32, and borders or mask."""
+    def prepare(self, *, theta: float, width: int, kernels: Kernels, dtype: torch.dtype, moving: int = MOVING) -> "Sequences":
+        """Computes once what every layer needs: RoPE's cosines and sines, ``[b, 1, s, d]`` in fp32, and borders or mask.
+
+        ``moving``: what it costs to move a token into a batch of documents and back, in tokens attended to.
+        """
         device = self.positions.device
         # As in transformers: every operation of the angle in fp32.
         frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float, device=device) / width))
@@ -85,11 +88,11 @@ class Sequences(PackedSeqParams):
             slots = torch.arange(self.cache.keys.shape[3], device=device)[: int(reach.max()) + 1]
             self.mask = (slots <= reach[:, :, None])[:, None]
         elif self.documents is not None or kernels == "transformer_engine":
-            self._mark_documents(kernels == "transformer_engine" or _has_varlen(device, dtype))
+            self._mark_documents(kernels == "transformer_engine" or _has_varlen(device, dtype), moving)
         self.cos, self.sin = angles.cos()[:, None], angles.sin()[:, None]
         return self
 
-    def _mark_documents(self, kernel: bool) -> None:
+    def _mark_documents(self, kernel: bool, moving: int) -> None:
         """``kernel``: whether there is one for sequences of many lengths."""
         b, s = self.positions.shape
         starts = torch.zeros(b, s, dtype=torch.bool, device=self.positions.device)
@@ -98,7 +101,7 @@ class Sequences(PackedSeqParams):
             starts[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
         borders = F.pad(starts.flatten().nonzero().squeeze(-1), (0, 1), value=b * s)
         longest = int(borders.diff().max())
-        if kernel or (len(borders) - 1) * longest**2 / (b * s) + MOVING < s:
+        if kernel or (len(borders) - 1) * longest**2 / (b * s) + moving < s:
             ends = borders.int()
             self.borders = PackedSeqParams(
                 qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest

@@ -23,17 +23,19 @@ LOGITS_TOLERANCE = 1e-5
 _ROWS, _LENGTH = 3, 16
 
 
-def compare_logits(checkpoint: Path, config: ModelConfig, written: Folder, out: Path) -> float:
+def compare_logits(
+    checkpoint: Path, config: ModelConfig, written: Folder, out: Path, *, tolerance: float = LOGITS_TOLERANCE
+) -> float:
     """The largest difference of the logits, relative to max(1, max|logit|); ``out`` is the folder's name to be."""
     ids = torch.randint(config.vocab_size, (_ROWS, _LENGTH), generator=torch.Generator().manual_seed(0))
     ours, theirs = _ours(checkpoint, config, written.dtype, ids), _theirs(written.path, ids)
     assert ours.keys() == theirs.keys(), (list(ours), list(theirs))
     figures = {block: float((theirs[block] - ours[block]).abs().max()) / _scale(theirs[block]) for block in theirs}
     figure = figures["lm_head"]
-    if not figure <= LOGITS_TOLERANCE:
-        first = next(block for block, difference in figures.items() if not difference <= LOGITS_TOLERANCE)
+    if not figure <= tolerance:
+        first = next(block for block, difference in figures.items() if not difference <= tolerance)
         raise BarError(
-            f"{out}: logits expected within {LOGITS_TOLERANCE:g} of those of transformers (relative to"
+            f"{out}: logits expected within {tolerance:g} of those of transformers (relative to"
             f" {_scale(theirs['lm_head']):.3g}, in fp32), got {figure:.2g}; the first block that differs is {first}"
             f" ({figures[first]:.2g})"
         )

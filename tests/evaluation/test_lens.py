@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation import lens as lens_module
 from megatron_bar.evaluation.generative import load_model
 from megatron_bar.evaluation.lens import digits, expert_names, show, token_texts, token_weights
 from megatron_bar.evaluation.report import DIGITS
@@ -97,14 +96,13 @@ WORDS = SimpleNamespace(special={"<|endoftext|>": 1}, decode=lambda ids: " ".joi
 """A tokenizer of whole words, which spaces part."""
 
 
-def test_a_lens_holds_the_weights(folder, monkeypatch):
+def test_a_lens_holds_the_weights(folder):
     with distributed():
         model = load_model(folder, ParallelConfig())
         weights = token_weights(model, IDS)
         texts = [("math", IDS), ("code", IDS[:2])]
         made = show(model, texts, WORDS, ("anchor", "a", "b", "c"))
-        monkeypatch.setattr(lens_module, "MOST_DIGITS", 9 * 2 * 4 - 1)
-        short = show(model, texts, WORDS, ("anchor", "a", "b", "c"))
+        short = show(model, texts, WORDS, ("anchor", "a", "b", "c"), most_digits=9 * 2 * 4 - 1)
     assert (made.experts, made.layers) == (("anchor", "a", "b", "c"), 2)
     assert [(text.domain, len(text.tokens)) for text in made.texts] == [("math", 7), ("code", 2)]
     torch.testing.assert_close(read(made.texts[0].weights, 2), weights.mean(1).flatten(), atol=2e-4, rtol=0)

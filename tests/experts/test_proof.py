@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from folders import copy_with, edit_json
+from folders import copy_with, edit_json, save_hf
 
 from megatron_bar.errors import BarError
 from megatron_bar.experts.proof import verify_frozen
@@ -113,11 +113,12 @@ def test_folders_that_cannot_be_compared(dense, branched, tmp_path):
         verify(branched, other, MIDTRAIN)
 
 
-def test_a_change_beyond_the_first_block_is_found_at_its_row(branched, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_bar.weights.folder.BLOCK_BYTES", 16 * 4 * 5)
-    after = copy_with(branched, tmp_path / "after", flip_bit("model.embed_tokens.weight", 13))
-    with pytest.raises(BarError, match="got a change in row 13"):
-        verify(branched, after, MIDTRAIN)
+def test_a_change_beyond_the_first_block_is_found_at_its_row(tmp_path):
+    """A block of 4 MiB has 65,536 rows of 16 in fp32."""
+    before = save_hf(tmp_path / "before", experts=2, vocab_size=70_000)
+    after = copy_with(before, tmp_path / "after", flip_bit("model.embed_tokens.weight", 69_998))
+    with pytest.raises(BarError, match=r"got a change in row 69998$"):
+        verify(before, after, MIDTRAIN)
 
 
 def test_the_bytes_compared_are_the_tensors(branched):

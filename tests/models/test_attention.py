@@ -7,8 +7,7 @@ from hypothesis import example, given
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_bar.models import attention
-from megatron_bar.models.attention import CORES, Sequences
+from megatron_bar.models.attention import CORES, MOVING, Sequences
 from megatron_bar.parallel import cpu
 
 HEADS, KV_HEADS, WIDTH, THETA = 4, 2, 8, 10000.0
@@ -26,12 +25,12 @@ def core(kernels: str, dtype: torch.dtype):
     return CORES[kernels](config, 1, AttnMaskType.causal, "self")
 
 
-def packed(rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torch.device) -> Sequences:
+def packed(rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torch.device, moving: int = MOVING) -> Sequences:
     """``rows``: the lengths of each row's documents."""
     documents = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in rows])
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
     seqs = Sequences(positions=positions.to(device), documents=documents.to(device))
-    return seqs.prepare(theta=THETA, width=WIDTH, kernels=kernels, dtype=dtype)
+    return seqs.prepare(theta=THETA, width=WIDTH, kernels=kernels, dtype=dtype, moving=moving)
 
 
 def alone(query, key, value) -> torch.Tensor:
@@ -54,14 +53,16 @@ def alone(query, key, value) -> torch.Tensor:
     return torch.cat(out, -1)
 
 
-def errors(rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torch.device) -> tuple[Sequences, list[float]]:
+def errors(
+    rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torch.device, moving: int = MOVING
+) -> tuple[Sequences, list[float]]:
     """The largest differences of the output and of the three gradients, relative to the largest value (or 1)."""
     generator = torch.Generator().manual_seed(0)
     s = sum(rows[0])
     draws = [torch.randn(s, len(rows), n, WIDTH, generator=generator) for n in (HEADS, KV_HEADS, KV_HEADS)]
     mine = [x.to(device, dtype).requires_grad_() for x in draws]
     exact = [x.detach().cpu().double().requires_grad_() for x in mine]
-    seqs = packed(rows, kernels, dtype, device)
+    seqs = packed(rows, kernels, dtype, device, moving)
     got = core(kernels, dtype)(*mine, None, packed_seq_params=seqs)
     want = []
     for number, row in enumerate(rows):
@@ -87,15 +88,13 @@ def layouts(draw) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("moving", [-(10**9), 10**9], ids=["documents", "mask"])
-def test_documents_attend_as_if_alone(moving, monkeypatch):
-    monkeypatch.setattr(attention, "MOVING", moving)
-
+def test_documents_attend_as_if_alone(moving):
     @given(layouts())
     @example([[40]])
     @example([[38, 1, 1]])
     @example([[4] * 10, [5] * 8])
     def compare(rows):
-        seqs, found = errors(rows, "torch", torch.float32, torch.device("cpu"))
+        seqs, found = errors(rows, "torch", torch.float32, torch.device("cpu"), moving)
         assert (seqs.mask is None) == (moving < 0)
         assert max(found) < 1e-5
 

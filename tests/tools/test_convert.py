@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -511,12 +512,11 @@ def test_an_output_that_is_not_empty_is_refused(inline, folders, checkpoint, tmp
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["full", "full/precious"]
 
 
-def test_logits_that_differ_leave_no_folder(inline, checkpoint, tmp_path, monkeypatch):
+def test_logits_that_differ_leave_no_folder(checkpoint, tmp_path):
     """No two implementations agree to the last bit: a tolerance of nothing fails, but not at the embedding."""
-    monkeypatch.setattr(logits, "LOGITS_TOLERANCE", 0.0)
-    err = refused(inline("export_hf", "--checkpoint", checkpoint, "--out", tmp_path / "out", "--verify", "logits"))
-    assert_matches(r"out: logits expected within 0 of those of transformers .*, got \d", err)
-    assert "; the first block that differs is layer 0 (" in err
+    message = r"out: logits expected within 0 of those of transformers .*, got \d.*; the first block that differs is layer 0 \("
+    with pytest.raises(BarError, match=message):
+        convert.export_checkpoint(checkpoint, tmp_path / "out", check=partial(logits.compare_logits, tolerance=0.0))
     assert list(tmp_path.iterdir()) == []
 
 

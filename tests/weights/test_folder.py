@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from folders import NOT_FINITE, SPOILED, SPOILED_MOE, WORDS, edit_json, load_tensors, whole
+from folders import NOT_FINITE, SPOILED, SPOILED_MOE, WORDS, edit_json, load_tensors, save_hf, whole
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -43,11 +43,12 @@ def test_few_files_stay_open(sharded):
             assert len(folder._handles) <= 4
 
 
-def test_large_tensors_come_in_chunks(dense, monkeypatch):
-    monkeypatch.setattr("megatron_bar.weights.folder.BLOCK_BYTES", 16 * 4 * 5)
-    folder, name = Folder.open(dense), "model.embed_tokens.weight"
-    assert [len(chunk) for chunk in folder.chunks(name)] == [5, 5, 5, 4]
-    assert torch.equal(torch.cat(list(folder.chunks(name))), load_tensors(dense)[name])
+def test_large_tensors_come_in_chunks(tmp_path):
+    """4 MiB are 65,536 rows of 16 in fp32."""
+    path = save_hf(tmp_path / "large", vocab_size=150_000)
+    folder, name = Folder.open(path), "model.embed_tokens.weight"
+    assert [len(chunk) for chunk in folder.chunks(name)] == [65_536, 65_536, 18_928]
+    assert torch.equal(torch.cat(list(folder.chunks(name))), load_tensors(path)[name])
 
 
 def test_the_dtype_is_what_the_tensors_are(dense, tmp_path):
