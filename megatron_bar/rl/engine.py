@@ -31,6 +31,7 @@ from megatron_bar.rl.sampler import Completion, Sampler, stop_at, through_stages
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.writer import WriteOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +230,8 @@ class EngineProcess:
         on_rank_zero(lambda: shutil.rmtree(self.folder, ignore_errors=True))
         model = self.trainer.model
         manifest = Manifest(family=model.shape.family, kind="dense")  # nobody's folder but the engine's
-        save_folder(model, self.folder, companions_from=self.trainer.source, manifest=lambda *_: manifest, verify="none")
+        options = WriteOptions(verify="none")
+        save_folder(model, self.folder, companions_from=self.trainer.source, manifest=lambda *_: manifest, options=options)
 
     def start(self, prompts: list[list[int]], drawing: Drawing, *, seed: int) -> Callable[[], list[Completion]]:
         given = {
