@@ -185,9 +185,10 @@ def _transformers(folder: Path, chats: ChatFormat, batch: int, active_experts: i
     opened = Folder.open(folder)
     Proven.open(opened).prove()
     changes = {} if active_experts is None else {"num_experts_per_tok": active_experts}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=opened.dtype, **changes).to(cpu.device()).eval()
+    options = {"dtype": opened.dtype, "local_files_only": True} | changes
+    model = AutoModelForCausalLM.from_pretrained(folder, **options).to(cpu.device()).eval()
     model.generation_config.eos_token_id = sorted(chats.stop_ids)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=opened.config.max_positions)
 
 

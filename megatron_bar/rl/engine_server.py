@@ -135,6 +135,8 @@ ENGINES = {"vllm": VLLM, "transformers": Transformers}
 
 
 def main() -> None:
+    # Everything is in the folder; local_files_only alone does not keep transformers from asking for adapters.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     # Libraries print to stdout as they like: the answers get it for themselves.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

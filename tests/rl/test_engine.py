@@ -1,6 +1,10 @@
 """An engine in a process of its own against the trainer: same weights, same probabilities, a name for what differs."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.rl import grpo
+from megatron_bar.rl import engine_server, grpo
 from megatron_bar.rl.engine import Drawing, EngineConfig, build_engine
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
@@ -127,6 +131,27 @@ def test_what_goes_wrong_is_one_line(folder, tmp_path):
     assert found[3].startswith("engine transformers: generate: IndexError: ")
     assert found[4] == "engine transformers: its process ended with status -9 during generate"
     assert list(tmp_path.iterdir()) == []
+
+
+def ask(process: subprocess.Popen, call: str, **given) -> dict:
+    process.stdin.write(json.dumps({"call": call, "given": given}) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def test_the_server_asks_nobody_for_what_is_not_here(folder):
+    """Where the hub should be a socket listens, to which nobody comes."""
+    command = [sys.executable, "-P", engine_server.__file__, "transformers", json.dumps({"stop": ["plus"], "slots": 1})]
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert ask(process, "load", folder=str(folder), version=1) == {"result": None, "version": 1}
+            assert "error" in ask(process, "load", folder="nobody/nothing", version=2)
+            process.stdin.close()
+        hub.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            hub.accept()
 
 
 def learn(source: Path, out: Path, config: grpo.GRPOConfig, layout: ParallelConfig, save_every: int, kill: bool) -> int:
