@@ -1,5 +1,6 @@
 """What the command lines share: how they end and how they show progress."""
 
+import os
 import signal
 import sys
 import time
@@ -14,16 +15,34 @@ from megatron_bar.errors import BarError
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Exit status 0, or one line on stderr and 1 for a user's mistake; a bug keeps its traceback."""
+    """Exit status 0, or one line on stderr and 1 for a user's mistake; a bug keeps its traceback.
+
+    Where nobody reads the output any more (``| head``): status 1 and no word.
+    """
     # As an exception a termination passes through the code that removes half-written folders. Training has its own way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        sys.exit(1)
     except BarError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
     sys.exit(0)
+
+
+def _output_is_closed() -> bool:
+    """Then what is left in the buffer goes nowhere, or the interpreter would try again at its end and complain."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 @contextmanager

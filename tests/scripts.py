@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+"""Of a tool's process: as an editable install puts the checkout on the path."""
 Result = tuple[int, str, str]
 """Exit status, stdout, stderr."""
 
 
 def process(tool: str, *arguments, launcher: tuple[str, ...] = ()) -> Result:
     command = [sys.executable, *launcher, ROOT / "tools" / f"{tool}.py", *map(str, arguments)]
-    # As an editable install puts the checkout on the path.
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=600, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -1,10 +1,13 @@
 """tools/cost.py on a real merge: the entries of every stage, and one line where there are none."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from folders import seal
-from scripts import refused
+from scripts import ENV, ROOT, refused
 
 from megatron_bar.experts.merge import merge
 from megatron_bar.weights.manifest import Cost, Training, read_manifest
@@ -29,6 +32,16 @@ def test_a_merged_models_stages_and_prices(place, inline):
     status, out, err = inline("cost", place, "--retrained", place, "--domains", 3)
     assert status == 0, err
     assert "as the retrained model's ledger says" in out and out.splitlines()[-1].split()[0] == "3"
+
+
+def test_a_closed_pipe_ends_it_without_a_word(place):
+    """What nobody reads, which is found at the first flush: the end's, as all of it fits the buffer."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, ROOT / "tools/cost.py", place, "--json"]
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, env=ENV) as tool:
+        os.close(writing)
+        assert (tool.stderr.read(), tool.wait()) == (b"", 1)
 
 
 def test_what_cannot_be_priced_is_one_line(place, branched, expert, tmp_path, inline):

@@ -16,13 +16,12 @@ import torch
 from folders import edit_json, save_hf
 from hypothesis import given
 from hypothesis import strategies as st
-from scripts import ROOT, refused
+from scripts import ENV, ROOT, refused
 
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.evaluation.conversation import TextStream
 
 TEXT = "one plus two is red, größer als 你好, wie 🙂 und ½. " * 3
-ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +59,17 @@ def test_a_pipe_is_a_conversation(folder):
     again = by_transformers(folder, ["größer"], 6)[0]
     status, out, err = piped(folder, "one plus\n\ngrößer\n/reset\ngrößer\n/quit\nred\n".encode(), "--max-new-tokens", 6)
     assert (status, out) == (0, f"{first}\n{second}\n{again}\n"), err
+
+
+def test_where_nobody_reads_on_it_ends_without_a_word(folder):
+    command = [sys.executable, ROOT / "tools" / "generate.py", folder, "--max-new-tokens", "200"]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **streams, env=ENV) as tool:
+        tool.stdin.write(b"one plus\ntwo\nred\n")
+        tool.stdin.close()
+        assert tool.stdout.read(1)
+        tool.stdout.close()
+        assert (tool.stderr.read(), tool.wait()) == (b"", 1)
 
 
 def test_two_ranks_say_the_same(folder):
