@@ -13,11 +13,12 @@ import numpy as np
 
 from megatron_bar.config import from_json
 from megatron_bar.evaluation import report as shown
+from megatron_bar.evaluation import told
 from megatron_bar.evaluation.bootstrap import Interval, mean_interval, overall_interval
 from megatron_bar.evaluation.cost import Growth, growth, price, read_bill, read_ledger, retraining
 from megatron_bar.evaluation.report import Report, Score
 from megatron_bar.evaluation.results import read_results, require_same_tests
-from megatron_bar.recipe import Recipe
+from megatron_bar.recipe import ExpertSpec, Recipe
 from megatron_bar.study import Claim, Upgrade
 from megatron_bar.weights.manifest import Cost
 
@@ -139,16 +140,16 @@ class Found:
         losses = {step: runs for step, runs in losses.items() if runs and not self._logged(step, "reward")}
         if losses:
             yield shown.Curves(title="Loss", x="part of the stage, percent", y="nats per token", series=losses)
-        chains = [part for part in (*self.recipe.experts, *self.recipe.more) if hasattr(part, "runs")]
+        chains = [part for part in (*self.recipe.experts, *self.recipe.more) if isinstance(part, ExpertSpec)]
         rl = [f"{chain.name}-{run.stage.name}" for chain in chains for run in chain.runs if run.rl is not None]
         rewards = {step: runs for step in rl if (runs := self._logged(step, "reward"))}
         if rewards:
             yield shown.Curves(title="Reward of RLVR", x="round", y="share of answers verified", series=rewards)
         if self.recipe.study.retrained:
-            ways = {"modular": "modular", "retraining everything each time": "retrained"}
+            grown = self.growth()
             series = {
-                name: tuple(tuple(getattr(row, way).flops for row in rows) for rows in self.growth())
-                for name, way in ways.items()
+                "modular": tuple(tuple(row.modular.flops for row in rows) for rows in grown),
+                "retraining everything each time": tuple(tuple(row.retrained.flops for row in rows) for rows in grown),
             }
             yield shown.Curves(title="Adding domains one by one", x="domains", y="FLOPs, summed", series=series)
 
@@ -236,7 +237,7 @@ class Found:
         skills = claim.skills or self.skills
         looked_at = {skill: self.mean(gains, (skill,)) for skill in skills} if claim.each else {"": self.mean(gains, skills)}
         holds = all(HOLDS[claim.expect](score, claim.margin) for score in looked_at.values())
-        evidence = ", ".join(f"{skill} {points(score)}".strip() for skill, score in looked_at.items())
+        evidence = ", ".join(f"{skill} {_gain(score)}".strip() for skill, score in looked_at.items())
         where = "" if claim.each else " on " + (", ".join(skills) if claim.skills else "all skills")
         within = "within" if claim.expect in ("same", "not lower") else "by more than"
         wanted = claim.expect + (f", {within} {100 * claim.margin:g} points" if claim.margin else "")
@@ -282,9 +283,9 @@ HOLDS: dict[str, Callable[[Score, float], bool]] = {
 }
 
 
-def points(score: Score) -> str:
-    """A gain in percentage points with its interval."""
-    return f"{100 * score.mean:+.1f} ({100 * score.low:+.1f} to {100 * score.high:+.1f})"
+def _gain(score: Score) -> str:
+    """In points, with its interval."""
+    return f"{told.points(score)} ({told.interval_of(score, signed=True)})"
 
 
 def _commit() -> str:

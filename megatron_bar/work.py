@@ -25,7 +25,7 @@ from megatron_bar.evaluation.compare import answered_texts, divergence
 from megatron_bar.evaluation.generative import load_beside, load_model, measure_folder, read_tests
 from megatron_bar.evaluation.html import html
 from megatron_bar.evaluation.lens import expert_names, show
-from megatron_bar.evaluation.report import markdown
+from megatron_bar.evaluation.markdown import markdown
 from megatron_bar.evaluation.results import read_results, write_results
 from megatron_bar.evaluation.routing import expert_shares
 from megatron_bar.evaluation.validation import mean_loss

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
-from megatron_bar.evaluation import report as told
+from megatron_bar.evaluation import told
 from megatron_bar.evaluation.plot import Line, Point, chart, expert_colour, line_chart
-from megatron_bar.evaluation.report import OVERALL, Comparison, Lens, Report, Routing, Row, Score, Sweep, percent
+from megatron_bar.evaluation.report import Comparison, Lens, Report, Routing, Row, Score, Sweep
+from megatron_bar.evaluation.told import OVERALL, percent
 
 PAGE = Path(__file__).parent / "page"
 GLYPHS = {"holds": "✓", "does not hold": "✗", "not testable here": "·"}

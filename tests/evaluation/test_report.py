@@ -9,7 +9,9 @@ from report_example import EXPERTS, SKILLS, lens, report, row, score
 
 from megatron_bar.config import from_json, to_json
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.report import Report, Routing, Row, Sweep, clock, markdown, quantity
+from megatron_bar.evaluation.markdown import markdown
+from megatron_bar.evaluation.report import Report, Routing, Row, Sweep
+from megatron_bar.evaluation.told import clock, quantity
 
 
 def tables(text: str) -> list[list[list[str]]]:
