@@ -11,6 +11,7 @@ PACKAGE = "megatron_bar"
 LEVELS = (
     {"recipes"},
     {"pipeline"},
+    {"graph"},
     {"work"},
     {"results"},
     {"recipe"},
