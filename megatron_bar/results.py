@@ -4,9 +4,10 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from megatron_bar.evaluation.cost import Growth, growth, price, read_bill, read_
 from megatron_bar.evaluation.report import Report, Score
 from megatron_bar.evaluation.results import read_results, require_same_tests
 from megatron_bar.recipe import ExpertSpec, Recipe
-from megatron_bar.study import Claim, Upgrade
+from megatron_bar.study import Claim, Sweep, Upgrade
 from megatron_bar.weights.manifest import Cost
 
 POINTS = 80
@@ -27,6 +28,13 @@ POINTS = 80
 VERSIONS = ("megatron-core", "torch", "transformers", "numpy", "megatron_bar")
 Scores = dict[str, np.ndarray]
 """Test -> the score of every item."""
+SOURCE = "arXiv 2604.18473"
+HOLDS: dict[str, Callable[[Score, float], bool]] = {
+    "higher": lambda score, margin: score.low > margin,
+    "lower": lambda score, margin: score.high < -margin,
+    "not lower": lambda score, margin: score.mean >= -margin,
+    "same": lambda score, margin: abs(score.mean) <= margin,
+}
 
 
 def evaluation_of(model: str) -> str:
@@ -43,7 +51,6 @@ def collect(recipe: Recipe, runs: Sequence[Path]) -> Report:
     """The report of ``runs``, one folder per seed, all of ``recipe`` but for its seed; all must be finished."""
     found = Found(recipe, [Path(run) for run in runs])
     study = recipe.study
-    routing, lens = found.routing(), found.lens()
     return Report(
         title=f"The recipe {recipe.name}",
         provenance=found.provenance(),
@@ -51,8 +58,8 @@ def collect(recipe: Recipe, runs: Sequence[Path]) -> Report:
         comparisons=tuple(found.comparison(upgrade) for upgrade in study.upgrades),
         sweeps=tuple(found.sweep(sweep) for sweep in study.sweeps),
         curves=tuple(found.curves()),
-        routing=routing,
-        lens=lens,
+        routing=found.routing(),
+        lens=found.lens(),
         costs=tuple(found.costs()),
         claims=(*(found.verdict(claim) for claim in study.claims), *found.cost_claims()),
     )
@@ -101,7 +108,7 @@ class Found:
         seeds = self.scores(model)
         return shown.Row(model=name, group=group, scores=self.by_skill(seeds), overall=self.mean(seeds))
 
-    def rows(self):
+    def rows(self) -> Iterator[shown.Row]:
         study = self.recipe.study
         yield self.row("anchor", "anchor", "start")
         for expert in self.recipe.experts:
@@ -124,7 +131,7 @@ class Found:
             kl={test: self._score(mean_interval([file["kl"][test] for file in files])) for test in files[0]["kl"]},
         )
 
-    def sweep(self, sweep) -> shown.Sweep:
+    def sweep(self, sweep: Sweep) -> shown.Sweep:
         seeds = {x: self.scores(model) for x, model in sweep.points.items()}
         rows = {
             skill: tuple(self._score(mean_interval([s[skill] for s in found])) for found in seeds.values())
@@ -133,7 +140,7 @@ class Found:
         overall = tuple(self.mean(found) for found in seeds.values())
         return shown.Sweep(name=sweep.name, x_label=sweep.x, xs=tuple(seeds), rows={"overall": overall} | rows)
 
-    def curves(self):
+    def curves(self) -> Iterator[shown.Curves]:
         """Losses of the stages that the recipe's own model is made by, and rewards of every RLVR."""
         steps = ["base", "anchor", *(f"{e.name}-{run.stage.name}" for e in self.recipe.experts for run in e.runs), "final"]
         losses = {step: self._logged(step, "loss") for step in steps}
@@ -186,7 +193,7 @@ class Found:
         file = self.runs[0] / "lens.json"
         return from_json(shown.Lens, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
-    def costs(self):
+    def costs(self) -> Iterator[shown.CostRow]:
         """Of the final model's stages, then of those that only the retrained one has; means over the runs."""
         bills = [read_bill(run / "final") for run in self.runs]
         yield from _cost_rows("start", [bill.start for bill in bills])
@@ -206,7 +213,7 @@ class Found:
             found.append(growth(bill, read_ledger(run / self.recipe.study.retrained), 3 * len(bill.experts)))
         return found
 
-    def cost_claims(self):
+    def cost_claims(self) -> Iterator[shown.Claim]:
         """Of every study that has a retrained model; by the ledgers' operations, which do not depend on the machine."""
         if not self.recipe.study.retrained:
             return
@@ -224,7 +231,7 @@ class Found:
         shown_at = sorted({1, len(bill.experts), len(rows)})
         yield _judged(
             "as domains are added, cost grows linearly modularly and quadratically by retraining",
-            all(later > earlier for earlier, later in zip(ratios.values(), list(ratios.values())[1:], strict=False)),
+            all(later > earlier for earlier, later in pairwise(ratios.values())),
             "FLOPs of retraining each time over those of an update each time, summed: "
             + ", ".join(f"{ratios[n]:.2f} at {n} domains" for n in shown_at)
             + f"; beyond {len(bill.experts)} at the mean price of a domain",
@@ -257,7 +264,7 @@ class Found:
         )
 
 
-def _cost_rows(domain: str, runs: Sequence[Sequence[Cost]]):
+def _cost_rows(domain: str, runs: Sequence[Sequence[Cost]]) -> Iterator[shown.CostRow]:
     for entries in zip(*runs, strict=True):
         prices = [price([entry]) for entry in entries]
         yield shown.CostRow(
@@ -272,15 +279,6 @@ def _cost_rows(domain: str, runs: Sequence[Sequence[Cost]]):
 
 def _judged(text: str, holds: bool, evidence: str) -> shown.Claim:
     return shown.Claim(text=text, source=SOURCE, verdict="holds" if holds else "does not hold", evidence=evidence)
-
-
-SOURCE = "arXiv 2604.18473"
-HOLDS: dict[str, Callable[[Score, float], bool]] = {
-    "higher": lambda score, margin: score.low > margin,
-    "lower": lambda score, margin: score.high < -margin,
-    "not lower": lambda score, margin: score.mean >= -margin,
-    "same": lambda score, margin: abs(score.mean) <= margin,
-}
 
 
 def _gain(score: Score) -> str:

@@ -138,7 +138,8 @@ class Work:
             data = {"tasks": blake3(json.dumps([vars(task) for task in tasks]).encode()).hexdigest()}
         elif run.dpo is not None:
             say = lambda line: self.say(f"{name}: {line}")  # noqa: E731
-            pairs = preference_rows(run.data, self.data, chats, stage.sequence, seed=self.recipe.seed, say=say)
+            options = {"too_long": stage.too_long, "seed": self.recipe.seed, "say": say}
+            pairs = preference_rows(run.data, self.data, chats, stage.sequence, **options)
             data = {", ".join(pairs.sources): pairs.fingerprint}
         else:
             mixture = self._mixture(run, chats)

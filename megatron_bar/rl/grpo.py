@@ -171,16 +171,16 @@ class Rounds:
     def __init__(self, name: str, rollouts: Rollouts, guard: Guard, tokenizer, grade: Grade):
         self.name, self.rollouts, self.guard, self.tokenizer, self.grade = name, rollouts, guard, tokenizer, grade
         self.trainer, self.config, self.prompts = rollouts.trainer, rollouts.config, rollouts.prompts
-        self.done = self.tokens = self.idle = 0
+        self.done = self.idle = 0
 
     def saved(self) -> dict:
         """As JSON; answers on their way are waited for."""
         pending = self.rollouts.pending.saved() if self.rollouts.pending else None
-        counts = {"round": self.done, "tokens": self.tokens, "idle": self.idle}
+        counts = {"round": self.done, "idle": self.idle}
         return counts | {"open": sorted(self.prompts.open), "pending": pending, "guard": self.guard.saved()}
 
     def restore(self, saved: dict) -> None:
-        self.done, self.tokens, self.idle = saved["round"], saved["tokens"], saved["idle"]
+        self.done, self.idle = saved["round"], saved["idle"]
         self.prompts.open = set(saved["open"])
         if saved["pending"] is not None:
             self.rollouts.restore(saved["pending"])
@@ -223,7 +223,6 @@ class Rounds:
             if not config.lag:
                 values["drift"] = rollouts.check(rows)
             values |= self._learn(rows, [drawn[n] for n in kept])
-            self.tokens += int(values["tokens"])
         self.done += 1
         return values
 
@@ -256,8 +255,8 @@ class Rounds:
         return {name: sum(v) if "tokens" in name or name == "skipped" else sum(v) / len(v) for name, v in found.items()}
 
 
-def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: ChatFormat, grade: Grade) -> int:
-    """Trains ``stage`` by GRPO and writes ``job.out``; resumes from its newest checkpoint. Returns tokens trained on.
+def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: ChatFormat, grade: Grade) -> None:
+    """Trains ``stage`` by GRPO and writes ``job.out``; resumes from its newest checkpoint.
 
     The verifier sees nothing of the policy but its text. Asked to stop by SIGTERM it saves after the round and exits.
     """
@@ -288,7 +287,6 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: 
     cost = trainer.meter.cost(job.name, stage.name)
     trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash, cost=cost))
     checkpoints.remove()
-    return rounds.tokens
 
 
 def _objective(config: GRPOConfig) -> ClippedPolicyGradient:

@@ -74,8 +74,8 @@ def fit(
     weights: Sequence[float] | None = None,
     objective: Objective | None = None,
     prepare: Callable[[Trainer], Prepare] = as_they_are,
-) -> int:
-    """Trains ``stage`` on ``parts`` and writes ``job.out``; resumes from its newest checkpoint. Returns tokens seen.
+) -> None:
+    """Trains ``stage`` on ``parts`` and writes ``job.out``; resumes from its newest checkpoint.
 
     ``weights``: of each part among the rows; None: every row once an epoch. ``objective``: None: language modelling.
     ``prepare`` is given the trainer as the stage begins, before a checkpoint is read. Asked to stop by SIGTERM it saves and
@@ -111,4 +111,3 @@ def fit(
     cost = trainer.meter.cost(job.name, stage.name)
     trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash, cost=cost))
     checkpoints.remove()
-    return steps * stage.batch * stage.sequence

@@ -68,10 +68,10 @@ class LengthNormalisedDPO(Objective):
         return loss, torch.stack([value.detach().to(loss.dtype) for value in reported])
 
 
-def fit_preferences(job: Job, stage: Stage, config: DPOConfig, rows: PairRows) -> int:
-    """Trains ``stage`` by length-normalised DPO on ``rows``, like `fit`: resumes, writes ``job.out``, returns tokens seen."""
+def fit_preferences(job: Job, stage: Stage, config: DPOConfig, rows: PairRows) -> None:
+    """Trains ``stage`` by length-normalised DPO on ``rows``, like `fit`: resumes, and writes ``job.out``."""
     objective = LengthNormalisedDPO(beta=config.beta)
-    return fit(job, stage, [rows], objective=objective, prepare=partial(_from_start, objective))
+    fit(job, stage, [rows], objective=objective, prepare=partial(_from_start, objective))
 
 
 def _from_start(objective: Objective, trainer: Trainer) -> Prepare:
