@@ -1,7 +1,7 @@
 """Does it hold up? The tiny recipe with every baseline of the article, upgrades, ablations, sweeps, and its claims.
 
-All of them start from the same base and anchor and see the same rows of each domain. A baseline's learning rate for SFT is the
-best of three by validation loss; the recipe's own were chosen on another world. Source of the comparisons: arXiv 2604.18473.
+All of them start from the same base and anchor and see the same rows of each domain. Every SFT, of the recipe's own experts as
+of the baselines, has the best of three learning rates by validation loss. Source of the comparisons: arXiv 2604.18473.
 """
 
 from dataclasses import replace
@@ -123,9 +123,9 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
 def ablations(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     route, found = parts.recipe.route, []
     for d in DOMAINS:
-        run = parts.runs[d, "sft"]
+        run = replace(parts.runs[d, "sft"], data=(chat(d),), validation=validation(d)[1:])
         start = f"{d}-midtrain" if (d, "midtrain") in parts.runs else "branched"
-        found.append(ExpertSpec(name=f"{d}_only", start=start, runs=(replace(run, data=(chat(d),)),)))
+        found.append(ExpertSpec(name=f"{d}_only", start=start, runs=(run,)))
     for share in SHARES:
         data = tuple(replace(source, share=share) for source in route.data)
         found.append(parts.route(f"router_{share:g}", "merged", data=data))
@@ -289,8 +289,15 @@ OF_BENCHMARKS = Claim(
 )
 
 
+def with_rates(expert: ExpertSpec) -> ExpertSpec:
+    """The same with the best of three learning rates for its SFT."""
+    runs = (replace(r, rates=RATES, validation=validation(expert.name)) if r.stage.name == "sft" else r for r in expert.runs)
+    return replace(expert, runs=tuple(runs))
+
+
 def recipe() -> Recipe:
     made = tiny.recipe()
+    made = replace(made, experts=tuple(map(with_rates, made.experts)))
     parts = Parts(made)
     study = replace(
         made.study,
