@@ -172,6 +172,7 @@ def all_gradients(trainer: Trainer, micro: list[Batch]) -> dict[str, torch.Tenso
 
     load_folder(trainer.model, Folder.open(trainer.source))
     trainer.ddp.zero_grad_buffer()
+    trainer.ddp.force_all_reduce = True  # for what is reduced while the backward pass goes on; the argument is for the rest
     get_forward_backward_func()(
         forward_step_func=partial(_forward, LanguageModelling(HEAD_Z)),
         data_iterator=iter(micro),
