@@ -1,10 +1,14 @@
 """What a run shows while it works: a progress line, TensorBoard, and a JSON line per step in metrics.jsonl."""
 
 import json
+import os
+import socket
 import time
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import scalar
 
 from megatron_bar.errors import writing
 from megatron_bar.parallel.state import is_rank_zero
@@ -27,7 +31,7 @@ class Log:
             with writing(self._path):
                 folder.mkdir(parents=True, exist_ok=True)
                 # What an interrupted run logged after its last checkpoint is taken back: those steps come again.
-                self._board = SummaryWriter(str(folder), purge_step=start + 1)
+                self._board = Board(folder, start=start)
                 take_back(self._path, start)
                 self._lines = self._path.open("a", encoding="utf-8")
 
@@ -48,8 +52,7 @@ class Log:
                 return
         else:
             with writing(self._path):
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, number)
+                self._board.step(number, values)
                 self._lines.write(json.dumps({"step": number} | values) + "\n")
                 self._lines.flush()
         now = time.monotonic()
@@ -62,6 +65,35 @@ class Log:
         shown = " ".join(f"{name} {_short(value)}" for name, value in values.items() if name not in _QUIET and "/" not in name)
         rate = f"{self._tokens / max(elapsed, 1e-9):,.0f} tok/s"
         return f"{self.name}  {number}/{self.steps}  {shown}  {rate}  left {int(left // 60)}:{int(left % 60):02d}"
+
+
+class Board:
+    """TensorBoard's file of one run, on the disk with every step.
+
+    Its own writers hand events to a thread, where a full disk ends as a traceback.
+    """
+
+    def __init__(self, folder: Path, *, start: int):
+        """What an earlier run wrote of the steps after ``start`` is not shown."""
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = self._path.open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def step(self, number: int, values: dict[str, float]) -> None:
+        with writing(self._path):
+            for name, value in values.items():
+                self._write(Event(step=number, summary=scalar(name, value)))
+            self._file.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        with writing(self._path):
+            self._file.close()
 
 
 def take_back(path: Path, start: int) -> None:
