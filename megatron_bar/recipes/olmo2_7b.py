@@ -1,7 +1,8 @@
 """The published run: BAR-5x7B from OLMo 2 7B (arXiv 2604.18473 and its released recipe), on 8 GPUs per node.
 
 Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and its scripts did
-differently is a named policy: ``--set experts.0.runs.1.stage.policy=sft_shared_frozen``.
+differently is a named policy: ``--set experts.0.runs.1.stage.policy=sft_shared_frozen``. The recipes of the other sizes are
+`bar` with another shape and other layouts; none of them was published.
 """
 
 from dataclasses import replace
@@ -15,8 +16,6 @@ from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.weights.hf_config import ModelConfig
 
 ROUTER_SHARE = 0.05
-TRAINING = ParallelConfig(tensor=4, expert=1)
-"""Experts cut over four GPUs like the rest: two experts and 8192 tokens a row fit 80 GB with recomputation."""
 
 SHAPE = ModelConfig(
     vocab_size=100_278,
@@ -48,11 +47,13 @@ SAFETY = (Source(path=Path("sft/safety/dolci_instruct_sft_safety.jsonl"), kind="
 RL = GRPOConfig(rounds=300, max_new_tokens=4096)
 
 
-def expert(name: str, domain: tuple[Source, ...], *, midtrain: bool, rounds: int = 0) -> ExpertSpec:
+def expert(
+    name: str, domain: tuple[Source, ...], *, parallel: ParallelConfig, midtrain: bool = False, rounds: int = 0
+) -> ExpertSpec:
     """One column of the recipe; SFT sees all of the general data besides the domain's."""
-    mid = stages.midtrain(parallel=TRAINING, recompute=True, save_every=500)
-    sft = stages.sft(parallel=TRAINING, recompute=True, save_every=200)
-    rlvr = stages.rlvr(parallel=TRAINING, recompute=True, save_every=10)
+    mid = stages.midtrain(parallel=parallel, recompute=True, save_every=500)
+    sft = stages.sft(parallel=parallel, recompute=True, save_every=200)
+    rlvr = stages.rlvr(parallel=parallel, recompute=True, save_every=10)
     runs = [Run(stage=mid, data=(Source(path=Path(f"midtrain/{name}.jsonl"), kind="text"),))] if midtrain else []
     runs.append(Run(stage=sft, data=GENERAL + domain))
     if rounds:
@@ -61,21 +62,35 @@ def expert(name: str, domain: tuple[Source, ...], *, midtrain: bool, rounds: int
     return ExpertSpec(name=name, runs=tuple(runs))
 
 
-def recipe() -> Recipe:
+def bar(name: str, *, shape: ModelConfig, base: str, anchor: str, training: ParallelConfig, routing: ParallelConfig) -> Recipe:
+    """The published stages for a dense model of ``shape``; ``training``: the layout of the experts' stages, of two experts each,
+    ``routing``: that of the router's, of all five."""
     return Recipe(
-        name="olmo2_7b",
+        name=name,
         data=Path("data"),
-        shape=SHAPE,
-        base=Path("OLMo-2-1124-7B"),
-        anchor=Path("BAR-7B"),
+        shape=shape,
+        base=Path(base),
+        anchor=Path(anchor),
         experts=(
-            expert("math", MATH, midtrain=True, rounds=300),
-            expert("code", CODE, midtrain=True, rounds=150),
-            expert("safety", SAFETY, midtrain=False),
-            expert("tool_use", TOOL_USE, midtrain=False),
+            expert("math", MATH, parallel=training, midtrain=True, rounds=300),
+            expert("code", CODE, parallel=training, midtrain=True, rounds=150),
+            expert("safety", SAFETY, parallel=training),
+            expert("tool_use", TOOL_USE, parallel=training),
         ),
         route=Run(
-            stage=stages.route(parallel=ParallelConfig(tensor=8), recompute=True),
+            stage=stages.route(parallel=routing, recompute=True, save_every=20),
             data=tuple(replace(source, share=ROUTER_SHARE) for source in GENERAL + MATH + CODE + SAFETY + TOOL_USE),
         ),
+    )
+
+
+def recipe() -> Recipe:
+    return bar(
+        "olmo2_7b",
+        shape=SHAPE,
+        base="OLMo-2-1124-7B",
+        anchor="BAR-7B",
+        # Experts cut over four GPUs like the rest: two experts and 8192 tokens a row fit 80 GB with recomputation.
+        training=ParallelConfig(tensor=4),
+        routing=ParallelConfig(tensor=8),
     )

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from scripts import ROOT, run_here
 
-from megatron_bar.config import from_json, override, to_json
+from megatron_bar.config import diff, from_json, override, to_json
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation import generative
 from megatron_bar.pipeline import Pipeline
@@ -16,6 +18,9 @@ from megatron_bar.recipe import Evaluation, Recipe
 from megatron_bar.recipes import load_recipe
 from megatron_bar.recipes.show import describe
 from megatron_bar.study import Study
+from megatron_bar.training.freeze import table
+from megatron_bar.weights.groups import POLICIES
+from megatron_bar.weights.hf_config import num_parameters, tensor_shapes
 
 HIDDEN, LAYERS, FFN, VOCABULARY = 4096, 32, 11_008, 100_278
 EXPERT, ROUTER_ROW, EMBEDDING = LAYERS * 3 * HIDDEN * FFN, LAYERS * HIDDEN, VOCABULARY * HIDDEN
@@ -54,6 +59,47 @@ def test_the_models_have_the_published_sizes(dry_run):
     assert section(dry_run, "branched") == ["branched: {anchor, domain}, router normal: 11,626,795,008 parameters"]
     assert section(dry_run, "merged") == ["merged: anchor, math, code, safety, tool_use; shared mean: 24,612,753,408 parameters"]
     assert "    trains 655,360 of 24,612,753,408 parameters" in section(dry_run, "final")
+
+
+TOTALS = {
+    # Of the folders on the Hugging Face hub; 7B with the vocabulary of BAR-7B.
+    "1b": 1_484_916_736,
+    "7b": 7_298_617_344 - 2 * (100_352 - VOCABULARY) * HIDDEN,
+    "13b": 13_716_198_400,
+    "32b": 32_234_279_936,
+}
+
+
+@pytest.mark.parametrize("size", TOTALS)
+def test_the_sizes_are_those_of_the_published_folders_and_of_transformers(size):
+    recipe = load_recipe(f"olmo2_{size}")
+    assert num_parameters(recipe.shape) == TOTALS[size]
+    with torch.device("meta"):
+        config = transformers.AutoConfig.for_model(**recipe.shape.to_hf())
+        theirs = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    assert tensor_shapes(recipe.shape) == {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+
+
+@pytest.mark.parametrize("size", TOTALS)
+def test_the_sizes_differ_in_shape_folders_and_layouts_alone(size):
+    for change in diff(load_recipe("olmo2_7b"), load_recipe(f"olmo2_{size}")):
+        assert change.startswith(("name:", "base:", "anchor:", "shape.")) or ".stage.parallel." in change, change
+
+
+@pytest.mark.parametrize("size, nodes", [("1b", 1), ("7b", 1), ("13b", 1), ("32b", 2)])
+def test_every_stage_fits_into_80_gb(size, nodes, tmp_path):
+    """By arithmetic: 2 bytes a parameter and 4 a gradient on every rank that holds it, 12 of the optimizer on one; inputs of the
+    layers, of which one is computed again; logits in bf16 and fp32 and their gradient."""
+    pipeline = Pipeline(load_recipe(f"olmo2_{size}"), tmp_path)
+    pipeline.check(pipeline.select(), 8 * nodes)
+    for step in (step for step in pipeline.steps.values() if step.run is not None):
+        stage, shape = step.run.stage, pipeline.shape.with_experts(step.experts)
+        layout, trains = stage.parallel, sum(count for _, count, on in table(shape, POLICIES[stage.policy]) if on)
+        model = layout.tensor * layout.pipeline
+        weights = (2 * num_parameters(shape) + 4 * trains) / model + 12 * trains / (8 * nodes)
+        layer = 4 * shape.hidden_size + 3 * shape.num_experts * shape.intermediate_size
+        values = 2 * shape.num_layers * shape.hidden_size + 2 * 2 * layer + 10 * shape.vocab_size
+        assert weights + values * stage.sequence * stage.micro_batch / layout.tensor < 64e9, step.name
 
 
 STEPS = [
@@ -111,7 +157,7 @@ def test_the_entry_point_prints_the_dry_run_and_does_nothing(dry_run, monkeypatc
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize("name", ["tiny", "olmo2_7b"])
+@pytest.mark.parametrize("name", ["tiny", "olmo2_7b", "olmo2_32b"])
 def test_a_recipe_survives_json(name):
     recipe = load_recipe(name)
     assert from_json(Recipe, to_json(recipe)) == recipe
@@ -147,7 +193,10 @@ def test_a_recipe_is_found_by_name_module_or_file(file):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("huge", "recipe huge: not found; expected one of olmo2_7b, tiny, tiny_study, module:function or file.py:function"),
+        (
+            "huge",
+            "recipe huge: not found; expected one of olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, tiny, tiny_study, module:function or file.py:function",
+        ),
         ("no.such.module:recipe", "recipe no.such.module:recipe: not found; expected one of"),
         ("tiny:recipes", "recipe tiny:recipes: not found"),  # with a function, the module is named in full
         ("megatron_bar.recipes.tiny:recipes", "has no function recipes"),
@@ -225,9 +274,10 @@ def test_what_no_step_could_do_is_told_before_the_first(tmp_path, change, messag
 
 
 def test_the_shipped_recipes_can_be_run_on_what_they_are_meant_for(tmp_path):
-    for name, processes in (("tiny", 1), ("tiny", 2), ("olmo2_7b", 8), ("olmo2_7b", 64)):
+    for name, processes in (("tiny", 1), ("tiny", 2), *((f"olmo2_{size}", 64) for size in TOTALS)):
         pipeline = Pipeline(load_recipe(name), tmp_path)
         pipeline.check(pipeline.select(), processes)
+    pipeline.check(pipeline.select(stage="route"), 40)  # as published: on five nodes
 
 
 def test_steps_are_selected_by_expert_and_stage(tmp_path):
