@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "megatron_bar"
 LEVELS = (
-    {"recipes"},
+    {"recipes", "doctor"},
     {"pipeline"},
     {"graph"},
     {"work"},

@@ -88,7 +88,7 @@ class Sequences(PackedSeqParams):
             slots = torch.arange(self.cache.keys.shape[3], device=device)[: int(reach.max()) + 1]
             self.mask = (slots <= reach[:, :, None])[:, None]
         elif self.documents is not None or kernels == "transformer_engine":
-            self._mark_documents(kernels == "transformer_engine" or _has_varlen(device, dtype), moving)
+            self._mark_documents(kernels == "transformer_engine" or has_varlen(device, dtype), moving)
         self.cos, self.sin = angles.cos()[:, None], angles.sin()[:, None]
         return self
 
@@ -114,7 +114,7 @@ class Sequences(PackedSeqParams):
             self.mask = (causal & (self.documents[:, :, None] == self.documents[:, None, :]))[:, None]
 
 
-def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's flash attention for sequences of many lengths can be used."""
     return varlen_attn is not None and device.type == "cuda" and dtype.itemsize == 2
 

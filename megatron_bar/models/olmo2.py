@@ -70,7 +70,7 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
         expert_model_parallel_size=ep,
         expert_tensor_parallel_size=etp,
         sequence_parallel=layout.tensor > 1,
-        gradient_accumulation_fusion=_has_fused_weight_gradients(),
+        gradient_accumulation_fusion=has_fused_weight_gradients(),
         # Must be set before DDP is built: set later, the first gradient norm is off by the data-parallel size.
         calculate_per_token_loss=True,
         **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if recompute else {}),
@@ -78,7 +78,7 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
     )
 
 
-def _has_fused_weight_gradients() -> bool:
+def has_fused_weight_gradients() -> bool:
     """NVIDIA apex's kernel that adds weight gradients into fp32 main gradients, found at run time."""
     if not torch.cuda.is_available():
         return False

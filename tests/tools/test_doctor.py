@@ -1,0 +1,116 @@
+"""The doctor's lines against what Python, psutil and the kernel say of this machine, and in environments that lack something."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from distributed import run_distributed
+from scripts import ROOT
+
+from megatron_bar.doctor import Item, folder, together
+
+
+def doctor(*arguments, python=(), launcher=(), **environment) -> tuple[int, dict[str, str], str]:
+    """Status, the lines by the item's name, stderr."""
+    command = [sys.executable, *python, *launcher, ROOT / "tools/doctor.py", *arguments]
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("OK ", "missing ", "MISSING "))]
+    return done.returncode, {line[9:33].strip(): line for line in lines}, done.stderr
+
+
+def line(state: str, name: str, found: str) -> str:
+    return f"{state:<8} {name:<24} {found}"
+
+
+@pytest.fixture(scope="module")
+def path_with_bwrap(tmp_path_factory) -> str:
+    place = tmp_path_factory.mktemp("bin")
+    (place / "bwrap").symlink_to(shutil.which("true"))
+    return str(place)
+
+
+def test_it_says_what_python_psutil_and_the_kernel_say(tmp_path, path_with_bwrap):
+    status, lines, err = doctor("--out", tmp_path / "new/runs", PATH=f"{path_with_bwrap}:{os.environ['PATH']}")
+    assert (status, err) == (0, "")
+    for name in ("torch", "megatron-core", "transformers", "rich"):
+        assert lines[name] == line("OK", name, metadata.version(name))
+    assert lines["memory"] == line("OK", "memory", f"{psutil.virtual_memory().total / 2**30:.1f} GiB")
+    assert lines["CPUs"] == line("OK", "CPUs", f"{len(psutil.Process().cpu_affinity())} for 1 processes")
+    files, most = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)
+    assert lines["open files"].split(maxsplit=3)[3].startswith(f"{files}, at most {most}")
+    assert f"{psutil.disk_usage('/dev/shm').total / 2**30:.2f} GiB" in lines["/dev/shm"]
+    assert f" of {psutil.disk_usage(str(tmp_path)).total / 2**30:.1f} GiB free" in lines["disk"]
+    for habit in ("rename", "fsync", "flock", "hard links"):
+        assert lines[habit] == line("OK", habit, str(tmp_path / "new/runs"))
+    assert not list((tmp_path / "new/runs").iterdir())
+    assert lines["bubblewrap"] == line("OK", "bubblewrap", f"{path_with_bwrap}/bwrap")
+    assert lines["lm-eval"] == line("OK", "lm-eval", metadata.version("lm-eval"))
+    assert ("GPU 0" in lines) == torch.cuda.is_available()
+
+
+def test_what_is_required_and_missing_ends_with_status_1():
+    status, lines, err = doctor(python=("-S",), PATH="/nowhere")  # without the installed packages
+    assert status == 1 and err == "error: required and missing: megatron_bar\n"
+    assert lines["megatron_bar"].startswith(line("MISSING", "megatron_bar", "not installed: nothing runs: pip install"))
+    assert lines["bubblewrap"].startswith(line("missing", "bubblewrap", "no bwrap: needed only by"))
+    assert lines["chromium"].startswith(line("missing", "chromium", "none: "))
+    assert "sandbox" not in lines  # nothing of ours was imported
+
+
+def test_another_version_than_required_is_named(tmp_path):
+    (tmp_path / "megatron_core-0.16.1.dist-info").mkdir()
+    (tmp_path / "megatron_core-0.16.1.dist-info/METADATA").write_text("Name: megatron-core\nVersion: 0.16.1\n")
+    status, lines, err = doctor("--engine", "/nowhere/python", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert status == 1 and err == "error: required and missing: megatron-core\n"
+    assert lines["megatron-core"].startswith(line("MISSING", "megatron-core", "0.16.1, expected ==0.19.2: "))
+    assert "not in /nowhere/python (No such file or directory)" in lines["vllm"]
+
+
+def test_a_place_that_keeps_nothing_is_told(tmp_path):
+    (only,) = folder(Path("/proc/runs"))
+    assert only.required and only.line.startswith(line("MISSING", "out", "/proc/runs: "))
+    (tmp_path / "file").touch()
+    (only,) = folder(tmp_path / "file")
+    assert "File exists" in only.line
+
+
+def test_under_torchrun_it_speaks_once_and_adds_up(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    status, lines, err = doctor("--out", tmp_path, launcher=launcher)
+    assert status == 0, err
+    assert lines["processes"].startswith(line("OK", "processes", "2 on "))
+    assert lines["all-reduce"].startswith("OK ") and " over 2 ranks in " in lines["all-reduce"]
+    assert lines["one folder"] == line("OK", "one folder", f"{tmp_path}, the same for all")
+    assert f"{len(psutil.Process().cpu_affinity())} for 2 processes" in lines["CPUs"]
+    assert not list(tmp_path.iterdir())
+
+
+def on_two_machines(place: Path) -> list[str]:
+    """What ranks that differ in a version, in a library and in their folder are told."""
+    rank = dist.get_rank()
+    mine = [
+        Item(name="torch", ok=True, found=f"2.{rank}", required=True, same=True),
+        Item(name="numpy", ok=True, found="2", required=True, same=True),
+        Item(name="chromium", ok=rank == 0, found="somewhere" if rank == 0 else "none", cost="no tests"),
+        Item(name="bubblewrap", ok=False, found="none", cost="no matter"),
+    ]
+    (place / str(rank)).mkdir()
+    return [item.line for item in together(mine, place / str(rank))]
+
+
+def test_machines_that_differ_are_told_apart(tmp_path):
+    first, second = run_distributed(on_two_machines, 2, tmp_path)
+    told = {said[9:33].strip(): said for said in first}
+    assert list(told) == ["processes", "torch", "chromium", "all-reduce", "one folder"]
+    assert [said[9:33].strip() for said in second] == list(told)
+    assert told["torch"].startswith("MISSING ") and "2.1 on " in told["torch"] and ", 2.0 on " in told["torch"]
+    assert told["chromium"].startswith(line("missing", "chromium", "none (on "))
+    assert told["one folder"].startswith("MISSING ") and "not one, or not locked, on rank 1" in told["one folder"]
