@@ -157,7 +157,7 @@ def test_the_entry_point_prints_the_dry_run_and_does_nothing(dry_run, monkeypatc
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize("name", ["tiny", "olmo2_7b", "olmo2_32b"])
+@pytest.mark.parametrize("name", ["tiny", "smoke", "olmo2_7b", "olmo2_32b"])
 def test_a_recipe_survives_json(name):
     recipe = load_recipe(name)
     assert from_json(Recipe, to_json(recipe)) == recipe
@@ -193,7 +193,7 @@ def test_a_recipe_is_found_by_name_module_or_file(file):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("huge", "recipe huge: not found; expected one of olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, tiny, tiny_study, module"),
+        ("huge", "recipe huge: not found; expected one of olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, smoke, tiny, tiny_study"),
         ("no.such.module:recipe", "recipe no.such.module:recipe: not found; expected one of"),
         ("tiny:recipes", "recipe tiny:recipes: not found"),  # with a function, the module is named in full
         ("megatron_bar.recipes.tiny:recipes", "has no function recipes"),
@@ -271,7 +271,7 @@ def test_what_no_step_could_do_is_told_before_the_first(tmp_path, change, messag
 
 
 def test_the_shipped_recipes_can_be_run_on_what_they_are_meant_for(tmp_path):
-    for name, processes in (("tiny", 1), ("tiny", 2), *((f"olmo2_{size}", 64) for size in TOTALS)):
+    for name, processes in (("tiny", 1), ("tiny", 2), ("smoke", 16), *((f"olmo2_{size}", 64) for size in TOTALS)):
         pipeline = Pipeline(load_recipe(name), tmp_path)
         pipeline.check(pipeline.select(), processes)
     pipeline.check(pipeline.select(stage="route"), 40)  # as published: on five nodes

@@ -1,0 +1,31 @@
+# shellcheck shell=bash disable=SC2034
+# What a run on a Slurm cluster is made of. Copy it, fill it in, and name the copy: BAR_ENV=my.sh examples/cluster/submit.sh
+# Every path must be the same on all nodes. Partition and account: export SBATCH_PARTITION and SBATCH_ACCOUNT, which sbatch reads.
+
+RECIPE=olmo2_7b
+OUT=/path/to/runs/bar
+BASE=/path/to/OLMo-2-1124-7B # of one dtype with the anchor: save it in bfloat16 if it came in float32
+ANCHOR=/path/to/BAR-7B
+DATA=/path/to/data # megatron_bar/recipes/olmo2_7b.py lists its files
+
+# How Python starts on a node. In Apptainer: TORCHRUN=(apptainer exec --nv --bind /path image.sif torchrun); with pyxis:
+# SRUN=(--container-image=image.sqsh --container-mounts=/path:/path --container-workdir="$PWD").
+PYTHON=(.venv/bin/python)
+TORCHRUN=(.venv/bin/torchrun)
+SRUN=()
+# More options of every sbatch, such as --qos=... or --gres=gpu:8 where --gpus-per-node is not known.
+SBATCH=()
+GPUS=8 # of a node
+
+# Changes to the recipe, in every job.
+CHANGES=(base="$BASE" anchor="$ANCHOR" data="$DATA")
+# In those of RLVR: vLLM on the last node of the job, one round behind. Experts and stages count from 0. With RLVR=() and
+# ENGINE_NODES=0 all nodes train and the trainer's own sampler answers.
+RLVR=(experts.{0,1}.runs.2.rl.{lag=1,importance_cap=2,engine.name=vllm,engine.python=examples/cluster/engine.sh,engine.tensor=8})
+ENGINE_NODES=1
+ENGINE_PYTHON=/path/to/vllm/bin/python
+
+# The experts with their stages, one after another; experts side by side. Behind the router: stages such as evaluate and report,
+# where the recipe has an evaluation.
+CHAINS=("math midtrain sft rlvr" "code midtrain sft rlvr" "safety sft" "tool_use sft")
+AFTER=()
