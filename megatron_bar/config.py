@@ -131,7 +131,9 @@ def _assign(kind: Any, data: Any, keys: list[str], text: str, path: str) -> Any:
     if not keys:
         return _read(kind, text, path)
     if _is_union(kind) and data is not None:
-        kind = _first(kind, lambda member: (_decode(member, data, path), member)[1], data, path)
+        members = [member for member in get_args(kind) if member is not type(None)]
+        # To decode is to check, and the pair that an assignment is half of may not be valid yet: only where there is a choice.
+        kind = members[0] if len(members) == 1 else _first(kind, lambda m: (_decode(m, data, path), m)[1], data, path)
     if dataclasses.is_dataclass(kind):
         hints = _fields(kind)
     elif get_origin(kind) is dict:

@@ -1,4 +1,4 @@
-"""examples/cluster/ by a Slurm of one node that runs jobs at once (fake_slurm/): what is submitted, what runs, what is requeued."""
+"""examples/cluster/ by a Slurm of one node that runs jobs at once (fake_slurm/): what is submitted, runs, is requeued."""
 
 import json
 import os

@@ -254,6 +254,11 @@ def test_a_wrong_change_names_the_field(change, message):
         override(load_recipe("tiny"), [change])
 
 
+def test_two_changes_that_are_valid_together_are_made_in_either_order():
+    lag, cap = "experts.0.runs.2.rl.lag=1", "experts.0.runs.2.rl.importance_cap=2"
+    assert override(load_recipe("tiny"), [lag, cap]) == override(load_recipe("tiny"), [cap, lag])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
