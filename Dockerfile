@@ -1,9 +1,16 @@
 # NVIDIA's PyTorch image carries Transformer Engine and apex, built against its own torch. What it has of the packages
 # below stays as it is; the rest comes in the versions of constraints.txt.
-#   docker build -t megatron_bar .
+#   docker build -t megatron_bar .                        # --build-arg VLLM=vllm: RLVR's engine, too, in /envs/vllm
 #   docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar
 ARG IMAGE=nvcr.io/nvidia/pytorch:26.05-py3
 FROM ${IMAGE}
+
+# For the sandbox, where an ordinary user (Apptainer, enroot) may not make namespaces without it.
+RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*
+
+# vLLM brings a torch of its own, several GB; none of the image's pins are meant for it.
+ARG VLLM=
+RUN if [ -n "$VLLM" ]; then python -m venv /envs/vllm && PIP_CONSTRAINT= /envs/vllm/bin/pip install --no-cache-dir "$VLLM"; fi
 
 WORKDIR /opt/megatron_bar
 COPY setup.py constraints.txt ./

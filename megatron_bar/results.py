@@ -252,7 +252,7 @@ class Found:
 
     def provenance(self) -> shown.Provenance:
         seeds = tuple(
-            json.loads((run / "steps.json").read_text(encoding="utf-8"))["world"]["choices"]["seed"] for run in self.runs
+            json.loads((run / "steps.json").read_text(encoding="utf-8"))["branched"]["choices"]["seed"] for run in self.runs
         )
         return shown.Provenance(
             date=datetime.now(UTC).date().isoformat(),

@@ -8,7 +8,8 @@ BASE=/path/to/OLMo-2-1124-7B # of one dtype with the anchor: save it in bfloat16
 ANCHOR=/path/to/BAR-7B
 DATA=/path/to/data # megatron_bar/recipes/olmo2_7b.py lists its files
 
-# How Python starts on a node. In Apptainer: TORCHRUN=(apptainer exec --nv --bind /path image.sif torchrun); with pyxis:
+# How Python starts: PYTHON where jobs are submitted, TORCHRUN on a node. With the image of the Dockerfile, in Apptainer:
+# TORCHRUN=(apptainer exec --nv --bind /path image.sif torchrun); by pyxis: TORCHRUN=(torchrun) and
 # SRUN=(--container-image=image.sqsh --container-mounts=/path:/path --container-workdir="$PWD").
 PYTHON=(.venv/bin/python)
 TORCHRUN=(.venv/bin/torchrun)
@@ -19,9 +20,12 @@ GPUS=8 # of a node
 
 # Changes to the recipe, in every job.
 CHANGES=(base="$BASE" anchor="$ANCHOR" data="$DATA")
-# In those of RLVR: vLLM on the last node of the job, one round behind. Experts and stages count from 0. With RLVR=() and
-# ENGINE_NODES=0 all nodes train and the trainer's own sampler answers.
+# In those of RLVR: vLLM on the job's last node, one round behind; experts and stages count from 0. It is started by srun from
+# rank 0's machine, which a container may not have. Beside the trainer instead, on one node (--nodes=1 in rlvr.sbatch):
+# ENGINE_NODES=0, RLVR_GPUS=4, engine.python=$ENGINE_PYTHON, engine.tensor=4 and engine.devices=4,5,6,7, which must be escaped in
+# braces (4\,5\,6\,7). With ENGINE_NODES=0 and RLVR=() the trainer itself answers.
 RLVR=(experts.{0,1}.runs.2.rl.{lag=1,importance_cap=2,engine.name=vllm,engine.python=examples/cluster/engine.sh,engine.tensor=8})
+RLVR_GPUS=$GPUS # that train, of a node
 ENGINE_NODES=1
 ENGINE_PYTHON=/path/to/vllm/bin/python
 

@@ -8,6 +8,7 @@ set -euo pipefail
 # shellcheck source=examples/cluster/env.sh
 . "${BAR_ENV:-examples/cluster/env.sh}"
 
+export PYTHONPATH=$PWD # this checkout, whatever the image or the environment has installed
 : "${GRACE:=240}" # seconds for a step and a save, below those of --signal
 warned=
 trap 'warned=yes; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
