@@ -1,6 +1,6 @@
 """Which tensors of a folder every parameter of Megatron's model is cut from: OLMo 2 and FlexOlmo.
 
-The names are those of the model that models/olmo2.py builds; a parameter without a place here is an error there.
+The names are those of the model that models/olmo2.py builds, in its order; a parameter without a place here is an error there.
 """
 
 import torch
@@ -20,8 +20,8 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
         layer, theirs = f"decoder.layers.{n}", f"model.layers.{n}"
         attn, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
         ops |= {
-            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
             f"{layer}.self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
+            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
             f"{layer}.self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
             f"{layer}.self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
             f"{layer}.self_attn_bda.norm.weight": Whole(f"{theirs}.post_attention_layernorm.weight"),
