@@ -1,11 +1,11 @@
 """Bytes of a stage that stay on one rank from step to step: weights, gradients, optimizer state. Arithmetic alone, exact.
 
 What trains lies in Megatron's buffers, one for the experts where they are spread otherwise than the rest, one for the rest. A
-buffer holds its parameters from the last to the first, each from a multiple of 64 values on, and ends at a multiple of 128 and of
-the ranks that share its optimizer (Megatron-Core, optimizer/param_layout.py; DDP without overlap makes one bucket of a
-buffer). It exists twice: as weights in the model's dtype and as gradients in fp32. Each of these ranks updates an equal range of
-it, with Adam's two moments of every parameter's values in that range, torch's count of steps (4 bytes a parameter), and, where the model is
-not in fp32 itself, their fp32 values; a model in fp32 is updated in place. What is frozen is its weights and nothing else. The
+buffer holds its parameters from the last to the first, each from a multiple of 64 values on, and ends at a multiple of 128 and
+of the ranks that share its optimizer (Megatron-Core, optimizer/param_layout.py; DDP that does not overlap makes one bucket of
+it). It exists twice: as weights in the model's dtype and as gradients in fp32. Each of these ranks updates an equal range of it,
+with Adam's two moments for every value in that range, torch's count of steps for every parameter there, and, where the model
+is not in fp32 itself, the fp32 values; a model in fp32 is updated in place. What is frozen is its weights and nothing else. The
 anchor's row of a router is masked: it has a gradient and state like the rows that train.
 """
 
@@ -111,7 +111,7 @@ class Parameter:
 
 @lru_cache
 def _numels(shape: ModelConfig, tensor: int, expert_tensor: int) -> dict[str, Parameter]:
-    """Of every parameter of the whole model, by name and in the model's order: what one of the ranks that it is cut over holds."""
+    """Every parameter of the whole model by name, in the model's order: what one of the ranks that it is cut over holds."""
     shapes, found = tensor_shapes(shape), {}
     for name, op in weight_ops(shape).items():
         expert = expert_index(op.names[0]) is not None

@@ -1,0 +1,167 @@
+"""Bytes of a micro-batch on one rank: what autograd keeps for the backward pass, and what is there only for a moment.
+
+Follows models/{attention,layers,moe}.py operation by operation, and like flops.py from the embedding up: an operation keeps its
+input for the gradient of a weight that trains, and what the gradient of its input takes only where something below it trains.
+So a frozen weight keeps nothing, and below the first layer that trains nothing is kept at all. With recomputation a layer keeps
+its input, and all of this for the one layer that is at work; the embedding's output then always wants a gradient
+(models/build.py), as does what a later pipeline rank receives.
+
+Left out: a token's few numbers (labels, masks of the loss), fp32 copies of a norm's weight, and the dispatch of tokens where not
+all experts are active: counted as if all were.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_bar.conversion.parameters import DTYPES
+from megatron_bar.parallel.state import padded_vocab_size
+from megatron_bar.training.memory import FP32, Place, Spread
+from megatron_bar.weights.groups import ParamGroup
+from megatron_bar.weights.hf_config import ModelConfig
+
+Attention = Literal["kernel", "mask"]
+"""How a row is attended to. kernel: by torch's flash or varlen attention, or Transformer Engine's, as on a GPU in 16 bit:
+queries, keys, values, outputs and a number for each token and head are kept. mask: as on a CPU, where documents lie in a row:
+besides, every layer keeps the mask in the model's dtype, a row of it for each token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes."""
+
+    kept: int
+    """For the backward pass, the loss left out: of all micro-batches that are under way on this rank."""
+    logits: int
+    """The logits and what the cross-entropy makes of them, at their peak; none before the last pipeline rank."""
+    logits_kept: int
+    """What of them stays for the backward pass."""
+    working: int
+    """Of one layer while it is at work: with recomputation all that it keeps, and its temporaries."""
+
+
+def cross_entropy(tokens: int, columns: int, size: int, *, padded: bool, scaled: bool = False) -> tuple[int, int]:
+    """(kept for the backward pass, at the peak) of `token_nll` over logits ``[tokens, columns]`` of ``size`` bytes a value.
+
+    ``padded``: whether this rank's columns may hold padding; ``scaled``: whether they were divided by a temperature.
+    The peak is in the forward pass, when the logits as they came, in fp32 where that is a copy, their distance from the
+    maximum and its exponential are there; the last and the second stay.
+    """
+    copied = size != FP32 or padded
+    return tokens * columns * 2 * FP32, tokens * columns * (size * (1 + scaled) + FP32 * copied + 2 * FP32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A micro-batch of ``rows`` rows of ``length`` tokens on a rank that is given."""
+
+    shape: ModelConfig
+    trains: frozenset[ParamGroup]
+    spread: Spread
+    place: Place
+    rows: int
+    length: int
+    attention: Attention
+    z_loss: bool
+    """Of the router."""
+
+    @property
+    def size(self) -> int:
+        return DTYPES[self.shape.dtype].itemsize
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def own(self) -> int:
+        """Tokens of this rank where sequence parallelism cuts them."""
+        return self.tokens // self.spread.tensor
+
+    @property
+    def gathered(self) -> int:
+        """Tokens that this rank's experts see."""
+        return self.own * self.spread.expert * self.spread.expert_tensor
+
+    def norm(self, needs: bool, trains: bool) -> int:
+        """In fp32: its input, the root mean squares, and what the weight is multiplied with."""
+        h = self.shape.hidden_size
+        return self.own * FP32 * ((h + 1) * needs + h * trains)
+
+    def mixing(self, needs: bool) -> int:
+        """Attention with its norms."""
+        shape, trains, tensor = self.shape, ParamGroup.ATTENTION in self.trains, self.spread.tensor
+        q, kv = shape.hidden_size // tensor, shape.num_kv_heads * shape.head_dim // tensor
+        kept = self.own * shape.hidden_size * self.size * trains
+        needs = needs or trains
+        if needs:
+            kept += self.tokens * FP32 * ((q + kv) * (1 + trains) + 2)
+            # A value is a view of the fused projection, which stays whole.
+            kept += self.tokens * ((q + kv + (q + 2 * kv) + q) * self.size + shape.num_heads // tensor * FP32)
+            kept += self.tokens * self.length * self.size * (self.attention == "mask")
+        return kept + self.norm(needs, ParamGroup.BLOCK_NORM in self.trains)
+
+    def ffn(self, needs: bool) -> int:
+        """The FFN or the experts, with their norm."""
+        shape, router = self.shape, ParamGroup.ROUTER in self.trains
+        h, f, experts = shape.hidden_size, shape.intermediate_size // self.spread.expert_tensor, shape.num_experts
+        norm = ParamGroup.BLOCK_NORM in self.trains
+        if not experts:
+            trains, f = ParamGroup.FFN in self.trains, shape.intermediate_size // self.spread.tensor
+            kept = self.own * h * self.size * trains + self.tokens * f * self.size * (4 * (needs or trains) + trains)
+            return kept + self.norm(needs or trains, norm)
+        local = [
+            ParamGroup.DOMAIN_EXPERT if index else ParamGroup.ANCHOR_EXPERT
+            for index in range(experts)
+            if index * self.spread.expert // experts == self.place.expert
+        ]
+        trains = [group in self.trains for group in local]
+        alone = self.gathered == self.own  # the experts' input is the router's
+        kept = self.own * h * self.size * (router or (alone and any(trains)))
+        kept += self.gathered * h * self.size * (any(trains) and not alone)
+        weighted = needs or router
+        if weighted:
+            kept += self.own * FP32 * (experts + (experts + 1) * self.z_loss) + self.gathered * experts * self.size
+        for own in trains:
+            kept += self.gathered * f * self.size * (3 * (needs or own) + weighted + own)
+        changed = weighted or not self.trains.isdisjoint({ParamGroup.DOMAIN_EXPERT, ParamGroup.ANCHOR_EXPERT})
+        return kept + self.norm(changed, norm)
+
+    def temporaries(self) -> int:
+        """Of a layer: about the gradients of one FFN's two intermediate widths, and of its input, its output and their sum."""
+        f = self.shape.intermediate_size // (self.spread.expert_tensor if self.shape.num_experts else self.spread.tensor)
+        tokens = self.gathered if self.shape.num_experts else self.tokens
+        return tokens * self.size * 3 * (f + self.shape.hidden_size)
+
+    def layers(self, needs: bool) -> list[int]:
+        """What each layer of this rank keeps."""
+        found = []
+        for _ in range(self.shape.num_layers // self.spread.pipeline):
+            mixing = self.mixing(needs)
+            needs = needs or not self.trains.isdisjoint({ParamGroup.ATTENTION, ParamGroup.BLOCK_NORM})
+            found.append(mixing + self.ffn(needs))
+            needs = needs or not self.trains.isdisjoint(_FFN)
+        return found
+
+
+_FFN = {ParamGroup.FFN, ParamGroup.ANCHOR_EXPERT, ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
+
+
+def activations(one: Pass, *, recompute: bool, micro_batches: int, temperature: float = 1.0) -> Activations:
+    """Of a step of ``micro_batches`` on this rank, in Megatron's order: one forward, one backward (1F1B)."""
+    shape, spread, place = one.shape, one.spread, one.place
+    first, last = place.pipeline == 0, place.pipeline == spread.pipeline - 1
+    embedding = ParamGroup.EMBEDDING in one.trains
+    layers = one.layers(embedding or recompute or not first)
+    kept = one.tokens * (8 * (first and embedding) + 2 * shape.head_dim * FP32)  # ids; RoPE's cosines and sines
+    kept += len(layers) * one.own * shape.hidden_size * one.size if recompute else sum(layers)
+    logits = logits_kept = 0
+    if last:
+        head, final = ParamGroup.LM_HEAD in one.trains, ParamGroup.FINAL_NORM in one.trains
+        kept += one.norm(True, final) + one.own * shape.hidden_size * one.size * head
+        rows = padded_vocab_size(shape.vocab_size, spread.tensor)
+        padded, scaled = rows != shape.vocab_size, temperature != 1
+        logits_kept, logits = cross_entropy(one.tokens, rows // spread.tensor, one.size, padded=padded, scaled=scaled)
+    # The last rank has one micro-batch under way, the one before it two, and so on.
+    under_way = min(micro_batches, spread.pipeline - place.pipeline)
+    working = one.temporaries() + (max(layers) if recompute else 0)
+    return Activations(kept=kept * under_way, logits=logits, logits_kept=logits_kept, working=working)
