@@ -1,7 +1,8 @@
 """Bytes of a micro-batch on one rank: what autograd keeps for the backward pass, and what is there only for a moment.
 
-Follows models/{attention,layers,moe}.py operation by operation, and like flops.py from the embedding up: an operation keeps its
-input for the gradient of a weight that trains, and what the gradient of its input takes only where something below it trains.
+Follows models/{attention,layers,moe,cross_entropy}.py operation by operation, and like flops.py from the embedding up: an
+operation keeps its input for the gradient of a weight that trains, and what its input's gradient takes only where something
+below it trains.
 So a frozen weight keeps nothing, and below the first layer that trains nothing is kept at all. With recomputation a layer keeps
 its input, and all of this for the one layer that is at work; the embedding's output then always wants a gradient
 (models/build.py), as does what a later pipeline rank receives.
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_bar.conversion.parameters import DTYPES
+from megatron_bar.models.cross_entropy import BLOCK
 from megatron_bar.parallel.state import padded_vocab_size
 from megatron_bar.training.memory import FP32, Place, Spread
 from megatron_bar.weights.groups import ParamGroup
@@ -39,15 +41,13 @@ class Activations:
     """Of one layer while it is at work: with recomputation all that it keeps, and its temporaries."""
 
 
-def cross_entropy(tokens: int, columns: int, size: int, *, padded: bool, scaled: bool = False) -> tuple[int, int]:
+def cross_entropy(tokens: int, columns: int, size: int) -> tuple[int, int]:
     """(kept for the backward pass, at the peak) of `token_nll` over logits ``[tokens, columns]`` of ``size`` bytes a value.
 
-    ``padded``: whether this rank's columns may hold padding; ``scaled``: whether they were divided by a temperature.
-    The peak is in the forward pass, when the logits as they came, in fp32 where that is a copy, their distance from the
-    maximum and its exponential are there; the last and the second stay.
+    The peak is in the backward pass: the logits, their gradient, and a block of rows in fp32 with its softmax.
     """
-    copied = size != FP32 or padded
-    return tokens * columns * 2 * FP32, tokens * columns * (size * (1 + scaled) + FP32 * copied + 2 * FP32)
+    logits = tokens * columns * size
+    return logits, 2 * logits + 2 * FP32 * min(tokens * columns, max(BLOCK, columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,27 +110,26 @@ class Pass:
             kept = self.own * h * self.size * trains + self.tokens * f * self.size * (4 * (needs or trains) + trains)
             return kept + self.norm(needs or trains, norm)
         local = [
-            ParamGroup.DOMAIN_EXPERT if index else ParamGroup.ANCHOR_EXPERT
+            (ParamGroup.DOMAIN_EXPERT if index else ParamGroup.ANCHOR_EXPERT) in self.trains
             for index in range(experts)
             if index * self.spread.expert // experts == self.place.expert
         ]
-        trains = [group in self.trains for group in local]
-        alone = self.gathered == self.own  # the experts' input is the router's
-        kept = self.own * h * self.size * (router or (alone and any(trains)))
-        kept += self.gathered * h * self.size * (any(trains) and not alone)
         weighted = needs or router
+        alone = self.gathered == self.own  # the experts' input is the router's
+        kept = self.own * h * self.size * (router or (alone and (weighted or any(local))))
+        kept += self.gathered * h * self.size * ((weighted or any(local)) and not alone)
         if weighted:
             kept += self.own * FP32 * (experts + (experts + 1) * self.z_loss) + self.gathered * experts * self.size
-        for own in trains:
-            kept += self.gathered * f * self.size * (3 * (needs or own) + weighted + own)
+        for trains in local:  # both halves of the first product, and the output for the gradient of its weight
+            kept += self.gathered * self.size * (2 * f * (weighted or trains) + h * weighted)
         changed = weighted or not self.trains.isdisjoint({ParamGroup.DOMAIN_EXPERT, ParamGroup.ANCHOR_EXPERT})
         return kept + self.norm(changed, norm)
 
     def temporaries(self) -> int:
-        """Of a layer: about the gradients of one FFN's two intermediate widths, and of its input, its output and their sum."""
+        """Of a layer: those of an FFN's backward pass, four times its width, with its input's, its output's and their sum's."""
         f = self.shape.intermediate_size // (self.spread.expert_tensor if self.shape.num_experts else self.spread.tensor)
         tokens = self.gathered if self.shape.num_experts else self.tokens
-        return tokens * self.size * 3 * (f + self.shape.hidden_size)
+        return tokens * self.size * (4 * f + 3 * self.shape.hidden_size)
 
     def layers(self, needs: bool) -> list[int]:
         """What each layer of this rank keeps."""
@@ -146,7 +145,7 @@ class Pass:
 _FFN = {ParamGroup.FFN, ParamGroup.ANCHOR_EXPERT, ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
 
 
-def activations(one: Pass, *, recompute: bool, micro_batches: int, temperature: float = 1.0) -> Activations:
+def activations(one: Pass, *, recompute: bool, micro_batches: int) -> Activations:
     """Of a step of ``micro_batches`` on this rank, in Megatron's order: one forward, one backward (1F1B)."""
     shape, spread, place = one.shape, one.spread, one.place
     first, last = place.pipeline == 0, place.pipeline == spread.pipeline - 1
@@ -159,8 +158,7 @@ def activations(one: Pass, *, recompute: bool, micro_batches: int, temperature: 
         head, final = ParamGroup.LM_HEAD in one.trains, ParamGroup.FINAL_NORM in one.trains
         kept += one.norm(True, final) + one.own * shape.hidden_size * one.size * head
         rows = padded_vocab_size(shape.vocab_size, spread.tensor)
-        padded, scaled = rows != shape.vocab_size, temperature != 1
-        logits_kept, logits = cross_entropy(one.tokens, rows // spread.tensor, one.size, padded=padded, scaled=scaled)
+        logits_kept, logits = cross_entropy(one.tokens, rows // spread.tensor, one.size)
     # The last rank has one micro-batch under way, the one before it two, and so on.
     under_way = min(micro_batches, spread.pipeline - place.pipeline)
     working = one.temporaries() + (max(layers) if recompute else 0)

@@ -68,13 +68,8 @@ class Spread:
 
     @classmethod
     def of(cls, shape: ModelConfig, layout: ParallelConfig, ranks: int) -> "Spread":
-        return cls(
-            pipeline=layout.pipeline,
-            tensor=layout.tensor,
-            expert=layout.expert,
-            expert_tensor=layout.expert_tensor,
-            ranks=ranks,
-        )
+        expert, cut = layout.expert_sizes(shape)
+        return cls(pipeline=layout.pipeline, tensor=layout.tensor, expert=expert, expert_tensor=cut, ranks=ranks)
 
     @property
     def data(self) -> int:

@@ -138,7 +138,7 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
         if policy == "dense_all" and layout.expert > 1:
             continue
         folder, wanted = Folder.open(source), stage(policy, layout, recompute=recompute)
-        set_layout(layout, seed=0)
+        set_layout(layout, folder.config, seed=0)
         model = build_model(folder.config, layout, recompute=recompute)
         load_folder(model, folder)
         freeze(model, POLICIES[policy])
