@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "megatron_bar"
 LEVELS = (
     {"recipes", "doctor"},
+    {"planner"},
     {"pipeline"},
     {"graph"},
     {"work"},

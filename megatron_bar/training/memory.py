@@ -1,4 +1,4 @@
-"""Bytes of a stage that stay on one rank from step to step: weights, gradients, optimizer state. Arithmetic alone, exact.
+"""Bytes of a stage that stay on one rank: weights, gradients, optimizer state, the sampler's cache. Arithmetic alone, exact.
 
 What trains lies in Megatron's buffers, one for the experts where they are spread otherwise than the rest, one for the rest. A
 buffer holds its parameters from the last to the first, each from a multiple of 64 values on, and ends at a multiple of 128 and
@@ -36,6 +36,8 @@ class States:
     optimizer: int
     trains: int
     """Of the weights, those of what trains, without the padding."""
+    gradient: int
+    """The largest of a parameter in the model's dtype, there until it is added to the gradients."""
 
     @property
     def total(self) -> int:
@@ -115,20 +117,21 @@ def _numels(shape: ModelConfig, tensor: int, expert_tensor: int) -> dict[str, Pa
     return found
 
 
-def parameters(shape: ModelConfig, spread: Spread, place: Place) -> list[Parameter]:
-    """What the rank holds, in the order of its modules."""
-    layers = _share(shape.num_layers, spread.pipeline, place.pipeline)
-    experts = _share(shape.num_experts, spread.expert, place.expert)
+def parameters(shape: ModelConfig, spread: Spread, *, pipeline: int, expert: int) -> list[Parameter]:
+    """What the ranks with these layers and experts hold, in the order of their modules."""
+    layers = _share(shape.num_layers, spread.pipeline, pipeline)
+    experts = _share(shape.num_experts, spread.expert, expert)
 
     def here(name: str) -> bool:
         match name.split("."):
             case ["embedding", *_]:
-                return place.pipeline == 0
-            case ["decoder", "layers", layer, *rest]:
-                expert = rest[rest.index("local_experts") + 1] if "local_experts" in rest else None
-                return int(layer) in layers and (expert is None or int(expert) in experts)
+                return pipeline == 0
+            case ["decoder", "layers", layer, "mlp", "experts", "local_experts", index, *_]:
+                return int(layer) in layers and int(index) in experts
+            case ["decoder", "layers", layer, *_]:
+                return int(layer) in layers
             case _:
-                return place.pipeline == spread.pipeline - 1
+                return pipeline == spread.pipeline - 1
 
     return [part for name, part in _numels(shape, spread.tensor, spread.expert_tensor).items() if here(name)]
 
@@ -179,22 +182,52 @@ def _owned(numels: tuple[int, ...], ranks: int) -> tuple[int, list[tuple[int, in
     return buffer.length, buffer.owned() if numels else [(0, 0)] * ranks
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Of the ranks with the same layers and experts."""
+
+    frozen: int
+    """Values."""
+    numels: tuple[int, ...]
+    """Of what trains."""
+    rest: tuple[int, list[tuple[int, int]]]
+    """A buffer's length and, by rank, what is updated."""
+    experts: tuple[int, list[tuple[int, int]]]
+    """The same of the experts' own buffer."""
+
+
+@lru_cache(maxsize=4096)
+def _held(shape: ModelConfig, policy: FreezePolicy, spread: Spread, pipeline: int, expert: int) -> _Held:
+    held = parameters(shape, spread, pipeline=pipeline, expert=expert)
+    trains = [part for part in held if part.group in policy.trains]
+    split: dict[bool, list[int]] = {False: [], True: []}
+    for part in trains:
+        split[part.expert and spread.apart].append(part.numel)
+    numels = tuple(part.numel for part in trains)
+    return _Held(
+        sum(part.numel for part in held) - sum(numels),
+        numels,
+        _owned(tuple(split[False]), spread.data),
+        _owned(tuple(split[True]), spread.expert_data),
+    )
+
+
 def states(shape: ModelConfig, policy: FreezePolicy, spread: Spread, place: Place) -> States:
     """Of the rank at ``place``, once the optimizer has moved."""
     size = DTYPES[shape.dtype].itemsize
-    held = parameters(shape, spread, place)
-    trains = [part for part in held if part.group in policy.trains]
-    spread_apart = [part.numel for part in trains if part.expert and spread.apart]
-    rest = [part.numel for part in trains if not (part.expert and spread.apart)]
-    frozen = sum(part.numel for part in held) - sum(part.numel for part in trains)
-    value = MOMENTS + (0 if size == FP32 else FP32)
-    weights, gradients, optimizer = frozen * size, 0, 0
-    for numels, ranks, rank in (
-        (rest, spread.data, place.data),
-        (spread_apart, spread.expert_data, place.expert_data),
-    ):
-        length, owned = _owned(tuple(numels), ranks)
-        values, count = owned[rank]
-        weights, gradients = weights + length * size, gradients + length * FP32
-        optimizer += values * value + count * STEP
-    return States(weights=weights, gradients=gradients, optimizer=optimizer, trains=sum(p.numel for p in trains) * size)
+    held = _held(shape, policy, spread, place.pipeline, place.expert)
+    length = held.rest[0] + held.experts[0]
+    (values, count), (more, others) = held.rest[1][place.data], held.experts[1][place.expert_data]
+    return States(
+        weights=(held.frozen + length) * size,
+        gradients=length * FP32,
+        optimizer=(values + more) * (MOMENTS + FP32 * (size != FP32)) + (count + others) * STEP,
+        trains=sum(held.numels) * size,
+        gradient=max(held.numels, default=0) * size,
+    )
+
+
+def cache(shape: ModelConfig, spread: Spread, *, rows: int, length: int) -> int:
+    """Bytes of the sampler's keys and values (models/attention.py): one row more than ``rows``, which belongs to none."""
+    values = (rows + 1) * length * shape.head_dim * (shape.num_kv_heads // spread.tensor)
+    return 2 * values * (shape.num_layers // spread.pipeline) * DTYPES[shape.dtype].itemsize

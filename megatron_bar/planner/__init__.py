@@ -1,0 +1,1 @@
+"""How a recipe's stages fit on GPUs, and which layout each should take."""

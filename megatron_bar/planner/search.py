@@ -1,0 +1,174 @@
+"""Which layout a stage should take on the GPUs that there are: all that divide, ranked by time, the first that fits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_bar.conversion.parameters import DTYPES
+from megatron_bar.errors import BarError
+from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.pipeline import Pipeline, Step
+from megatron_bar.planner.usage import Machine, Task, Usage, compute_seconds, usage
+from megatron_bar.training.memory import Place, Spread, states
+from megatron_bar.training.stage import Stage
+
+BUSY = 8192
+"""Tokens in a micro-batch that keep a GPU busy: larger ones are not proposed, but for a row that is."""
+CLOSE = 1.1
+"""Layouts of up to so much more time than the fastest count as equally fast: the estimate is no better."""
+LARGEST = 4096
+"""GPUs up to which a smallest count is looked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    stage: Stage
+    usage: Usage
+    seconds: float
+    """Of a step, what is exchanged included: what layouts are ranked by."""
+
+
+def propose(task: Task, machine: Machine) -> Proposal | None:
+    """The cheapest layout that fits, or None. A BarError where no layout divides the GPUs, the model and the batch.
+
+    The rule: the least time of a step, its operations at the given share of the peak (recomputation and the idle ends of a
+    pipeline included) plus what the GPUs exchange; of layouts within 10 % of that, the one with the shortest pipeline, then
+    the one whose tensor and expert groups are smallest, then the one that recomputes nothing, then the one with the largest
+    micro-batch of at most 8192 tokens. Tensor and expert groups stay inside a node, whose links are several times as fast.
+    A data-parallel rank exchanges only what trains, and once a step, so this comes to: small groups inside a node, the rest
+    data-parallel, a pipeline where nothing else fits. Where the trainer samples too, token by token through all of a pipeline,
+    every layout with a shorter one comes first.
+    """
+    ranked = [(_seconds(task, stage, machine), stage) for stage in layouts(task, machine)]
+    samples = task.run.rl is not None and task.run.rl.engine.name == "own"
+    ranked.sort(key=lambda one: (one[1].parallel.pipeline if samples else 1, one[0]))
+    if not ranked:
+        stage, shape = task.stage, task.shape
+        raise BarError(
+            f"{task.name}: no layout of {machine.gpus} GPUs divides {task.rows} rows, {shape.num_heads} heads and "
+            f"{shape.num_layers} layers; expected a number of GPUs that does"
+        )
+    fitting: list[Proposal] = []
+    for seconds, stage in ranked:
+        if fitting and seconds > fitting[0].seconds * CLOSE:
+            break
+        used = usage(task, stage, machine)
+        if machine.holds(used):
+            fitting.append(Proposal(stage=stage, usage=used, seconds=seconds))
+    return min(fitting, key=_size) if fitting else None
+
+
+def _size(proposal: Proposal) -> tuple:
+    stage = proposal.stage
+    layout = stage.parallel
+    group = max(layout.tensor, layout.expert)
+    return layout.pipeline, group, layout.tensor, stage.recompute, -stage.micro_batch
+
+
+def layouts(task: Task, machine: Machine) -> Iterator[Stage]:
+    """The stage in every layout that divides the GPUs, the model and the batch."""
+    inside = [n for n in range(1, min(machine.node, machine.gpus) + 1) if machine.node % n == 0 or n == machine.gpus]
+    stage, shape = task.stage, task.shape
+    for tensor in inside:
+        for pipeline in _divisors(shape.num_layers):
+            for expert in inside if shape.num_experts else (1,):
+                layout = ParallelConfig(tensor=tensor, pipeline=pipeline, expert=expert)
+                if stage.sequence % tensor or (expert > 1 and expert == tensor):  # at 1 experts are cut just so
+                    continue
+                try:
+                    layout.check(shape, machine.gpus)
+                except BarError:
+                    continue
+                rows, uneven = divmod(task.rows, machine.gpus // (tensor * pipeline))
+                if uneven and task.run.rl is None:
+                    continue
+                for micro_batch in _divisors(max(1, rows)):
+                    if micro_batch == 1 or micro_batch * stage.sequence <= BUSY:
+                        for recompute in (False, True):
+                            yield replace(stage, parallel=layout, micro_batch=micro_batch, recompute=recompute)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _seconds(task: Task, stage: Stage, machine: Machine) -> float:
+    """Of a step, for ranking: operations, and bytes that the busiest rank exchanges."""
+    shape, layout = task.shape, stage.parallel
+    spread = Spread.of(shape, layout, machine.gpus)
+    size, h = DTYPES[shape.dtype].itemsize, shape.hidden_size
+    tokens = task.rows * stage.sequence / spread.data  # of a rank's model, in a step
+    passes = 2 + stage.recompute
+    layers = shape.num_layers // layout.pipeline
+
+    def whole(tokens: float, ranks: int) -> float:  # a gather and a scatter of what the group's ranks hold together
+        return 2 * tokens * h * size * (ranks - 1) / ranks
+
+    experts = spread.expert * spread.expert_tensor if shape.num_experts else spread.tensor
+    inside = passes * layers * (whole(tokens, spread.tensor) + whole(tokens / spread.tensor * experts, experts))
+    between = 2 * tokens / spread.tensor * h * size * (layout.pipeline > 1)
+    trains = max(_trains(task, spread, pipeline) for pipeline in range(layout.pipeline))
+    reduced = trains * (1 + 4 / size) * (spread.data > 1)  # gradients in fp32 one way, weights the other
+    far = machine.network if machine.gpus > machine.node else machine.link
+    return compute_seconds(task, stage, machine) + inside / machine.link + (between + reduced) / far
+
+
+def _trains(task: Task, spread: Spread, pipeline: int) -> int:
+    place = Place(pipeline=pipeline, data=0, expert=0, expert_data=0)
+    return states(task.shape, task.policy, spread, place).trains
+
+
+def smallest(task: Task, machine: Machine) -> int | None:
+    """GPUs of this kind from which on the task fits, None: not on 4096 either. Powers of two, which divide most."""
+    gpus = 1
+    while gpus <= LARGEST:
+        try:
+            if propose(task, replace(machine, gpus=gpus)):
+                return gpus
+        except BarError:
+            pass
+        gpus *= 2
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Of stages that are alike."""
+
+    names: tuple[str, ...]
+    task: Task
+    written: Usage | str
+    """Of the stage's own layout; or why it does not divide what there is."""
+    proposal: Proposal | None
+    smallest: int | None
+    """GPUs it takes, where ``proposal`` is None."""
+
+
+def plan(pipeline: Pipeline, steps: list[Step], machine: Machine) -> list[Plan]:
+    """Of all of ``steps`` that train, in order; those that differ in names and data alone are one."""
+    alike: dict[tuple, list[Task]] = {}
+    for step in steps:
+        if step.run is None:
+            continue
+        shape = pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
+        run = step.run
+        stage = replace(run.stage, optim=replace(run.stage.optim, lr=1.0), seed=0)
+        task = Task(name=step.name, run=run, shape=shape)
+        alike.setdefault((stage, run.rl and replace(run.rl, rounds=1), run.dpo, shape, task.steps), []).append(task)
+    return [_plan(tasks, machine) for tasks in alike.values()]
+
+
+def _plan(tasks: list[Task], machine: Machine) -> Plan:
+    task = tasks[0]
+    proposal = propose(task, machine)
+    try:
+        task.stage.check(task.shape, machine.gpus, batches=task.run.rl is None)
+        written = usage(task, task.stage, machine)
+    except BarError as error:
+        written = str(error)
+    return Plan(
+        names=tuple(one.name for one in tasks),
+        task=task,
+        written=written,
+        proposal=proposal,
+        smallest=None if proposal else smallest(task, machine),
+    )

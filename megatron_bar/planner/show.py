@@ -1,0 +1,74 @@
+"""A plan as lines: of every stage what trains and what it computes, then its own layout and the proposed one; GB are 1e9 bytes."""
+
+from collections.abc import Iterator
+
+from megatron_bar.evaluation.table import aligned
+from megatron_bar.planner.search import Plan
+from megatron_bar.planner.usage import Machine, Task, Usage, compute_seconds
+from megatron_bar.training.freeze import table
+from megatron_bar.training.stage import Stage
+
+KINDS = ("weights", "gradients", "optimizer", "start", "activations", "logits", "working", "scoring", "sampling", "total")
+HEAD = ["", "layout", *KINDS, "s/step", "stage"]
+
+
+def lines(plans: list[Plan], machine: Machine) -> Iterator[str]:
+    reserve, memory = machine.reserve / 1e9, machine.memory / 1e9
+    speed = f"{machine.mfu:.0%} of {machine.tflops:g} TFLOP/s"
+    yield f"{machine.gpus} GPUs of {memory:g} GB, {reserve:g} GB of each in reserve; {speed}"
+    for one in plans:
+        yield from _stage(one, machine)
+    yield "GB on the GPU that holds most. start: a copy of what trains. Of activations with the larger of logits and working, of"
+    yield "scoring and of sampling, the most counts: they follow each other. Seconds are estimates, of optimizer steps alone."
+
+
+def _stage(plan: Plan, machine: Machine) -> Iterator[str]:
+    task = plan.task
+    counts = table(task.shape, task.policy)
+    trains, total = sum(n for _, n, moves in counts if moves), sum(n for _, n, _ in counts)
+    steps = f"{task.steps:,} steps" if task.steps else f"{task.stage.epochs:g} epochs"
+    yield ""
+    yield (
+        f"{', '.join(plan.names)}: {task.policy.name} trains {trains:,} of {total:,} parameters, {total - trains:,} frozen; "
+        f"{task.step_flops(False) / 1e15:.3g} PFLOP a step, {steps}"
+    )
+    rows = [HEAD]
+    if isinstance(plan.written, Usage):
+        rows.append(_row("as written", task, task.stage, plan.written, machine))
+    if plan.proposal is not None:
+        rows.append(_row("proposed", task, plan.proposal.stage, plan.proposal.usage, machine))
+    yield from aligned(rows) if len(rows) > 1 else ()
+    if isinstance(plan.written, str):
+        yield f"as written: does not divide: {plan.written}"
+    elif not machine.holds(plan.written):
+        yield "as written: does not fit"
+    else:
+        yield "as written: fits"
+    if plan.proposal is None:
+        yield f"proposed: none fits; {_from(plan)}"
+
+
+def _from(plan: Plan) -> str:
+    return "nor do more GPUs like these" if plan.smallest is None else f"{plan.smallest} such GPUs hold it"
+
+
+def refusal(plans: list[Plan], machine: Machine) -> str | None:
+    """One line about the stages that fit in no layout; None where there are none."""
+    missing = [f"{', '.join(plan.names)} ({_from(plan)})" for plan in plans if plan.proposal is None]
+    return f"no layout of {machine.gpus} GPUs of {machine.memory / 1e9:g} GB holds {'; '.join(missing)}" if missing else None
+
+
+def _row(what: str, task: Task, stage: Stage, used: Usage, machine: Machine) -> list[str]:
+    layout, seconds = stage.parallel, compute_seconds(task, stage, machine)
+    data = machine.gpus // (layout.tensor * layout.pipeline)
+    text = f"TP{layout.tensor} PP{layout.pipeline} EP{layout.expert} DP{data}, micro-batch {stage.micro_batch}"
+    text += ", recompute" if stage.recompute else ""
+    sizes = [f"{getattr(used, kind) / 1e9:.4g}" for kind in KINDS]
+    return [what, text, *sizes, f"{seconds:.3g}", _time(seconds * task.steps) if task.steps else "-"]
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,195 @@
+"""Bytes that a recipe's stage takes on the GPU that holds most, and seconds of its steps. No GPU is needed to say so.
+
+Exact: weights, gradients, optimizer state (training/memory.py). Followed operation by operation: what is kept for the backward
+pass (training/activations.py). Estimated: temporaries, and every second. What is neither, CUDA's context, NCCL's and cuBLAS's
+buffers and what the allocator cannot use, is taken off the GPU's memory beforehand (`Machine.reserve`).
+Rows are taken to be full and one document each: where documents are packed, the attention's operations are an upper bound.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from megatron_bar.conversion.parameters import DTYPES
+from megatron_bar.errors import BarError
+from megatron_bar.recipe import Run
+from megatron_bar.training import flops
+from megatron_bar.training.activations import Attention, Pass, activations
+from megatron_bar.training.memory import Place, Spread, States, cache, states
+from megatron_bar.training.stage import Stage
+from megatron_bar.weights.groups import POLICIES, FreezePolicy
+from megatron_bar.weights.hf_config import ModelConfig
+
+_BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """``80GB``, ``79.6 GiB``: a number and its unit."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
+    if not found or found[2] not in _BYTES:
+        raise BarError(f"memory expected as a number and one of {', '.join(_BYTES)}, such as 80GB, got {text!r}")
+    return int(float(found[1]) * _BYTES[found[2]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    gpus: int
+    memory: int
+    """Bytes of one GPU."""
+    reserve: int = 4 * 10**9
+    """Of these, bytes that no tensor of a stage can have: an assumption, not a measurement."""
+    node: int = 8
+    """GPUs that are linked directly."""
+    tflops: float = 989.0
+    """Peak of one GPU (H100 SXM in bf16)."""
+    mfu: float = 0.4
+    """Share of the peak that is reached, over all that is computed, what is recomputed included."""
+    link: float = 200e9
+    """Bytes a second that a GPU exchanges with the others of its node; with ``network`` it ranks layouts, and does no more."""
+    network: float = 40e9
+    """The same between nodes."""
+
+    def __post_init__(self):
+        for name in ("gpus", "node", "memory", "tflops", "mfu"):
+            if not getattr(self, name) > 0:
+                raise BarError(f"{name} expected above 0, got {getattr(self, name)}")
+        if self.gpus > self.node and self.gpus % self.node:
+            raise BarError(f"{self.gpus} GPUs are not whole nodes of {self.node} (--gpus-per-node)")
+        if self.reserve >= self.memory:
+            raise BarError(f"a GPU of {self.memory / 1e9:g} GB has nothing left beside the {self.reserve / 1e9:g} GB in reserve")
+
+    def holds(self, used: "Usage") -> bool:
+        return used.total + self.reserve <= self.memory
+
+    @property
+    def flops(self) -> float:
+        """A second, of all GPUs."""
+        return self.gpus * self.tflops * 1e12 * self.mfu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A stage of a recipe on a model of a shape."""
+
+    name: str
+    run: Run
+    shape: ModelConfig
+
+    @property
+    def stage(self) -> Stage:
+        return self.run.stage
+
+    @property
+    def policy(self) -> FreezePolicy:
+        return POLICIES[self.stage.policy]
+
+    @property
+    def rows(self) -> int:
+        """Of an optimizer step; in RLVR at most, an answer to each."""
+        rl = self.run.rl
+        return self.stage.batch if rl is None else -(-rl.prompts * rl.group // rl.mini_batches)
+
+    @property
+    def steps(self) -> int | None:
+        """None: as many as the data make."""
+        return self.stage.steps if self.run.rl is None else self.run.rl.rounds * self.run.rl.mini_batches
+
+    def step_flops(self, recompute: bool) -> float:
+        """Operations of a step."""
+        length = self.stage.sequence
+        given = {"tokens": self.rows * length, "pairs": self.rows * length * (length + 1) // 2}
+        forward, backward = flops.forward(self.shape), flops.backward(self.shape, self.policy)
+        return forward(**given) + backward(**given) + recompute * forward(**given, heads=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Bytes of one rank. What is there all the time, and of what comes and goes the most that is there at once."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    start: int
+    """A copy of what trains, as the stage began: RLVR and preference optimisation."""
+    activations: int
+    """Kept for the backward pass, the loss left out."""
+    logits: int
+    """And the cross-entropy."""
+    working: int
+    """A layer at work, and one parameter's gradient."""
+    scoring: int
+    """While log-probabilities of the start are computed: what trains once more, and a pass that trains nothing."""
+    sampling: int
+    """RLVR: the KV cache and the pass over the prompts, or the share that an engine of its own takes."""
+
+    @property
+    def total(self) -> int:
+        stays = self.weights + self.gradients + self.optimizer + self.start
+        return stays + max(self.activations + max(self.logits, self.working), self.scoring, self.sampling)
+
+
+def usage(task: Task, stage: Stage, machine: Machine) -> Usage:
+    """Of the rank that holds most of ``task`` trained as ``stage``, on all GPUs."""
+    spread = Spread.of(task.shape, stage.parallel, machine.gpus)
+    most: dict[tuple[int, int], tuple[States, Place]] = {}  # of the ranks with the same layers and experts
+    for place in spread.places():
+        key, found = (place.pipeline, place.expert), states(task.shape, task.policy, spread, place)
+        if key not in most or found.total > most[key][0].total:
+            most[key] = found, place
+    return max((_of_rank(task, stage, machine, spread, *one) for one in most.values()), key=lambda one: one.total)
+
+
+def attention(stage: Stage, shape: ModelConfig) -> Attention:
+    """How a GPU attends: torch's kernels for documents take 16 bit."""
+    whole = stage.packing == "cut" or stage.attention == "transformer_engine"
+    return "kernel" if whole or DTYPES[shape.dtype].itemsize == 2 else "mask"
+
+
+def _of_rank(task: Task, stage: Stage, machine: Machine, spread: Spread, fixed: States, place: Place) -> Usage:
+    shape, run = task.shape, task.run
+    one = Pass(
+        shape=shape,
+        trains=task.policy.trains,
+        spread=spread,
+        place=place,
+        rows=stage.micro_batch,
+        length=stage.sequence,
+        attention=attention(stage, shape),
+        z_loss=stage.router_z_loss > 0,
+    )
+    micro_batches = -(-task.rows // (stage.micro_batch * spread.data))
+    passing = activations(one, recompute=stage.recompute, micro_batches=micro_batches)
+    from_start = run.dpo is not None or (run.rl is not None and (run.rl.kl > 0 or run.rl.kl_every > 0))
+    return Usage(
+        weights=fixed.weights,
+        gradients=fixed.gradients,
+        optimizer=fixed.optimizer,
+        start=fixed.trains if run.rl is not None or run.dpo is not None else 0,
+        activations=passing.kept,
+        logits=passing.logits,
+        working=passing.working + fixed.gradient,
+        scoring=fixed.trains + max(passing.logits, one.temporaries()) if from_start else 0,
+        sampling=_sampling(task, machine, one) if run.rl is not None else 0,
+    )
+
+
+def _sampling(task: Task, machine: Machine, one: Pass) -> int:
+    """Of RLVR's answers: keys and values of all slots at the largest length, and the first pass, over a prompt in every slot."""
+    shape, rl, spread, length = task.shape, task.run.rl, one.spread, task.stage.sequence
+    if rl.engine.name != "own":
+        # A process on rank 0's GPU takes its share of all of it; on GPUs of its own it takes nothing here.
+        return 0 if rl.engine.devices else int(rl.engine.memory * machine.memory)
+    rows = min(rl.slots, -(-rl.prompts * rl.group // spread.data))
+    rows = -(-rows // spread.tensor) * spread.tensor
+    prompt = max(1, length - rl.max_new_tokens)
+    keys = cache(shape, spread, rows=rows, length=length)
+    mask = rows * prompt * prompt * (1 + one.size)
+    return keys + mask + replace(one, rows=rows, length=prompt).temporaries()
+
+
+def compute_seconds(task: Task, stage: Stage, machine: Machine) -> float:
+    """Of a step's operations, and of the ranks that wait at both ends of a pipeline."""
+    layout = stage.parallel
+    data = machine.gpus // (layout.tensor * layout.pipeline)
+    micro_batches = max(1, task.rows // (stage.micro_batch * data))
+    waiting = (micro_batches + layout.pipeline - 1) / micro_batches
+    return task.step_flops(stage.recompute) / machine.flops * waiting
