@@ -1,4 +1,4 @@
-"""A plan as lines: of every stage what trains and what it computes, then its own layout and the proposed one; GB are 1e9 bytes."""
+"""A plan as lines: of every stage what trains and what it computes, then its own layout and the proposed; GB are 1e9 bytes."""
 
 from collections.abc import Iterator
 

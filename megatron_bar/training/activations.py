@@ -40,14 +40,20 @@ class Activations:
     working: int
     """Of one layer while it is at work: with recomputation all that it keeps, and its temporaries."""
 
+    @property
+    def peak(self) -> int:
+        """The loss is done with when the layers begin."""
+        return self.kept + max(self.logits, self.working)
+
 
 def cross_entropy(tokens: int, columns: int, size: int) -> tuple[int, int]:
     """(kept for the backward pass, at the peak) of `token_nll` over logits ``[tokens, columns]`` of ``size`` bytes a value.
 
-    The peak is in the backward pass: the logits, their gradient, and a block of rows in fp32 with its softmax.
+    The peak is in the backward pass: the logits, their gradient, and of a block of rows its softmax in fp32 and, where the
+    logits are not, a copy in fp32.
     """
     logits = tokens * columns * size
-    return logits, 2 * logits + 2 * FP32 * min(tokens * columns, max(BLOCK, columns))
+    return logits, 2 * logits + FP32 * (1 + (size != FP32)) * min(tokens * columns, max(BLOCK, columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +132,15 @@ class Pass:
         return kept + self.norm(changed, norm)
 
     def temporaries(self) -> int:
-        """Of a layer: those of an FFN's backward pass, four times its width, with its input's, its output's and their sum's."""
-        f = self.shape.intermediate_size // (self.spread.expert_tensor if self.shape.num_experts else self.spread.tensor)
-        tokens = self.gathered if self.shape.num_experts else self.tokens
-        return tokens * self.size * (4 * f + 3 * self.shape.hidden_size)
+        """Of a layer at work, after measurements on a CPU: experts make their intermediates again, four times their width,
+        beside the gradients of input, output and sum; a dense FFN kept them, and lets them go one by one. A norm takes three
+        times the hidden size in fp32."""
+        h, f = self.shape.hidden_size, self.shape.intermediate_size
+        if self.shape.num_experts:
+            ffn = self.gathered * self.size * (4 * f // self.spread.expert_tensor + 3 * h)
+        else:
+            ffn = self.tokens * self.size * (f // self.spread.tensor + h)
+        return max(ffn, self.own * FP32 * 3 * h)
 
     def layers(self, needs: bool) -> list[int]:
         """What each layer of this rank keeps."""
