@@ -8,7 +8,8 @@ from megatron_bar.planner.usage import Machine, Task, Usage, compute_seconds
 from megatron_bar.training.freeze import table
 from megatron_bar.training.stage import Stage
 
-KINDS = ("weights", "gradients", "optimizer", "start", "activations", "logits", "working", "scoring", "sampling", "total")
+STAYS = ("weights", "gradients", "optimizer", "start", "engine")
+KINDS = (*STAYS, "activations", "logits", "working", "scoring", "sampling", "total")
 HEAD = ["", "layout", *KINDS, "s/step", "stage"]
 
 
@@ -18,8 +19,9 @@ def lines(plans: list[Plan], machine: Machine) -> Iterator[str]:
     yield f"{machine.gpus} GPUs of {memory:g} GB, {reserve:g} GB of each in reserve; {speed}"
     for one in plans:
         yield from _stage(one, machine)
-    yield "GB on the GPU that holds most. start: a copy of what trains. Of activations with the larger of logits and working, of"
-    yield "scoring and of sampling, the most counts: they follow each other. Seconds are estimates, of optimizer steps alone."
+    yield ""
+    yield "GB on the GPU that holds most. start: a copy of what trains. logits or working (the larger) with activations, scoring"
+    yield "and sampling follow each other: the largest counts. Seconds are estimates, of optimizer steps alone."
 
 
 def _stage(plan: Plan, machine: Machine) -> Iterator[str]:
@@ -37,7 +39,8 @@ def _stage(plan: Plan, machine: Machine) -> Iterator[str]:
         rows.append(_row("as written", task, task.stage, plan.written, machine))
     if plan.proposal is not None:
         rows.append(_row("proposed", task, plan.proposal.stage, plan.proposal.usage, machine))
-    yield from aligned(rows) if len(rows) > 1 else ()
+    used = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"0"}]
+    yield from aligned([list(row) for row in zip(*used, strict=True)]) if len(rows) > 1 else ()
     if isinstance(plan.written, str):
         yield f"as written: does not divide: {plan.written}"
     elif not machine.holds(plan.written):

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.recipe import Run
+from megatron_bar.rl.engine import EngineConfig
+from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.training import flops
 from megatron_bar.training.activations import Attention, Pass, activations
 from megatron_bar.training.memory import Place, Spread, States, cache, states
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.groups import POLICIES, FreezePolicy
-from megatron_bar.weights.hf_config import ModelConfig
+from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -119,11 +121,13 @@ class Usage:
     scoring: int
     """While log-probabilities of the start are computed: what trains once more, and a pass that trains nothing."""
     sampling: int
-    """RLVR: the KV cache and the pass over the prompts, or the share that an engine of its own takes."""
+    """RLVR by the trainer itself: the KV cache and the pass over the prompts."""
+    engine: int
+    """What another engine takes of the same GPU, all the time."""
 
     @property
     def total(self) -> int:
-        stays = self.weights + self.gradients + self.optimizer + self.start
+        stays = self.weights + self.gradients + self.optimizer + self.start + self.engine
         return stays + max(self.activations + max(self.logits, self.working), self.scoring, self.sampling)
 
 
@@ -168,22 +172,28 @@ def _of_rank(task: Task, stage: Stage, machine: Machine, spread: Spread, fixed: 
         logits=passing.logits,
         working=passing.working + fixed.gradient,
         scoring=fixed.trains + max(passing.logits, one.temporaries()) if from_start else 0,
-        sampling=_sampling(task, machine, one) if run.rl is not None else 0,
+        sampling=_sampling(run.rl, one) if run.rl is not None and run.rl.engine.name == "own" else 0,
+        engine=_engine(run.rl.engine, shape, machine) if run.rl is not None else 0,
     )
 
 
-def _sampling(task: Task, machine: Machine, one: Pass) -> int:
+def _sampling(rl: GRPOConfig, one: Pass) -> int:
     """Of RLVR's answers: keys and values of all slots at the largest length, and the first pass, over a prompt in every slot."""
-    shape, rl, spread, length = task.shape, task.run.rl, one.spread, task.stage.sequence
-    if rl.engine.name != "own":
-        # A process on rank 0's GPU takes its share of all of it; on GPUs of its own it takes nothing here.
-        return 0 if rl.engine.devices else int(rl.engine.memory * machine.memory)
+    spread, length = one.spread, one.length
     rows = min(rl.slots, -(-rl.prompts * rl.group // spread.data))
     rows = -(-rows // spread.tensor) * spread.tensor
     prompt = max(1, length - rl.max_new_tokens)
-    keys = cache(shape, spread, rows=rows, length=length)
+    keys = cache(one.shape, spread, rows=rows, length=length)
     mask = rows * prompt * prompt * (1 + one.size)
     return keys + mask + replace(one, rows=rows, length=prompt).temporaries()
+
+
+def _engine(engine: EngineConfig, shape: ModelConfig, machine: Machine) -> int:
+    """Of a process on rank 0's GPU; with devices of its own it takes nothing here."""
+    if engine.name == "own" or engine.devices is not None:
+        return 0
+    weights = num_parameters(shape) * DTYPES[shape.dtype].itemsize
+    return int(engine.memory * machine.memory) if engine.name == "vllm" else weights
 
 
 def compute_seconds(task: Task, stage: Stage, machine: Machine) -> float:
