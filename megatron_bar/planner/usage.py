@@ -54,6 +54,8 @@ class Machine:
         for name in ("gpus", "node", "memory", "tflops", "mfu"):
             if not getattr(self, name) > 0:
                 raise BarError(f"{name} expected above 0, got {getattr(self, name)}")
+        if self.mfu > 1:
+            raise BarError(f"mfu expected at most 1, got {self.mfu}")
         if self.gpus > self.node and self.gpus % self.node:
             raise BarError(f"{self.gpus} GPUs are not whole nodes of {self.node} (--gpus-per-node)")
         if self.reserve >= self.memory:

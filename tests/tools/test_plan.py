@@ -47,6 +47,7 @@ def test_what_does_not_fit_is_told_with_the_number_that_does(inline):
         ("olmo2_7b --gpus 8 --gpu-memory lots", "such as 80GB, got 'lots'"),
         ("olmo2_7b --gpus 8 --gpu-memory 3GB", "has nothing left beside the 4 GB in reserve"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --mfu 0", "mfu expected above 0, got 0"),
+        ("olmo2_7b --gpus 8 --gpu-memory 80GB --mfu 40", "mfu expected at most 1, got 40"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --stage cooking", "--stage cooking: expected one of"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --stage merge", "--stage merge: expected one that trains, got none"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --set route.stage.batch=none", "route.stage.batch must be int, got 'none'"),

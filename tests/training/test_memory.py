@@ -1,5 +1,6 @@
 """What the planner says a rank holds, against what the real objects hold after a real step: to the byte."""
 
+import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
@@ -164,6 +165,8 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
         documents = (torch.arange(length) // 20).expand(rows, length) if attention == "mask" else None
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
             out = model(ids, torch.arange(length).expand(rows, length), labels=ids, documents=documents)
+        dist.barrier()
+        time.sleep(0.05)  # gloo's threads let go of what they have sent a moment later
         parameters, everything = storages(model.parameters()), storages([*shared, *(kept.tensor for kept in alive)])
         real = sum(size for at, size in everything.items() if at not in parameters)
         spread = Spread.of(folder.config, layout, dist.get_world_size())
