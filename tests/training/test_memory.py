@@ -188,9 +188,10 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
 @pytest.mark.parametrize("layout", ["tp1", "tp2", "ep2", "pp2", "tp2 ep2"])
 def test_what_a_forward_pass_keeps_is_foretold(layout, wider):
     layout, processes = LAYOUTS[layout]
+    close = 0.03 if layout.tensor == 1 else 0.06  # a rank with one key/value head needs no copy of its keys in fp32
     for rank, found in enumerate(run_distributed(kept, processes, wider, layout)):
         for case, (real, said) in found.items():
-            assert said == pytest.approx(real, rel=0.1), (rank, case)
+            assert said == pytest.approx(real, rel=close), (rank, case)
 
 
 def peaks(sources: dict) -> dict:
