@@ -3,6 +3,7 @@
     python examples/pretrain_bar.py tiny --out runs/tiny
     torchrun --nproc-per-node 2 examples/pretrain_bar.py tiny --out runs/tiny --expert math --stage sft
     python examples/pretrain_bar.py olmo2_7b --dry-run
+    python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64
 
 Run again, it continues where it stopped, on any number of processes. Exit status 0 only when everything asked for is there; 75
 when a SIGTERM came while it trained, and what was trained is saved.
@@ -36,7 +37,17 @@ def parse() -> argparse.Namespace:
         help="change the recipe, e.g. route.stage.optim.lr=1e-4",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, stage by stage, and what trains")
-    return parser.parse_args()
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="with --dry-run: build every stage's model on each of N ranks, one after the other and without memory, and check "
+        "that they fit together",
+    )
+    args = parser.parse_args()
+    if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
+        parser.error("--world-size: expected a positive number, and --dry-run")
+    return args
 
 
 def main() -> None:
@@ -45,7 +56,7 @@ def main() -> None:
     from megatron_bar.parallel.state import distributed, is_rank_zero
     from megatron_bar.pipeline import Pipeline
     from megatron_bar.recipes import load_recipe
-    from megatron_bar.recipes.show import describe
+    from megatron_bar.recipes.show import describe, rehearsed
 
     recipe = override(load_recipe(args.recipe), args.changes)
     pipeline = Pipeline(
@@ -53,7 +64,11 @@ def main() -> None:
     )
     steps = pipeline.select(expert=args.expert, stage=args.stage)
     if args.dry_run:
-        pipeline.check(steps)
+        pipeline.check(steps, args.world_size)
+        if args.world_size is not None:
+            for line in rehearsed(pipeline, steps, args.world_size):
+                print(line, flush=True)
+            return
         print(*describe(recipe, pipeline.shape), sep="\n")
         return
     with distributed(timeout=timedelta(hours=2)):

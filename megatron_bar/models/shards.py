@@ -35,14 +35,14 @@ def tensor_place(op: WeightOp) -> tuple[int, int]:
     return parallel_state.get_expert_tensor_parallel_rank(), parallel_state.get_expert_tensor_parallel_world_size()
 
 
-def _place(op: WeightOp) -> tuple[int, int, int]:
-    """This rank's number among those that share ``op``'s tensors, how many they are, and which replica this is."""
+def place(op: WeightOp) -> tuple[int, int, int]:
+    """This rank's number among those that share ``op``'s tensors, how many they are, and which replica this is, from 0 on."""
     rank, size = tensor_place(op)
     if expert_index(op.names[0]) is None:
         replica = parallel_state.get_data_parallel_rank()
     else:
         replica = parallel_state.get_expert_data_parallel_rank()
-    return (rank, size, replica) if op.sharded else (0, 1, replica + rank)
+    return (rank, size, replica) if op.sharded else (0, 1, replica * size + rank)
 
 
 def load_folder(model: LanguageModel, folder: Folder) -> None:
@@ -52,7 +52,7 @@ def load_folder(model: LanguageModel, folder: Folder) -> None:
     used = set()
     with torch.no_grad():
         for (name, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
-            rank, size, _ = _place(op)
+            rank, size, _ = place(op)
             part = op.cut(folder.slice, rank, size)
             assert part.shape == param.shape, (name, part.shape, param.shape)
             param.copy_(part)
@@ -68,7 +68,7 @@ def _holders(model: LanguageModel) -> dict[tuple[str, ...], tuple[WeightOp, list
     """For each parameter, known by its folder names: its operation and the (rank, shape) of its parts in join order."""
     mine = {}
     for (_, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
-        rank, _, replica = _place(op)
+        rank, _, replica = place(op)
         if replica == 0:
             mine[op.names] = (op, rank, tuple(param.shape))
     everyone: list = [None] * dist.get_world_size()

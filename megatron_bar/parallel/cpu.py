@@ -77,16 +77,16 @@ def _on_cpu(factory):
     return wrapped
 
 
-def _type(tensor, dtype=None, *args, **kwargs):
-    # The optimizers tell dtypes apart by comparing tensor.type() with the names of CUDA types.
-    if dtype is None and tensor.device.type == "cpu" and tensor.dtype in _CUDA_TYPE_NAMES:
+def cuda_type(tensor, dtype=None, *args, **kwargs):
+    """``Tensor.type``: Megatron's optimizers tell dtypes apart by comparing it with the names of CUDA types."""
+    if dtype is None and tensor.device.type in ("cpu", "meta") and tensor.dtype in _CUDA_TYPE_NAMES:
         return _CUDA_TYPE_NAMES[tensor.dtype]
     return _tensor_type(tensor) if dtype is None else _tensor_type(tensor, dtype, *args, **kwargs)
 
 
 def install() -> None:
     """Redirects ``torch.cuda`` to the CPU; nothing to do where CUDA exists or where it was done before."""
-    if torch.cuda.is_available() or torch.Tensor.type is _type:
+    if torch.cuda.is_available() or torch.Tensor.type is cuda_type:
         return
     cuda = torch.cuda
     cuda.current_device = lambda: "cpu"
@@ -102,7 +102,7 @@ def install() -> None:
     cuda.stream = lambda _: contextlib.nullcontext()
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor
     torch.Tensor.record_stream = lambda *_: None
-    torch.Tensor.type = _type
+    torch.Tensor.type = cuda_type
     # `with torch.device(...)` knows the factories by identity; it must have met the real ones, or transformers loads garbage.
     _device_constructors()
     for name in _FACTORIES:  # not a TorchFunctionMode: that would slow down every operation of every step

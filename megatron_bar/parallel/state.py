@@ -99,7 +99,7 @@ def set_layout(layout: ParallelConfig, config: ModelConfig, *, seed: int) -> Non
             pipeline_model_parallel_size=layout.pipeline,
             expert_model_parallel_size=ep,
             expert_tensor_parallel_size=etp,
-            create_gloo_process_groups=cpu.backend() == "gloo",
+            create_gloo_process_groups=dist.get_backend() == "gloo",
         )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+from megatron_bar.pipeline import Pipeline, Step
 from megatron_bar.recipe import Recipe, Run
 from megatron_bar.study import MergeSpec
 from megatron_bar.training.freeze import table
+from megatron_bar.training.rehearsal import Rehearsal, rehearse
 from megatron_bar.weights.groups import POLICIES
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 
@@ -36,6 +38,19 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
             name = f"{part.name}-{run.stage.name}"
             shapes[name] = shapes[part.start]
             yield from _run(name, run, shapes[name])
+
+
+def rehearsed(pipeline: Pipeline, steps: list[Step], world_size: int) -> Iterator[str]:
+    """A line for each of ``steps`` that trains, once its ranks were built and found to fit together (training/rehearsal.py)."""
+    done: dict[tuple, Rehearsal] = {}
+    for step in steps:
+        if step.run is None:
+            continue
+        stage, shape = step.run.stage, pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
+        alike = (shape, stage.policy, stage.parallel, stage.recompute, stage.attention)
+        if alike not in done:
+            done[alike] = rehearse(step.name, shape, stage, world_size, batches=step.run.rl is None)
+        yield f"{step.name}: {done[alike]}"
 
 
 def _run(name: str, run: Run, shape: ModelConfig) -> Iterator[str]:

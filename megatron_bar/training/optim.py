@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.errors import BarError, require_at_least
+from megatron_bar.models.build import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,12 @@ class OptimConfig:
 
     def warmup_steps(self, steps: int) -> int:
         return min(steps, round(self.warmup if self.warmup >= 1 else self.warmup * steps))
+
+
+def data_parallel(model: LanguageModel) -> DistributedDataParallel:
+    """Sums the gradients of what trains over the ranks that hold it, in fp32; `freeze` comes before."""
+    config = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True)
+    return DistributedDataParallel(model.config, config, model)
 
 
 def build_optimizer(model: DistributedDataParallel, optim: OptimConfig):

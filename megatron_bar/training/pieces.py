@@ -46,7 +46,7 @@ Pieces = dict[str, list[tuple[int, Piece]]]
 
 
 @dataclass(frozen=True)
-class _Owned:
+class Owned:
     """Where a flat range of a parameter is trained on this rank."""
 
     optimizer: torch.optim.Optimizer
@@ -55,14 +55,15 @@ class _Owned:
     stop: int
 
 
-def _owned(trainer: Trainer) -> dict[Tensor, _Owned]:
+def owned_ranges(optimizer_parts: list) -> dict[Tensor, Owned]:
+    """By parameter, of Megatron's distributed optimizers: what this rank updates of it."""
     found = {}
-    for part in trainer.optimizer_parts:
+    for part in optimizer_parts:
         for param, (group, place) in part.model_param_group_index_map.items():
             span = part._get_model_param_range_map(param)["param"]
             main = part.optimizer.param_groups[group]["params"][place]
             assert main.dtype == torch.float32 and main.numel() == span.end - span.start
-            found[param] = _Owned(part.optimizer, main, span.start, span.end)
+            found[param] = Owned(part.optimizer, main, span.start, span.end)
     return found
 
 
@@ -73,7 +74,7 @@ def _trained(trainer: Trainer) -> Iterator[tuple[Tensor, WeightOp]]:
 
 def snapshot(trainer: Trainer) -> tuple[list[Piece], dict[str, Tensor]]:
     """This rank's pieces, and copies of their tensors on the CPU by key. What several ranks have, the first gives."""
-    owned, pieces, tensors = _owned(trainer), [], {}
+    owned, pieces, tensors = owned_ranges(trainer.optimizer_parts), [], {}
     for param, op in _trained(trainer):
         rank, size = tensor_place(op)
         if param not in owned or (rank > 0 and not op.sharded):
@@ -128,7 +129,7 @@ def arrange(files: list[list[dict]]) -> Pieces:
 
 def restore(trainer: Trainer, files: list[Path], pieces: Pieces, updates: int) -> None:
     """Fills parameters, their fp32 values and Adam's state, of which ``updates`` steps were taken."""
-    owned = _owned(trainer)
+    owned = owned_ranges(trainer.optimizer_parts)
     with ExitStack() as stack, torch.no_grad():
         handles: dict[int, safe_open] = {}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from megatron_bar.parallel.state import on_all_ranks, on_rank_zero, set_layout
 from megatron_bar.training.freeze import GradientWatch, certify, check_unmoved, freeze
 from megatron_bar.training.meter import Meter
 from megatron_bar.training.objective import Objective
-from megatron_bar.training.optim import build_optimizer, build_scheduler, distributed_optimizers, update
+from megatron_bar.training.optim import build_optimizer, build_scheduler, data_parallel, distributed_optimizers, update
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.stop import Stop
 from megatron_bar.weights.folder import Folder
@@ -57,8 +57,7 @@ class Trainer:
         self.frozen_hashes = self.frozen.hashes()
         config = self.model.config
         config.finalize_model_grads_func = finalize_model_grads
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True)
-        self.ddp = DistributedDataParallel(config, ddp, self.model)
+        self.ddp = data_parallel(self.model)
         config.no_sync_func = self.ddp.no_sync  # gradients travel with the last micro-batch's backward pass, and not before
         self.optimizer = build_optimizer(self.ddp, stage.optim)
         self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
