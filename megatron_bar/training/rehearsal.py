@@ -75,7 +75,7 @@ class Rank:
     """Ranks that share a batch out."""
     groups: dict[str, Ranks]
     norms: tuple[Ranks, ...]
-    """Over which ranks the parts of the optimizer sum the squares of the gradient norm; none where nothing trains."""
+    """Over which ranks the parts of the optimizer sum the squares of the gradient norm."""
     parts: tuple[Part, ...]
 
 
@@ -105,7 +105,7 @@ class Rehearsal:
 
 
 def rehearse(name: str, shape: ModelConfig, stage: Stage, world_size: int, *, batches: bool = True) -> Rehearsal:
-    """``stage`` on ``world_size`` ranks; a `BarError` calls it ``name`` and names rank and parameter. ``batches``: see `Stage.check`."""
+    """``stage``, called ``name`` in messages, on ``world_size`` ranks; a `BarError` says what does not fit. See `Stage.check`."""
     stage.check(shape, world_size, batches=batches)
     ranks = [build_rank(number, world_size, shape, stage) for number in range(world_size)]
     try:
@@ -318,9 +318,8 @@ def _check_updates(ranks: list[Rank]) -> None:
     updated, counted = defaultdict(list), defaultdict(list)
     everyone = tuple(range(len(ranks)))
     for rank in ranks:
-        for norm in rank.norms:
-            if norm != everyone:
-                raise BarError(f"rank {rank.number}: the gradient norm is summed over ranks {norm}, expected all")
+        if set(rank.norms) != {everyone}:  # where all parts share a group Megatron exchanges once, however many they are
+            raise BarError(f"rank {rank.number}: the gradient norm is summed over ranks {rank.norms}, expected all of them")
         for part in rank.parts:
             if part.trains:
                 key = (part.op.names, part.number if part.op.sharded else 0)
