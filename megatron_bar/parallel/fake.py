@@ -16,17 +16,18 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megatron_bar.errors import BarError
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, set_layout
+from megatron_bar.weights.hf_config import ModelConfig
 
 
 @contextmanager
-def fake_rank(rank: int, world_size: int, layout: ParallelConfig) -> Iterator[None]:
-    """As rank ``rank`` of ``world_size`` with Megatron's groups for ``layout``; modules are built on the meta device."""
+def fake_rank(rank: int, world_size: int, layout: ParallelConfig, config: ModelConfig) -> Iterator[None]:
+    """As rank ``rank`` of ``world_size``, with Megatron's groups for a model in ``layout``; modules go to the meta device."""
     if dist.is_initialized():
         raise BarError("a process of a job cannot stand for others: expected to be started alone, not under torchrun")
     hook = sys.excepthook  # torch's own puts the rank before every line of a traceback, one of them for each rank that was
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
-        set_layout(layout, seed=0)
+        set_layout(layout, config, seed=0)
         with _on_meta():
             yield
     finally:

@@ -74,10 +74,8 @@ def build_optimizer(model: DistributedDataParallel, optim: OptimConfig):
         warnings.simplefilter("ignore")
         optimizer = get_megatron_optimizer(config, [model], use_gloo_process_groups=False)
     if isinstance(optimizer, ChainedOptimizer):
-        # A stub stands for a kind of parameter of which nothing trains here. Where nothing trains at all one must stay: it takes
-        # this rank's part in the exchange of the gradient norm, for which the others would wait.
-        parts = optimizer.chained_optimizers
-        optimizer.chained_optimizers = [part for part in parts if not part.is_stub_optimizer] or parts[:1]
+        # A stub stands for a kind of parameter of which nothing trains here; its state cannot be saved.
+        optimizer.chained_optimizers = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
     for part in distributed_optimizers(optimizer):
         if isinstance(part.optimizer, torch.optim.AdamW):  # where neither apex nor Transformer Engine brings one
             for group in part.optimizer.param_groups:

@@ -8,8 +8,11 @@ optimizer tell over which ranks a gradient is summed, who updates which values a
 - what trains on each rank is what the policy says, with the router's anchor row masked where it says so;
 - a gradient is summed over exactly the ranks that hold the parameter, and over each of them once;
 - every value that trains is updated by one rank of those, and counts once for the gradient norm.
+
+What a step computes and exchanges is not rehearsed.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +77,8 @@ class Rank:
     data_size: int
     """Ranks that share a batch out."""
     groups: dict[str, Ranks]
+    scales: frozenset[float]
+    """What DDP multiplies gradients by before it sums them."""
     norms: tuple[Ranks, ...]
     """Over which ranks the parts of the optimizer sum the squares of the gradient norm."""
     parts: tuple[Part, ...]
@@ -128,7 +133,7 @@ def rehearse(name: str, shape: ModelConfig, stage: Stage, world_size: int, *, ba
 def build_rank(number: int, world_size: int, shape: ModelConfig, stage: Stage) -> Rank:
     """What rank ``number`` would hold, train, sum and update."""
     policy = POLICIES[stage.policy]
-    with fake_rank(number, world_size, stage.parallel):
+    with fake_rank(number, world_size, stage.parallel, shape):
         model = build_model(shape, stage.parallel, recompute=stage.recompute, attention=stage.attention)
         frozen = freeze(model, policy)
         ddp = data_parallel(model)
@@ -169,6 +174,7 @@ def build_rank(number: int, world_size: int, shape: ModelConfig, stage: Stage) -
             number=number,
             data_size=parallel_state.get_data_parallel_world_size(),
             groups=_groups(),
+            scales=frozenset(buffer.gradient_scaling_factor for buffer in (*ddp.buffers, *ddp.expert_parallel_buffers)),
             norms=tuple(tuple(dist.get_process_group_ranks(part.get_grad_stats_parallel_group())) for part in optimizers),
             parts=tuple(parts),
         )
@@ -206,7 +212,7 @@ def _summed_over_tensor(ddp: DistributedDataParallel) -> set[str]:
             param.main_grad = torch.zeros(1, device="cpu")
             names[param.main_grad.data_ptr()] = name
     with _Writes() as writes:
-        _allreduce_non_tensor_model_parallel_grads([ddp], ddp.config)
+        _allreduce_non_tensor_model_parallel_grads([ddp], ddp.config, ddp.tp_group)
     return {names[place] for place in writes.places}
 
 
@@ -274,7 +280,7 @@ def _check_owners(ranks: list[Rank], shape: ModelConfig, layout: ParallelConfig)
             found[name][part.replica].append((number, part))
     whole = {}
     for name, replicas in found.items():
-        expected = _replicas(name, len(ranks), layout, sharded=len(shapes[name]) > 1 and not name.endswith("mlp.gate.weight"))
+        expected = _replicas(name, len(ranks), shape, layout)
         if sorted(replicas) != list(range(expected)):
             raise BarError(f"tensor {name}: expected {expected} replicas, got {len(replicas)}: {sorted(replicas)}")
         for replica, parts in replicas.items():
@@ -290,15 +296,21 @@ def _check_owners(ranks: list[Rank], shape: ModelConfig, layout: ParallelConfig)
     return whole
 
 
-def _replicas(name: str, world_size: int, layout: ParallelConfig, *, sharded: bool) -> int:
-    """How often a tensor is there whole."""
+def _replicas(name: str, world_size: int, shape: ModelConfig, layout: ParallelConfig) -> int:
+    """How often a tensor is there whole: norms and routers on every rank that has their layer."""
     if expert_index(name) is not None:
-        return world_size // (layout.pipeline * layout.expert * layout.expert_tensor)
-    return world_size // layout.pipeline // (layout.tensor if sharded else 1)
+        return world_size // (layout.pipeline * math.prod(layout.expert_sizes(shape)))
+    cut = classify(name) is not ParamGroup.ROUTER and not name.endswith("norm.weight")
+    return world_size // (layout.pipeline * (layout.tensor if cut else 1))
 
 
 def _check_sums(ranks: list[Rank]) -> None:
-    """DDP sums a gradient over ``data`` on every rank of ``tensor``, whose sums are then summed."""
+    """DDP sums a gradient over ``data`` on every rank of ``tensor``, whose sums are then summed; the trainer alone divides."""
+    for rank in ranks:
+        if rank.scales - {1.0}:
+            raise BarError(
+                f"rank {rank.number}: gradients are multiplied by {sorted(rank.scales)} before they are summed, expected 1"
+            )
     mine = [{part.name: part for part in rank.parts} for rank in ranks]
     holders = defaultdict(list)
     for number, part in _parts(ranks):
@@ -318,7 +330,8 @@ def _check_updates(ranks: list[Rank]) -> None:
     updated, counted = defaultdict(list), defaultdict(list)
     everyone = tuple(range(len(ranks)))
     for rank in ranks:
-        if set(rank.norms) != {everyone}:  # where all parts share a group Megatron exchanges once, however many they are
+        # A real rank on which nothing trains has an empty optimizer and takes part: Megatron asks all ranks what trains on them.
+        if rank.norms and set(rank.norms) != {everyone}:
             raise BarError(f"rank {rank.number}: the gradient norm is summed over ranks {rank.norms}, expected all of them")
         for part in rank.parts:
             if part.trains:
