@@ -1,8 +1,7 @@
 """A rehearsal builds what real processes build, finds the published run right on 64 ranks, and sees what is broken on purpose."""
 
 import re
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch.distributed as dist
 from distributed import run_distributed
 from folders import save_hf
 from megatron.core import parallel_state
+from scripts import run_here
 
 from megatron_bar.conversion import ops
+from megatron_bar.conversion.regions import cut_regions
 from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.loader import Loader
 from megatron_bar.data.packing import PackedRows
@@ -199,6 +200,14 @@ def test_such_a_rank_trains_along(tmp_path):
     assert both == [pytest.approx(alone, rel=1e-5)] * 2
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered():
+    """What an operation cuts is remembered; here some are broken."""
+    cut_regions.cache_clear()
+    yield
+    cut_regions.cache_clear()
+
+
 def refuses(message: str, shape: ModelConfig, wanted: Stage, world_size: int) -> None:
     with pytest.raises(BarError, match=f"^math-sft on {world_size} ranks: {message}") as caught:
         rehearse("math-sft", shape, wanted, world_size)
@@ -356,7 +365,8 @@ def refused() -> str:
         (("--world-size", "64"), r"error: --world-size: expected a positive number, and --dry-run"),
     ],
 )
-def test_what_does_not_divide_is_refused_before_anything_is_built(arguments, message):
-    script = ROOT / "examples" / "pretrain_bar.py"
-    done = subprocess.run([sys.executable, script, "olmo2_7b", *arguments], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode and re.search(message, done.stderr) and "Traceback" not in done.stderr
+def test_what_does_not_divide_is_refused_before_anything_is_built(arguments, message, monkeypatch, capsys, tmp_path):
+    handler, script = signal.getsignal(signal.SIGTERM), ROOT / "examples" / "pretrain_bar.py"
+    status, out, err = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", *arguments, "--out", tmp_path)
+    signal.signal(signal.SIGTERM, handler)
+    assert status and not out and re.search(message, err)

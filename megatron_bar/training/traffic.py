@@ -1,0 +1,185 @@
+"""Bytes that a rank exchanges with others in one optimizer step, by formula. docs/scaling.md has the table.
+
+A ring, which NCCL and gloo use for large tensors: of a tensor of N bytes over r ranks each sends (r - 1) / r N to gather or
+scatter it, and twice that to reduce it for all. Left out: numbers that do not grow with the model or the batch (token counts,
+losses, the gradient norm), what rounds a buffer up, loading and saving, sampling, and the exchange of RLVR's rollouts.
+The backward pass exchanges a gradient only where something below or in the layer needs it, as in flops.py.
+Sources: Megatron-LM's sequence parallelism (arXiv 2205.05198), ZeRO (arXiv 1910.02054), models/moe.py.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_bar.conversion.parameters import DTYPES
+from megatron_bar.training.stage import Stage
+from megatron_bar.weights.groups import POLICIES, ParamGroup, classify, expert_index
+from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+
+FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    part: Literal["layers", "experts", "vocabulary", "pipeline", "data"]
+    op: Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
+    ranks: int
+    """In the group; a send has two."""
+    payload: float
+    """Bytes of the tensors that are put together, summed or sent."""
+
+    @property
+    def sent(self) -> float:
+        """Bytes that leave one rank."""
+        if self.op == "send":
+            return self.payload
+        return (2 if self.op == "all_reduce" else 1) * self.payload * (self.ranks - 1) / self.ranks
+
+
+def exchanges(shape: ModelConfig, stage: Stage, world_size: int, *, pipeline_rank: int = 0) -> list[Exchange]:
+    """Of one step of ``stage``, of a rank of that pipeline rank: of those the one with most that trains."""
+    found = _Step(shape, stage, world_size, pipeline_rank)
+    every = [*found.layers(), *found.vocabulary(), *found.pipeline(), *found.data()]
+    return [exchange for exchange in every if exchange.ranks > 1 and exchange.payload]
+
+
+def bubble(stage: Stage, world_size: int) -> float:
+    """Share of a step in which a pipeline rank waits: (p - 1) / (m + p - 1) with m micro-batches (1F1B)."""
+    pipeline = stage.parallel.pipeline
+    return (pipeline - 1) / (micro_batches(stage, world_size) + pipeline - 1)
+
+
+def micro_batches(stage: Stage, world_size: int) -> int:
+    """In a step, of one data-parallel rank."""
+    layout = stage.parallel
+    return stage.batch * layout.tensor * layout.pipeline // (world_size * stage.micro_batch)
+
+
+class _Step:
+    def __init__(self, shape: ModelConfig, stage: Stage, world_size: int, pipeline_rank: int):
+        self.shape, self.stage, self.world_size, self.rank = shape, stage, world_size, pipeline_rank
+        self.layout, self.policy = stage.parallel, POLICIES[stage.policy]
+        self.trains = self.policy.trains
+        self.spread, self.cut = self.layout.expert_sizes(shape)
+        self.micro_batches = micro_batches(stage, world_size)
+        self.tokens = stage.micro_batch * stage.sequence
+        self.width = DTYPES[shape.dtype].itemsize
+        self.hidden = self.tokens * shape.hidden_size * self.width
+        """Bytes of the hidden states of a micro-batch, over all tensor ranks."""
+        count = shape.num_layers // self.layout.pipeline
+        self.mine = range(pipeline_rank * count, (pipeline_rank + 1) * count)
+
+    def _times(self, part: str, op: str, ranks: int, payload: float) -> Exchange:
+        """One that each micro-batch makes."""
+        return Exchange(part=part, op=op, ranks=ranks, payload=payload * self.micro_batches)
+
+    def layers(self) -> Iterator[Exchange]:
+        """The needs of a gradient rise with the layers: below, in attention, in the norm behind it, in the FFN."""
+        group, trains = ParamGroup, self.trains
+        forward = 2 if self.stage.recompute else 1
+        # With recomputation the embedding's output asks for a gradient, whatever trains (see models/build.py).
+        needs = group.EMBEDDING in trains or self.stage.recompute or (self.rank > 0 and self._below())
+        attention, norm = group.ATTENTION in trains, group.BLOCK_NORM in trains
+        ffn = not trains.isdisjoint({group.FFN, group.ANCHOR_EXPERT, group.DOMAIN_EXPERT, group.ROUTER})
+        for _ in self.mine:
+            yield from self._column_row(forward, needs, attention)
+            # Of queries and keys the sum of squares, forwards and backwards.
+            yield self._times(
+                "layers", "all_reduce", self.layout.tensor, 2 * FP32 * self.tokens * (forward + (needs or attention))
+            )
+            needs = needs or attention or norm
+            if not self.shape.num_experts:
+                yield from self._column_row(forward, needs, group.FFN in trains)
+            elif self.shape.experts_per_token == self.shape.num_experts:
+                yield from self._all_experts(forward, needs)
+            else:
+                yield from self._dispatched(forward, needs)
+            needs = needs or norm or ffn
+
+    def _below(self) -> bool:
+        """Whether anything in a layer trains: of an earlier pipeline rank."""
+        return not self.trains.isdisjoint(set(ParamGroup) - {ParamGroup.EMBEDDING, ParamGroup.LM_HEAD, ParamGroup.FINAL_NORM})
+
+    def _column_row(self, forward: int, needs: bool, trains: bool) -> Iterator[Exchange]:
+        """A product cut by its output, then one by its input: the sequence is gathered before, and scattered behind.
+
+        A frozen matrix saves the second gathering of its input, which its own gradient would want.
+        """
+        n = self.layout.tensor
+        yield self._times("layers", "all_gather", n, self.hidden * (forward + trains + (needs or trains)))
+        yield self._times("layers", "reduce_scatter", n, self.hidden * (forward + needs))
+
+    def _all_experts(self, forward: int, needs: bool) -> Iterator[Exchange]:
+        """Tokens and their weights to every rank of the group, sums back; and the other way backwards."""
+        group, g = ParamGroup, self.spread * self.cut
+        tokens, weights = self.hidden, self.tokens * self.shape.num_experts * self.width
+        if g > 1:  # the group gathers what its ranks hold, which is a tensor rank's share of the sequence each
+            tokens, weights = (size * g / self.layout.tensor for size in (tokens, weights))
+        weighed = needs or group.ROUTER in self.trains
+        out = weighed or not self.trains.isdisjoint({group.ANCHOR_EXPERT, group.DOMAIN_EXPERT})
+        yield self._times("experts", "all_gather", g, (tokens + weights) * forward + tokens * out)
+        yield self._times("experts", "reduce_scatter", g, tokens * (forward + needs) + weights * weighed)
+
+    def _dispatched(self, forward: int, needs: bool) -> Iterator[Exchange]:
+        """Each token to its experts and back, with a weight in fp32; balanced routing."""
+        copies = self.shape.experts_per_token / self.layout.tensor
+        tokens, weights = self.hidden * copies, FP32 * self.tokens * copies
+        trains = not self.trains.isdisjoint({ParamGroup.ANCHOR_EXPERT, ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER})
+        weighed = needs or ParamGroup.ROUTER in self.trains
+        yield self._times("experts", "all_to_all", self.spread, tokens * (2 * forward + needs + (needs or trains)))
+        yield self._times("experts", "all_to_all", self.spread, weights * (forward + weighed))
+
+    def vocabulary(self) -> Iterator[Exchange]:
+        """Embeddings are summed into shares of the sequence, which the head gathers; the loss exchanges three numbers a token."""
+        group, n = ParamGroup, self.layout.tensor
+        if self.rank == 0:
+            yield self._times("vocabulary", "reduce_scatter", n, self.hidden)
+            yield self._times("vocabulary", "all_gather", n, self.hidden * (group.EMBEDDING in self.trains))
+        if self.rank == self.layout.pipeline - 1:
+            head = group.LM_HEAD in self.trains
+            needs = self.stage.recompute or not self.trains <= {group.LM_HEAD}
+            yield self._times("vocabulary", "all_gather", n, self.hidden * (1 + head) + n * FP32 * self.tokens)
+            yield self._times("vocabulary", "reduce_scatter", n, self.hidden * needs)
+            yield self._times("vocabulary", "all_reduce", n, FP32 * self.tokens)
+
+    def pipeline(self) -> Iterator[Exchange]:
+        """A tensor rank's share of the sequence to the next rank, its gradient back."""
+        neighbours = (self.rank < self.layout.pipeline - 1) + (self.rank > 0)
+        yield self._times("pipeline", "send", 2, neighbours * self.hidden / self.layout.tensor)
+
+    def data(self) -> Iterator[Exchange]:
+        """Gradients of what trains, in fp32, to the ranks that update it, and parameters back; whole ones are also summed over TP."""
+        n, per_stage = self.layout.tensor, self.world_size // self.layout.pipeline
+        whole = sum(math.prod(size) for name, size in self._trained() if _is_whole(name))
+        cut = sum(math.prod(size) for name, size in self._trained() if not _is_whole(name) and expert_index(name) is None)
+        for values, ranks in ((whole + cut / n, per_stage // n), (self._expert_values(), per_stage // (self.spread * self.cut))):
+            yield Exchange(part="data", op="reduce_scatter", ranks=ranks, payload=FP32 * values)
+            yield Exchange(part="data", op="all_gather", ranks=ranks, payload=self.width * values)
+        yield Exchange(part="data", op="all_reduce", ranks=n, payload=FP32 * whole)
+
+    def _expert_values(self) -> float:
+        """Of experts that train, on the rank that has most of them."""
+        held = max(self.shape.num_experts, 1) // self.spread
+        counts = dict.fromkeys(range(self.spread), 0)
+        for name, size in self._trained():
+            if expert_index(name) is not None:
+                counts[expert_index(name) // held] += math.prod(size)
+        return max(counts.values()) / self.cut
+
+    def _trained(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The tensors of this pipeline rank that train."""
+        for name, size in tensor_shapes(self.shape).items():
+            parts = name.split(".")
+            here = (
+                int(parts[2]) in self.mine
+                if parts[1] == "layers"
+                else self.rank == (0 if parts[1] == "embed_tokens" else self.layout.pipeline - 1)
+            )
+            if here and self.policy.trainable(name):
+                yield name, size
+
+
+def _is_whole(name: str) -> bool:
+    """On every tensor rank."""
+    return name.endswith("norm.weight") or classify(name) is ParamGroup.ROUTER

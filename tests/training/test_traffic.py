@@ -1,0 +1,115 @@
+"""The formulas give the bytes that torch.distributed really moves in a step of real processes."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed import run_distributed
+from folders import save_hf
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_bar.data.packing import Batch
+from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.training.objective import LanguageModelling
+from megatron_bar.training.optim import OptimConfig
+from megatron_bar.training.stage import Stage
+from megatron_bar.training.traffic import exchanges
+from megatron_bar.training.trainer import Trainer
+from megatron_bar.weights.hf_config import ModelConfig, read_config
+
+SMALL = 64
+"""Bytes of what the formulas leave out: counts, losses, the gradient norm."""
+OPS = {
+    "_allgather_base_": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "allreduce_": "all_reduce",
+    "alltoall_base_": "all_to_all",
+    "send": "send",
+}
+
+
+class Counted(TorchDispatchMode):
+    """Bytes of the whole tensors that collectives of the block work on: by operation and ranks in the group."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes: Counter = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            name = function._schema.name.removeprefix("c10d::")
+            group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
+            tensors = [t for arg in args[:2] for t in (arg if isinstance(arg, list) else [arg]) if isinstance(t, torch.Tensor)]
+            size = max(t.numel() * t.element_size() for t in tensors)
+            if name == "alltoall_base_":
+                size = tensors[1].numel() * tensors[1].element_size()
+            if group.size() > 1 and size > SMALL:
+                self.bytes[OPS.get(name, name), 2 if name == "send" else group.size()] += size
+        return function(*args, **kwargs or {})
+
+
+def step_bytes(folder: Path, wanted: Stage) -> Counter:
+    """Of this process in the second step; the first also asks whether every parameter got a gradient."""
+    trainer = Trainer(folder, wanted, steps=2)
+    shape = (wanted.micro_batch, wanted.sequence)
+    ids = torch.randint(1, 61, shape, generator=torch.Generator().manual_seed(trainer.data_rank))
+    positions = torch.arange(wanted.sequence).expand(shape)
+    batches = [Batch(ids=ids, positions=positions, labels=ids, documents=None)] * (wanted.batch // trainer.data_size)
+    trainer.step(batches, LanguageModelling())
+    with Counted() as counted:
+        trainer.step(batches, LanguageModelling())
+    return counted.bytes
+
+
+def formula(shape: ModelConfig, wanted: Stage, world_size: int, pipeline_rank: int) -> Counter:
+    found = Counter()
+    for exchange in exchanges(shape, wanted, world_size, pipeline_rank=pipeline_rank):
+        found[exchange.op, exchange.ranks] += exchange.payload
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of sizes that the gradient buffers need not round up."""
+    root = tmp_path_factory.mktemp("folders")
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}
+    return {
+        "dense": save_hf(root / "dense", **sizes),
+        "two": save_hf(root / "two", experts=2, **sizes),
+        "sparse": save_hf(root / "sparse", experts=4, num_experts_per_tok=2, **sizes),
+    }
+
+
+@pytest.mark.parametrize(
+    "name, policy, processes, layout",
+    [
+        ("dense", "dense_all", 2, {"tensor": 2}),
+        ("two", "midtrain", 2, {"tensor": 2}),
+        ("two", "rlvr", 2, {"tensor": 2}),
+        ("two", "route", 2, {"tensor": 2}),
+        ("two", "midtrain", 2, {"expert": 2}),
+        ("two", "rlvr", 2, {"expert": 2}),
+        ("sparse", "midtrain", 2, {"expert": 2}),
+        ("two", "sft", 2, {}),
+        ("two", "sft", 2, {"pipeline": 2}),
+        ("two", "rlvr", 4, {"tensor": 2, "pipeline": 2}),
+    ],
+)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_formulas_are_what_a_step_moves(name, policy, processes, layout, recompute, folders):
+    wanted = Stage(
+        name="x",
+        policy=policy,
+        optim=OptimConfig(lr=1e-3),
+        sequence=32,
+        batch=4,
+        parallel=ParallelConfig(**layout),
+        recompute=recompute,
+    )
+    shape = read_config(folders[name])
+    counted = run_distributed(step_bytes, processes, folders[name], wanted)
+    per_stage = processes // wanted.parallel.pipeline
+    expected = [formula(shape, wanted, processes, rank // per_stage) for rank in range(processes)]
+    assert [dict(found) for found in counted] == [dict(found) for found in expected]
