@@ -149,13 +149,16 @@ class _Step:
         yield self._times("pipeline", "send", 2, neighbours * self.hidden / self.layout.tensor)
 
     def data(self) -> Iterator[Exchange]:
-        """Gradients of what trains, in fp32, to the ranks that update it, and parameters back; whole ones are also summed over TP."""
+        """Gradients of what trains, in fp32, to the ranks that update it, parameters back; whole ones are also summed over TP."""
         n, per_stage = self.layout.tensor, self.world_size // self.layout.pipeline
         whole = sum(math.prod(size) for name, size in self._trained() if _is_whole(name))
         cut = sum(math.prod(size) for name, size in self._trained() if not _is_whole(name) and expert_index(name) is None)
-        for values, ranks in ((whole + cut / n, per_stage // n), (self._expert_values(), per_stage // (self.spread * self.cut))):
+        dense, experts = whole + cut / n, self._expert_values()
+        # Experts in groups of their own have an optimizer of their own, and each of the two has Megatron gather everything.
+        gathers = 2 if self.layout.expert > 1 and dense and experts else 1
+        for values, ranks in ((dense, per_stage // n), (experts, per_stage // (self.spread * self.cut))):
             yield Exchange(part="data", op="reduce_scatter", ranks=ranks, payload=FP32 * values)
-            yield Exchange(part="data", op="all_gather", ranks=ranks, payload=self.width * values)
+            yield Exchange(part="data", op="all_gather", ranks=ranks, payload=self.width * values * gathers)
         yield Exchange(part="data", op="all_reduce", ranks=n, payload=FP32 * whole)
 
     def _expert_values(self) -> float:
