@@ -1,12 +1,15 @@
 """What a recipe will do, stage by stage, before anything is done: hyperparameters, what trains, how many parameters."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from megatron_bar.pipeline import Pipeline, Step
 from megatron_bar.recipe import Recipe, Run
 from megatron_bar.study import MergeSpec
 from megatron_bar.training.freeze import table
 from megatron_bar.training.rehearsal import Rehearsal, rehearse
+from megatron_bar.training.stage import Stage
+from megatron_bar.training.traffic import PARTS, exchanges, micro_batches
 from megatron_bar.weights.groups import POLICIES
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 
@@ -51,6 +54,43 @@ def rehearsed(pipeline: Pipeline, steps: list[Step], world_size: int) -> Iterato
         if alike not in done:
             done[alike] = rehearse(step.name, shape, stage, world_size, batches=step.run.rl is None)
         yield f"{step.name}: {done[alike]}"
+
+
+def traffic(pipeline: Pipeline, steps: list[Step], world_sizes: tuple[int, ...]) -> Iterator[str]:
+    """A table in Markdown: GB that a GPU sends in a step, for every different stage among ``steps`` (training/traffic.py)."""
+    yield f"| stage | GPUs | data ranks | micro-batches | {' | '.join(PARTS)} | sum | nothing frozen |"
+    yield "|---|" + "---:|" * 10
+    seen = set()
+    for step in steps:
+        if step.run is None or step.run.stage in seen:
+            continue
+        stage, shape = step.run.stage, pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
+        seen.add(stage)
+        free = replace(stage, policy="rlvr_open" if step.experts else "dense_all", optim=replace(stage.optim, weight_decay=0.0))
+        for world_size in world_sizes:
+            stage.check(shape, world_size, batches=step.run.rl is None)
+            sent = _sent(shape, stage, world_size)
+            data_parallel = world_size // (stage.parallel.tensor * stage.parallel.pipeline)
+            numbers = [*sent.values(), sum(sent.values()), sum(_sent(shape, free, world_size).values())]
+            columns = [
+                step.name,
+                world_size,
+                data_parallel,
+                micro_batches(stage, world_size),
+                *(f"{n / 1e9:,.1f}" for n in numbers),
+            ]
+            yield f"| {' | '.join(map(str, columns))} |"
+
+
+def _sent(shape: ModelConfig, stage: Stage, world_size: int) -> dict[str, float]:
+    """Bytes by part, of the pipeline rank that sends most."""
+    found = []
+    for rank in range(stage.parallel.pipeline):
+        parts = dict.fromkeys(PARTS, 0.0)
+        for exchange in exchanges(shape, stage, world_size, pipeline_rank=rank):
+            parts[exchange.part] += exchange.sent
+        found.append(parts)
+    return max(found, key=lambda parts: sum(parts.values()))
 
 
 def _run(name: str, run: Run, shape: ModelConfig) -> Iterator[str]:

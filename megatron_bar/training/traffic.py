@@ -18,11 +18,13 @@ from megatron_bar.weights.groups import POLICIES, ParamGroup, classify, expert_i
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 
 FP32 = 4
+PARTS = ("layers", "experts", "vocabulary", "pipeline", "data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    part: Literal["layers", "experts", "vocabulary", "pipeline", "data"]
+    part: str
+    """One of `PARTS`."""
     op: Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
     ranks: int
     """In the group; a send has two."""
