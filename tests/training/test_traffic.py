@@ -12,10 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_bar.data.packing import Batch
 from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.pipeline import Pipeline
+from megatron_bar.recipes import load_recipe
+from megatron_bar.recipes.show import traffic
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
-from megatron_bar.training.traffic import exchanges
+from megatron_bar.training.traffic import Exchange, bubble, exchanges
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.hf_config import ModelConfig, read_config
 
@@ -115,3 +118,43 @@ def test_the_formulas_are_what_a_step_moves(name, policy, processes, layout, rec
     expected = [formula(shape, wanted, processes, rank // per_stage) for rank in range(processes)]
     # Of all ranks together: how many tokens go where is the router's choice.
     assert sum(counted, Counter()) == sum(expected, Counter())
+
+
+def test_the_document_has_the_table_as_it_is():
+    pipeline = Pipeline(load_recipe("olmo2_7b"), Path())
+    table = list(traffic(pipeline, pipeline.select(), (8, 16, 32, 64)))
+    document = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert len(table) == 2 + 4 * 4 and "\n".join(table) in document
+
+
+def ring(ranks: int, blocks: int) -> int:
+    """Blocks that one rank sends until every rank has all of them: each passes on, ``ranks - 1`` times, what it got last."""
+    held, sent = [{rank} for rank in range(ranks)], 0
+    last = list(range(ranks))
+    while any(len(have) < ranks for have in held):
+        last = [last[rank - 1] for rank in range(ranks)]
+        for rank, block in enumerate(last):
+            held[rank].add(block)
+        sent += blocks // ranks
+    return sent
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_a_ring_sends_what_the_formula_says(ranks):
+    once = ring(ranks, 24)
+    for op, rounds in {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}.items():
+        assert Exchange(part="layers", op=op, ranks=ranks, payload=24).sent == rounds * once
+
+
+def test_a_pipeline_waits_for_its_first_and_last_micro_batches():
+    """Of m micro-batches through 4 ranks, one a tick: the last leaves m + 3 ticks after the first came."""
+    wanted = Stage(
+        name="x",
+        policy="dense_all",
+        optim=OptimConfig(lr=1e-3),
+        sequence=8,
+        batch=16,
+        micro_batch=2,
+        parallel=ParallelConfig(pipeline=4),
+    )
+    assert bubble(wanted, 4) == 3 / 11
