@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from megatron_bar.pipeline import Pipeline, Step
+from megatron_bar.graph import Step
+from megatron_bar.pipeline import Pipeline
 from megatron_bar.recipe import Recipe, Run
 from megatron_bar.study import MergeSpec
 from megatron_bar.training.freeze import table
