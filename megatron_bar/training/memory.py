@@ -2,11 +2,12 @@
 
 What trains lies in Megatron's buffers, one for the experts where they are spread otherwise than the rest, one for the rest. A
 buffer holds its parameters from the last to the first, each from a multiple of 64 values on, and ends at a multiple of 128 and
-of the ranks that share its optimizer (Megatron-Core, optimizer/param_layout.py; DDP that does not overlap makes one bucket of
-it). It exists twice: as weights in the model's dtype and as gradients in fp32. Each of these ranks updates an equal range of it,
-with Adam's two moments for every value in that range, torch's count of steps for every parameter there, and, where the model
-is not in fp32 itself, the fp32 values; a model in fp32 is updated in place. What is frozen is its weights and nothing else. The
-anchor's row of a router is masked: it has a gradient and state like the rows that train.
+of the ranks that share its optimizer (Megatron-Core, optimizer/param_layout.py; on the first pipeline rank DDP pads so once
+every 40 M values, which is left out here). It exists twice: as weights in the model's dtype and as gradients in fp32. Each of
+these ranks updates an equal range of it, with Adam's two moments for every value in that range, torch's count of steps for
+every parameter there, and, where the model is not in fp32 itself, the fp32 values; a model in fp32 is updated in place. What is
+frozen is its weights and nothing else. The anchor's row of a router is masked: it has a gradient and state like the rows that
+train.
 """
 
 import math
