@@ -36,7 +36,7 @@ from megatron_bar.experts.merge import merge
 from megatron_bar.experts.merge_report import markdown as merge_report
 from megatron_bar.experts.merge_report import measure as measure_merge
 from megatron_bar.parallel.state import on_rank_zero
-from megatron_bar.recipe import GENERAL, Recipe, Run
+from megatron_bar.recipe import GENERAL, ExpertSpec, Recipe, Run
 from megatron_bar.results import collect, divergence_of, evaluation_of
 from megatron_bar.rl import grpo
 from megatron_bar.rl.verifiers import check_task, verify_many
@@ -105,6 +105,9 @@ class Work:
         on_rank_zero(make)
 
     def branch(self) -> None:
+        trained = [*self.recipe.experts, *(part for part in self.recipe.more if isinstance(part, ExpertSpec))]
+        longest = max(run.stage.sequence for spec in trained for run in spec.runs)
+
         def make():
             branch(
                 self.path("anchor"),
@@ -112,6 +115,7 @@ class Work:
                 self.path("branched"),
                 router_init=self.recipe.router_init,
                 seed=self.recipe.seed,
+                positions=longest,
             )
 
         on_rank_zero(make)

@@ -48,9 +48,13 @@ def branch(
     seed: int = 0,
     general_text: Path | str | None = None,
     domain_text: Path | str | None = None,
+    positions: int = 0,
     options: WriteOptions = USUAL,
 ) -> tuple[Folder, list[str]]:
-    """The branched folder, and notes on what differed and was taken from the anchor."""
+    """The branched folder, and notes on what differed and was taken from the anchor.
+
+    ``positions``: the longest rows it will be trained on; its config has at least as many (RoPE knows no limit).
+    """
     check_out(out)
     first, second = _open_dense(anchor), _open_dense(domain_init)
     require_tokenizer(first.path, first.config.vocab_size)
@@ -59,6 +63,9 @@ def branch(
     origins = {path: read_manifest(path) for path in (first.path, second.path) if has_manifest(path)}
     lineage = origins[first.path].experts if first.path in origins else ()
     config = dataclasses.replace(first.config.with_experts(2), norm_topk_prob=False)
+    if positions > config.max_positions:
+        notes.append(f"max_positions: {positions} for the rows it will be trained on, the anchor has {config.max_positions}")
+        config = dataclasses.replace(config, max_positions=positions)
     sources = {role: Proven.open(given, finite=options.verifies) for role, given in (("anchor", first), ("domain_init", second))}
 
     def produce(name: str) -> Iterable[torch.Tensor]:

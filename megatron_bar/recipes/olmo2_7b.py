@@ -24,14 +24,15 @@ SHAPE = ModelConfig(
     num_layers=32,
     num_heads=32,
     num_kv_heads=32,
-    max_positions=4096,
+    max_positions=8192,
     rope_theta=500_000.0,
     rms_norm_eps=1e-6,
     pad_token_id=100_277,
     eos_token_id=100_257,
     dtype="bfloat16",
 )
-"""Of the released models; theta and vocabulary are read from the anchor's own config when the run starts."""
+"""Of the released models, with positions for the rows of mid-training (`branch` sees to them); theta and vocabulary are read
+from the anchor's own config when the run starts."""
 
 GENERAL = tuple(
     Source(path=Path(f"sft/general/{name}.jsonl"), kind="chat", domain="general")
@@ -44,7 +45,8 @@ MATH = tuple(
 CODE = (Source(path=Path("sft/code/dolci_instruct_sft_coding.jsonl"), kind="chat", domain="code"),)
 TOOL_USE = (Source(path=Path("sft/tool_use/dolci_instruct_sft_tool_use.jsonl"), kind="chat", domain="tool_use"),)
 SAFETY = (Source(path=Path("sft/safety/dolci_instruct_sft_safety.jsonl"), kind="chat", domain="safety"),)
-RL = GRPOConfig(rounds=300, max_new_tokens=4096)
+RL = GRPOConfig(rounds=300, max_new_tokens=4096, slots=16)
+"""Keys and values of 16 answers at their longest fit 80 GB beside the training state; 64 do not."""
 
 
 def expert(

@@ -1,5 +1,6 @@
 """A branch against the dense models it is made of, as transformers runs both."""
 
+import json
 import shutil
 
 import pytest
@@ -143,6 +144,14 @@ def test_vocabulary_and_theta_come_from_the_anchor_and_the_user_is_told(dense, t
         "max_positions differs: 32 is kept from the anchor, the domain init has 64",
     ]
     assert read_manifest(folder.path).notes == tuple(notes)
+
+
+def test_it_has_positions_for_the_rows_it_will_be_trained_on_and_no_fewer(dense, tmp_path):
+    longer, notes = branch(dense, dense, tmp_path / "longer", router_init="zero", positions=48)
+    assert longer.config.max_positions == json.loads((longer.path / "config.json").read_text())["max_position_embeddings"] == 48
+    assert notes == ["max_positions: 48 for the rows it will be trained on, the anchor has 32"]
+    same, notes = branch(dense, dense, tmp_path / "same", router_init="zero", positions=16)
+    assert (same.config.max_positions, notes) == (32, [])
 
 
 @pytest.mark.parametrize(
