@@ -1,11 +1,13 @@
 """What the command lines share: how they end and how they show progress."""
 
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from megatron_bar.errors import BarError
@@ -53,6 +55,17 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)
+
+
+def active_experts(text: str) -> int | tuple[int, ...]:
+    """Of an argument: ``2``, ``5,2,2`` (layer by layer), or a JSON file with such a list."""
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else f"[{text}]")
+    except (OSError, ValueError) as error:
+        raise BarError(f"active experts expected K, K,K,... or a JSON file with a list, got {text!r}: {error}") from None
+    if not isinstance(found, list) or not found or any(type(k) is not int for k in found):
+        raise BarError(f"active experts expected whole numbers, got {text!r}")
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 class Meter:

@@ -12,7 +12,7 @@ from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
 from megatron_bar.recipe import ExpertSpec, Run
 from megatron_bar.results import divergence_of, evaluation_of
-from megatron_bar.study import MergeSpec, folder_and_active
+from megatron_bar.study import MergeSpec, RouterSpec, folder_and_active
 from megatron_bar.work import Work
 
 
@@ -67,8 +67,10 @@ class _Graph:
         for part in recipe.more:
             if isinstance(part, ExpertSpec):
                 yield from self._chain(part)
-            else:
+            elif isinstance(part, MergeSpec):
                 yield self._merge(part)
+            else:
+                yield self._router(part)
         if recipe.evaluation is not None:
             yield from self._measurements()
 
@@ -98,6 +100,10 @@ class _Graph:
         make = partial(self.work.merge, spec)
         return Step(name=spec.name, needs=needs, make=make, stage="merge", experts=spec.experts, choices=choices)
 
+    def _router(self, spec: RouterSpec) -> Step:
+        experts, make = self._known(spec.source, spec.name).experts, partial(self.work.router, spec)
+        return Step(name=spec.name, needs=(spec.source,), make=make, stage="router", experts=experts, choices=to_json(spec))
+
     def _training(
         self, run: Run, source: str, name: str, *, stage: str, expert: str | None = None, experts: int = 0
     ) -> Iterator[Step]:
@@ -106,14 +112,15 @@ class _Graph:
         candidates = {}
         for rate in run.rates:
             optim = replace(run.stage.optim, lr=rate)
-            tried = replace(run, stage=replace(run.stage, optim=optim), rates=(), validation=())
+            tried = replace(run, stage=replace(run.stage, optim=optim), rates=(), validation=(), chosen_at=())
             candidates[f"{name}.lr{rate:g}"] = tried
         for trial, tried in candidates.items() or [(name, run)]:
             make = partial(self.work.train, tried, source, trial, expert)
             yield Step(name=trial, needs=(source,), make=make, run=tried, choices=to_json(tried), **more)
         if candidates:
             make = partial(self.work.choose, run, tuple(candidates), name)
-            yield Step(name=name, needs=tuple(candidates), make=make, choices={"rates": list(run.rates)}, **more)
+            choices = {"rates": list(run.rates)} | ({"chosen_at": list(run.chosen_at)} if run.chosen_at else {})
+            yield Step(name=name, needs=tuple(candidates), make=make, choices=choices, **more)
 
     def _measurements(self) -> Iterator[Step]:
         work, study = self.work, self.recipe.study

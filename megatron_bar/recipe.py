@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_bar.data.sources import Source
+from megatron_bar.data.untagged import Sizes as UntaggedSizes
 from megatron_bar.data.world import Sizes
 from megatron_bar.errors import BarError, require_at_least, require_name
 from megatron_bar.evaluation.generative import TestSet
 from megatron_bar.experts.shared import Combination
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
-from megatron_bar.study import MergeSpec, Study
+from megatron_bar.study import MergeSpec, RouterSpec, Study
 from megatron_bar.training.preference import DPOConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.hf_config import ModelConfig
@@ -40,14 +41,20 @@ class Run:
     on. None: the stage's own."""
     validation: tuple[Source, ...] = ()
     """Chats that no stage learns."""
+    chosen_at: tuple[int, ...] = ()
+    """Numbers of active experts at which that loss is measured, and its mean taken; none: as the folder says."""
 
     def __post_init__(self):
         owner = f"stage {self.stage.name}"
         if self.rl and self.dpo:
             raise BarError(f"{owner}: expected rl or dpo, got both")
+        if (self.rl or self.dpo) and (self.stage.alone or self.stage.active_experts == "sampled"):
+            raise BarError(f"{owner}: expected a fixed number of active experts where answers are sampled or compared")
         wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens")
         if bool(self.rates) != bool(self.validation) or len(set(self.rates)) != len(self.rates):
             raise BarError(f"{owner}: expected different rates and the validation chats to choose by, or neither")
+        if self.chosen_at and not self.rates:
+            raise BarError(f"{owner}: chosen_at expected rates to choose from, got none")
         if not self.data:
             raise BarError(f"{owner}: data expected at least one source, got none")
         for source in self.data:
@@ -90,11 +97,11 @@ class Evaluation:
 class Recipe:
     name: str
     data: Path | None = None
-    """Folder that the sources' paths start from; None: the tiny world, made in the output folder."""
+    """Folder that the sources' paths start from; None: a world, made in the output folder."""
     chat_template: Literal["tulu", "chatml", "own"] = "tulu"
     """How chats are laid out; own: by the template in the tokenizer's folder."""
-    world: Sizes = field(default_factory=Sizes)
-    """How large the tiny world is."""
+    world: Sizes | UntaggedSizes = field(default_factory=Sizes)
+    """Which one, and how large: the tiny world or the untagged domains."""
     shape: ModelConfig | None = None
     """Of the dense model: one made from nothing takes it; with a given anchor it is what a dry run shows."""
     embedding_std: float = 0.02
@@ -111,7 +118,7 @@ class Recipe:
     shared: Combination = field(default_factory=Combination)
     """How the merge combines what the experts share."""
     route: Run
-    more: tuple[ExpertSpec | MergeSpec, ...] = ()
+    more: tuple[ExpertSpec | MergeSpec | RouterSpec, ...] = ()
     """What the study trains and merges besides, in an order in which each comes after what it starts from."""
     evaluation: Evaluation | None = None
     study: Study = field(default_factory=Study)

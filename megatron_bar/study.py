@@ -1,13 +1,16 @@
 """What is measured beside a recipe's own model, as values: baselines, ablations, upgrades, sweeps, and the claims they speak to.
 
-A model is named by the step that makes its folder; ``final@2`` is that model with 2 active experts.
+A model is named by the step that makes its folder; ``final@2`` is that model with 2 active experts, ``final@5,2,2`` by layer.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_bar.data.sources import Source
 from megatron_bar.errors import BarError, require_name
+from megatron_bar.experts.routers import SCALES, RouterKind
 from megatron_bar.experts.shared import Combination
+from megatron_bar.weights.hf_config import Active
 
 ACTIVE = "@"
 """Between a model and how many of its experts are active."""
@@ -43,6 +46,29 @@ class MergeSpec:
     def experts(self) -> int:
         """Of the model that it makes; 0: dense."""
         return {"bar": len(self.inputs) + 1, "btx": len(self.inputs), "dense": 0}[self.how]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSpec:
+    """A merged model with routers that nobody trained (experts/routers.py), their scale chosen on held-out chats."""
+
+    name: str
+    source: str
+    """The step whose folder it is made from."""
+    kind: RouterKind
+    texts: tuple[Source, ...] = ()
+    """Of each expert's domain in slot order; for embedding and hidden."""
+    validation: tuple[Source, ...]
+    scales: tuple[float, ...] = SCALES
+
+    def __post_init__(self):
+        require_name("router", self.name)
+        if not self.validation or not self.scales:
+            raise BarError(f"router {self.name}: expected held-out chats and scales to choose from, got none")
+        if (self.kind in ("embedding", "hidden")) != bool(self.texts):
+            raise BarError(
+                f"router {self.name}: texts expected for embedding and hidden alone, got {len(self.texts)} for {self.kind}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +142,13 @@ class Study:
                 raise BarError(f"{owner}: expected skills that are tested ({', '.join(sorted(tested))}), got {unknown[0]}")
 
 
-def folder_and_active(model: str) -> tuple[str, int | None]:
+def folder_and_active(model: str) -> tuple[str, Active | None]:
     """``final@2`` -> ("final", 2); without a number: as the folder says."""
     name, mark, active = model.partition(ACTIVE)
-    if mark and not active.isdecimal():
-        raise BarError(f"model {model}: expected a step's name, or NAME@K with a number of active experts")
-    return name, int(active) if mark else None
+    if not mark:
+        return name, None
+    numbers = active.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise BarError(f"model {model}: expected a step's name, or NAME@K (or NAME@K,K,...) with a number of active experts")
+    layers = tuple(map(int, numbers))
+    return name, layers if len(layers) > 1 else layers[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from megatron_bar.config import to_json
-from megatron_bar.data import world
+from megatron_bar.data import untagged, world
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.indexed import Tokens, read_indexed
 from megatron_bar.data.mixture import Mixture, mix, prepare, summary
@@ -35,12 +35,13 @@ from megatron_bar.experts.dense_merge import dense_merge
 from megatron_bar.experts.merge import merge
 from megatron_bar.experts.merge_report import markdown as merge_report
 from megatron_bar.experts.merge_report import measure as measure_merge
+from megatron_bar.experts.routers import best_scale, rewrite, untrained_rows
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.recipe import GENERAL, ExpertSpec, Recipe, Run
 from megatron_bar.results import collect, divergence_of, evaluation_of
 from megatron_bar.rl import grpo
 from megatron_bar.rl.verifiers import check_task, verify_many
-from megatron_bar.study import MergeSpec, Upgrade, folder_and_active
+from megatron_bar.study import ACTIVE, MergeSpec, RouterSpec, Upgrade, folder_and_active
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.preference import fit_preferences, preference_rows
 from megatron_bar.weights.claim import write_whole
@@ -84,7 +85,8 @@ class Work:
         def make():
             partial_folder = self.out / ".world.partial"
             shutil.rmtree(partial_folder, ignore_errors=True)
-            world.build(partial_folder, seed=self.recipe.seed, sizes=self.recipe.world)
+            build = untagged.build if isinstance(self.recipe.world, untagged.Sizes) else world.build
+            build(partial_folder, seed=self.recipe.seed, sizes=self.recipe.world)
             partial_folder.rename(self.out / "world")
 
         on_rank_zero(make)
@@ -168,15 +170,14 @@ class Work:
 
     def choose(self, run: Run, candidates: tuple[str, ...], name: str) -> None:
         """The candidate with the lowest loss on the validation chats, the mean over their domains, becomes the step's folder."""
-        chats = self._chats(candidates[0])
-        unseen = {}
-        for source in run.validation:
-            tokens = self._tokens(source, chats)
-            unseen[source.name] = PackedRows([(source.name, tokens)], run.stage.sequence, pad_id=chats.tokenizer.pad_id)
+        unseen = self._held_out(run.validation, self._chats(candidates[0]), run.stage.sequence)
         losses = {}
         for candidate in candidates:
-            model = load_model(self.path(candidate), self.recipe.evaluation.parallel)
-            losses[candidate] = {domain: mean_loss(model, rows) for domain, rows in unseen.items()}
+            losses[candidate] = {}
+            for active in run.chosen_at or (None,):
+                model = load_model(self.path(candidate), self.recipe.evaluation.parallel, active_experts=active)
+                at = "" if active is None else f"{ACTIVE}{active}"
+                losses[candidate] |= {f"{domain}{at}": mean_loss(model, rows) for domain, rows in unseen.items()}
             self.say(f"  {candidate}: " + ", ".join(f"{domain} {loss:.4f}" for domain, loss in losses[candidate].items()))
         best = min(candidates, key=lambda candidate: sum(losses[candidate].values()))
         self.say(f"  {name}: {best}")
@@ -189,6 +190,22 @@ class Work:
             beside.rename(self.path(name))
 
         on_rank_zero(take)
+
+    def _held_out(self, sources: tuple[Source, ...], chats: ChatFormat, length: int) -> dict[str, PackedRows]:
+        tokens = {source.name: self._tokens(source, chats) for source in sources}
+        return {name: PackedRows([(name, found)], length, pad_id=chats.tokenizer.pad_id) for name, found in tokens.items()}
+
+    def router(self, spec: RouterSpec) -> None:
+        """The source's folder with routers that nobody trained."""
+        chats, length = self._chats(spec.source), self.recipe.route.stage.sequence
+        model = load_model(self.path(spec.source), self.recipe.evaluation.parallel)
+        texts = [self._tokens(source, chats) for source in spec.texts]
+        rows = untrained_rows(model, spec.kind, texts, length=length)
+        held_out = self._held_out(spec.validation, chats, length)
+        scale, losses = best_scale(model, rows, held_out.values(), spec.scales)
+        self.say(f"  {spec.name}: " + ", ".join(f"scale {s:g} {loss:.4f}" for s, loss in losses.items()))
+        note = f"routers {spec.kind}, scale {scale:g}, not trained"
+        on_rank_zero(lambda: rewrite(self.path(spec.source), self.path(spec.name), rows=scale * rows.cpu(), note=note))
 
     def tasks(self, run: Run, chats: ChatFormat) -> list[grpo.Task]:
         """All of them checked before the first is drawn: graders never see a truth that they cannot use."""

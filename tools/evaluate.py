@@ -4,7 +4,7 @@ import argparse
 from datetime import timedelta
 from pathlib import Path
 
-from megatron_bar.cli import run
+from megatron_bar.cli import active_experts, run
 
 EXAMPLE = """examples:
   python tools/evaluate.py runs/tiny/final --suite toy --out final.json
@@ -21,7 +21,11 @@ def parse() -> argparse.Namespace:
         "--task", dest="tasks", action="append", default=[], metavar="NAME", help="only this one of the suite; may be repeated"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items of every test (bar19: of every lm-eval task)")
-    parser.add_argument("--active-experts", type=int, metavar="K", help="experts of a token (default: as config.json says)")
+    parser.add_argument(
+        "--active-experts",
+        metavar="K",
+        help="experts of a token; K,K,... or FILE.json: layer by layer (default: as the folder says)",
+    )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="prompts at a time (default 64)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the results are written, every answer with its score")
     toy = parser.add_argument_group("toy")
@@ -35,14 +39,14 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = vars(parse())
-    out = options.pop("out")
+    out, active = options.pop("out"), options.pop("active_experts")
     from megatron_bar.evaluation.folder import evaluate_folder
     from megatron_bar.evaluation.results import write_results
     from megatron_bar.evaluation.table import table
     from megatron_bar.parallel.state import distributed, is_rank_zero
 
     with distributed(timeout=timedelta(hours=2)):
-        results = evaluate_folder(**options)
+        results = evaluate_folder(**options, active_experts=None if active is None else active_experts(active))
         if is_rank_zero():
             print(*table(results), sep="\n")
             if out:

@@ -7,7 +7,7 @@ import argparse
 from datetime import timedelta
 from pathlib import Path
 
-from megatron_bar.cli import run
+from megatron_bar.cli import active_experts, run
 
 EXAMPLE = """examples:
   python tools/generate.py runs/tiny/final
@@ -25,7 +25,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: greedy, as models are evaluated")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1: off)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
-    parser.add_argument("--top-k-experts", type=int, metavar="K", help="experts of a token (default: as config.json says)")
+    parser.add_argument(
+        "--top-k-experts",
+        metavar="K",
+        help="experts of a token; K,K,... or FILE.json: layer by layer (default: as the folder says)",
+    )
     parser.add_argument(
         "--disable-expert", action="append", default=[], metavar="NAME", help="the router never chooses it; may be repeated"
     )
@@ -36,6 +40,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    active = None if args.top_k_experts is None else active_experts(args.top_k_experts)
     from megatron_bar.evaluation.conversation import Conversation, Sampling, chat_format, show_answer, talk
     from megatron_bar.evaluation.generative import load_model
     from megatron_bar.parallel.state import ParallelConfig, distributed, world_size
@@ -47,7 +52,7 @@ def main() -> None:
     chats = chat_format(args.model, args.chat_template)
     with distributed(timeout=timedelta(days=7)):  # the other ranks wait while the user thinks
         layout.check(read_config(args.model), world_size())
-        model = load_model(args.model, layout, active_experts=args.top_k_experts, disabled=tuple(args.disable_expert))
+        model = load_model(args.model, layout, active_experts=active, disabled=tuple(args.disable_expert))
         sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id)
         conversation = Conversation(sampler=sampler, chats=chats, sampling=sampling, system=args.system)
         if args.prompt is not None:

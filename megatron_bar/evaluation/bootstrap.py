@@ -40,5 +40,25 @@ def overall_interval(seeds: Sequence[Mapping[str, Sequence[float]]], *, seed: in
     return Interval(mean=float(np.mean(means)), low=float(low), high=float(high))
 
 
+def ratio_interval(
+    tops: Sequence[Mapping[str, Sequence[float]]], bottoms: Sequence[Mapping[str, Sequence[float]]], *, seed: int = 0
+) -> Interval:
+    """Of the mean over seeds of ``top / bottom``, each the mean of the tests' means; the same items are drawn for both."""
+    rng = np.random.default_rng(seed)
+    draws, ratios = np.empty((len(tops), RESAMPLES)), []
+    for number, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
+        pairs = [np.stack([np.asarray(side[test], np.float64) for side in (top, bottom)], -1) for test in top]
+        ratios.append(_ratio(np.mean([items.mean(0) for items in pairs], axis=0)))
+        draws[number] = _ratio(np.mean([_resampled(items, rng) for items in pairs], axis=0))
+    chosen = rng.integers(0, len(tops), (len(tops), RESAMPLES))
+    which = rng.integers(0, RESAMPLES, (len(tops), RESAMPLES)) if len(tops) > 1 else np.arange(RESAMPLES)[None]
+    low, high = np.percentile(draws[chosen, which].mean(0), [2.5, 97.5])
+    return Interval(mean=float(np.mean(ratios)), low=float(low), high=float(high))
+
+
+def _ratio(pair: np.ndarray) -> np.ndarray:
+    return pair[..., 0] / np.maximum(pair[..., 1], 1e-12)
+
+
 def _resampled(items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return items[rng.integers(0, len(items), (RESAMPLES, len(items)))].mean(1)

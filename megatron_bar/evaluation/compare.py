@@ -155,7 +155,8 @@ def compare(
     rows = read_tests(tests, root, limit=limit)
     if results is not None:
         _check_rows(results[0], {name: [row for _, row in items] for name, items in rows.items()}, root)
-    active = (None, None) if results is None else (results[0]["active_experts"], results[1]["active_experts"])
+    active = [None, None] if results is None else [found["active_experts"] for found in results]
+    active = [tuple(a) if isinstance(a, list) else a for a in active]
     first = load_model(old, layout, active_experts=active[0])
     second = load_beside(new, layout, active_experts=active[1])
     if results is None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.generative import measure_folder, require_active
+from megatron_bar.evaluation.generative import measure_folder
 from megatron_bar.evaluation.harness import run_suite
 from megatron_bar.evaluation.suite import SUITES, TOY
 from megatron_bar.parallel.state import ParallelConfig, world_size
 from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.hf_config import Active, show_active
 
 
 def evaluate_folder(
@@ -19,7 +20,7 @@ def evaluate_folder(
     *,
     tasks: Iterable[str] = (),
     limit: int | None = None,
-    active_experts: int | None = None,
+    active_experts: Active | None = None,
     batch: int = 64,
     data: Path | None = None,
     tensor: int = 1,
@@ -41,8 +42,15 @@ def evaluate_folder(
     chats = ChatFormat(load_tokenizer(folder), "own")
     if active_experts is not None and server is not None:
         raise BarError(f"active experts: a server's model has those of its config.json, got {active_experts} for {server}")
-    require_active(folder, opened.config.num_experts, active_experts)
+    if active_experts is not None:
+        opened = opened.with_active(active_experts)
     if suite != TOY.name:
+        if opened.config.experts_per_layer:
+            where, got = f"{folder}: suite {suite}", show_active(opened.config.experts_per_layer)
+            raise BarError(
+                f"{where}: transformers and vLLM use one number of experts in all layers, expected one "
+                f"(--active-experts {opened.config.experts_per_token}), got {got}"
+            )
         _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None)
         if world_size() > 1:
             raise BarError(f"suite {suite}: expected one process, got {world_size()}; a server (--server) spreads a large model")

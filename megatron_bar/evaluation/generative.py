@@ -1,7 +1,7 @@
 """Scores by generation: greedy answers to held-out prompts, judged by the verifiers that RLVR uses."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.data.chat import ChatFormat
@@ -14,6 +14,7 @@ from megatron_bar.parallel.state import ParallelConfig, is_set, on_rank_zero, se
 from megatron_bar.rl.sampler import Sampler
 from megatron_bar.rl.verifiers import check_task, verify_many
 from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.manifest import read_manifest
 
 Row = tuple[str, dict]
@@ -33,9 +34,9 @@ class TestSet:
 
 
 def load_model(
-    folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()
+    folder: Path, layout: ParallelConfig, *, active_experts: Active | None = None, disabled: tuple[str, ...] = ()
 ) -> LanguageModel:
-    """A folder's model for inference. ``active_experts``: how many a token uses; None: as config.json says. Collective.
+    """A folder's model for inference. ``active_experts``: how many a token uses; None: as the folder says. Collective.
 
     ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all active then
     uses all that are left.
@@ -46,7 +47,7 @@ def load_model(
 
 
 def load_beside(
-    folder: Path, layout: ParallelConfig, *, active_experts: int | None = None, disabled: tuple[str, ...] = ()
+    folder: Path, layout: ParallelConfig, *, active_experts: Active | None = None, disabled: tuple[str, ...] = ()
 ) -> LanguageModel:
     """The same where ``layout`` is set already, by a model that stays. Collective."""
     opened, slots = _opened(folder, active_experts, disabled)
@@ -58,13 +59,10 @@ def load_beside(
     return _loaded(opened, layout, slots)
 
 
-def _opened(folder: Path, active_experts: int | None, disabled: tuple[str, ...]) -> tuple[Folder, tuple[int, ...]]:
+def _opened(folder: Path, active_experts: Active | None, disabled: tuple[str, ...]) -> tuple[Folder, tuple[int, ...]]:
     opened = Folder.open(folder)
     slots = _disabled_slots(opened, disabled, active_experts)
-    if active_experts is not None:
-        require_active(folder, opened.config.num_experts, active_experts)
-        opened = Folder(opened.path, replace(opened.config, experts_per_token=active_experts), opened.tensors)
-    return opened, slots
+    return (opened if active_experts is None else opened.with_active(active_experts)), slots
 
 
 def _loaded(folder: Folder, layout: ParallelConfig, disabled: tuple[int, ...]):
@@ -75,7 +73,7 @@ def _loaded(folder: Folder, layout: ParallelConfig, disabled: tuple[int, ...]):
     return model.eval()
 
 
-def _disabled_slots(folder: Folder, names: tuple[str, ...], active_experts: int | None) -> tuple[int, ...]:
+def _disabled_slots(folder: Folder, names: tuple[str, ...], active_experts: Active | None) -> tuple[int, ...]:
     if not names:
         return ()
     total, active = folder.config.num_experts, folder.config.experts_per_token
@@ -87,16 +85,11 @@ def _disabled_slots(folder: Folder, names: tuple[str, ...], active_experts: int 
             raise BarError(f"{folder.path}: expert to disable expected one of {', '.join(slots)}, got {name!r}")
         if names.count(name) > 1:
             raise BarError(f"{folder.path}: expert to disable expected once, got {name!r} {names.count(name)} times")
-    left, wanted = total - len(names), active_experts or (1 if active == total else active)
+    few = max(active_experts) if isinstance(active_experts, tuple) else active_experts
+    left, wanted = total - len(names), few or (1 if active == total else active)
     if left < wanted:
         raise BarError(f"{folder.path}: expected at least {wanted} of the {total} experts to be left, got {left}")
     return tuple(slots[name] for name in names)
-
-
-def require_active(folder: Path, num_experts: int, active_experts: int | None) -> None:
-    if active_experts is not None and not 1 <= active_experts <= num_experts:
-        wanted = f"from 1 to {num_experts}" if num_experts else "none of a dense model"
-        raise BarError(f"{folder}: active experts expected {wanted}, got {active_experts}")
 
 
 def read_tests(tests: tuple[TestSet, ...], root: Path, *, limit: int | None = None) -> dict[str, list[Row]]:
@@ -117,7 +110,7 @@ def measure_folder(
     tests: tuple[TestSet, ...],
     root: Path,
     *,
-    active_experts: int | None = None,
+    active_experts: Active | None = None,
     limit: int | None = None,
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
@@ -139,7 +132,7 @@ def measure(
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Results (see `results`), of ``limit`` items a test at most; ``folder``: where ``model`` is from. Collective."""
-    active = model.shape.experts_per_token or None
+    active = model.shape.experts_per_layer or model.shape.experts_per_token or None
     results = on_rank_zero(lambda: new_results(folder, "toy", active_experts=active, limit=limit))
     used = read_tests(tests, root, limit=limit)
     results["tests"] = {name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)} for name, rows in used.items()}

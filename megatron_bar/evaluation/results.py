@@ -4,8 +4,9 @@
      "limit": null, "tests": {"math": {"hash": "...", "items": 120}}, "scores": {"math": [{"prompt", "answer", "score"}, ...]}}
 
 ``model_hash`` is the hash of the folder's receipts, ``hash`` of a test that of the items used, ``limit`` the most items taken of
-a test; ``active_experts`` is null for a dense model. More keys may follow: a pipeline adds ``experts`` and ``routing``, a suite
-of public benchmarks ``settings``, ``benchmarks`` (score, metric, items, harness, version), ``categories`` and ``overall``.
+a test; ``active_experts`` is null for a dense model, and a list where the layers differ. More keys may follow: a pipeline adds
+``experts`` and ``routing``, a suite of public benchmarks ``settings``, ``benchmarks`` (score, metric, items, harness, version),
+``categories`` and ``overall``.
 """
 
 import json
@@ -17,12 +18,13 @@ from megatron_bar.errors import BarError
 from megatron_bar.weights.claim import write_whole
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash
+from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.receipts import Proven
 
 FORMAT = "megatron_bar.evaluation/1"
-_FIELDS = {"suite": str, "model": str, "model_hash": str, "tests": dict, "scores": dict}
-_OPTIONAL = {"active_experts": int, "limit": int}
+_FIELDS = {"suite": (str,), "model": (str,), "model_hash": (str,), "tests": (dict,), "scores": (dict,)}
+_OPTIONAL = {"active_experts": (int, list), "limit": (int,)}
 """Fields that may be null."""
 
 
@@ -36,15 +38,16 @@ def hash_items(items: list) -> str:
     return blake3(json.dumps(items, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def new_results(folder: Path, suite: str, *, active_experts: int | None = None, limit: int | None = None) -> dict:
-    """Results without any test yet. ``active_experts`` None: as many as the folder's config.json says."""
+def new_results(folder: Path, suite: str, *, active_experts: Active | None = None, limit: int | None = None) -> dict:
+    """Results without any test yet. ``active_experts`` None: as many as the folder says."""
     config = Folder.open(folder).config
+    active = active_experts or config.experts_per_layer or config.experts_per_token or None
     return {
         "format": FORMAT,
         "suite": suite,
         "model": folder.resolve().name,
         "model_hash": model_hash(folder),
-        "active_experts": active_experts or config.experts_per_token or None,
+        "active_experts": list(active) if isinstance(active, tuple) else active,
         "limit": limit,
         "tests": {},
         "scores": {},
@@ -93,10 +96,10 @@ def _told(test: dict | None) -> str:
 def _check(results: dict, path: Path) -> None:
     if results.get("format") != FORMAT:
         raise BarError(f"{path}: format expected {FORMAT!r}, got {results.get('format')!r:.80}")
-    for key, kind in (_FIELDS | _OPTIONAL).items():
+    for key, kinds in (_FIELDS | _OPTIONAL).items():
         value = results.get(key)
-        if (value is None and not (key in _OPTIONAL and key in results)) or (value is not None and type(value) is not kind):
-            raise BarError(f"{path}: {key} expected {kind.__name__}, got {value!r:.80}")
+        if (value is None and not (key in _OPTIONAL and key in results)) or (value is not None and type(value) not in kinds):
+            raise BarError(f"{path}: {key} expected {' or '.join(kind.__name__ for kind in kinds)}, got {value!r:.80}")
     tests, scores = results["tests"], results["scores"]
     if not tests or tests.keys() != scores.keys():
         raise BarError(f"{path}: scores expected of the tests {', '.join(tests) or '(none)'}, got {', '.join(scores) or 'none'}")

@@ -8,7 +8,8 @@ def table(results: dict) -> list[str]:
     """Scores in percent: by test with 95 % bootstrap intervals, or by benchmark and category with what was not measured."""
     about = f"{results['model']}: suite {results['suite']}"
     if results["active_experts"]:
-        about += f", {results['active_experts']} active experts"
+        active = results["active_experts"]
+        about += f", {', '.join(map(str, active)) if isinstance(active, list) else active} active experts"
     if results["limit"]:
         about += f", at most {results['limit']} items of each task"
     return [about, *(_benchmarks(results) if "benchmarks" in results else _tests(results))]

@@ -119,9 +119,26 @@ def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     return varlen_attn is not None and device.type == "cuda" and dtype.itemsize == 2
 
 
-def _rotate(x_bnsd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x_bnsd.chunk(2, dim=-1)
-    return (x_bnsd * cos + torch.cat((-right, left), dim=-1) * sin).to(x_bnsd.dtype)
+class _Rotated(torch.autograd.Function):
+    """RoPE; its gradient is turned back by the same angle."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x ``[b, n, s, d]``, cos and sin ``[b, 1, s, d]`` of which both halves are the same."""
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _rotate(grad, *ctx.saved_tensors, -1), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    out, half = x * cos, x.shape[-1] // 2
+    (left, right), sin = x.chunk(2, dim=-1), sin[..., :half]
+    out[..., :half].addcmul_(right, sin, value=-way)
+    out[..., half:].addcmul_(left, sin, value=way)
+    return out.to(x.dtype)
 
 
 class CoreAttention(MegatronModule):
@@ -142,7 +159,7 @@ class CoreAttention(MegatronModule):
             return x.transpose(0, 1).reshape(seqs.rows, -1, x.shape[2], d).transpose(1, 2)
 
         query, key, value = by_head(query), by_head(key), by_head(value)
-        query, key = _rotate(query, seqs.cos, seqs.sin), _rotate(key, seqs.cos, seqs.sin)
+        query, key = (_Rotated.apply(x, seqs.cos, seqs.sin) for x in (query, key))
         if seqs.borders is not None:
             out = self.attend_packed(*(x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)), seqs)
         else:

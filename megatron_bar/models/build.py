@@ -45,6 +45,7 @@ class LanguageModel(GPTModel):
         self.shape, self.layout, self.attention = shape, layout, attention
         for index, layer in enumerate(self.decoder.layers):
             layer.self_attention.core_attention.layer = index
+        self.set_active(shape.active)
         if self.pre_process and recompute:
             # An activation checkpoint whose input needs no gradient gives none to the layers inside it: with a frozen
             # embedding the experts of the first layers would silently stay as they are.
@@ -120,6 +121,15 @@ class LanguageModel(GPTModel):
             name: ops[global_name(name, first_layer=first_layer, first_expert=first_expert)]
             for name, _ in self.named_parameters()
         }
+
+    def set_active(self, active: tuple[int, ...]) -> None:
+        """How many experts a token uses in each layer of the whole model.
+
+        Whole experts on ranks of their own, which Megatron's dispatcher serves, stay with the number they were built with.
+        """
+        assert self.config.expert_model_parallel_size == 1 or active == self.shape.active
+        for router in self.routers():
+            router.top_k = active[router.layer_number - 1]
 
     def routers(self):
         """The routers of this rank's layers; none in a dense model."""

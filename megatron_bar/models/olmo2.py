@@ -37,7 +37,7 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
     ep, etp = layout.expert_sizes(config)
     moe = {
         "num_moe_experts": config.num_experts,
-        "moe_router_topk": config.experts_per_token,
+        "moe_router_topk": config.experts_per_token,  # of all layers; `LanguageModel.set_active` says it to each router
         "moe_ffn_hidden_size": config.intermediate_size,
         "moe_router_load_balancing_type": "none",
         "moe_router_pre_softmax": True,  # as our router does; without saying so Megatron refuses one active expert

@@ -98,13 +98,15 @@ def save_folder(
     *,
     companions_from: Path,
     manifest: Callable[[Folder, Units], Manifest],
+    config: ModelConfig | None = None,
     options: writer.WriteOptions = writer.USUAL,
 ) -> None:
     """Writes the model as a Hugging Face folder that appears when it is whole; verified, it was read back. Collective.
 
+    ``config``: what the folder says of it, if its active experts are to be others than the model was built with.
     An owner holds one tensor at a time. When a rank fails, every rank raises and nothing is left.
     """
-    config = model.shape
+    config = config or model.shape
     plan = writer.plan_shards(config, config.dtype, options.max_shard_bytes)
     nbytes = num_parameters(config) * ITEMSIZE[config.dtype]
     claim = None

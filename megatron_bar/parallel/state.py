@@ -39,11 +39,12 @@ class ParallelConfig:
 
         Where every expert is active each rank gets a part of every one: any number of experts fits, and a frozen one, for which
         there is less to do and nothing to keep, burdens no rank less than others. Fewer active ones stay whole, if they divide:
-        tokens then travel to the few that they need.
+        tokens then travel to the few that they need. (Megatron's dispatcher wants one number of them for all layers.)
         """
         if self.expert == 1:
             return 1, self.tensor
-        if config.experts_per_token < config.num_experts and config.num_experts % self.expert == 0:
+        few = config.experts_per_token < config.num_experts and not config.experts_per_layer
+        if few and config.num_experts % self.expert == 0:
             return self.expert, 1
         return 1, self.expert
 

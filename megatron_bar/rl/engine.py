@@ -230,8 +230,8 @@ class EngineProcess:
         on_rank_zero(lambda: shutil.rmtree(self.folder, ignore_errors=True))
         model = self.trainer.model
         manifest = Manifest(family=model.shape.family, kind="dense")  # nobody's folder but the engine's
-        options = WriteOptions(verify="none")
-        save_folder(model, self.folder, companions_from=self.trainer.source, manifest=lambda *_: manifest, options=options)
+        what = {"manifest": lambda *_: manifest, "config": self.trainer.written, "options": WriteOptions(verify="none")}
+        save_folder(model, self.folder, companions_from=self.trainer.source, **what)
 
     def start(self, prompts: list[list[int]], drawing: Drawing, *, seed: int) -> Callable[[], list[Completion]]:
         given = {

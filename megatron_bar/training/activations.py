@@ -89,9 +89,8 @@ class Pass:
         return self.own * self.spread.expert * self.spread.expert_tensor
 
     def norm(self, needs: bool, trains: bool) -> int:
-        """In fp32: its input, the root mean squares, and what the weight is multiplied with."""
-        h = self.shape.hidden_size
-        return self.own * FP32 * ((h + 1) * needs + h * trains)
+        """Its input, and a number for each token in fp32."""
+        return self.own * (self.shape.hidden_size * self.size + FP32) * (needs or trains)
 
     def mixing(self, needs: bool) -> int:
         """Attention with its norms."""
@@ -100,7 +99,7 @@ class Pass:
         kept = self.own * shape.hidden_size * self.size * trains
         needs = needs or trains
         if needs:
-            kept += self.tokens * FP32 * ((q + kv) * (1 + trains) + 2)
+            kept += self.tokens * ((q + kv) * self.size + 2 * FP32)
             # A value is a view of the fused projection, which stays whole.
             kept += self.tokens * ((q + kv + (q + 2 * kv) + q) * self.size + shape.num_heads // tensor * FP32)
             kept += self.tokens * self.length * self.size * (self.attention == "mask")
@@ -134,13 +133,13 @@ class Pass:
     def temporaries(self) -> int:
         """Of a layer at work, after measurements on a CPU: experts make their intermediates again, four times their width,
         beside the gradients of input, output and sum; a dense FFN kept them, and lets them go one by one. A norm takes three
-        times the hidden size in fp32."""
+        times the hidden size in fp32, and four times in 16 bit."""
         h, f = self.shape.hidden_size, self.shape.intermediate_size
         if self.shape.num_experts:
             ffn = self.gathered * self.size * (4 * f // self.spread.expert_tensor + 3 * h)
         else:
             ffn = self.tokens * self.size * (f // self.spread.tensor + h)
-        return max(ffn, self.own * FP32 * 3 * h)
+        return max(ffn, self.own * FP32 * (3 + (self.size != FP32)) * h)
 
     def layers(self, needs: bool) -> list[int]:
         """What each layer of this rank keeps."""

@@ -74,7 +74,7 @@ def _ffn(config: ModelConfig, trains: frozenset[ParamGroup], needs: bool) -> Ite
     if experts:
         yield _Product(part="token", flops=2 * config.hidden_size * experts, input_needs=needs, trains=router)
     ffns = {ParamGroup.ANCHOR_EXPERT: 1, ParamGroup.DOMAIN_EXPERT: experts - 1} if experts else {ParamGroup.FFN: 1}
-    active = config.experts_per_token / experts if experts else 1
+    active = sum(config.active) / (experts * config.num_layers) if experts else 1  # of the layers' mean
     for group, count in ffns.items():
         share, own = 2 * size * count * active, group in trains
         yield _Product(part="token", flops=2 * share, input_needs=needs, trains=own)

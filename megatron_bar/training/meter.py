@@ -27,15 +27,26 @@ class Spent:
 
 
 class Meter:
-    """Of one stage, from now on; ``policy`` says what trains."""
+    """Of one stage, from now on; ``policy`` says what trains, ``dense_router`` whether experts work for the router's gradient
+    alone (see `Router.dense_gradient`)."""
 
-    def __init__(self, config: ModelConfig, policy: FreezePolicy):
-        self.forward, self.backward = flops.forward(config), flops.backward(config, policy)
+    def __init__(self, config: ModelConfig, policy: FreezePolicy, *, dense_router: bool = False):
+        self.config, self.policy, self.dense_router = config, policy, dense_router
         self.spent, self._began = Spent(), time.monotonic()
+        self._active: tuple[int, ...] | None = None
+        self.active(config.active)
+
+    def active(self, active: tuple[int, ...]) -> None:
+        """How many experts a token uses in each layer from now on."""
+        if active == self._active:
+            return
+        self._active, config = active, self.config.with_active(active) if self.config.num_experts else self.config
+        self.forward, self.backward = flops.forward(config), flops.backward(config, self.policy)
+        self.training = flops.forward(config.with_active(config.num_experts)) if self.dense_router else self.forward
 
     def train(self, tokens: int, loss_tokens: int, pairs: int) -> None:
         """A step's forward and backward passes; ``pairs``: see flops.py."""
-        self.score(tokens, pairs)
+        self.spent.flops += self.training(tokens=tokens, pairs=pairs)
         self.spent.tokens += tokens
         self.spent.loss_tokens += loss_tokens
         self.spent.flops += self.backward(tokens=tokens, pairs=pairs)

@@ -112,6 +112,7 @@ class Rehearsal:
 def rehearse(name: str, shape: ModelConfig, stage: Stage, world_size: int, *, batches: bool = True) -> Rehearsal:
     """``stage``, called ``name`` in messages, on ``world_size`` ranks; a `BarError` says what does not fit. See `Stage.check`."""
     stage.check(shape, world_size, batches=batches)
+    shape = stage.built(shape)
     ranks = [build_rank(number, world_size, shape, stage) for number in range(world_size)]
     try:
         check_ranks(ranks, shape, stage)

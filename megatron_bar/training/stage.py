@@ -1,6 +1,7 @@
 """A stage as a value: what trains, how fast, on rows of which size, over which processes."""
 
 from dataclasses import dataclass, field
+from random import Random
 from typing import Literal
 
 from megatron_bar.data.packing import TooLong
@@ -8,8 +9,8 @@ from megatron_bar.errors import BarError, require_at_least, require_name
 from megatron_bar.models.attention import Kernels
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.training.optim import OptimConfig
-from megatron_bar.weights.groups import POLICIES, classify
-from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.groups import POLICIES, ParamGroup, classify
+from megatron_bar.weights.hf_config import ModelConfig, show_active, tensor_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,13 @@ class Stage:
     router_z_loss: float = 0.0
     """Weight of the mean squared logsumexp of the router logits, averaged over layers."""
     head_z_loss: float = 0.0
+    active_experts: int | tuple[int, ...] | Literal["sampled"] | None = None
+    """Experts of a token: in every layer, or layer by layer, which the folder that is written then says, too; sampled: 2 to all
+    of them, drawn anew for every batch; None: as the folder says."""
+    router_gradient: Literal["selected", "dense"] = "selected"
+    """Whether the router also learns from what the experts that a token did not choose would have made of it."""
+    alone: float = 0.0
+    """Share of the steps in which the domain expert is the only one (k-dropout); of a branch's training."""
     recompute: bool = False
     """Recompute activations in the backward pass, layer by layer."""
     attention: Kernels = "torch"
@@ -56,6 +64,8 @@ class Stage:
         require_name("stage", self.name)
         require_at_least(owner, self, 1, "sequence", "batch", "micro_batch", "steps", "max_skipped")
         require_at_least(owner, self, 0, "save_every", "router_z_loss", "head_z_loss", "seed", "spike")
+        if not 0 <= self.alone < 1:
+            raise BarError(f"{owner}: alone must be a share of the steps, from 0 to below 1, got {self.alone}")
         if not self.epochs > 0:
             raise BarError(f"{owner}: epochs must be positive, got {self.epochs}")
         if policy.anchor_row_frozen and self.optim.weight_decay:
@@ -70,19 +80,61 @@ class Stage:
     def check(self, shape: ModelConfig, world_size: int, *, batches: bool = True) -> None:
         """That the stage can train a model of this shape on so many processes; ``batches``: by batches of that many rows."""
         try:
-            self.parallel.check(shape, world_size)
+            self.parallel.check(self.built(shape), world_size)
         except BarError as error:
             raise BarError(f"stage {self.name}: {error}") from None
         groups = {classify(name) for name in tensor_shapes(shape)}
         absent = sorted(group.value for group in POLICIES[self.policy].trains - groups)
         if absent:
             raise BarError(f"stage {self.name}: policy {self.policy} trains {', '.join(absent)}, which the model does not have")
+        self._check_active(shape)
         unit = self.micro_batch * world_size // (self.parallel.tensor * self.parallel.pipeline)
         if batches and self.batch % unit:
             raise BarError(
                 f"stage {self.name}: batch of {self.batch} rows is not divisible by micro-batch {self.micro_batch} x "
                 f"{unit // self.micro_batch} data-parallel ranks"
             )
+
+    def _check_active(self, shape: ModelConfig) -> None:
+        """That the model can do what is said of its active experts, and that its routers can learn from it."""
+        owner, layers = f"stage {self.name}", self.built(shape).active if shape.num_experts else ()
+        if not shape.num_experts and (self.active_experts, self.router_gradient, self.alone) != (None, "selected", 0):
+            raise BarError(f"{owner}: active_experts, router_gradient and alone expect a model with experts, got a dense one")
+        trains = POLICIES[self.policy].trains
+        if ParamGroup.ROUTER in trains and 1 in layers and (self.active_experts is not None or trains == {ParamGroup.ROUTER}):
+            raise BarError(
+                f"{owner}: a router learns nothing with 1 active expert, whose scale the norm behind the block cancels; "
+                f"expected at least 2, got {show_active(self.active_experts or shape.active)}"
+            )
+        if self.router_gradient == "dense" and shape.norm_topk_prob:
+            raise BarError(f"{owner}: a dense router_gradient expected a model with norm_topk_prob false, got true")
+        if self.alone and shape.num_experts > 2:
+            raise BarError(f"{owner}: alone expected an anchor and one expert, got {shape.num_experts} experts")
+
+    def written(self, shape: ModelConfig) -> ModelConfig:
+        """What the folder says that the stage writes, from a model of ``shape``."""
+        if self.active_experts in (None, "sampled"):
+            return shape
+        try:
+            return shape.with_active(self.active_experts)
+        except BarError as error:
+            raise BarError(f"stage {self.name}: {error}") from None
+
+    def built(self, shape: ModelConfig) -> ModelConfig:
+        """What the model is built as: with all experts active where a step may need any of them for a token."""
+        if shape.num_experts and (self.active_experts == "sampled" or self.router_gradient == "dense"):
+            return shape.with_active(shape.num_experts)
+        return self.written(shape)
+
+    def active(self, shape: ModelConfig, step: int) -> tuple[int, ...]:
+        """The experts of a token in each layer, in that step (from 0)."""
+        if self.active_experts != "sampled":
+            return self.written(shape).active
+        return (Random(f"{self.seed}/active/{step}").randint(2, shape.num_experts),) * shape.num_layers
+
+    def is_alone(self, step: int) -> bool:
+        """Whether the domain expert works alone in that step (from 0)."""
+        return Random(f"{self.seed}/alone/{step}").random() < self.alone
 
     def num_steps(self, rows: int) -> int:
         """Optimizer steps over a data set of ``rows``; at least one."""

@@ -93,7 +93,7 @@ class _Step:
             needs = needs or attention or norm
             if not self.shape.num_experts:
                 yield from self._column_row(forward, needs, group.FFN in trains)
-            elif self.shape.experts_per_token == self.shape.num_experts:
+            elif self.spread == 1:
                 yield from self._all_experts(forward, needs)
             else:
                 yield from self._dispatched(forward, needs)
@@ -120,7 +120,9 @@ class _Step:
             tokens, weights = (size * g / self.layout.tensor for size in (tokens, weights))
         weighed = needs or group.ROUTER in self.trains
         out = weighed or not self.trains.isdisjoint({group.ANCHOR_EXPERT, group.DOMAIN_EXPERT})
-        yield self._times("experts", "all_gather", g, (tokens + weights) * forward + tokens * out)
+        few = any(k < self.shape.num_experts for k in self.shape.active)
+        chosen = weights / self.width if few else 0  # a byte for each expert
+        yield self._times("experts", "all_gather", g, (tokens + weights + chosen) * forward + tokens * out)
         yield self._times("experts", "reduce_scatter", g, tokens * (forward + needs) + weights * weighed)
 
     def _dispatched(self, forward: int, needs: bool) -> Iterator[Exchange]:

@@ -48,10 +48,11 @@ class Trainer:
         self.stop = Stop()
         self.source_units = on_rank_zero(partial(_proven, self.source))
         opened = Folder.open(self.source)
-        stage.parallel.check(opened.config, dist.get_world_size())
-        set_layout(stage.parallel, opened.config, seed=stage.seed)
-        self.model = build_model(opened.config, stage.parallel, recompute=stage.recompute, attention=stage.attention)
-        load_folder(self.model, opened)
+        stage.check(opened.config, dist.get_world_size(), batches=False)
+        shape, self.written = stage.built(opened.config), stage.written(opened.config)
+        set_layout(stage.parallel, shape, seed=stage.seed)
+        self.model = build_model(shape, stage.parallel, recompute=stage.recompute, attention=stage.attention)
+        load_folder(self.model, Folder(opened.path, shape, opened.tensors))
         policy = POLICIES[stage.policy]
         self.frozen = freeze(self.model, policy)
         self.frozen_hashes = self.frozen.hashes()
@@ -61,7 +62,20 @@ class Trainer:
         config.no_sync_func = self.ddp.no_sync  # gradients travel with the last micro-batch's backward pass, and not before
         self.optimizer = build_optimizer(self.ddp, stage.optim)
         self.scheduler = build_scheduler(self.optimizer, stage.optim, steps)
-        self.meter = Meter(self.model.shape, policy)
+        self.meter = Meter(self.model.shape, policy, dense_router=stage.router_gradient == "dense")
+        self._activate()
+
+    def _activate(self) -> None:
+        """The active experts of the step to come."""
+        shape = self.model.shape
+        if not shape.num_experts:
+            return
+        active = self.stage.active(self.written, self.done)
+        self.model.set_active(active)
+        self.meter.active(active)
+        for router in self.model.routers():
+            router.disabled = (0,) if self.stage.is_alone(self.done) else ()
+            router.dense_gradient = self.stage.router_gradient == "dense"
 
     @property
     def source_hash(self) -> str:
@@ -74,6 +88,7 @@ class Trainer:
     def resume_at(self, step: int, updates: int) -> None:
         self.done, self.updates = step, updates
         self.scheduler.step(step)
+        self._activate()
 
     @property
     def data_rank(self) -> int:
@@ -108,6 +123,7 @@ class Trainer:
         self.meter.train(tokens, loss_tokens, pairs)
         self.done += 1
         self.updates += updated
+        self._activate()
         values = metrics | {"grad_norm": grad_norm, "lr": self.scheduler.get_lr({}), "tokens": tokens, "loss_tokens": loss_tokens}
         return values if updated else values | {"skipped": 1.0}
 
@@ -186,7 +202,7 @@ class Trainer:
         def certified(written: Folder, units: Units) -> Manifest:
             return replace(manifest(written, units), frozen=certify(POLICIES[self.stage.policy], self.source_units, units))
 
-        save_folder(self.model, Path(out), companions_from=self.source, manifest=certified)
+        save_folder(self.model, Path(out), companions_from=self.source, manifest=certified, config=self.written)
 
 
 def _proven(folder: Path) -> Units:

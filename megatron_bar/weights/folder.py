@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.hf_config import ModelConfig, is_token_id, read_config, tensor_shapes
+from megatron_bar.weights.hf_config import Active, ModelConfig, is_token_id, read_config, tensor_shapes
 from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.safetensors_io import ITEMSIZE, read_blocks, read_header
 
@@ -87,6 +87,14 @@ class Folder:
         _compare(path, found, shapes)
         dtype = _one_dtype(found, dtypes)
         return cls(path, dataclasses.replace(config, dtype=dtype), {name: found[name] for name in shapes})
+
+    def with_active(self, active: Active) -> "Folder":
+        """The same tensors in a model with so many experts per token."""
+        try:
+            config = self.config.with_active(active)
+        except BarError as error:
+            raise BarError(f"{self.path}: {error}") from None
+        return Folder(self.path, config, self.tensors)
 
     @property
     def dtype(self) -> str:

@@ -23,6 +23,9 @@ _LARGEST = {
 }
 """Far above any model: what exceeds it is a mistake, and found before memory is asked for."""
 _MOST_EXPERTS = 2**10
+
+type Active = int | tuple[int, ...]
+"""How many experts a token uses: in every layer alike, or layer by layer from the first."""
 _FLOAT32_MAX = 3.4e38
 
 
@@ -47,6 +50,9 @@ class ModelConfig:
     rms_norm_eps: float
     num_experts: int = 0
     experts_per_token: int = 0
+    """What config.json says: of all layers or, where they differ, of the layer with most."""
+    experts_per_layer: tuple[int, ...] = ()
+    """Of every layer where they differ, else empty. transformers and vLLM know the global number alone."""
     norm_topk_prob: bool = False
     """Whether the selected experts' probabilities are renormalised to sum to one."""
     initializer_range: float = 0.02
@@ -90,6 +96,12 @@ class ModelConfig:
                     f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, "
                     f"got {self.experts_per_token}"
                 )
+        layers = self.experts_per_layer
+        if layers and (len(layers) != self.num_layers or any(type(k) is not int or k < 1 for k in layers)):
+            raise BarError(f"config: num_experts_per_layer must be {self.num_layers} numbers from 1, got {list(layers)}")
+        if layers and max(layers) != self.experts_per_token:
+            got = self.experts_per_token
+            raise BarError(f"config: num_experts_per_tok must be {max(layers)}, the most of num_experts_per_layer, got {got}")
         if not isinstance(self.norm_topk_prob, bool):
             raise BarError(f"config: norm_topk_prob must be true or false, got {self.norm_topk_prob!r}")
 
@@ -110,7 +122,24 @@ class ModelConfig:
 
     def with_experts(self, num_experts: int) -> "ModelConfig":
         """The same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section 2)."""
-        return replace(self, num_experts=num_experts, experts_per_token=num_experts)
+        return replace(self, num_experts=num_experts, experts_per_token=num_experts, experts_per_layer=())
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """How many experts a token uses in each layer."""
+        return self.experts_per_layer or (self.experts_per_token,) * self.num_layers
+
+    def with_active(self, active: Active) -> "ModelConfig":
+        """The same weights with so many experts per token; refuses what this model cannot do."""
+        layers = active if isinstance(active, tuple) else (active,) * self.num_layers
+        if not self.num_experts:
+            raise BarError(f"active experts expected none of a dense model, got {show_active(active)}")
+        if len(layers) != self.num_layers:
+            raise BarError(f"active experts expected one number or {self.num_layers}, one per layer, got {len(layers)}")
+        if wrong := [k for k in layers if type(k) is not int or not 1 <= k <= self.num_experts]:
+            raise BarError(f"active experts expected from 1 to {self.num_experts}, got {wrong[0]}")
+        per_layer = layers if len(set(layers)) > 1 else ()
+        return replace(self, experts_per_token=max(layers), experts_per_layer=per_layer)
 
     @classmethod
     def from_hf(cls, config: dict, *, source: str = "config.json") -> "ModelConfig":
@@ -151,6 +180,7 @@ class ModelConfig:
                 rms_norm_eps=need("rms_norm_eps"),
                 num_experts=experts,
                 experts_per_token=need("num_experts_per_tok") if model_type == MOE else 0,
+                experts_per_layer=_per_layer(config, source),
                 norm_topk_prob=False if config.get("norm_topk_prob") is None else config["norm_topk_prob"],
                 initializer_range=config.get("initializer_range", 0.02),
                 pad_token_id=config.get("pad_token_id"),
@@ -199,7 +229,21 @@ class ModelConfig:
                 "norm_topk_prob": self.norm_topk_prob,
                 "output_router_logits": False,
             }
+            if self.experts_per_layer:
+                config["num_experts_per_layer"] = list(self.experts_per_layer)
         return config
+
+
+def show_active(active: Active) -> str:
+    """As the tools read it: ``2``, or ``5,2,2``."""
+    return ",".join(map(str, active)) if isinstance(active, tuple) else str(active)
+
+
+def _per_layer(config: dict, source: str) -> tuple[int, ...]:
+    layers = config.get("num_experts_per_layer") or []
+    if not isinstance(layers, list):
+        raise BarError(f"{source}: num_experts_per_layer must be a list of numbers, got {layers!r}")
+    return tuple(layers)
 
 
 def read_config(folder: Path | str) -> ModelConfig:

@@ -137,6 +137,8 @@ class Manifest:
     """The receipts: hash of every tensor, and of every row of a router (`hashes.Units`)."""
     config_hash: str | None = None
     """`hashes.config_hash` of config.json."""
+    experts_per_layer: tuple[int, ...] = ()
+    """How many experts a token uses in each layer, where they differ; config.json's num_experts_per_tok is the largest."""
     frozen: Certificate | None = None
     """Of the training stage that wrote the folder."""
     shared: dict | None = None
@@ -286,6 +288,7 @@ def _parse(value: dict) -> Manifest:
             "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
             "tensors": _hashes(fields, "tensors", ""),
             "ledger": _list(fields, "ledger", _cost),
+            "experts_per_layer": _list(fields, "experts_per_layer", lambda item, where: _typed(item, int, where)),
             "frozen": _frozen(fields.get("frozen"), "frozen"),
         }
     )

@@ -128,7 +128,8 @@ def finish(
         if options.verifies:
             verify_units(written, units, options.progress)
         made = manifest(written, units)
-        dataclasses.replace(made, tensors=units, config_hash=config_hash(config)).write(claim.path)
+        receipt = {"tensors": units, "config_hash": config_hash(config), "experts_per_layer": config.experts_per_layer}
+        dataclasses.replace(made, **receipt).write(claim.path)
     claim.publish()
     return Folder.open(claim.out)
 

@@ -94,7 +94,7 @@ def test_seconds_by_hand():
 
 def test_the_sampler_and_other_engines():
     there = machine(8)
-    one = task("math-rlvr")
+    one = task("math-rlvr", "experts.0.runs.2.rl.slots=64")
     used = usage(one, one.stage, there)
     cut = 4_328_521_728 + 32 * 4 * 4096**2 + 2 * 100_280 * 4096  # the expert, attention, embedding and head, padded
     assert used.start == 2 * (cut // 4 + 32 * (2 + 2 + 2) * 4096 + 4096)  # routers, QK-norms and block norms, the last norm

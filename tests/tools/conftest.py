@@ -9,6 +9,7 @@ from folders import save_hf, train_with
 from scripts import ROOT, run_here
 
 from megatron_bar.experts.branch import branch
+from megatron_bar.experts.merge import merge
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,11 @@ def expert(tmp_path_factory, branched):
         return tensor + row
 
     return train_with(branched, tmp_path_factory.mktemp("tools") / "expert", "midtrain", midtrained, expert="math")
+
+
+@pytest.fixture(scope="session")
+def merged(tmp_path_factory, branched, expert):
+    return merge(anchor=branched, experts={"math": expert}, out=tmp_path_factory.mktemp("tools") / "merged").path
 
 
 @pytest.fixture

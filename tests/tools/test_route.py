@@ -1,5 +1,6 @@
 """tools/route.py: what it prints, and that bad input is one line."""
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from scripts import process, refused
 
 from megatron_bar.evaluation.plot import COLOURS, expert_colour
 from megatron_bar.evaluation.route import coloured
+
+CHAT = {"messages": [{"role": "user", "content": "one plus"}, {"role": "assistant", "content": "two is red"}]}
 
 
 def test_a_text_with_its_legend(expert):
@@ -59,14 +62,15 @@ def places(tmp_path_factory):
     save_hf(root / "dense")
     (save_hf(root / "bare", experts=2) / "tokenizer.json").unlink()
     (root / "latin").write_bytes("é".encode("latin-1"))
+    (root / "chats.jsonl").write_text(json.dumps(CHAT) + "\n")
     return root
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["moe"], "text: expected it as an argument or by --file, got neither"),
-        (["moe", "one", "--file", "x"], "got both"),
+        (["moe"], "expected one of a text, --file, --scan or --set-active, got none"),
+        (["moe", "one", "--file", "x"], "got text and file"),
         (["moe", ""], "text: expected at least one token, got none"),
         (["moe", "one " * 33], r"text: expected at most 32 tokens \(the model's positions\), got 33"),
         (["moe", "one", "--layer", "3"], "layer: expected 1 to 2, got 3"),
@@ -78,9 +82,36 @@ def places(tmp_path_factory):
         (["dense", "one"], "dense: expected a model with experts, got a dense one"),
         (["bare", "one"], r"bare/tokenizer\.json: not found"),
         (["nowhere", "one"], "nowhere"),
+        (["moe", "--scan", "absent.jsonl"], "absent.jsonl"),
+        (["dense", "--scan", "chats.jsonl"], "dense: active experts expected none of a dense model"),
+        (["moe", "--scan", "chats.jsonl", "--tolerance", "-1"], "tolerance: expected nats per token, at least 0, got -1"),
+        (["moe", "--scan", "latin"], "latin: expected .jsonl, .jsonl.gz"),
+        (["moe", "--set-active", "2"], "--set-active: expected --out FOLDER, got none"),
+        (["moe", "--set-active", "3", "--out", "x"], "moe: active experts expected from 1 to 2, got 3"),
+        (["moe", "--set-active", "0", "--out", "x"], "moe: active experts expected from 1 to 2, got 0"),
+        (["moe", "--set-active", "2,1,1", "--out", "x"], "active experts expected one number or 2, one per layer, got 3"),
+        (
+            ["moe", "--set-active", "two", "--out", "x"],
+            "active experts expected K, K,K,... or a JSON file with a list, got 'two'",
+        ),
+        (["moe", "--set-active", "no.json", "--out", "x"], "active experts expected .* got 'no.json': .*No such file"),
     ],
 )
 def test_bad_input_is_one_line(inline, places, monkeypatch, arguments, message):
     monkeypatch.chdir(places)
     said = refused(inline("route", *arguments))
     assert re.search(message, said), said
+
+
+def test_the_tools_file_is_read_by_the_tools(inline, merged, tmp_path):
+    (tmp_path / "held_out.jsonl").write_text(json.dumps(CHAT) + "\n")
+    out = tmp_path / "active.json"
+    status, said, _ = inline("route", merged, "--scan", tmp_path / "held_out.jsonl", "--tolerance", 10, "--out", out)
+    assert status == 0 and "layer 2 of 2: 1 active" in said and "1,1" in said, said
+    assert json.loads(out.read_text()) == [1, 1]
+    status, said, _ = inline("route", merged, "--set-active", out, "--out", tmp_path / "one")
+    assert status == 0 and "1 active experts" in said
+    status, said, _ = inline("route", merged, "--set-active", "2,1", "--out", tmp_path / "two")
+    assert status == 0 and "2,1 active experts" in said and "transformers and vLLM know one number" in said
+    config = json.loads((tmp_path / "two/config.json").read_text())
+    assert (config["num_experts_per_tok"], config["num_experts_per_layer"]) == (2, [2, 1])
