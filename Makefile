@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce test test-slow test-faults test-compat test-gpu lint bench
+.PHONY: help setup demo reproduce sparse test test-slow test-faults test-compat test-gpu lint bench
 export PYTHONUNBUFFERED := 1
 
 PY := .venv/bin/python
@@ -50,6 +50,9 @@ demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it co
 
 reproduce: $(READY)  ## every baseline, upgrade, ablation and published claim on the toy; SEEDS="1 2 3" (docs/results)
 	$(PY) examples/reproduce.py --seeds $(SEEDS) --processes $(PROCESSES) --out runs/reproduce --results docs/results
+
+sparse: $(READY)  ## the study of few active experts, untrained routers among them; about an hour (docs/results/sparse)
+	$(PY) examples/tiny/sparse_routing.py --processes $(PROCESSES) --out runs/sparse --results docs/results/sparse
 
 test: $(READY)  ## the test suite
 	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat" tests

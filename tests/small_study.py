@@ -5,7 +5,7 @@ from dataclasses import replace
 from megatron_bar.data.world import Sizes
 from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import tiny_study
-from megatron_bar.study import Claim, MergeSpec, Study, Sweep, Upgrade
+from megatron_bar.study import Claim, MergeSpec, RouterSpec, Study, Sweep, Upgrade
 
 WORLD = Sizes(pretrain=600, midtrain=100, sft_general=60, sft_domain=40, rlvr=20, preferences=40, validation=10, test=4)
 KEPT = (
@@ -18,6 +18,7 @@ KEPT = (
     "code_old",
     "before_code-merged",
     "before_code",
+    "untrained_hidden",
 )
 
 
@@ -35,6 +36,8 @@ def recipe() -> Recipe:
     def cut(part):
         if isinstance(part, ExpertSpec):
             return replace(part, runs=tuple(map(small, part.runs)))
+        if isinstance(part, RouterSpec):
+            return replace(part, scales=part.scales[:2])
         kept = {name: step for name, step in part.inputs.items() if name in ("anchor", "tool_use", "safety") or part.how == "bar"}
         return replace(part, inputs=kept)
 

@@ -12,7 +12,7 @@ from megatron_bar.data.world import DOMAINS
 from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import tiny
 from megatron_bar.recipes.tiny import BATCH, CLAIMS, CLOSE, ENDS, GENERAL, chat
-from megatron_bar.study import Claim, MergeSpec, Sweep, Upgrade
+from megatron_bar.study import Claim, MergeSpec, RouterSpec, Sweep, Upgrade
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.preference import DPOConfig
 from megatron_bar.training.stage import Stage
@@ -135,6 +135,21 @@ def ablations(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     return tuple(found)
 
 
+def untrained(parts: Parts) -> tuple[RouterSpec, ...]:
+    """What a router does before any training; published: the experts' own rows, which started as domain embeddings."""
+    texts, unseen = parts.recipe.route.data, validation(*DOMAINS)
+    return tuple(
+        RouterSpec(
+            name=f"untrained_{kind}",
+            source="merged",
+            kind=kind,
+            texts=texts if kind in ("embedding", "hidden") else (),
+            validation=unseen,
+        )
+        for kind in ("zero", "copied", "embedding", "hidden")
+    )
+
+
 def upgrades(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     """The models as they were before: math without RLVR, and an older code expert, of a quarter of the data and SFT alone."""
     old = replace(parts.runs["code", "sft"], data=(GENERAL, Source(path=Path("sft_code.jsonl#500"), kind="chat", domain="code")))
@@ -175,6 +190,11 @@ SWEEPS = (
         name="data of the router, at equal steps",
         x="share of the SFT data, percent",
         points={"1": "router_0.01-route", "5": "final"} | {f"{100 * s:g}": f"router_{s:g}-route" for s in SHARES[1:]},
+    ),
+    Sweep(
+        name="routers that nobody trained",
+        x="rows",
+        points={kind: f"untrained_{kind}" for kind in ("zero", "copied", "embedding", "hidden")} | {"trained": "final"},
     ),
     Sweep(
         name="experts added one by one",
@@ -308,4 +328,4 @@ def recipe() -> Recipe:
         claims=(*CLAIMS, *OF_BASELINES, *OF_STAGES, *OF_THE_ROUTER, *OF_CHANGES, OF_BENCHMARKS),
         retrained="retrain-rlvr",
     )
-    return replace(made, name="tiny_study", more=baselines(parts) + upgrades(parts) + ablations(parts), study=study)
+    return replace(made, name="tiny_study", more=baselines(parts) + upgrades(parts) + ablations(parts) + untrained(parts), study=study)
