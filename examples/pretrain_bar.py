@@ -19,7 +19,8 @@ from megatron_bar import cli
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "recipe", help="tiny, tiny_study, untagged, sparse, smoke, olmo2_1b, _7b, _13b or _32b, module:function or file.py:function"
+        "recipe",
+        help="tiny, tiny_study, untagged, sparse, smoke, olmo2_1b, _7b, _13b or _32b, module:function or file.py:function",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--expert", help="only the steps of this expert")

@@ -328,4 +328,5 @@ def recipe() -> Recipe:
         claims=(*CLAIMS, *OF_BASELINES, *OF_STAGES, *OF_THE_ROUTER, *OF_CHANGES, OF_BENCHMARKS),
         retrained="retrain-rlvr",
     )
-    return replace(made, name="tiny_study", more=baselines(parts) + upgrades(parts) + ablations(parts) + untrained(parts), study=study)
+    more = baselines(parts) + upgrades(parts) + ablations(parts) + untrained(parts)
+    return replace(made, name="tiny_study", more=more, study=study)
