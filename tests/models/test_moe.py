@@ -11,6 +11,7 @@ from folders import save_hf
 from megatron_bar.models.build import build_model
 from megatron_bar.models.moe import WeightedFFN
 from megatron_bar.models.shards import load_folder
+from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, set_layout
 from megatron_bar.weights.folder import Folder
 
@@ -95,3 +96,32 @@ def test_the_layer_equals_megatrons(experts, tensor, expert, processes, tmp_path
     folder = save_hf(tmp_path / "model", seed=experts, experts=experts, intermediate_size=48)
     for worst in run_distributed(both_ways, processes, folder, ParallelConfig(tensor=tensor, expert=expert)):
         assert worst <= 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("few", [False, True])
+def test_on_a_gpu_an_expert_is_its_formula(dtype, limit, few):
+    """At a size at which kernels differ; the formula in fp64 on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((512, 256), (2 * 192, 256), (256, 192), (512, 1), (512, 256))
+    given = [torch.randn(size, generator=generator, dtype=torch.float64) / size[-1] ** 0.5 for size in sizes]
+    rows = torch.arange(0, 512, 3) if few else None
+    if few:
+        given[3] = given[3] * torch.zeros(512, 1, dtype=torch.float64).index_fill(0, rows, 1.0)
+    here = [t.requires_grad_() for t in given]
+    there = [t.detach().to(cpu.device(), dtype).requires_grad_() for t in given]
+    expected = formula(*here)
+    found = WeightedFFN.apply(*there[:4], there[4] * 1, None if rows is None else rows.to(cpu.device()))
+    expected.backward(expected.detach())
+    found.backward(expected.detach().to(found))
+    assert worst(found, expected) <= limit
+    for index, (a, b) in enumerate(zip(there, here, strict=True)):
+        gradient = b.grad
+        if index == 3 and few:  # the weight of a token that is not in rows has none
+            gradient = gradient * torch.zeros(512, 1, dtype=torch.float64).index_fill(0, rows, 1.0)
+        assert worst(a.grad, gradient) <= limit
+
+
+def worst(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.detach().double().cpu() - expected.detach()).abs().max() / expected.detach().abs().max())
