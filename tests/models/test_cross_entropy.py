@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_bar.models.cross_entropy import token_nll
+from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import distributed
 
 
@@ -33,10 +34,23 @@ def drawn(s: int, b: int, width: int, vocabulary: int, seed: int, dtype: torch.d
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_equals_torch(size, padding, block, seed, dtype):
+    compare_with_torch(size, padding, block, seed, dtype, torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equals_torch_on_a_gpu(dtype):
+    compare_with_torch((64, 2, 1003), 5, 50_000, 0, dtype, cpu.device())
+
+
+def compare_with_torch(size, padding, block, seed, dtype, device) -> None:
+    """On ``device``, against fp64 on the CPU."""
     s, b, vocabulary = size
     logits, labels, weights = drawn(s, b, vocabulary + padding, vocabulary, seed, dtype)
-    nll, lse = token_nll(logits, labels, vocab_size=vocabulary, group=dist.group.WORLD, block=block)
-    (weights[0] * nll + weights[1] * lse).sum().backward()
+    there = logits.detach().to(device).requires_grad_()
+    nll, lse = token_nll(there, labels.to(device), vocab_size=vocabulary, group=dist.group.WORLD, block=block)
+    (weights[0].to(device) * nll + weights[1].to(device) * lse).sum().backward()
+    nll, lse, gradient = nll.cpu(), lse.cpu(), there.grad.cpu()
 
     exact = logits.detach().double().requires_grad_()
     of_rows = exact.transpose(0, 1)[..., :vocabulary]
@@ -46,8 +60,8 @@ def test_equals_torch(size, padding, block, seed, dtype):
     torch.testing.assert_close(nll.double(), wanted, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(lse.double(), sums, rtol=1e-6, atol=1e-5)
     half = dtype is torch.bfloat16  # the gradient is rounded to the logits' dtype
-    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=2**-8 if half else 1e-5, atol=1e-6)
-    assert (logits.grad[..., vocabulary:] == 0).all()
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=2**-8 if half else 1e-5, atol=1e-6)
+    assert (gradient[..., vocabulary:] == 0).all()
 
 
 def test_only_the_logits_are_kept():
