@@ -9,7 +9,7 @@ others at two and at all.
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from megatron_bar.data.sources import Source
 from megatron_bar.data.untagged import DOMAINS, SKILLS
@@ -19,6 +19,7 @@ from megatron_bar.study import ACTIVE, Claim, MergeSpec, RouterSpec, Study, Swee
 from megatron_bar.training.stage import Stage
 
 Drift = Literal["published", "large"]
+DRIFTS: tuple[Drift, ...] = get_args(Drift)
 RATES = (7e-3, 2e-2, 6e-2)
 ALL, FEW = 1 + len(DOMAINS), 2
 ALONE = 0.3
