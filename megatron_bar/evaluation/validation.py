@@ -3,6 +3,7 @@
 import torch
 
 from megatron_bar.data.packing import PackedRows
+from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
 
@@ -19,4 +20,6 @@ def mean_loss(model: LanguageModel, rows: PackedRows) -> float:
         nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
         mask = batch.labels >= 0
         total, count = total + nll[mask].double().sum().item(), count + int(mask.sum())
+    if not count:
+        raise BarError(f"{', '.join(rows.sources)}: expected held-out chats with answers to learn from, got no such token")
     return total / count

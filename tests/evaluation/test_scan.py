@@ -76,5 +76,15 @@ def test_without_held_out_chats_there_is_nothing_to_scan(folder):
         run_distributed(nothing, 1, folder)
 
 
+def test_chats_without_an_answer_are_refused(folder):
+    with pytest.raises(Exception, match="x: expected held-out chats with answers to learn from, got no such token"):
+        run_distributed(unlearnt, 1, folder)
+
+
+def unlearnt(folder) -> None:
+    rows = PackedRows([("x", in_memory([(ids, [False] * len(ids)) for ids in documents()]))], 32, pad_id=0)
+    scan(load_model(folder, ParallelConfig()), [rows], tolerance=0.1)
+
+
 def nothing(folder) -> None:
     scan(load_model(folder, ParallelConfig()), [], tolerance=0.1)
