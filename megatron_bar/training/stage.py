@@ -97,14 +97,14 @@ class Stage:
 
     def _check_active(self, shape: ModelConfig) -> None:
         """That the model can do what is said of its active experts, and that its routers can learn from it."""
-        owner, layers = f"stage {self.name}", self.built(shape).active if shape.num_experts else ()
+        owner, layers = f"stage {self.name}", self.written(shape).active if shape.num_experts else ()
         if not shape.num_experts and (self.active_experts, self.router_gradient, self.alone) != (None, "selected", 0):
             raise BarError(f"{owner}: active_experts, router_gradient and alone expect a model with experts, got a dense one")
         trains = POLICIES[self.policy].trains
         if ParamGroup.ROUTER in trains and 1 in layers and (self.active_experts is not None or trains == {ParamGroup.ROUTER}):
             raise BarError(
-                f"{owner}: a router learns nothing with 1 active expert, whose scale the norm behind the block cancels; "
-                f"expected at least 2, got {show_active(self.active_experts or shape.active)}"
+                f"{owner}: with 1 active expert the norm behind the block cancels its weight, so that has no gradient; "
+                f"to train a router expected at least 2, got {show_active(self.active_experts or shape.active)}"
             )
         if self.router_gradient == "dense" and shape.norm_topk_prob:
             raise BarError(f"{owner}: a dense router_gradient expected a model with norm_topk_prob false, got true")
