@@ -95,8 +95,8 @@ class Pipeline:
             if name is not None:
                 step = missing[name]
                 self.say(self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else ""))
+                on_rank_zero(partial(self._record, step))  # before: a kill may come right behind the folder's appearance
                 step.make()
-                on_rank_zero(partial(self._record, step))
         for made in on_rank_zero(lambda: [wanted for wanted in missing if self.path(wanted).exists()]):
             del missing[made]
         return name is not None

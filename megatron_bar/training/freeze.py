@@ -33,14 +33,11 @@ class Frozen:
 
 
 def freeze(model: LanguageModel, policy: FreezePolicy) -> Frozen:
-    """Sets requires_grad by ``policy``. Every group it trains must exist in the model somewhere, or it is an error.
+    """Sets requires_grad by ``policy``; that the model has what it trains, `Stage.check` has seen to.
 
     Call before DDP and the optimizer are built.
     """
     parts: dict[str, tuple[Tensor, slice]] = {}
-    present = {classify(name) for name in tensor_shapes(model.shape)}
-    if missing := policy.trains - present:
-        raise BarError(f"stage {policy.name} trains {', '.join(sorted(missing))}, and the model has no such parameters")
     for (_, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
         group = classify(op.names[0])
         param.requires_grad = group in policy.trains

@@ -26,7 +26,7 @@ BAD = {
     "the older format": ({"format": "megatron_bar.evaluation/0"}, r"format expected .*/1', got .*/0'"),
     "no model hash": ({"model_hash": None}, r"model_hash expected str, got None"),
     "limit as text": ({"limit": "5"}, r"limit expected int, got '5'"),
-    "active experts as a share": ({"active_experts": 0.5}, r"active_experts expected int, got 0\.5"),
+    "active experts as a share": ({"active_experts": 0.5}, r"active_experts expected int or list, got 0\.5"),
     "no tests": ({"tests": {}, "scores": {}}, r"scores expected of the tests \(none\)"),
     "scores of another test": (
         {"scores": {"math": [ITEM, ITEM], "chat": [ITEM]}},

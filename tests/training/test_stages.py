@@ -198,7 +198,7 @@ def wrong_policy(source) -> None:
 
 
 def test_a_rule_that_matches_nothing_is_refused(sources):
-    with pytest.raises(BarError, match="trains domain_expert, router, and the model has no such"):
+    with pytest.raises(BarError, match="policy midtrain trains domain_expert, router, which the model does not have"):
         raise_from(wrong_policy, sources["dense"])
 
 
