@@ -109,14 +109,14 @@ class Summary:
         found = self.kept(model, reference)
         return f"{100 * found.mean:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
-    def flops(self, k: int) -> float:
+    def flops(self, active: "int | tuple[int, ...]") -> float:
         """Of a token's forward pass, over that with all experts."""
         from megatron_bar.training.flops import forward
         from megatron_bar.weights.hf_config import read_config
 
         config = read_config(self.runs[0] / "final")
-        of = {active: forward(config.with_active(active))(tokens=1, pairs=0) for active in (k, self.all)}
-        return of[k] / of[self.all]
+        few, everything = (forward(config.with_active(k))(tokens=1, pairs=0) for k in (active, self.all))
+        return few / everything
 
     def lines(self) -> Iterator[str]:
         """Markdown."""
@@ -147,8 +147,13 @@ class Summary:
         for k in (2, self.all):
             told = ", ".join(f"{kind} {self.score(self.at(f'untrained_{kind}', k))}" for kind in UNTRAINED)
             yield f"- routers that nobody trained, k = {k}: {told}"
-        told = ", ".join(f"({name}) {self.score(f'final@{name}')}" for name in LAYERED)
-        yield f"- the published router, experts layer by layer without retraining: {told}"
+        whole = self.at("final", self.all)
+        for name, active in LAYERED.items():
+            model = f"final@{name}"
+            yield (
+                f"- the published router without retraining, ({name}) experts by layer, {100 * self.flops(active):.0f} % of the "
+                f"FLOPs: {self.score(model)}, {self.share(model, whole)} of all 5"
+            )
         yield ""
 
     def verdicts(self) -> Iterator[str]:
@@ -163,6 +168,8 @@ class Summary:
             whole = self.at(model, self.all)
             holds = "holds" if self.kept(whole, everything).mean >= 1 - LOSES else "does not hold"
             yield f"- one router for every k loses at most 1 % at k = 5: **{holds}** for {model}, {self.share(whole, everything)}"
+        if two[first] < KEEPS:
+            yield from self.failures()
         for what, before, after in (
             ("training at 2 instead of all", models["plain", "all"], models["plain", "two"]),
             ("the dense gradient, at 2", models["plain", "two"], models["plain", "two_dense"]),
@@ -173,8 +180,35 @@ class Summary:
         ):
             gain = self.found.mean(self.found.gains(self.at(before, 2), self.at(after, 2)))
             self.numbers.setdefault("gains_at_2", {})[what] = [gain.mean, gain.low, gain.high]
-            yield f"- at k = 2, {what}: {100 * gain.mean:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+            yield f"- at k = 2, {what}: {points(gain)}"
         yield ""
+
+    def failures(self) -> Iterator[str]:
+        """Which part of the recipe for two experts does not do what it should, by the numbers of this setting."""
+        from megatron_bar.recipes.sparse import LAYERED
+
+        whole = self.at("final", self.all)
+        kept = {name: self.kept(f"final@{name}", whole).mean for name in LAYERED}
+        best = max(kept, key=kept.get)
+        layer = LAYERED[best].index(self.all) + 1
+        others = ", ".join(f"{100 * share:.1f} %" for name, share in kept.items() if name != best)
+        yield (
+            f"- where two are too few: in layer {layer}. With all 5 there and 2 elsewhere the published router keeps "
+            f"{100 * kept[best]:.1f} % of its score at k = 5, with all 5 in another layer {others}"
+        )
+        for what, (k, before, after) in {
+            "k-dropout": (2, self.models["plain", "two_dense"], self.models["alone", "two_dense"]),
+            "training at 2 without the dense gradient": (2, self.models["plain", "all"], self.models["plain", "two"]),
+            "drawn numbers": (self.all, self.models["plain", "all"], self.models["plain", "sampled_dense"]),
+        }.items():
+            gain = self.found.mean(self.found.gains(self.at(before, k), self.at(after, k)))
+            if gain.high < 0:
+                yield f"- failed: {what}, {points(gain)} at k = {k}"
+
+
+def points(gain) -> str:
+    """With its interval."""
+    return f"{100 * gain.mean:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
 
 
 def sizes(run: Path) -> Iterator[str]:
