@@ -1,6 +1,6 @@
 """How few active experts does a merged model need? Routers trained in several ways, over seeds; quality against active FLOPs.
 
-    python examples/tiny/sparse_routing.py                       # seeds 2 to 6, and three of them with a larger drift
+    python examples/tiny/sparse_routing.py                       # seeds 2 to 6, and two of them with a larger drift
     python examples/tiny/sparse_routing.py --seeds 2 --drift-seeds --out runs/sparse_one
 
 Run again, it continues. Every run is the recipe `sparse` (recipes/sparse.py), made by examples/reproduce.py under OUT, whose own
@@ -34,7 +34,7 @@ ROUTERS = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="default: 2 to 6")
-    parser.add_argument("--drift-seeds", type=int, nargs="*", default=[2, 3, 4], help="of the larger drift (default: 2 to 4)")
+    parser.add_argument("--drift-seeds", type=int, nargs="*", default=[2, 3], help="of the larger drift (default: 2 3)")
     parser.add_argument("--out", type=Path, default=Path("runs/sparse"), help="default: runs/sparse")
     parser.add_argument("--results", type=Path, help="folder of the summary (default: OUT)")
     parser.add_argument("--processes", type=int, default=2, help="each takes the next step that nobody works at (default 2)")
