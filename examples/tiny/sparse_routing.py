@@ -54,6 +54,12 @@ def main() -> None:
     for drift, seeds in settings.items():
         summary = Summary(drift, [args.out / drift / f"seed{seed}" for seed in seeds])
         lines += summary.lines()
+        about = summary.found.provenance()
+        versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+        lines += [
+            f"Seeds {', '.join(map(str, seeds))}; reported {about.date} on {about.machine}; code {about.commit}; {versions}.",
+            "",
+        ]
         found[drift] = summary.numbers
     with distributed():
         lines += sizes(args.out / "published" / f"seed{args.seeds[0]}")
