@@ -79,8 +79,9 @@ class Stage:
 
     def check(self, shape: ModelConfig, world_size: int, *, batches: bool = True) -> None:
         """That the stage can train a model of this shape on so many processes; ``batches``: by batches of that many rows."""
+        built = self.built(shape)
         try:
-            self.parallel.check(self.built(shape), world_size)
+            self.parallel.check(built, world_size)
         except BarError as error:
             raise BarError(f"stage {self.name}: {error}") from None
         groups = {classify(name) for name in tensor_shapes(shape)}

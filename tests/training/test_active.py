@@ -158,8 +158,8 @@ def test_alone_or_not_nothing_frozen_moves(lr, two, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"active_experts": 0}, "stage route: active experts expected from 1 to 5, got 0"),
-        ({"active_experts": 6}, "stage route: active experts expected from 1 to 5, got 6"),
+        ({"active_experts": 0}, "^stage route: active experts expected from 1 to 5, got 0"),
+        ({"active_experts": 6}, "^stage route: active experts expected from 1 to 5, got 6"),
         ({"active_experts": (5, 2, 2)}, "stage route: active experts expected one number or 2, one per layer, got 3"),
         ({"active_experts": 1}, "stage route: with 1 active expert the norm behind the block cancels its weight.* got 1"),
         ({"active_experts": (5, 1)}, "to train a router expected at least 2, got 5,1"),
