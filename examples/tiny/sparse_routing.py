@@ -81,18 +81,14 @@ class Summary:
     """Of the runs of one setting, a seed each."""
 
     def __init__(self, drift: str, runs: list[Path]):
-        from megatron_bar.config import override
-        from megatron_bar.recipes.sparse import ALL, FOUND, study
+        from megatron_bar.recipes.sparse import ALL, FOUND, at, study
         from megatron_bar.results import Found
 
-        self.drift, self.runs, self.all, self.models = drift, runs, ALL, FOUND
-        self.found = Found(override(study(drift), []), runs)
-        self.best = max(FOUND.values(), key=lambda model: self.mean(self.at(model, ALL)))
+        self.drift, self.runs, self.all, self.models, self.at = drift, runs, ALL, FOUND, at
+        self.found = Found(study(drift), runs)
+        self.best = max(FOUND.values(), key=lambda model: self.mean(at(model, ALL)))
         """The router with the highest mean at all experts."""
         self.numbers: dict = {"seeds": len(runs), "best_at_all": self.best, "scores": {}, "kept": {}}
-
-    def at(self, model: str, k: int) -> str:
-        return f"{model}@{k}"
 
     def mean(self, model: str) -> float:
         return self.found.mean(self.found.scores(model)).mean

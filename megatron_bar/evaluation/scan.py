@@ -17,7 +17,7 @@ from megatron_bar.data.sources import Source, check
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.generative import load_model
-from megatron_bar.evaluation.validation import mean_loss
+from megatron_bar.evaluation.validation import mean_over
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel.state import ParallelConfig, distributed
 from megatron_bar.weights.folder import Folder
@@ -52,7 +52,7 @@ def scan(
 
     def loss(active: tuple[int, ...]) -> float:
         model.set_active(active)
-        found = sum(mean_loss(model, rows) for rows in held_out) / len(held_out)
+        found = mean_over(model, held_out)
         model.set_active(everything)
         return found
 

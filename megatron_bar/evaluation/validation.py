@@ -1,5 +1,7 @@
 """The loss on chats that no stage learns: what a learning rate is chosen by."""
 
+from collections.abc import Sequence
+
 import torch
 
 from megatron_bar.data.packing import PackedRows
@@ -9,6 +11,11 @@ from megatron_bar.parallel import cpu
 
 ROWS = 8
 """In a forward pass."""
+
+
+def mean_over(model: LanguageModel, held_out: Sequence[PackedRows]) -> float:
+    """`mean_loss`, the mean over the domains. Collective."""
+    return sum(mean_loss(model, rows) for rows in held_out) / len(held_out)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_bar.data.indexed import Tokens
 from megatron_bar.data.packing import CutRows, PackedRows
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.validation import mean_loss
+from megatron_bar.evaluation.validation import mean_over
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
 from megatron_bar.weights.claim import check_out
@@ -89,7 +89,7 @@ def best_scale(
     for scale in scales if rows.any() else (0.0,):
         for router, row in zip(model.routers(), rows, strict=True):
             router.weight.copy_(scale * row)
-        losses[scale] = sum(mean_loss(model, texts) for texts in held_out) / len(held_out)
+        losses[scale] = mean_over(model, held_out)
     for router, weight in zip(model.routers(), kept, strict=True):
         router.weight.copy_(weight)
     return min(losses, key=losses.get), losses
