@@ -1,12 +1,15 @@
 """A distributed test is a function run in N gloo processes: ``run_distributed(fn, world_size, *args)``.
 
 Importing torch and Megatron takes ten seconds, so one fork server does it once and the processes are its forks. They are
-kept and lent from test to test: a test of N ranks gets the first N of them, in a process group of its own that is
-destroyed afterwards. A failing rank fails the test with its traceback; ranks that hang are shown (stack traces on
-stderr), killed and replaced. GPUs are hidden from the processes: several ranks cannot share one under NCCL.
+kept and lent from test to test: a test of N ranks gets the first N of them, in a process group of its own. The function
+starts once all are in the group, and a rank leaves it when all have returned or one has failed: a rank that left earlier
+would take its sockets from those that still connect. Where gloo fails to connect the ranks, which is nothing of the test's,
+they are replaced and connected again. A failing rank fails the test with its traceback; ranks that hang are shown (stack
+traces on stderr), killed and replaced. GPUs are hidden from the processes: several ranks cannot share one under NCCL.
 """
 
 import atexit
+import contextlib
 import faulthandler
 import functools
 import gc
@@ -38,6 +41,8 @@ PRELOAD = [
     "transformers.models.flex_olmo.modeling_flex_olmo",
 ]
 START_SECONDS = 300
+CONNECT_SECONDS = 60
+CONNECT_ATTEMPTS = 3
 GRACE_SECONDS = 10
 """How long the other ranks may go on once one has failed; they usually wait for it in a collective."""
 
@@ -103,13 +108,26 @@ class _Pool:
         atexit.register(self.close)  # else multiprocessing's own exit waits for them for ever
 
     def run(self, fn: Callable, world_size: int, args: tuple, kwargs: dict, timeout: float) -> list:
-        self._start(world_size)
-        self.count += 1
-        store = str(Path(self.folder.name) / str(self.count))
-        for rank, worker in enumerate(self.workers[:world_size]):
-            task = _Task(fn.__module__, fn.__qualname__, args, kwargs, rank, world_size, store, timeout, sys.path)
-            worker.pipe.send_bytes(_pack(task))
-        return self._collect(world_size, timeout, f"{fn.__module__}.{fn.__qualname__}")
+        name = f"{fn.__module__}.{fn.__qualname__}"
+        for attempt in range(1, CONNECT_ATTEMPTS + 1):
+            self._start(world_size)
+            self.count += 1
+            store = str(Path(self.folder.name) / str(self.count))
+            for rank, worker in enumerate(self.workers[:world_size]):
+                task = _Task(fn.__module__, fn.__qualname__, args, kwargs, rank, world_size, store, timeout, sys.path)
+                worker.pipe.send_bytes(_pack(task))
+            try:
+                self._collect(world_size, CONNECT_SECONDS, f"{name}, connecting the ranks")
+                break
+            except DistributedError:
+                self._kill()
+                if attempt == CONNECT_ATTEMPTS:
+                    raise
+        self._release(world_size)
+        try:
+            return self._collect(world_size, timeout, name)
+        finally:
+            self._release(world_size)
 
     def _start(self, world_size: int) -> None:
         if len(self.workers) < world_size:
@@ -150,6 +168,12 @@ class _Pool:
                 self._kill()
             raise DistributedError(f"{name}, in the order of failure (limit {timeout:g} s):\n" + "\n".join(failures))
         return results
+
+    def _release(self, world_size: int) -> None:
+        """Lets the ranks, if they live, go on: into the function or, after it, out of the group."""
+        for worker in self.workers[:world_size]:
+            with contextlib.suppress(OSError):  # it has just died, which the next answer tells
+                worker.pipe.send_bytes(_pack(None))
 
     def _receive(self, worker: _Worker) -> tuple[str | None, Any]:
         """A worker's (failure, result)."""
@@ -226,36 +250,45 @@ def _work(pipe: multiprocessing.connection.Connection) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what the fork server imported need not be searched again after every test
     pipe.send_bytes(_pack((None, None)))
-    while True:
-        try:
-            task = _unpack(pipe.recv_bytes())
-        except EOFError:
-            return
-        try:
-            answer = _pack((None, _run_task(task)))
-        except BaseException:
-            answer = _pack((traceback.format_exc(), None))
-        pipe.send_bytes(answer)
+    with contextlib.suppress(EOFError):
+        while True:
+            _run_task(_unpack(pipe.recv_bytes()), pipe)
 
 
-def _run_task(task: _Task) -> Any:
+def _run_task(task: _Task, pipe: multiprocessing.connection.Connection) -> None:
+    """Answers twice: once it is in the group, and with what the function returns; goes on when the test's process says so."""
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state
 
     sys.path[:] = task.sys_path
-    fn = operator.attrgetter(task.function)(importlib.import_module(task.module))
     ranks = {"RANK": str(task.rank), "LOCAL_RANK": str(task.rank), "WORLD_SIZE": str(task.world_size)}
     os.environ |= ranks
     torch.manual_seed(0)
-    store = dist.FileStore(task.store, task.world_size)
-    limit = timedelta(seconds=task.timeout)
-    dist.init_process_group("gloo", store=store, rank=task.rank, world_size=task.world_size, timeout=limit)
-    try:
+
+    def connect() -> None:
+        store = dist.FileStore(task.store, task.world_size)
+        limit = timedelta(seconds=max(task.timeout, CONNECT_SECONDS))
+        dist.init_process_group("gloo", store=store, rank=task.rank, world_size=task.world_size, timeout=limit)
+
+    def run() -> Any:
+        fn = operator.attrgetter(task.function)(importlib.import_module(task.module))
         return fn(*task.args, **task.kwargs)
-    finally:
+
+    def leave() -> None:
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
-        for name in ranks:
-            del os.environ[name]
-        gc.collect()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    for step in (connect, run):
+        try:
+            answer = _pack((None, step()))
+        except BaseException:
+            answer = _pack((traceback.format_exc(), None))
+            leave()  # at once, so that the others fail too and need not be waited for
+        pipe.send_bytes(answer)
+        pipe.recv_bytes()
+    leave()
+    for name in ranks:
+        del os.environ[name]
+    gc.collect()

@@ -1,6 +1,8 @@
 import os
+import signal
 import time
 
+import distributed
 import psutil
 import pytest
 import torch
@@ -39,6 +41,11 @@ def rank_one_sleeps():
     return os.getpid()
 
 
+def in_a_folder_of_its_own(place):
+    (place / str(dist.get_rank())).mkdir()
+    return os.getpid()
+
+
 def test_all_ranks_compute_together_and_processes_are_reused():
     of_four = run_distributed(reduced, 4, 1)
     assert [(t.item(), rank, size) for t, rank, size, _ in of_four] == [(10.0, r, 4) for r in range(4)]
@@ -74,6 +81,14 @@ def test_a_hang_is_bounded_shown_and_leaves_no_process(capfd):
         run_distributed(rank_one_sleeps, 2, timeout=1)
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert run_distributed(reduced, 1, 0)[0][0].item() == 0.0
+
+
+def test_ranks_that_do_not_connect_are_replaced_and_the_function_runs_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "CONNECT_SECONDS", 5)
+    pids = [pid for *_, pid in run_distributed(reduced, 2, 0)]
+    os.kill(pids[1], signal.SIGSTOP)
+    new = run_distributed(in_a_folder_of_its_own, 2, tmp_path)
+    assert not set(new) & set(pids) and not any(psutil.pid_exists(pid) for pid in pids)
 
 
 def test_a_local_function_is_refused():
