@@ -12,6 +12,7 @@ PROCESSES := 2
 SEEDS := 1 2 3
 READY := .venv/.ready
 COMPAT := .venv-compat/.ready
+OLMO_CORE := .venv-bench/.ready
 SITE = import site; print(site.getsitepackages()[0])
 
 # The first of these that runs, is >= 3.12 and can make environments (pyenv's shims exist for versions that are switched off).
@@ -45,6 +46,12 @@ $(COMPAT): constraints-compat.txt | $(READY)
 	.venv-compat/bin/python -m pip install --disable-pip-version-check transformers -c constraints-compat.txt
 	$(PY) -c '$(SITE)' > "$$(.venv-compat/bin/python -c '$(SITE)')/torch.pth"; touch $@
 
+# ai2-olmo-core with what .venv lacks; what .venv has, torch above all, is found there.
+$(OLMO_CORE): constraints-bench.txt | $(READY)
+	rm -rf .venv-bench; $(PY) -m venv .venv-bench
+	$(PY) -c '$(SITE)' > "$$(.venv-bench/bin/python -c '$(SITE)')/base.pth"
+	.venv-bench/bin/python -m pip install --disable-pip-version-check ai2-olmo-core -c constraints-bench.txt; touch $@
+
 demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
 
@@ -72,7 +79,7 @@ test-gpu: $(READY)  ## the tests that need a CUDA device
 lint: $(READY)  ## ruff
 	$(PY) -m ruff check .
 
-bench: $(READY)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+bench: $(READY) $(OLMO_CORE)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
 	@mkdir -p runs; rm -f runs/bench.jsonl; : > runs/bench.log; export BENCH_FIGURES=runs/bench.jsonl; status=0; \
 	for bench in $(sort $(wildcard benchmarks/bench_*.py)); do \
 		echo "== $$bench"; $(PY) "$$bench" 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \

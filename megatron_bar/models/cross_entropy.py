@@ -34,10 +34,10 @@ class _TokenNLL(torch.autograd.Function):
         picked, lse = (torch.empty(len(labels), device=logits.device) for _ in range(2))
         blocks = _blocks(logits, block)
         for rows in blocks:
-            part = logits[rows, :columns].float()
-            picked[rows] = part.gather(-1, local[rows, None]).squeeze(-1)
+            part, label = logits[rows, :columns], local[rows, None]
+            picked[rows] = part.gather(-1, label).squeeze(-1).float()
             # log_softmax, as logsumexp's exponential is several times slower on some processors.
-            lse[rows] = picked[rows] - part.log_softmax(-1).gather(-1, local[rows, None]).squeeze(-1)
+            lse[rows] = picked[rows] - part.log_softmax(-1, torch.float32).gather(-1, label).squeeze(-1)
         share = None
         if group.size() > 1:
             every = lse.new_empty(group.size() * len(lse))
@@ -58,9 +58,10 @@ class _TokenNLL(torch.autograd.Function):
         if share is not None:
             grad_softmax *= share
         grad_picked = torch.where(mine, -grad_nll, 0.0)
-        grad = torch.zeros_like(logits)
+        grad = torch.empty_like(logits)
+        grad[:, ctx.columns :] = 0
         for rows in ctx.blocks:
-            part = logits[rows, : ctx.columns].float().softmax(-1).mul_(grad_softmax[rows, None])
+            part = logits[rows, : ctx.columns].softmax(-1, torch.float32).mul_(grad_softmax[rows, None])
             grad[rows, : ctx.columns] = part.scatter_add_(-1, local[rows, None], grad_picked[rows, None])
         return grad, None, None, None, None, None
 

@@ -6,6 +6,7 @@ Source: transformers models/olmo2/modeling_olmo2.py; OLMo 2 (arXiv 2501.00656) s
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -91,6 +92,36 @@ class QNorm(_QKNorm):
 class KNorm(_QKNorm):
     def __init__(self, *, config: TransformerConfig, hidden_size: int, eps: float):
         super().__init__(config, config.num_query_groups, eps)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """``silu(gate) * up``, of which only the input stays; the gradients of both halves are made in one tensor."""
+
+    @staticmethod
+    def forward(ctx, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return grad_gate_up
+
+
+class SwiGLU(torch.nn.Module):
+    """A dense block's activation ``[..., 2f]`` -> ``[..., f]``, built by spec."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+
+    def forward(self, gate_up: Tensor) -> Tensor:
+        return _SwiGLU.apply(gate_up)
 
 
 class PostNormResidual(MegatronModule):

@@ -5,6 +5,7 @@ how many experts there are or what they are called.
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.models.attention import CORES, Kernels
-from megatron_bar.models.layers import KNorm, PostNormResidual, QNorm, RMSNorm
+from megatron_bar.models.layers import KNorm, PostNormResidual, QNorm, RMSNorm, SwiGLU
 from megatron_bar.models.moe import AnchoredMoE, Router
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.weights.hf_config import ModelConfig
@@ -57,6 +58,7 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
         qk_layernorm=True,
         gated_linear_unit=True,
         activation_func=F.silu,
+        use_te_activation_func=not config.num_experts,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
@@ -97,7 +99,7 @@ def block_spec(
         router = partial(Router, norm_topk_prob=config.norm_topk_prob)
         mlp = partial(AnchoredMoE, submodules=MoESubmodules(experts=experts, router=router))
     else:
-        mlp = partial(MLP.as_mlp_submodule, submodules=linears)
+        mlp = partial(MLP.as_mlp_submodule, submodules=replace(linears, activation_func=SwiGLU))
     submodules = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
         core_attention=CORES[attention],

@@ -84,6 +84,34 @@ def cuda_type(tensor, dtype=None, *args, **kwargs):
     return _tensor_type(tensor) if dtype is None else _tensor_type(tensor, dtype, *args, **kwargs)
 
 
+def _exchange_in_place(buffers) -> None:
+    """Replaces what ``megatron.core.distributed.param_and_grad_buffer`` moves its buffers with, by what gloo does without copies.
+
+    A rank's shard is a view of the buffer, so that broadcasts of all shards gather it, and a sum of the whole leaves the shard's;
+    gloo's own gather and reduce-scatter take copies of the buffer, even where one rank has it all and there is nothing to move.
+    """
+    coalescing, started = buffers._coalescing_manager, []
+
+    @contextlib.contextmanager
+    def together(group, async_ops=False):
+        with coalescing(group, async_ops=async_ops) as block:
+            yield block
+        block.works += started
+        started.clear()
+        if not async_ops:
+            block.wait()
+
+    def gather(buffer, shard, *, group, async_op):
+        if group.size() > 1:
+            started.extend(group.broadcast(part, root) for root, part in enumerate(buffer.chunk(group.size())))
+
+    def reduce(shard, buffer, *, op, group, async_op):
+        if group.size() > 1:
+            started.append(group.allreduce([buffer], op))
+
+    buffers._coalescing_manager, buffers.dist_all_gather_func, buffers.dist_reduce_scatter_func = together, gather, reduce
+
+
 def install() -> None:
     """Redirects ``torch.cuda`` to the CPU; nothing to do where CUDA exists or where it was done before."""
     if torch.cuda.is_available() or torch.Tensor.type is cuda_type:
@@ -112,6 +140,7 @@ def install() -> None:
         # Megatron says of every optional CUDA library that it is not there.
         warnings.simplefilter("ignore")
         import megatron.core.models.gpt  # noqa: F401
+        from megatron.core.distributed import param_and_grad_buffer
         from megatron.core.tensor_parallel import random
         from megatron.core.transformer.moe import token_dispatcher
 
@@ -122,3 +151,4 @@ def install() -> None:
     token_dispatcher.maybe_move_tensor_to_cpu = to_host
     # Megatron queues the setting of CUDA's generator until CUDA is initialised, which never happens here.
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    _exchange_in_place(param_and_grad_buffer)

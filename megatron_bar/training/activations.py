@@ -112,7 +112,7 @@ class Pass:
         norm = ParamGroup.BLOCK_NORM in self.trains
         if not experts:
             trains, f = ParamGroup.FFN in self.trains, shape.intermediate_size // self.spread.tensor
-            kept = self.own * h * self.size * trains + self.tokens * f * self.size * (4 * (needs or trains) + trains)
+            kept = self.own * h * self.size * trains + self.tokens * f * self.size * (2 * (needs or trains) + trains)
             return kept + self.norm(needs or trains, norm)
         local = [
             (ParamGroup.DOMAIN_EXPERT if index else ParamGroup.ANCHOR_EXPERT) in self.trains
@@ -132,13 +132,13 @@ class Pass:
 
     def temporaries(self) -> int:
         """Of a layer at work, after measurements on a CPU: experts make their intermediates again, four times their width,
-        beside the gradients of input, output and sum; a dense FFN kept them, and lets them go one by one. A norm takes three
-        times the hidden size in fp32, and four times in 16 bit."""
+        beside the gradients of input, output and sum; a dense FFN three times, as the one it kept is gone by then. A norm takes
+        three times the hidden size in fp32, and four times in 16 bit."""
         h, f = self.shape.hidden_size, self.shape.intermediate_size
         if self.shape.num_experts:
             ffn = self.gathered * self.size * (4 * f // self.spread.expert_tensor + 3 * h)
         else:
-            ffn = self.tokens * self.size * (f // self.spread.tensor + h)
+            ffn = self.tokens * self.size * (3 * f // self.spread.tensor + h)
         return max(ffn, self.own * FP32 * (3 + (self.size != FP32)) * h)
 
     def layers(self, needs: bool) -> list[int]:

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -98,8 +97,10 @@ def update(optimizer, *, finite: bool) -> tuple[bool, float]:
     if not (finite and math.isfinite(norm)):
         return False, norm
     for part in distributed_optimizers(optimizer):
-        if params := part.get_parameters():
-            clip_grad_by_total_norm_fp32(params, part.config.clip_grad, norm)
+        share = part.config.clip_grad / (norm + 1e-6)
+        grads = [param.grad for param in part.get_parameters() if param.grad is not None]
+        if share < 1 and grads:
+            torch._foreach_mul_(grads, share)  # in place; without apex Megatron's own clipping copies them
     assert optimizer.step_with_ready_grads()
     return True, norm
 

@@ -110,7 +110,7 @@ def test_weights_gradients_and_optimizer_are_foretold_to_the_byte(layout, source
             assert real[0] > 0
 
 
-ROW = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 61}
+ROW = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_key_value_heads": 4, "vocab_size": 61}
 TOKENS = {"rows": 2, "length": 48}
 
 
@@ -188,7 +188,7 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
 @pytest.mark.parametrize("layout", ["tp1", "tp2", "ep2", "pp2", "tp2 ep2"])
 def test_what_a_forward_pass_keeps_is_foretold(layout, wider):
     layout, processes = LAYOUTS[layout]
-    close = 0.03 if layout.tensor == 1 else 0.06  # a rank with one key/value head needs no copy of its keys in fp32
+    close = 0.03 if layout.tensor == 1 else 0.04  # labels and loss of all tokens are beside a part of the rest
     for rank, found in enumerate(run_distributed(kept, processes, wider, layout)):
         for case, (real, said) in found.items():
             assert said == pytest.approx(real, rel=close), (rank, case)

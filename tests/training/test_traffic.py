@@ -29,6 +29,7 @@ OPS = {
     "allgather_into_tensor_coalesced_": "all_gather",
     "_reduce_scatter_base_": "reduce_scatter",
     "reduce_scatter_tensor_coalesced_": "reduce_scatter",
+    "broadcast_": "all_gather",  # of the parameters: each rank its shard (parallel/cpu.py)
     "allreduce_": "all_reduce",
     "alltoall_base_": "all_to_all",
 }
@@ -70,7 +71,9 @@ def step_bytes(folder: Path, wanted: Stage) -> Counter:
 def formula(shape: ModelConfig, wanted: Stage, world_size: int, pipeline_rank: int) -> Counter:
     found = Counter()
     for exchange in exchanges(shape, wanted, world_size, pipeline_rank=pipeline_rank):
-        found[exchange.op, exchange.ranks] += exchange.payload
+        # On a CPU the gradient buffers are summed for all (parallel/cpu.py).
+        summed = exchange.part == "data" and exchange.op == "reduce_scatter"
+        found["all_reduce" if summed else exchange.op, exchange.ranks] += exchange.payload
     return found
 
 
