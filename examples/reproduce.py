@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from megatron_bar import cli
+from megatron_bar.errors import BarError
 
 
 def parse() -> argparse.Namespace:
@@ -31,14 +32,21 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    if not args.worker:
-        share_out(args.processes)
+    if args.processes < 1:
+        raise BarError(f"--processes expected above 0, got {args.processes}")
     from megatron_bar.config import override
-    from megatron_bar.parallel.state import distributed
-    from megatron_bar.pipeline import Pipeline, run_all
     from megatron_bar.recipes import load_recipe
 
     recipe = override(load_recipe(args.recipe), args.changes)
+    if not recipe.more:
+        raise BarError(
+            f"--recipe {args.recipe}: expected one with a study, as tiny_study; examples/pretrain_bar.py runs this one"
+        )
+    if not args.worker:
+        share_out(args.processes)
+    from megatron_bar.parallel.state import distributed
+    from megatron_bar.pipeline import Pipeline, run_all
+
     pipelines = [
         Pipeline(
             override(recipe, [f"seed={seed}"]),

@@ -64,7 +64,9 @@ def active_experts(text: str) -> int | tuple[int, ...]:
     except (OSError, ValueError) as error:
         raise BarError(f"active experts expected K, K,K,... or a JSON file with a list, got {text!r}: {error}") from None
     if not isinstance(found, list) or not found or any(type(k) is not int for k in found):
-        raise BarError(f"active experts expected whole numbers, got {text!r}")
+        raise BarError(
+            f"active experts expected a list of whole numbers, got {'none' if isinstance(found, list) else 'no list'} in {text!r}"
+        )
     return found[0] if len(found) == 1 else tuple(found)
 
 

@@ -84,6 +84,8 @@ class Pipeline:
             for need in step.needs:
                 if need not in missing and not self.finished(need):
                     raise BarError(f"{step.name} needs {self.path(need)}, which is not there; run its step first")
+        if missing:
+            on_rank_zero(self._make_out)
         return missing
 
     def advance(self, missing: dict[str, Step]) -> bool:
@@ -123,6 +125,12 @@ class Pipeline:
         finally:
             if is_rank_zero() and name is not None:
                 lock.close()
+
+    def _make_out(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BarError(f"{self.out}: expected a folder to write to, got {error.strerror}") from None
 
     def _lock(self, name: str):
         """Held as long as this process lives, or None where another holds it."""

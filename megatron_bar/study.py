@@ -70,6 +70,11 @@ class RouterSpec:
                 f"router {self.name}: texts expected for embedding and hidden alone, got {len(self.texts)} for {self.kind}"
             )
 
+    def describe(self) -> str:
+        return (
+            f"{self.source} with {self.kind} routers, not trained; the best scale of {', '.join(f'{s:g}' for s in self.scales)}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Upgrade:

@@ -27,7 +27,9 @@ def parse() -> argparse.Namespace:
         help="experts of a token; K,K,... or FILE.json: layer by layer (default: as the folder says)",
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="prompts at a time (default 64)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the results are written, every answer with its score")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where the results are written, every answer with its score; replaced if there"
+    )
     toy = parser.add_argument_group("toy")
     toy.add_argument("--data", type=Path, metavar="DIR", help="folder of test_SKILL.jsonl (default: world beside HF)")
     toy.add_argument("--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)")

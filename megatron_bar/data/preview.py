@@ -15,6 +15,7 @@ from megatron_bar.data.mixture import mix, summary
 from megatron_bar.data.packing import Batch
 from megatron_bar.data.sources import Source, parse, raw_rows
 from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.errors import BarError
 
 TRAINED, READ, SPECIAL = "green", "dim", "reverse"
 
@@ -33,6 +34,9 @@ def preview(
     console: Console | None = None,
 ) -> None:
     """Prints the first ``samples`` packed rows of the first ``rows`` rows of each input, and statistics per source."""
+    for name, value, least in (("length", length, 1), ("rows", rows, 1), ("samples", samples, 0)):
+        if value < least:
+            raise BarError(f"{name} expected at least {least}, got {value}")
     console = console or Console(highlight=False)
     chats = ChatFormat(load_tokenizer(tokenizer), template)
     named = []

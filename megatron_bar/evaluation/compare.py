@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_bar.data.chat import ChatFormat
@@ -97,6 +96,8 @@ def _passes(lengths: list[int]) -> Iterable[tuple[int, int]]:
 @torch.no_grad()
 def _divergence(old, new, texts: list[list[int]]) -> list[float]:
     """Of texts side by side in one row, each attending to itself alone."""
+    from megatron.core import parallel_state  # here: imported before megatron_bar.parallel it warns of what a CPU lacks
+
     tensor, device = parallel_state.get_tensor_model_parallel_world_size(), cpu.device()
     padding = -sum(map(len, texts)) % tensor  # sequence parallelism cuts the row
     parts = [*texts, [texts[0][0]] * padding]
@@ -167,7 +168,7 @@ def compare(
     for name in guarded:
         texts = answered_texts(chats, rows[name], results[0]["scores"][name], longest)
         found[name] = Estimate.of(divergence(first, second, texts))
-    return Comparison(old=results[0]["model"], new=results[1]["model"], gains=gains(*results), divergence=found)
+    return Comparison(old=str(old), new=str(new), gains=gains(*results), divergence=found)
 
 
 def _shared_format(old: Path, new: Path) -> ChatFormat:
@@ -220,7 +221,8 @@ def lines(found: Comparison, tolerance: float) -> list[str]:
         if domain in regressed:
             moved[-1] = "REGRESSED"
         rows.append([domain, str(gain.items), f"{gain.mean:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}", *moved])
-    return [f"{found.new} against {found.old}: gains in points, KL(old || new) in nats", *aligned(rows)]
+    told = [f"{found.new} against {found.old}: gains in points, KL(old || new) in nats", *aligned(rows)]
+    return told if regressed else [*told, f"no domain surely lost more than {tolerance:g} points"]
 
 
 def require_no_regression(found: Comparison, tolerance: float) -> None:

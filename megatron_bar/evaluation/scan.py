@@ -89,11 +89,16 @@ def scan_folder(folder: Path, files: Sequence[Path], *, template: str, tolerance
 def told(found: Scan, tolerance: float) -> list[str]:
     """What was chosen, in lines."""
     experts, chosen = len(found.costs[0]), show_active(found.chosen)
-    mean = sum(found.chosen) / len(found.chosen)
-    return [
+    mean, more = sum(found.chosen) / len(found.chosen), found.loss - found.all_active
+    lines = [
         f"at most {tolerance:g} nats per token more by the sum: {chosen} (mean {mean:.2f} of {experts})",
-        f"measured together: {found.loss:.4f}, {found.loss - found.all_active:+.4f}",
+        f"measured together: {found.loss:.4f}, {more:+.4f}",
     ]
+    if more > tolerance:
+        lines.append(
+            "that is more than the tolerance: layers cost more together than one by one; try a smaller one, and evaluate"
+        )
+    return lines
 
 
 def fewest(costs: Sequence[Sequence[float]], tolerance: float) -> tuple[int, ...]:

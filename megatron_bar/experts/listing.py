@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from megatron_bar.errors import BarError
 from megatron_bar.weights.manifest import read_manifest
 
 
 def listing(path: Path | str) -> list[str]:
     """A line per expert of the manifest, and what state the router is in."""
     manifest = read_manifest(path)
+    if not manifest.experts:
+        raise BarError(f"{path}: expected a model with experts, got a {manifest.kind} one")
     rows = [("slot", "expert", "stages", "merged from", "its hash", "shared tensors")]
-    anchor = manifest.experts[0].shared_hash if manifest.experts else None
+    anchor = manifest.experts[0].shared_hash
     for expert in manifest.experts:
         shared = "" if expert.shared_hash is None else "the anchor's" if expert.shared_hash == anchor else "its own"
         stages, digest = " > ".join(expert.stages) or "none", (expert.folder_hash or "")[:16]

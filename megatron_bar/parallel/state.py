@@ -50,6 +50,8 @@ class ParallelConfig:
 
     def check(self, config: ModelConfig, world_size: int) -> None:
         """Refuses a layout that does not divide the processes or the model, naming both numbers."""
+        if world_size < 1:
+            raise BarError(f"processes expected above 0, got {world_size}")
         tp, pp = self.tensor, self.pipeline
         ep, etp = self.expert_sizes(config)
         if world_size % (tp * pp):

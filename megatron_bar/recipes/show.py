@@ -6,7 +6,7 @@ from dataclasses import replace
 from megatron_bar.graph import Step
 from megatron_bar.pipeline import Pipeline
 from megatron_bar.recipe import Recipe, Run
-from megatron_bar.study import MergeSpec
+from megatron_bar.study import MergeSpec, RouterSpec
 from megatron_bar.training.freeze import table
 from megatron_bar.training.rehearsal import Rehearsal, rehearse
 from megatron_bar.training.stage import Stage
@@ -36,6 +36,10 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
     for part in recipe.more:
         if isinstance(part, MergeSpec):
             shapes[part.name] = dense if part.how == "dense" else dense.with_experts(part.experts)
+            yield f"{part.name}: {part.describe()}"
+            continue
+        if isinstance(part, RouterSpec):
+            shapes[part.name] = shapes[part.source]
             yield f"{part.name}: {part.describe()}"
             continue
         for run in part.runs:

@@ -47,6 +47,18 @@ def dry_run() -> list[str]:
     return list(describe(recipe, Pipeline(recipe, Path()).shape))
 
 
+SHIPPED = ("tiny", "tiny_study", "untagged", "sparse", "smoke", "olmo2_1b", "olmo2_7b", "olmo2_13b", "olmo2_32b")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_is_shown(name):
+    recipe = load_recipe(name)
+    lines = list(describe(recipe, Pipeline(recipe, Path()).shape))
+    assert lines[0].startswith(f"recipe {recipe.name}: ")
+    for part in recipe.more:
+        assert any(line.startswith(part.name) for line in lines)
+
+
 def section(lines: list[str], name: str) -> list[str]:
     """The lines of one step of the dry run."""
     start = next(n for n, line in enumerate(lines) if line.startswith(f"{name}: "))
