@@ -43,7 +43,8 @@ class Combination:
             raise BarError(f"shared expected one of {', '.join(COMBINE)}, got {self.method!r}")
         if (self.method == "weighted") != bool(self.weights):
             raise BarError(
-                f"shared: weights expected with weighted and with nothing else (--weight NAME=W), got {self.method} and {self.weights}"
+                "shared: weights expected with weighted and with nothing else (--weight NAME=W), "
+                f"got {self.method} and {self.weights}"
             )
         if not all(math.isfinite(w) and w >= 0 for w in self.weights) or (self.weights and not sum(self.weights)):
             raise BarError(f"shared: weights expected of 0 and more, not all 0, got {self.weights}")
