@@ -2,10 +2,11 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce sparse test test-slow test-faults test-compat test-gpu lint bench
+.PHONY: help setup demo reproduce sparse test test-slow test-faults test-compat test-gpu gpu-check lint bench
 export PYTHONUNBUFFERED := 1
 
-PY := .venv/bin/python
+# Another python's modules are taken as they are: `PY=python3 make gpu-check` installs nothing.
+PY ?= .venv/bin/python
 # Of the demo (data-parallel) and of the tests; one core each.
 PROCESSES := 2
 # Of `make reproduce`; a seed takes about an hour on two cores.
@@ -75,6 +76,9 @@ test-compat: $(READY) $(COMPAT)  ## what is exported, in transformers 5 and 4.57
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu tests
+
+gpu-check: $(if $(filter .venv/%,$(PY)),$(READY))  ## what only a GPU can say, in 7 minutes: kernels, steps, sampler, SIGTERM (runs/gpu_check)
+	$(PY) benchmarks/gpu_check.py --out runs/gpu_check
 
 lint: $(READY)  ## ruff
 	$(PY) -m ruff check .

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+import megatron_bar
 from megatron_bar.config import from_json
 from megatron_bar.evaluation import report as shown
 from megatron_bar.evaluation import told
@@ -25,7 +26,7 @@ from megatron_bar.weights.manifest import Cost
 
 POINTS = 80
 """Of a curve in the report."""
-VERSIONS = ("megatron-core", "torch", "transformers", "numpy", "megatron_bar")
+VERSIONS = ("megatron-core", "torch", "transformers", "numpy")
 Scores = dict[str, np.ndarray]
 """Test -> the score of every item."""
 SOURCE = "arXiv 2604.18473"
@@ -258,7 +259,11 @@ class Found:
             date=datetime.now(UTC).date().isoformat(),
             commit=_commit(),
             machine=_machine(),
-            versions={"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in VERSIONS},
+                "megatron_bar": megatron_bar.__version__,
+            },
             seeds=seeds,
             items={skill: len(items) for skill, items in self.results("final")[0]["scores"].items()},
         )

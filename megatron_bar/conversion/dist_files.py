@@ -89,7 +89,7 @@ class Checkpoint:
         for key, op in self._ops.items():
             expected = (list(shapes[key]), DTYPES[self.config.dtype])
             found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
-            if isinstance(op, Rows) and found[0] and 0 <= found[0][0] - self.config.vocab_size < self.config.num_kv_heads:
+            if isinstance(op, Rows) and found[0] and 0 <= found[0][0] - op.total < op.unit * self.config.num_kv_heads:
                 expected[0][0] = found[0][0]  # padded for another tensor parallelism, at most one rank per key/value head
             if found != expected:
                 raise BarError(f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}")

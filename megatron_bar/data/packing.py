@@ -6,7 +6,7 @@ of documents, for preferences, are packed like one document each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -36,12 +36,13 @@ class Batch:
     """fp32: further values of the label, by name; 0 where there is none."""
 
     def to(self, device: torch.device) -> "Batch":
-        def move(value):
-            if isinstance(value, dict):
-                return {name: move(part) for name, part in value.items()}
-            return None if value is None else value.to(device)
+        """The batch on ``device``, for which a GPU is not waited for. ``documents`` stay: what is wanted of them are numbers."""
 
-        return type(self)(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        def move(value: Tensor) -> Tensor:
+            return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+        moved = {name: move(getattr(self, name)) for name in ("ids", "positions", "labels")}
+        return replace(self, **moved, extras={name: move(value) for name, value in self.extras.items()})
 
     @property
     def loss_tokens(self) -> int:

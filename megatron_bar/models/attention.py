@@ -8,6 +8,7 @@ Legend: s sequence, b batch, n heads of this rank, d head width, t = b * s token
 Source: transformers models/olmo2/modeling_olmo2.py.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,12 +19,15 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_bar.errors import BarError
+from megatron_bar.models import kernels as fused
+
 try:  # since torch 2.10; runs on CUDA devices alone
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
-
-from megatron_bar.errors import BarError
+VARLEN_TAKES = frozenset(() if varlen_attn is None else inspect.signature(varlen_attn).parameters)
+"""Its parameters, which differ between versions of torch: ``enable_gqa`` came with 2.12."""
 
 Kernels = Literal["torch", "transformer_engine"]
 MOVING = 256
@@ -48,14 +52,17 @@ class Sequences(PackedSeqParams):
     """Positions, documents and cache of a forward pass; travels to the attention core as Megatron's packed_seq_params.
 
     Training: positions ``[b, s]``; tokens attend to earlier ones of the same ``documents`` id ``[b, s]``, whose tokens lie
-    together (None: one document per row). Sampling: the batch is laid out flat, ``[1, rows * new]``, so that sequence
-    parallelism can cut it, and its rows are the rows ``slots`` ``[rows]`` of ``cache``; None: all of them.
+    together (None: one document per row). ``documents`` may lie on the host, as a batch has them: kernels want their borders as
+    numbers, and to ask a GPU for them would be to wait for it. Sampling: the batch is laid out flat, ``[1, rows * new]``, so that
+    sequence parallelism can cut it, and its rows are the rows ``slots`` ``[rows]`` of ``cache``; None: all of them.
     """
 
     positions: Tensor = None
     documents: Tensor | None = None
     cache: KVCache | None = None
     slots: Tensor | None = None
+    reach: int | None = None
+    """Places of the cache attended to, at least the largest position + 1; None: just that, for which a GPU is asked."""
     cos: Tensor = field(init=False, default=None)
     sin: Tensor = field(init=False, default=None)
     mask: Tensor | None = field(init=False, default=None)
@@ -85,7 +92,7 @@ class Sequences(PackedSeqParams):
         if self.cache is not None:
             angles = angles.view(self.rows, -1, width)
             reach = self.positions.view(self.rows, -1)
-            slots = torch.arange(self.cache.keys.shape[3], device=device)[: int(reach.max()) + 1]
+            slots = torch.arange(int(reach.max()) + 1 if self.reach is None else self.reach, device=device)
             self.mask = (slots <= reach[:, :, None])[:, None]
         elif self.documents is not None or kernels == "transformer_engine":
             self._mark_documents(kernels == "transformer_engine" or has_varlen(device, dtype), moving)
@@ -94,29 +101,49 @@ class Sequences(PackedSeqParams):
 
     def _mark_documents(self, kernel: bool, moving: int) -> None:
         """``kernel``: whether there is one for sequences of many lengths."""
-        b, s = self.positions.shape
-        starts = torch.zeros(b, s, dtype=torch.bool, device=self.positions.device)
+        (b, s), device = self.positions.shape, self.positions.device
+        host = "cpu" if self.documents is None else self.documents.device
+        starts = torch.zeros(b, s, dtype=torch.bool, device=host)
         starts[:, 0] = True
         if self.documents is not None:
             starts[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
         borders = F.pad(starts.flatten().nonzero().squeeze(-1), (0, 1), value=b * s)
         longest = int(borders.diff().max())
         if kernel or (len(borders) - 1) * longest**2 / (b * s) + moving < s:
-            ends = borders.int()
+            ends = upload(borders.int(), device)
             self.borders = PackedSeqParams(
                 qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
             )
             if not kernel:
                 document = starts.flatten().cumsum(0) - 1
-                self.places = torch.arange(b * s, device=borders.device) + document * longest - borders[document]
+                self.places = upload(torch.arange(b * s, device=host) + document * longest - borders[document], device)
         else:
-            causal = torch.ones(s, s, dtype=torch.bool, device=borders.device).tril()
-            self.mask = (causal & (self.documents[:, :, None] == self.documents[:, None, :]))[:, None]
+            causal = torch.ones(s, s, dtype=torch.bool, device=device).tril()
+            documents = upload(self.documents, device)
+            self.mask = (causal & (documents[:, :, None] == documents[:, None, :]))[:, None]
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; from the host to a GPU without waiting for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's flash attention for sequences of many lengths can be used."""
     return varlen_attn is not None and device.type == "cuda" and dtype.itemsize == 2
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int) -> Tensor:
+    """torch's kernel over documents between ``ends``, as the torch that is there wants it; see `CoreAttention.attend_packed`."""
+    more = {"window_size": (-1, 0)} if "window_size" in VARLEN_TAKES else {"is_causal": True}
+    if key.shape[1] != query.shape[1]:
+        if "enable_gqa" in VARLEN_TAKES:
+            more["enable_gqa"] = True
+        else:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    return varlen_attn(query, key, value, ends, ends, longest, longest, **more)
 
 
 class _Rotated(torch.autograd.Function):
@@ -134,6 +161,8 @@ class _Rotated(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    if fused.usable(x):
+        return fused.rotate(x, cos, sin, way)
     out, half = x * cos, x.shape[-1] // 2
     (left, right), sin = x.chunk(2, dim=-1), sin[..., :half]
     out[..., :half].addcmul_(right, sin, value=-way)
@@ -168,14 +197,15 @@ class CoreAttention(MegatronModule):
             out = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=seqs.mask, is_causal=seqs.mask is None, enable_gqa=key.shape[1] != n
             ).transpose(1, 2)
-        return out.reshape(b, s, n * d).transpose(0, 1).contiguous()
+        # Not `contiguous`: of one row it would keep the strides of the transposed, by which torch multiplies token by token.
+        return out.reshape(b, s, n * d).transpose(0, 1).flatten(0, 1).view(s, b, n * d)
 
     def attend_packed(self, query: Tensor, key: Tensor, value: Tensor, seqs: Sequences) -> Tensor:
         """query ``[t, n, d]``, key and value ``[t, kv heads, d]`` -> ``[t, n, d]``."""
         gqa, ends, longest = key.shape[1] != query.shape[1], seqs.borders.cu_seqlens_q, seqs.borders.max_seqlen_q
         documents = len(ends) - 1
         if seqs.places is None:
-            return varlen_attn(query, key, value, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=gqa)
+            return varlen(query, key, value, ends, longest)
 
         def by_document(x):  # [t, n, d] -> [documents, n, longest, d]; what fills a document up comes after all its tokens
             padded = x.new_zeros(documents * longest, *x.shape[1:]).index_copy(0, seqs.places, x)

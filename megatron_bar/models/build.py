@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor
 
 from megatron_bar.conversion.ops import WeightOp
-from megatron_bar.conversion.parameters import weight_ops
+from megatron_bar.conversion.parameters import VOCABULARY_UNIT, weight_ops
 from megatron_bar.models.attention import Kernels, KVCache, Sequences
 from megatron_bar.models.cross_entropy import token_nll
 from megatron_bar.models.olmo2 import block_spec, global_name, megatron_config
@@ -35,7 +35,7 @@ class LanguageModel(GPTModel):
         super().__init__(
             config=megatron,
             transformer_layer_spec=spec,
-            vocab_size=padded_vocab_size(shape.vocab_size, layout.tensor),
+            vocab_size=padded_vocab_size(shape.vocab_size, layout.tensor, VOCABULARY_UNIT[shape.dtype]),
             max_sequence_length=shape.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
@@ -46,6 +46,8 @@ class LanguageModel(GPTModel):
         for index, layer in enumerate(self.decoder.layers):
             layer.self_attention.core_attention.layer = index
         self.set_active(shape.active)
+        if self.pre_process:
+            self.embedding.register_forward_hook(_canonical)
         if self.pre_process and recompute:
             # An activation checkpoint whose input needs no gradient gives none to the layers inside it: with a frozen
             # embedding the experts of the first layers would silently stay as they are.
@@ -62,6 +64,7 @@ class LanguageModel(GPTModel):
         documents: Tensor | None = None,
         cache: KVCache | None = None,
         slots: Tensor | None = None,
+        reach: int | None = None,
         keep: Tensor | None = None,
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor] | Tensor:
@@ -70,10 +73,10 @@ class LanguageModel(GPTModel):
         With ``labels`` ``[b, s]`` (the token each position should predict; negative: no loss there): ``(nll, lse)``,
         both ``[b, s]`` fp32, of the distribution at ``temperature``. Without: logits ``[b, s, vocab_size]``, gathered over
         TP, without the padding. ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``,
-        ``slots``: see `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are wanted. Pipeline
-        ranks before the last return hidden states for the next one instead.
+        ``slots``, ``reach``: see `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are wanted.
+        Pipeline ranks before the last return hidden states for the next one instead.
         """
-        seqs = Sequences(positions=positions, documents=documents, cache=cache, slots=slots)
+        seqs = Sequences(positions=positions, documents=documents, cache=cache, slots=slots, reach=reach)
         dtype, width = self.config.params_dtype, self.shape.head_dim
         seqs.prepare(theta=self.shape.rope_theta, width=width, kernels=self.attention, dtype=dtype)
         return super().forward(
@@ -134,6 +137,12 @@ class LanguageModel(GPTModel):
     def routers(self):
         """The routers of this rank's layers; none in a dense model."""
         return [layer.mlp.router for layer in self.decoder.layers] if self.shape.num_experts else []
+
+
+def _canonical(module: torch.nn.Module, given: tuple, hidden_sbh: Tensor) -> Tensor:
+    """The same values with the strides of a fresh tensor: of one sequence a transposed one counts as contiguous, and torch then
+    multiplies it with a matrix token by token (`torch.matmul` folds tokens into one product by their strides)."""
+    return hidden_sbh.flatten(0, 1).unflatten(0, hidden_sbh.shape[:2])
 
 
 def build_model(

@@ -20,7 +20,7 @@ def token_nll(logits_sbv: Tensor, labels_bs: Tensor, *, vocab_size: int, group, 
     """
     s, b, width = logits_sbv.shape
     start = group.rank() * width
-    columns = min(width, vocab_size - start)
+    columns = min(width, max(0, vocab_size - start))
     nll, lse = _TokenNLL.apply(logits_sbv.flatten(0, 1), labels_bs.t().flatten(), start, columns, block, group)
     return nll.view(s, b).t(), lse.view(s, b).t()
 
@@ -31,8 +31,9 @@ class _TokenNLL(torch.autograd.Function):
         """logits ``[t, v]``, of which the first ``columns`` count, labels ``[t]`` -> nll and lse ``[t]``."""
         mine = (labels >= start) & (labels < start + columns)
         local = torch.where(mine, labels - start, 0)
-        picked, lse = (torch.empty(len(labels), device=logits.device) for _ in range(2))
-        blocks = _blocks(logits, block)
+        # A rank may hold padding alone: nothing is picked there, and its sum of exponentials is 0.
+        picked, lse = (torch.full((len(labels),), value, device=logits.device) for value in (0.0, float("-inf")))
+        blocks = _blocks(logits, block) if columns else []
         for rows in blocks:
             part, label = logits[rows, :columns], local[rows, None]
             picked[rows] = part.gather(-1, label).squeeze(-1).float()
@@ -59,7 +60,7 @@ class _TokenNLL(torch.autograd.Function):
             grad_softmax *= share
         grad_picked = torch.where(mine, -grad_nll, 0.0)
         grad = torch.empty_like(logits)
-        grad[:, ctx.columns :] = 0
+        grad[:, ctx.columns :] = 0  # all of it, where there are no blocks
         for rows in ctx.blocks:
             part = logits[rows, : ctx.columns].softmax(-1, torch.float32).mul_(grad_softmax[rows, None])
             grad[rows, : ctx.columns] = part.scatter_add_(-1, local[rows, None], grad_picked[rows, None])

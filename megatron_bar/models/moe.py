@@ -18,6 +18,8 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_bar.models import kernels as fused
+
 
 class Router(torch.nn.Module):
     """Softmax over all experts in fp32, then top-k, renormalised or not as ``norm_topk_prob`` says."""
@@ -54,8 +56,8 @@ class Router(torch.nn.Module):
         a part in the output, but its gradient is p's (a straight-through estimate, Bengio et al., arXiv 1308.3432).
         """
         logits = F.linear(x, self.weight).flatten(0, -2).float()
-        if self.disabled:
-            logits[:, list(self.disabled)] = float("-inf")
+        for expert in self.disabled:
+            logits[:, expert] = float("-inf")
         probs = torch.softmax(logits, dim=-1)
         if self.z_loss and self.training and torch.is_grad_enabled():
             probs = MoEAuxLossAutoScaler.apply(probs, self.z_loss * logits.logsumexp(-1).square().sum())
@@ -97,8 +99,7 @@ class WeightedFFN(torch.autograd.Function):
         """
         ctx.dense = dense = dense or rows is None
         inner = (x if dense else x[rows]) @ gate_up.t()
-        gate, up = inner.chunk(2, dim=-1)
-        out = F.silu(gate).mul_(up) @ down.t()
+        out = fused.swiglu(inner) @ down.t()
         kept = inner[rows] if dense and rows is not None else inner
         ctx.save_for_backward(x, gate_up, down, weight, kept, out if ctx.needs_input_grad[3] else None, rows)
         if total is not None:
@@ -120,18 +121,13 @@ class WeightedFFN(torch.autograd.Function):
             if needs_weight and not ctx.dense:
                 grad_weight = everywhere[:, :1].index_copy(0, rows, (grad * out).sum(-1, keepdim=True))
         if needs_x or needs_gate_up or needs_down:
-            gate, up = inner.chunk(2, dim=-1)
-            grad_out, act = grad * weight, F.silu(gate)
+            grad_out, act = grad * weight, None
             if needs_x or needs_gate_up:
-                grad_act = grad_out @ down
-                grad_inner = torch.empty_like(inner)
-                grad_gate, grad_up = grad_inner.chunk(2, dim=-1)
-                torch.mul(grad_act, act, out=grad_up)
-                torch.ops.aten.silu_backward.grad_input(grad_act.mul_(up), gate, grad_input=grad_gate)
+                grad_inner, act = fused.swiglu_backward(grad_out @ down, inner, overwrite=True, keep_act=needs_down)
                 grad_x = grad_inner @ gate_up if needs_x else None
                 grad_gate_up = grad_inner.t() @ x if needs_gate_up else None
             if needs_down:
-                grad_down = grad_out.t() @ act.mul_(up)
+                grad_down = grad_out.t() @ (fused.swiglu(inner) if act is None else act)
         if grad_x is not None and rows is not None:
             grad_x = everywhere.index_copy_(0, rows, grad_x)
         return grad_x, grad_gate_up, grad_down, grad_weight, grad_total, None, None
@@ -153,8 +149,10 @@ class AnchoredMoE(MoELayer):
         x = hidden_states.flatten(0, 1)
         weights = probs.to(x.dtype)
         few = router.top_k < weights.shape[-1] or bool(router.disabled)
-        if router.disabled:
-            selected = selected.index_fill(-1, torch.tensor(router.disabled, device=selected.device), False)
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            few = False  # to look for an expert's tokens is to wait for the GPU; of the others the weight is 0
+        for expert in router.disabled:
+            selected[:, expert] = False
         group = self.expert_group
         if group.size() > 1:
             x, weights = (gather_from_sequence_parallel_region(t, group=group) for t in (x, weights))

@@ -70,9 +70,9 @@ class ParallelConfig:
                 raise BarError(f"{count} {what} cannot be divided over {size} ranks")
 
 
-def padded_vocab_size(vocab_size: int, tensor: int) -> int:
-    """Rows of the embedding once it is cut over ``tensor`` ranks."""
-    return -(-vocab_size // tensor) * tensor
+def padded_vocab_size(vocab_size: int, tensor: int, unit: int) -> int:
+    """Rows of the embedding once it is cut over ``tensor`` ranks, each with a multiple of ``unit``."""
+    return -(-vocab_size // (tensor * unit)) * tensor * unit
 
 
 @contextmanager

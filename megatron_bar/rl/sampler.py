@@ -19,6 +19,8 @@ from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
 
+REACH = 256
+"""On a GPU a multiple of this many places of the cache are attended to: kernels are chosen, and graphs recorded, by shape."""
 REFILL = 8
 """New prompts come in when this part (one in so many) of the slots is free: fewer, larger passes over prompts."""
 
@@ -64,8 +66,10 @@ def stop_at(strings: Sequence[str], decode: Callable[[list[int]], str]) -> Calla
 
 
 class Sampler:
-    def __init__(self, model: LanguageModel, *, eos_ids: set[int], pad_id: int):
-        self.model, self.eos_ids, self.pad_id = model, eos_ids, pad_id
+    def __init__(self, model: LanguageModel, *, eos_ids: set[int], pad_id: int, graphs: bool = True):
+        """``graphs``: on a GPU whose ranks exchange nothing inside the model a pass is recorded once for every `REACH` and then
+        launched whole, as a CUDA graph; launched one by one its kernels take longer to start than to run."""
+        self.model, self.eos_ids, self.pad_id, self.graphs = model, eos_ids, pad_id, graphs
 
     @torch.no_grad()
     def generate(
@@ -117,6 +121,10 @@ def _uniforms(seed: int, number: int, count: int) -> list[float]:
     return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
 
 
+def _next_uniform(answer: _Answer | None) -> float:
+    return answer.draws[len(answer.ids)] if answer else 0.0
+
+
 class _Run:
     """The slots of one call of `Sampler.generate`."""
 
@@ -137,7 +145,20 @@ class _Run:
         slots = -(-slots // self.tensor) * self.tensor
         self.waiting = deque(answers)
         self.slots: list[_Answer | None] = [None] * slots
+        device, layout = cpu.device(), self.model.layout
+        self.on_gpu = device.type == "cuda"
+        if self.on_gpu:
+            longest = -(-longest // REACH) * REACH
         self.cache = self.model.new_cache(rows=slots, max_length=longest)
+        watched = any(router.watch for router in self.model.routers())  # by code of the host, which a graph leaves out
+        apart = (layout.tensor, layout.pipeline, layout.expert) == (1, 1, 1)
+        self.records = sampler.graphs and self.on_gpu and apart and not watched
+        self.host = torch.zeros(3, slots, dtype=torch.int64, pin_memory=self.on_gpu)
+        """Ids, positions and, as the bits of fp64, uniform numbers of the next pass over all slots."""
+        self.given = torch.zeros(3, slots, dtype=torch.int64, device=device)
+        """The same where the model is."""
+        self.graph_of: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        """By reach: a recorded pass, and its logits."""
 
     def finish(self) -> None:
         while True:
@@ -170,25 +191,45 @@ class _Run:
         slots = torch.tensor([*free[: len(coming)], *[len(self.slots)] * (rows - len(coming))], device=device)
         ids = torch.tensor([p + [pad] * (length - len(p)) for p in prompts], device=device)
         last = torch.arange(rows, device=device) * length + torch.tensor([len(p) for p in prompts], device=device) - 1
-        logits = self._logits(ids, torch.arange(length, device=device).expand(rows, length), slots, last)
+        positions = torch.arange(length, device=device).expand(rows, length)
+        logits = self._logits(ids, positions, slots=slots, keep=last, reach=length)
         for slot, answer in zip(free, coming, strict=False):
             self.slots[slot] = answer
-        self._draw(logits, [*coming, *[None] * (rows - len(coming))])
+        answers = [*coming, *[None] * (rows - len(coming))]
+        self._draw(logits, answers, torch.tensor([*map(_next_uniform, answers)], dtype=torch.float64, device=device))
 
     def _go_on(self) -> None:
         """One more token for every slot."""
-        device, pad = cpu.device(), self.sampler.pad_id
-        ids = torch.tensor([[a.ids[-1] if a else pad] for a in self.slots], device=device)
-        positions = torch.tensor([[a.position if a else 0] for a in self.slots], device=device)
-        self._draw(self._logits(ids, positions), self.slots)
+        pad = self.sampler.pad_id
+        self.host[0] = torch.tensor([a.ids[-1] if a else pad for a in self.slots])
+        self.host[1] = torch.tensor([a.position if a else 0 for a in self.slots])
+        self.host[2].view(torch.float64).copy_(torch.tensor([_next_uniform(a) for a in self.slots], dtype=torch.float64))
+        self.given.copy_(self.host, non_blocking=True)
+        reach = int(self.host[1].max()) + 1
+        if self.on_gpu:
+            reach = -(-reach // REACH) * REACH
+        self._draw(self._recorded(reach) if self.records else self._pass(reach), self.slots, self.given[2].view(torch.float64))
 
-    def _draw(self, logits: Tensor | None, answers: list[_Answer | None]) -> None:
+    def _pass(self, reach: int) -> Tensor | None:
+        return self._logits(self.given[0][:, None], self.given[1][:, None], reach=reach)
+
+    def _recorded(self, reach: int) -> Tensor:
+        """`_pass` by its graph."""
+        if reach not in self.graph_of:
+            self._pass(reach)  # libraries make their plans; to write the same keys and values twice does no harm
+            graph = torch.cuda.CUDAGraph()
+            shared = next((other.pool() for other, _ in self.graph_of.values()), None)
+            with torch.cuda.graph(graph, pool=shared):
+                logits = self._pass(reach)
+            self.graph_of[reach] = graph, logits
+        graph, logits = self.graph_of[reach]
+        graph.replay()
+        return logits
+
+    def _draw(self, logits: Tensor | None, answers: list[_Answer | None], uniforms: Tensor) -> None:
         """Appends a token to each of ``answers``, the rows of ``logits``, the same on all pipeline ranks; frees ended slots."""
         drawn = torch.empty(2, len(answers), dtype=torch.float64, device=cpu.device())
         if logits is not None:
-            uniforms = torch.tensor(
-                [a.draws[len(a.ids)] if a else 0.0 for a in answers], dtype=torch.float64, device=cpu.device()
-            )
             drawn = torch.stack(draw(logits, uniforms, self.temperature, self.top_p))
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             dist.broadcast(
@@ -206,9 +247,9 @@ class _Run:
                     self.on_token(answer.number, int(token))
         self.slots = [None if answer is None or answer.ended else answer for answer in self.slots]
 
-    def _logits(self, ids: Tensor, positions: Tensor, slots: Tensor | None = None, keep: Tensor | None = None) -> Tensor | None:
+    def _logits(self, ids: Tensor, positions: Tensor, **more) -> Tensor | None:
         """``[rows, vocabulary]`` fp32 on the last pipeline rank, None on the others. ``ids`` ``[rows, new]``."""
-        out = through_stages(self.model, ids.reshape(1, -1), positions.reshape(1, -1), cache=self.cache, slots=slots, keep=keep)
+        out = through_stages(self.model, ids.reshape(1, -1), positions.reshape(1, -1), cache=self.cache, **more)
         return None if out is None else out[0].float()
 
 

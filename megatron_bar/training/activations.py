@@ -14,7 +14,7 @@ all experts are active: counted as if all were.
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_bar.conversion.parameters import DTYPES
+from megatron_bar.conversion.parameters import DTYPES, VOCABULARY_UNIT
 from megatron_bar.models.cross_entropy import BLOCK
 from megatron_bar.parallel.state import padded_vocab_size
 from megatron_bar.training.memory import FP32, Place, Spread
@@ -167,7 +167,7 @@ def activations(one: Pass, *, recompute: bool, micro_batches: int) -> Activation
     if last:
         head, final = ParamGroup.LM_HEAD in one.trains, ParamGroup.FINAL_NORM in one.trains
         kept += one.norm(True, final) + one.own * shape.hidden_size * one.size * head
-        rows = padded_vocab_size(shape.vocab_size, spread.tensor)
+        rows = padded_vocab_size(shape.vocab_size, spread.tensor, VOCABULARY_UNIT[shape.dtype])
         logits_kept, logits = cross_entropy(one.tokens, rows // spread.tensor, one.size)
     # The last rank has one micro-batch under way, the one before it two, and so on.
     under_way = min(micro_batches, spread.pipeline - place.pipeline)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
@@ -13,6 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.models.build import LanguageModel
+from megatron_bar.parallel import cpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def update(optimizer, *, finite: bool) -> tuple[bool, float]:
     Nothing moves where the gradients' norm or, by ``finite``, the loss is not finite. Returns whether it did, and the norm.
     """
     optimizer.prepare_grads()
-    norm = float(optimizer.get_grad_norm())
+    norm = _grad_norm(optimizer)
     if not (finite and math.isfinite(norm)):
         return False, norm
     for part in distributed_optimizers(optimizer):
@@ -103,6 +105,18 @@ def update(optimizer, *, finite: bool) -> tuple[bool, float]:
             torch._foreach_mul_(grads, share)  # in place; without apex Megatron's own clipping copies them
     assert optimizer.step_with_ready_grads()
     return True, norm
+
+
+def _grad_norm(optimizer) -> float:
+    """The norm over all ranks, for which a GPU is asked once: without apex Megatron asks for every tensor's."""
+    squares = []
+    for part in distributed_optimizers(optimizer):
+        grads = part.get_grads_for_grad_norm()
+        norms = torch._foreach_norm(grads) if grads else [torch.zeros((), device=cpu.device())]
+        square = torch.stack(norms).float().norm() ** 2
+        dist.all_reduce(square, group=part.get_grad_stats_parallel_group())
+        squares.append(square)
+    return math.sqrt(sum(torch.stack(squares).tolist())) if squares else 0.0
 
 
 def build_scheduler(optimizer, optim: OptimConfig, steps: int) -> OptimizerParamScheduler:

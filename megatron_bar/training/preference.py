@@ -22,6 +22,7 @@ from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import Batch, PairRows, TooLong
 from megatron_bar.data.sources import ANSWERS, Source, read_rows
 from megatron_bar.errors import BarError
+from megatron_bar.models.attention import upload
 from megatron_bar.training.fit import Job, Prepare, fit
 from megatron_bar.training.objective import Objective
 from megatron_bar.training.stage import Stage
@@ -56,14 +57,15 @@ class LengthNormalisedDPO(Objective):
     def __call__(self, nll, lse, batch):
         mask = batch.labels >= 0
         # A product and not an index_add, whose order of summation is not fixed on a GPU. [b, documents, s]
-        places = torch.arange(int(batch.documents.max()) + 1, device=nll.device)[:, None]
-        member = (batch.documents[:, None] == places) & mask[:, None]
+        places = torch.arange(int(batch.documents.max()) + 1)[:, None]
+        member = upload(batch.documents[:, None] == places, nll.device) & mask[:, None]
         gain = torch.where(mask, -nll - batch.extras[START], 0.0)
         sizes = member.sum(-1)
         means = (member * gain[:, None]).sum(-1) / sizes.clamp(min=1)
         chosen, rejected = means.unflatten(1, (-1, 2)).unbind(-1)
-        margin = self.beta * (chosen - rejected)[sizes[:, ::2] > 0]  # rows have different numbers of pairs
-        loss = -F.logsigmoid(margin).sum()
+        there = sizes[:, ::2] > 0  # rows have different numbers of pairs
+        margin = self.beta * (chosen - rejected)  # 0 where there is none
+        loss = -(F.logsigmoid(margin) * there).sum()
         reported = [loss, (margin > 0).sum(), margin.sum()]
         return loss, torch.stack([value.detach().to(loss.dtype) for value in reported])
 

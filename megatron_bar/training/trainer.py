@@ -181,15 +181,17 @@ class Trainer:
         """Of the whole batch: tokens, loss tokens, the objective's units, and pairs of tokens that attend to each other."""
         # Positions begin anew in every document.
         found = [[b.ids.numel(), b.loss_tokens, objective.units(b), int((b.positions + 1).sum())] for b in micro_batches]
-        counts = torch.tensor(found, device=cpu.device()).sum(0)
-        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+        counts = torch.tensor(found).sum(0)
+        if self.data_size > 1:
+            counts = counts.to(cpu.device())
+            dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         return tuple(counts.tolist())
 
     def _metrics(self, sums: list, objective: Objective, units: int) -> dict[str, float]:
         total = torch.zeros(len(objective.names) + 1, dtype=torch.float64, device=cpu.device())
         if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
             total[:-1] += torch.stack(sums).sum(0)
-        total[-1] = self.stop.asked  # all ranks learn in this one exchange that one of them was asked to stop
+        total[-1].fill_(self.stop.asked)  # all ranks learn in this one exchange that one of them was asked to stop
         dist.all_reduce(total)
         *values, asked = total.tolist()
         self.stop.agreed = self.stop.agreed or asked > 0
@@ -211,9 +213,11 @@ def _proven(folder: Path) -> Units:
 
 
 def _forward(objective: Objective, batches, model):
-    batch = next(batches).to(cpu.device())
+    host = next(batches)
+    units = objective.units(host)  # on the host, where asking costs nothing
+    batch = host.to(cpu.device())
     output = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents, temperature=objective.temperature)
-    return output, partial(_reduce, objective, batch)
+    return output, partial(_reduce, objective, batch, units)
 
 
 def _score(objective: Objective, batches, model):
@@ -223,6 +227,6 @@ def _score(objective: Objective, batches, model):
     return nll, lambda values, non_loss_data: values
 
 
-def _reduce(objective: Objective, batch: Batch, output):
+def _reduce(objective: Objective, batch: Batch, units: int, output):
     loss, sums = objective(*output, batch)
-    return loss, torch.tensor(objective.units(batch), dtype=torch.int, device=loss.device), sums
+    return loss, torch.full((), units, dtype=torch.int, device=loss.device), sums

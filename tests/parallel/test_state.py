@@ -106,10 +106,10 @@ def test_a_size_is_a_positive_integer(name, value):
         ParallelConfig(**{name: value})
 
 
-@given(st.integers(1, 10**6), st.integers(1, 64))
-def test_the_padded_vocabulary_is_the_next_that_divides(vocabulary, tensor):
-    padded = padded_vocab_size(vocabulary, tensor)
-    assert padded % tensor == 0 and vocabulary <= padded < vocabulary + tensor
+@given(st.integers(1, 10**6), st.integers(1, 64), st.sampled_from([1, 64]))
+def test_the_padded_vocabulary_is_the_next_that_divides(vocabulary, tensor, unit):
+    padded = padded_vocab_size(vocabulary, tensor, unit)
+    assert padded % (tensor * unit) == 0 and vocabulary <= padded < vocabulary + tensor * unit
 
 
 def groups(layout: ParallelConfig, shape: ModelConfig) -> dict[str, int]:

@@ -131,7 +131,7 @@ def published_parameters(shape: ModelConfig, tensor: int) -> int:
     """On one rank: matrices cut over the tensor ranks, the vocabulary padded, norms and router whole."""
     h, f, experts = shape.hidden_size, shape.intermediate_size, shape.num_experts
     layer = (4 * h * h + 3 * experts * h * f) // tensor + (experts + 4) * h
-    return shape.num_layers * layer + 2 * -(-shape.vocab_size // tensor) * h + h
+    return shape.num_layers * layer + 2 * 64 * -(-shape.vocab_size // (64 * tensor)) * h + h
 
 
 def test_the_router_training_fits_64_ranks(tmp_path):
@@ -226,7 +226,7 @@ def test_a_part_held_twice(monkeypatch):
 
 
 def test_rows_that_nobody_holds(monkeypatch):
-    monkeypatch.setattr(build, "padded_vocab_size", lambda rows, tensor: rows // tensor * tensor)
+    monkeypatch.setattr(build, "padded_vocab_size", lambda rows, tensor, unit: rows // tensor * tensor)
     monkeypatch.setattr(
         ops.Rows, "cut", lambda op, read, rank, size: read(op.name)[rank * (op.total // size) : (rank + 1) * (op.total // size)]
     )
@@ -241,7 +241,7 @@ def test_a_vocabulary_whose_padding_is_written(monkeypatch):
 
 
 def test_parts_of_another_shape_than_the_folder_gives(monkeypatch):
-    monkeypatch.setattr(build, "padded_vocab_size", lambda rows, tensor: 2 * rows)
+    monkeypatch.setattr(build, "padded_vocab_size", lambda rows, tensor, unit: 2 * rows)
     with pytest.raises(BarError, match=r"rank 0: parameter embedding\S+ has shape \(61, 16\), its part of the folder \(31, 16\)"):
         rehearse("x", FOUR, stage("sft", tensor=2), 2)
 

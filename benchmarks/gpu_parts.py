@@ -1,0 +1,400 @@
+"""The parts of gpu_check.py: each is given ``record``, to call with a figure once it is known, and a folder for its files."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import xml.etree.ElementTree
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+from gpu_check import ROOT, Record
+
+GPU_TESTS = tuple(f"tests/models/test_{name}.py" for name in ("attention", "cross_entropy", "layers", "moe", "kernels"))
+PACKAGES = ("megatron-core", "torch", "triton", "transformers", "transformer-engine", "apex", "blake3", "datasets", "vllm")
+LAYERS = 8
+"""Of 7B's 32: what one card holds with the optimizer's state of two experts."""
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def versions(record: Record, out: Path) -> None:
+    import torch
+
+    record("python", sys.version.split()[0])
+    for package in PACKAGES:
+        try:
+            record(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            record(package, "none")
+    if not has_gpu():
+        record("GPU", "none: the parts run on small shapes on the CPU, their figures mean nothing")
+    else:
+        gpu = torch.cuda.get_device_properties(0)
+        record("GPU", gpu.name)
+        record("memory", gpu.total_memory / 2**30, "GiB")
+        record("compute capability", f"{gpu.major}.{gpu.minor}")
+        record("bf16 in hardware", gpu.major >= 8)
+        driver = Path("/proc/driver/nvidia/version")
+        record("driver", re.search(r"\d+\.\d+[\d.]*", driver.read_text())[0] if driver.is_file() else "unknown")
+        record("taken by others", (gpu.total_memory - torch.cuda.mem_get_info()[0]) / 2**30, "GiB")
+        record("NCCL", ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none")
+    record("bf16 product", product_rate() / 1e12, "TFLOP/s")
+    record("copy on the device", copy_rate() / 1e12, "TB/s")
+
+
+def seconds(work: Callable[[], object], rounds: int = 10, warm: int = 2) -> float:
+    """Median time of ``work``, which is waited for."""
+    import torch
+
+    took = []
+    for number in range(warm + rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        if number >= warm:
+            took.append(time.perf_counter() - start)
+    return median(took)
+
+
+def product_rate() -> float:
+    """Operations a second of a bare bf16 product of random values."""
+    import torch
+
+    from megatron_bar.parallel import cpu
+
+    size = 8192 if has_gpu() else 256
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=cpu.device()) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, 20)
+
+
+def copy_rate() -> float:
+    """Bytes a second, read and written."""
+    import torch
+
+    from megatron_bar.parallel import cpu
+
+    source = torch.empty(2**31 if has_gpu() else 2**20, dtype=torch.uint8, device=cpu.device())
+    target = torch.empty_like(source)
+    return 2 * source.numel() / seconds(lambda: target.copy_(source))
+
+
+def tests(record: Record, out: Path) -> None:
+    files, report = [name for name in GPU_TESTS if (ROOT / name).is_file()], out.absolute() / "tests.xml"
+    marker = ["-m", "gpu"] if has_gpu() else ["-m", "not gpu and not slow", "-k", "kernels or rope or norm"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *marker, f"--junit-xml={report}", *files]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
+    count = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
+    record("gpu tests passed", count["tests"] - count["failures"] - count["errors"] - count["skipped"], "", 1)
+    record("gpu tests failed", count["failures"] + count["errors"], "", 0, at_most=True)
+    record("gpu tests skipped", count["skipped"])
+    for case in suite:
+        if case.find("failure") is not None:
+            record("failed test", f"{case.get('name')}: {case.find('failure').get('message', '')[:200]}")
+    sys.exit(status)
+
+
+def shape(layers: int, experts: int, length: int):
+    """Of the published model's width, few layers; small without a GPU."""
+    from megatron_bar.recipes.olmo2_7b import SHAPE
+
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "num_kv_heads": 4}
+    small = {} if has_gpu() else small | {"vocab_size": 512, "pad_token_id": 0, "eos_token_id": 1}
+    layers = layers if has_gpu() else min(layers, 2)
+    return replace(SHAPE, num_layers=layers, max_positions=length, **small).with_experts(experts)
+
+
+@contextmanager
+def alone() -> Iterator[Path]:
+    """One process in a group of its own, and a folder for what it writes."""
+    from megatron_bar.parallel.state import distributed
+
+    with distributed(), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def random_model(of):
+    """A model with random weights in no particular layout."""
+    import torch
+
+    from megatron_bar.models.build import build_model
+    from megatron_bar.parallel.state import ParallelConfig, set_layout
+
+    set_layout(ParallelConfig(), of, seed=0)
+    model = build_model(of, ParallelConfig())
+    with torch.no_grad():
+        for param in model.parameters():
+            if param.dim() > 1:
+                param.normal_(std=0.02)
+    return model
+
+
+def write(model, path: Path) -> None:
+    from megatron_bar.models.shards import save_folder
+    from megatron_bar.weights.manifest import Manifest
+
+    kind = "expert" if model.shape.num_experts == 2 else "merged"
+    save_folder(model, path, companions_from=path.parent, manifest=lambda *_: Manifest(family=model.shape.family, kind=kind))
+
+
+def batches(count: int, length: int, vocabulary: int) -> list:
+    """``count`` rows of ``length`` tokens, documents of 100 to 1,500 packed side by side."""
+    import torch
+
+    from megatron_bar.data.packing import Batch
+
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        sizes, left = [], length
+        while left:
+            size = min(left, int(torch.randint(100, 1500, (), generator=generator)))
+            sizes.append(size)
+            left -= size
+        ids = torch.randint(0, vocabulary, (1, length), generator=generator)
+        positions = torch.cat([torch.arange(size) for size in sizes])[None]
+        documents = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[None]
+        made.append(Batch(ids=ids, positions=positions, labels=ids.roll(-1, 1), documents=documents))
+    return made
+
+
+def train(record: Record, out: Path) -> None:
+    """Two experts of 7B's width, the anchor frozen, packed rows of 4,096, eight micro-batches a step."""
+    import torch
+
+    from megatron_bar.recipes import stages
+    from megatron_bar.training.objective import LanguageModelling
+    from megatron_bar.training.trainer import Trainer
+
+    length, count = (4096, 8) if has_gpu() else (128, 2)
+    of = shape(LAYERS, 2, length)
+    record("layers", of.num_layers, "of 32")
+    with alone() as folder:
+        model = random_model(of)
+        nbytes = sum(param.numel() * param.element_size() for param in model.parameters())
+        start = time.perf_counter()
+        write(model, folder / "source")
+        record("folder written and read back", nbytes / 1e9 / (time.perf_counter() - start), "GB/s")
+        del model
+        torch.cuda.empty_cache()
+        stage = replace(stages.sft(sequence=length, batch=count, steps=20), router_z_loss=0.0)
+        start = time.perf_counter()
+        trainer = Trainer(folder / "source", stage, steps=stage.steps)
+        record("folder proven, loaded, frozen part hashed", time.perf_counter() - start, "s")
+        rows, objective = batches(count, length, of.vocab_size), LanguageModelling(0.0)
+        if has_gpu():
+            torch.cuda.reset_peak_memory_stats()
+        took = seconds(lambda: trainer.step(rows, objective), rounds=5)
+        record("SFT step of 2 experts", 1000 * took, "ms")
+        record("SFT tokens", count * length / took, "tokens/s")
+        rate = done(of, "sft", rows) / took
+        record("SFT rate", rate / 1e12, "TFLOP/s")
+        record("SFT rate over a bare product's", rate / product_rate(), "", 0.5)
+        memory(record, of, stage)
+        one = rows[:1]
+        few = seconds(lambda: trainer.step(one, objective), rounds=3)
+        record("of that: one micro-batch, forward and backward", 1000 * (took - few) / (count - 1), "ms")
+        record("of that: update and the rest", 1000 * (few - (took - few) / (count - 1)), "ms")
+        waits(record, lambda: trainer.step(rows, objective))
+        kernels(record, lambda: trainer.step(rows, objective), out / "train_kernels.txt")
+        start = time.perf_counter()
+        trainer.save(folder / "trained", manifest=lambda *_: Trained(of))
+        record("folder certified and written", nbytes / 1e9 / (time.perf_counter() - start), "GB/s")
+
+
+def Trained(of):
+    from megatron_bar.weights.manifest import Manifest
+
+    return Manifest(family=of.family, kind="expert")
+
+
+def done(of, policy: str, rows: list) -> float:
+    """Operations of a step, by formula; what is computed again does not count."""
+    from megatron_bar.training import flops
+    from megatron_bar.weights.groups import POLICIES
+
+    work = {"tokens": sum(row.ids.numel() for row in rows), "pairs": sum(int((row.positions + 1).sum()) for row in rows)}
+    return flops.forward(of)(**work) + flops.backward(of, POLICIES[policy])(**work)
+
+
+def memory(record: Record, of, stage) -> None:
+    """What a step took at its peak, against the planner's figure."""
+    import torch
+
+    from megatron_bar.data.sources import Source
+    from megatron_bar.planner.usage import Machine, Task, usage
+    from megatron_bar.recipe import Run
+
+    run = Run(stage=stage, data=(Source(path=Path("none.jsonl"), kind="chat"),))
+    planned = usage(Task(name="sft", run=run, shape=of), stage, Machine(gpus=1, memory=80 * 10**9)).total
+    record("memory by the planner", planned / 1e9, "GB")
+    if has_gpu():
+        peak = torch.cuda.max_memory_allocated()
+        record("memory at the peak", peak / 1e9, "GB")
+        record("memory reserved at the peak", torch.cuda.max_memory_reserved() / 1e9, "GB")
+        record("memory over the planner's", peak / planned, "", 1.1, at_most=True)
+
+
+def waits(record: Record, step: Callable[[], object]) -> None:
+    """Where a step's host waits for the GPU."""
+    import torch
+
+    if not has_gpu():
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    said = [w for w in caught if "synchronizing" in str(w.message) and "torch/cuda" not in w.filename]  # the switch itself waits
+    found = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in said)
+    record("waits for the GPU in a step", sum(found.values()), "", 3, at_most=True)
+    for place, times in found.most_common(12):
+        record(f"wait at {place}", times)
+
+
+def kernels(record: Record, step: Callable[[], object], file: Path, longest: int = 10) -> None:
+    """The kernels that a step spends most time in, and the share of it in which the GPU works."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if not has_gpu():
+        return
+    step()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        step()
+        torch.cuda.synchronize()
+    wall = time.perf_counter() - start
+    ran = [event for event in seen.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    ran.sort(key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in ran)
+    record("kernels in a step", sum(event.count for event in ran))
+    record("GPU at work in a step", total / 1e6 / wall, "of the time")
+    for event in ran[:longest]:
+        record(f"  {event.key[:54]}", 100 * event.self_device_time_total / total, f"% x{event.count}")
+    file.write_text(seen.key_averages().table(sort_by="self_device_time_total", row_limit=60, max_name_column_width=100))
+
+
+def route(record: Record, out: Path) -> None:
+    """The router's step of five experts, rows of 2,048."""
+    import torch
+
+    length, count = (2048, 8) if has_gpu() else (128, 2)
+    of = shape(LAYERS // 2, 5, length)
+    record("layers", of.num_layers, "of 32")
+    with alone() as folder:
+        model = random_model(of)
+        write(model, folder / "source")
+        del model
+        torch.cuda.empty_cache()
+        for micro_batch in (1, 4) if has_gpu() else (1,):
+            route_once(record, of, folder / "source", batches(count, length, of.vocab_size), micro_batch)
+            torch.cuda.empty_cache()
+
+
+def route_once(record: Record, of, source: Path, rows: list, micro_batch: int) -> None:
+    from megatron_bar.recipes import stages
+    from megatron_bar.training.objective import LanguageModelling
+    from megatron_bar.training.trainer import Trainer
+
+    count, length = len(rows), rows[0].ids.shape[1]
+    stage = replace(stages.route(sequence=length, batch=count, steps=20, micro_batch=micro_batch), router_z_loss=0.0)
+    trainer, objective = Trainer(source, stage, steps=stage.steps), LanguageModelling(0.0)
+    rows = [joined(part) for part in grouped(rows, micro_batch)]
+    took = seconds(lambda: trainer.step(rows, objective), rounds=5)
+    record(f"router step of 5 experts, micro-batch {micro_batch}", 1000 * took, "ms")
+    record(f"router tokens, micro-batch {micro_batch}", count * length / took, "tokens/s")
+    record(f"router rate over a bare product's, micro-batch {micro_batch}", done(of, "route", rows) / took / product_rate())
+
+
+def grouped(rows: list, size: int) -> list[list]:
+    return [rows[n : n + size] for n in range(0, len(rows), size)]
+
+
+def joined(rows: list):
+    import torch
+
+    names = ("ids", "positions", "labels", "documents")
+    return type(rows[0])(**{name: torch.cat([getattr(row, name) for row in rows]) for name in names})
+
+
+def sampler(record: Record, out: Path) -> None:
+    """Two experts of 7B's width; a token of 32 layers is one of 8 and three times what 8 layers take more than 4, twice."""
+    import torch
+
+    from megatron_bar.rl.sampler import Sampler
+
+    prompt, new = (64, 400) if has_gpu() else (8, 8)
+    with alone():
+        took: dict[tuple, float] = {}
+        for layers in (LAYERS // 2, LAYERS):
+            model = random_model(shape(layers, 2, 1024))
+            for slots in (16, 64):
+                for cudnn in (True, False):
+                    for graphs in (True, False) if has_gpu() else (True,):
+                        if layers < LAYERS and not graphs:
+                            continue
+                        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+                        steps = new if graphs else min(new, 60)
+                        prompts = [[5 + n] * prompt for n in range(slots)]
+                        draws = Sampler(model, eos_ids=set(), pad_id=0, graphs=graphs)
+                        draws.generate(prompts, max_new_tokens=4, slots=slots)
+                        whole = seconds(lambda: draws.generate(prompts, max_new_tokens=steps, slots=slots), 1, 0)  # noqa: B023
+                        first = seconds(lambda: draws.generate(prompts, max_new_tokens=2, slots=slots), 1, 0)  # noqa: B023
+                        took[layers, slots, cudnn, graphs] = (whole - first) / (steps - 2)
+            del model
+            torch.cuda.empty_cache()
+        for (layers, slots, cudnn, graphs), each in took.items():
+            if layers < LAYERS:
+                continue
+            how = f"{slots} slots, cuDNN {'on' if cudnn else 'off'}, {'graphs' if graphs else 'kernel by kernel'}"
+            record(f"a token, {how}", 1000 * each, "ms")
+            if (few := took.get((LAYERS // 2, slots, cudnn, graphs))) is not None:
+                deep = each + (32 - LAYERS) * max(0.0, each - few) / (LAYERS - LAYERS // 2)
+                record(f"tokens a second of 32 layers, {how}", slots / deep, "tokens/s", 3000 if slots == 64 else None)
+
+
+def smoke(record: Record, out: Path) -> None:
+    """The recipe in one process, stopped by SIGTERM while a stage trains, then continued to the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "smoke"
+        command = [sys.executable, "examples/pretrain_bar.py", "smoke", "--out", str(target)]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        asked = False
+        for text in process.stdout:
+            print(text, end="", flush=True)
+            if not asked and text.startswith("anchor ") and "loss" in text:
+                process.send_signal(signal.SIGTERM)
+                asked = True
+        status = process.wait()
+        record("smoke, stopped by SIGTERM: exit status", status)
+        if not asked or status != os.EX_TEMPFAIL:
+            sys.exit(f"SIGTERM {'was sent' if asked else 'found no training'}, status {status}; expected {os.EX_TEMPFAIL}")
+        record("smoke, stopped: until then", time.perf_counter() - start, "s")
+        start = time.perf_counter()
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        record("smoke, continued: exit status", status, "", 0, at_most=True)
+        record("smoke, continued: to the end", time.perf_counter() - start, "s")
+        record("smoke: folders", len(list(target.glob("*/manifest.json"))))
+        if not (target / "report.md").is_file():
+            sys.exit(status or "no report")
