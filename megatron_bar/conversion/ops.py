@@ -65,7 +65,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Rows:
+class VocabularyRows:
     """Cut along the vocabulary, which is padded with zero rows until it divides."""
 
     name: str
