@@ -19,6 +19,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+import megatron_bar.parallel  # noqa: F401  (adapts Megatron-Core to a CPU before it is imported)
+
+# isort: split
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads

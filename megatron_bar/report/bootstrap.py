@@ -14,7 +14,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean with its 95 % interval, as fractions (a gain may be negative; a divergence is in nats)."""
+    """A mean with its 95 % interval. In a report a fraction (a gain may be negative) or, of a divergence, nats."""
 
     mean: float
     low: float
