@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["megatron_bar", "megatron_bar.*"]),
-    package_data={"megatron_bar.evaluation": ["page/*"], "megatron_bar.recipes": ["*.jsonl"]},
+    package_data={"megatron_bar.report": ["page/*"], "megatron_bar.recipes": ["*.jsonl"]},
     # Megatron-Core 0.17 and later needs 3.12; older ones execute code from a checkpoint.
     python_requires=">=3.12",
     install_requires=[

@@ -187,7 +187,7 @@ def loader(work: Path, tokenizer: Path) -> None:
     from megatron_bar.training.trainer import Trainer
     from megatron_bar.weights.init import random_folder
 
-    sizes = world.Sizes(pretrain=500, midtrain=10, sft_general=800, sft_domain=400, rlvr=10, test=10)
+    sizes = world.WorldSizes(pretrain=500, midtrain=10, sft_general=800, sft_domain=400, rlvr=10, test=10)
     world.build(work / "world", seed=0, sizes=sizes)
     place = work / "world/tokenizer"
     recipe, chats = tiny.recipe(), ChatFormat(load_tokenizer(place))

@@ -28,10 +28,10 @@ def main() -> None:
 
     from megatron_bar.data.chat import ChatFormat
     from megatron_bar.data.tokenizer import load_tokenizer
+    from megatron_bar.evaluation.benchmarks.suite import TOY
     from megatron_bar.evaluation.generative import load_model, read_tests
-    from megatron_bar.evaluation.suite import TOY
+    from megatron_bar.models.sampler import Sampler
     from megatron_bar.parallel.state import ParallelConfig, distributed
-    from megatron_bar.rl.sampler import Sampler
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(1)

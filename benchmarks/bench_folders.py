@@ -30,7 +30,7 @@ from megatron_bar.recipes.olmo2_7b import SHAPE
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
-from megatron_bar.weights.manifest import Manifest, Training, read_manifest
+from megatron_bar.weights.manifest import Manifest, TrainingRecord, read_manifest
 from megatron_bar.weights.writer import WriteOptions, write_folder
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ def trained(branched: Path, out: Path, seed: int) -> Path:
             return [folder.read(name) + torch.tensor([[0.0], [0.01 * seed]]).bfloat16()]
         return values(name, folder.tensors[name].shape, seed)
 
-    training = Training(stage="rlvr", policy="rlvr")
+    training = TrainingRecord(stage="rlvr", policy="rlvr")
     manifest = read_manifest(branched).after(training, sources=(), expert=out.name)
     write_folder(out, folder.config, produce, companions_from=branched, manifest=lambda *_: manifest, options=UNVERIFIED)
     return out

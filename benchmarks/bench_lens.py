@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "evaluation")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "report")]
 
 from browser import chromium, started, wait_until_rendered  # noqa: E402
 from report_example import report  # noqa: E402
 from side_by_side import figure  # noqa: E402
 
-from megatron_bar.evaluation.html import html  # noqa: E402
+from megatron_bar.report.html import html  # noqa: E402
 
 TOKENS, RUNS = 10_000, 5
 SHAPES = {"toy": 4, "7b": 32}

@@ -22,8 +22,8 @@ def main() -> None:
     import transformers
 
     from megatron_bar.evaluation.generative import load_model
+    from megatron_bar.models.sampler import Sampler
     from megatron_bar.parallel.state import ParallelConfig, distributed
-    from megatron_bar.rl.sampler import Sampler
 
     torch.set_num_threads(os.cpu_count() or 1)
     rng = random.Random(0)

@@ -6,7 +6,7 @@ from statistics import median
 
 from side_by_side import figure
 
-from megatron_bar.rl.verifiers import sandbox
+from megatron_bar.verifiers.sandbox import sandbox
 
 RUNS = 50
 

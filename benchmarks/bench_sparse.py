@@ -25,8 +25,8 @@ PROMPTS, PROMPT, NEW = 128, 32, 64
 def main() -> None:
     import torch
 
+    from megatron_bar.models.sampler import Sampler
     from megatron_bar.parallel.state import distributed
-    from megatron_bar.rl.sampler import Sampler
 
     with distributed():
         shape = model_shape(ALL, "float32", LAYERS)

@@ -237,11 +237,11 @@ def memory(record: Record, of, stage) -> None:
     import torch
 
     from megatron_bar.data.sources import Source
-    from megatron_bar.planner.usage import Machine, Task, usage
-    from megatron_bar.recipe import Run
+    from megatron_bar.planner.usage import Machine, PlannedStage, usage
+    from megatron_bar.recipes.recipe import Training
 
-    run = Run(stage=stage, data=(Source(path=Path("none.jsonl"), kind="chat"),))
-    planned = usage(Task(name="sft", run=run, shape=of), stage, Machine(gpus=1, memory=80 * 10**9)).total
+    run = Training(stage=stage, data=(Source(path=Path("none.jsonl"), kind="chat"),))
+    planned = usage(PlannedStage(name="sft", run=run, shape=of), stage, Machine(gpus=1, memory=80 * 10**9)).total
     record("memory by the planner", planned / 1e9, "GB")
     if has_gpu():
         peak = torch.cuda.max_memory_allocated()
@@ -341,7 +341,7 @@ def sampler(record: Record, out: Path) -> None:
     """Two experts of 7B's width; a token of 32 layers is one of 8 and three times what 8 layers take more than 4, twice."""
     import torch
 
-    from megatron_bar.rl.sampler import Sampler
+    from megatron_bar.models.sampler import Sampler
 
     prompt, new = (64, 400) if has_gpu() else (8, 8)
     with alone():

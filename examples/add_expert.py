@@ -5,8 +5,8 @@ torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:reci
 
 from dataclasses import replace
 
-from megatron_bar.recipe import ExpertSpec, Recipe
 from megatron_bar.recipes import tiny
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe
 
 
 def recipe() -> Recipe:

@@ -9,8 +9,8 @@ As it stands it reads the files of the tiny world, so that it runs after `make d
 from pathlib import Path
 
 from megatron_bar.data.sources import Source
-from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
 from megatron_bar.training.optim import OptimConfig
 
 GENERAL = Source(path=Path("sft_general.jsonl#1000"), kind="chat", domain="general")
@@ -30,6 +30,6 @@ def recipe() -> Recipe:
         base=Path("base"),
         anchor=Path("anchor"),
         data=Path("data"),
-        experts=(ExpertSpec(name="math", runs=(Run(stage=sft, data=(GENERAL, DOMAIN)),)),),
-        route=Run(stage=route, data=shares),
+        experts=(ExpertSpec(name="math", runs=(Training(stage=sft, data=(GENERAL, DOMAIN)),)),),
+        route=Training(stage=route, data=shares),
     )

@@ -55,9 +55,9 @@ def main() -> None:
     args = parse()
     from megatron_bar.config import override
     from megatron_bar.parallel.state import distributed, is_rank_zero
-    from megatron_bar.pipeline import Pipeline
+    from megatron_bar.planner.dry_run import describe, rehearsed
     from megatron_bar.recipes import load_recipe
-    from megatron_bar.recipes.show import describe, rehearsed
+    from megatron_bar.run.pipeline import Pipeline
 
     recipe = override(load_recipe(args.recipe), args.changes)
     pipeline = Pipeline(

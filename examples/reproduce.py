@@ -45,7 +45,7 @@ def main() -> None:
     if not args.worker:
         share_out(args.processes)
     from megatron_bar.parallel.state import distributed
-    from megatron_bar.pipeline import Pipeline, run_all
+    from megatron_bar.run.pipeline import Pipeline, run_all
 
     pipelines = [
         Pipeline(

@@ -1,4 +1,4 @@
-"""What the command lines share: how they end and how they show progress."""
+"""What the command lines share: how they end, how they show progress and tables."""
 
 import json
 import os
@@ -70,7 +70,13 @@ def active_experts(text: str) -> int | tuple[int, ...]:
     return found[0] if len(found) == 1 else tuple(found)
 
 
-class Meter:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+class ProgressLines:
     """Lines on stderr, every five seconds at most: how much is done, tokens per second, and time left where it is known."""
 
     def __init__(self, what: str, *, total: int | None = None, every: float = 5.0):

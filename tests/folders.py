@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder
 from megatron_bar.weights.hashes import config_hash, hash_units
 from megatron_bar.weights.hf_config import read_config, tensor_shapes
-from megatron_bar.weights.manifest import MANIFEST, Cost, Manifest, Training, has_manifest, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Cost, Manifest, TrainingRecord, has_manifest, read_manifest
 
 WORDS = ("<|pad|>", "<|endoftext|>", "one", "two", "plus", "red", "blue", "is")
 SHAPE = {
@@ -99,7 +99,7 @@ def train_with(
 ) -> Path:
     """As a training stage leaves a folder: other values and a manifest that says so; ``policy`` is called like the stage."""
     copy_with(source, target, change)
-    training = Training(stage=stage, policy=policy or stage, recipe="tests")
+    training = TrainingRecord(stage=stage, policy=policy or stage, recipe="tests")
     numbers = {"tokens": 100, "loss_tokens": 50, "generated": 0, "flops": 1e6, "seconds": 1.5}
     cost = Cost(step=target.name, stage=stage, devices=1, device="tests", **numbers)
     seal(target, read_manifest(source).after(training, sources=(), expert=expert, cost=cost))

@@ -18,8 +18,8 @@ from scripts import ROOT
 from megatron_bar.data import world
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.experts.branch import branch
-from megatron_bar.pipeline import Pipeline
 from megatron_bar.recipes import load_recipe
+from megatron_bar.run.pipeline import Pipeline
 from megatron_bar.weights.init import random_folder
 
 CLUSTER, FAKE = Path("examples/cluster"), ROOT / "tests/fake_slurm"

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from distributed import run_distributed
 
-from megatron_bar.data.untagged import Sizes
-from megatron_bar.pipeline import Pipeline
-from megatron_bar.recipe import ExpertSpec, Recipe, Run
+from megatron_bar.data.untagged import UntaggedSizes
 from megatron_bar.recipes import sparse
-from megatron_bar.study import RouterSpec
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
+from megatron_bar.recipes.study import RouterSpec
+from megatron_bar.run.pipeline import Pipeline
 from megatron_bar.weights.folder import Folder
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny/sparse_routing.py"
-SIZES = Sizes(pretrain=300, sft_general=60, sft_domain=60, validation=6, test=8)
+SIZES = UntaggedSizes(pretrain=300, sft_general=60, sft_domain=60, validation=6, test=8)
 
 
-def short(run: Run) -> Run:
+def short(run: Training) -> Training:
     return replace(run, stage=replace(run.stage, steps=2), rates=run.rates[:2])
 
 

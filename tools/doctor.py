@@ -26,7 +26,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    from megatron_bar.doctor import folder, local, together
+    from megatron_bar.planner.doctor import folder, local, together
 
     rank, found = int(os.environ.get("RANK", 0)), []
 

@@ -42,9 +42,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = vars(parse())
     out, active = options.pop("out"), options.pop("active_experts")
-    from megatron_bar.evaluation.folder import evaluate_folder
+    from megatron_bar.evaluation.benchmarks.folder import evaluate_folder
+    from megatron_bar.evaluation.benchmarks.table import table
     from megatron_bar.evaluation.results import write_results
-    from megatron_bar.evaluation.table import table
     from megatron_bar.parallel.state import distributed, is_rank_zero
 
     with distributed(timeout=timedelta(hours=2)):

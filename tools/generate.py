@@ -43,8 +43,8 @@ def main() -> None:
     active = None if args.top_k_experts is None else active_experts(args.top_k_experts)
     from megatron_bar.evaluation.conversation import Conversation, Sampling, chat_format, show_answer, talk
     from megatron_bar.evaluation.generative import load_model
+    from megatron_bar.models.sampler import Sampler
     from megatron_bar.parallel.state import ParallelConfig, distributed, world_size
-    from megatron_bar.rl.sampler import Sampler
     from megatron_bar.weights.hf_config import read_config
 
     sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed)

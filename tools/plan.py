@@ -27,11 +27,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     from megatron_bar.config import override
-    from megatron_bar.pipeline import Pipeline
     from megatron_bar.planner.search import plan
     from megatron_bar.planner.show import lines, refusal
     from megatron_bar.planner.usage import Machine, parse_bytes
     from megatron_bar.recipes import load_recipe
+    from megatron_bar.run.pipeline import Pipeline
 
     machine = Machine(
         gpus=args.gpus,

@@ -39,7 +39,7 @@ def main() -> None:
     args = parse()
 
     # Here: the worker processes import this file again, and need none of it.
-    from megatron_bar.cli import Meter
+    from megatron_bar.cli import ProgressLines
     from megatron_bar.data.preprocess import Options, preprocess
     from megatron_bar.data.sources import Source
 
@@ -47,7 +47,7 @@ def main() -> None:
     source = Source(path=args.input, kind=args.kind, share=args.share, last_turn=args.last_turn)
     place = source.place
     plain = place.is_file() and place.suffix == ".jsonl" and source.share == 1 and source.limit is None
-    began, meter = time.monotonic(), Meter(str(args.input), total=place.stat().st_size if plain else None)
+    began, meter = time.monotonic(), ProgressLines(str(args.input), total=place.stat().st_size if plain else None)
     found = preprocess(
         source, Path(), args.tokenizer, args.out, options, processes=max(1, args.processes or 1), say=meter.advance
     )

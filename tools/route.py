@@ -56,21 +56,21 @@ def main() -> None:
     elif args.set_active is not None:
         set_active(args)
     else:
-        from megatron_bar.evaluation.route import route
+        from megatron_bar.evaluation.routing.terminal import route
 
         text = args.text if args.file is None else read(args.file)
         route(args.model, text, template=args.template if args.chat else None, layer=args.layer)
 
 
 def scan(args: argparse.Namespace) -> None:
-    from megatron_bar.evaluation.scan import scan_folder, told
-    from megatron_bar.weights.claim import write_whole
+    from megatron_bar.evaluation.routing.scan import lines, scan_folder
+    from megatron_bar.weights.whole import write_whole
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     found = scan_folder(args.model, args.scan, template=args.template, tolerance=args.tolerance, say=say)
-    print(*told(found, args.tolerance), sep="\n")
+    print(*lines(found, args.tolerance), sep="\n")
     if args.out:
         write_whole(args.out, json.dumps(found.chosen) + "\n")
 

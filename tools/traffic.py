@@ -26,9 +26,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     from megatron_bar.config import override
-    from megatron_bar.pipeline import Pipeline
+    from megatron_bar.planner.dry_run import traffic
     from megatron_bar.recipes import load_recipe
-    from megatron_bar.recipes.show import traffic
+    from megatron_bar.run.pipeline import Pipeline
 
     recipe = override(load_recipe(args.recipe), args.changes)
     pipeline = Pipeline(recipe, Path("runs") / recipe.name)

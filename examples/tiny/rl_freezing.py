@@ -62,9 +62,9 @@ def one(args, policy: str, seed: int) -> list[float]:
     from megatron_bar.parallel.state import is_rank_zero, on_rank_zero
     from megatron_bar.recipes import tiny
     from megatron_bar.rl import grpo
-    from megatron_bar.rl.verifiers import verify_many
+    from megatron_bar.run.steps import Work
     from megatron_bar.training.fit import Job
-    from megatron_bar.work import Work
+    from megatron_bar.verifiers import verify_many
 
     recipe = tiny.recipe()
     run = next(run for run in recipe.experts[0].runs if run.rl is not None)
@@ -91,9 +91,9 @@ def one(args, policy: str, seed: int) -> list[float]:
 
 
 def manifest(source: Path, written, units, source_hash: str, cost):
-    from megatron_bar.weights.manifest import Training, read_manifest
+    from megatron_bar.weights.manifest import TrainingRecord, read_manifest
 
-    return read_manifest(source).after(Training(stage="rlvr", recipe="rl_freezing"), sources=(), expert="math", cost=cost)
+    return read_manifest(source).after(TrainingRecord(stage="rlvr", recipe="rl_freezing"), sources=(), expert="math", cost=cost)
 
 
 def write(path: Path, text: str) -> None:
@@ -102,7 +102,7 @@ def write(path: Path, text: str) -> None:
 
 
 def report(args, curves: dict[str, list[float]]) -> None:
-    from megatron_bar.evaluation.plot import line_chart
+    from megatron_bar.report.plot import line_chart
 
     ending = f", {args.rounds} rounds, lr {args.lr:g}"
     runs = {way: [curves[f"{way}, seed {seed}{ending}"] for seed in args.seeds] for way in WAYS}

@@ -48,7 +48,7 @@ def main() -> None:
     for drift, seeds in settings.items():
         make(drift, seeds, args)
     from megatron_bar.parallel.state import distributed
-    from megatron_bar.weights.claim import write_whole
+    from megatron_bar.weights.whole import write_whole
 
     results, lines, found = args.results or args.out, ["# Few active experts", ""], {}
     for drift, seeds in settings.items():
@@ -82,10 +82,10 @@ class Summary:
 
     def __init__(self, drift: str, runs: list[Path]):
         from megatron_bar.recipes.sparse import ALL, FOUND, at, study
-        from megatron_bar.results import Found
+        from megatron_bar.run.collect import RunFiles
 
         self.drift, self.runs, self.all, self.models, self.at = drift, runs, ALL, FOUND, at
-        self.found = Found(study(drift), runs)
+        self.found = RunFiles(study(drift), runs)
         self.best = max(FOUND.values(), key=lambda model: self.mean(at(model, ALL)))
         """The router with the highest mean at all experts."""
         self.numbers: dict = {"seeds": len(runs), "best_at_all": self.best, "scores": {}, "kept": {}}
@@ -101,7 +101,7 @@ class Summary:
 
     def kept(self, model: str, reference: str):
         """The share of the reference's score: an interval over seeds and items."""
-        from megatron_bar.evaluation.bootstrap import ratio_interval
+        from megatron_bar.report.bootstrap import ratio_interval
 
         found = ratio_interval(self.found.scores(model), self.found.scores(reference))
         self.numbers["kept"][f"{model} of {reference}"] = [found.mean, found.low, found.high]

@@ -26,11 +26,11 @@ from megatron_bar.conversion.dist_files import (
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.weights import writer
-from megatron_bar.weights.claim import Claim, check_out, claimed
 from megatron_bar.weights.describe import checkpoint_config
 from megatron_bar.weights.folder import Folder, Progress, require_tokenizer, silent
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
 from megatron_bar.weights.hf_config import MOE, ModelConfig, num_parameters, tensor_shapes
+from megatron_bar.weights.locks import OutputLock, check_out, locked_output
 from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.safetensors_io import ITEMSIZE
@@ -62,20 +62,22 @@ def import_folder(
     sizes = {key: shape.numel() * ITEMSIZE[config.dtype] for key, shape in checkpoint_shapes(config).items()}
     plan = writer.plan_files(sizes, max_file_bytes)
     job = {"import": folder.fingerprint(), "plan": plan, "version": megatron_bar.__version__}
-    with claimed(out, folder.nbytes, job=job) as claim:
-        write_description(claim.path, config, _write_files(claim, folder, plan, sizes, progress))
+    with locked_output(out, folder.nbytes, job=job) as lock:
+        write_description(lock.path, config, _write_files(lock, folder, plan, sizes, progress))
         if verify == "weights":
-            _compare(claim.path, out, config, units, progress)
-        writer.copy_companions(source, claim.path)
-        replace(manifest, config=config.to_hf(), tensors=units, config_hash=config_hash(config)).write(claim.path)
-        claim.publish()
+            _compare(lock.path, out, config, units, progress)
+        writer.copy_companions(source, lock.path)
+        replace(manifest, config=config.to_hf(), tensors=units, config_hash=config_hash(config)).write(lock.path)
+        lock.publish()
     return config
 
 
-def _write_files(claim: Claim, folder: Folder, plan: writer.Plan, sizes: dict[str, int], progress: Progress) -> dict[str, Items]:
+def _write_files(
+    lock: OutputLock, folder: Folder, plan: writer.Plan, sizes: dict[str, int], progress: Progress
+) -> dict[str, Items]:
     """The data files, but those that an earlier run finished, and what lies in each."""
     ops, files = checkpoint_ops(folder.config), {}
-    with progress(f"writing {claim.out.name}", folder.nbytes) as advance:
+    with progress(f"writing {lock.out.name}", folder.nbytes) as advance:
 
         def cut(keys: list[str]) -> Iterator[tuple[str, Tensor]]:
             for key in keys:
@@ -84,10 +86,10 @@ def _write_files(claim: Claim, folder: Folder, plan: writer.Plan, sizes: dict[st
 
         for k, keys in enumerate(plan):
             name = data_file(k)
-            items = claim.finished(name)
+            items = lock.finished(name)
             if items is None:
-                items = write_items(claim.path / name, cut(keys), common=k == 0)
-                claim.record(name, items)
+                items = write_items(lock.path / name, cut(keys), common=k == 0)
+                lock.record(name, items)
             else:
                 advance(sum(sizes[key] for key in keys))
             files[name] = items

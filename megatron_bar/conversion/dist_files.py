@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_bar.conversion.dist_metadata import Places, read_metadata
-from megatron_bar.conversion.ops import GateUp, Rows, WeightOp, Whole
+from megatron_bar.conversion.ops import GateUp, VocabularyRows, WeightOp, Whole
 from megatron_bar.conversion.parameters import DTYPES, weight_ops
 from megatron_bar.errors import BarError
 from megatron_bar.weights.folder import blocks, fingerprint, is_finite
@@ -89,7 +89,8 @@ class Checkpoint:
         for key, op in self._ops.items():
             expected = (list(shapes[key]), DTYPES[self.config.dtype])
             found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
-            if isinstance(op, Rows) and found[0] and 0 <= found[0][0] - op.total < op.unit * self.config.num_kv_heads:
+            padding = found[0][0] - self.config.vocab_size if found[0] else -1
+            if isinstance(op, VocabularyRows) and 0 <= padding < op.unit * self.config.num_kv_heads:
                 expected[0][0] = found[0][0]  # padded for another tensor parallelism, at most one rank per key/value head
             if found != expected:
                 raise BarError(f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}")

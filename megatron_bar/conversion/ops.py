@@ -65,7 +65,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Rows:
+class VocabularyRows:
     """Cut along the vocabulary, which is padded with zero rows until every rank has the same, a multiple of ``unit``."""
 
     name: str

@@ -5,7 +5,7 @@ The names are those of the model that models/olmo2.py builds, in its order; a pa
 
 import torch
 
-from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, Rows, WeightOp, Whole
+from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, VocabularyRows, WeightOp, Whole
 from megatron_bar.weights.hf_config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -19,7 +19,7 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
     """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted globally."""
     heads = {"groups": config.num_kv_heads, "per_group": config.num_heads // config.num_kv_heads, "width": config.head_dim}
     vocabulary = {"total": config.vocab_size, "unit": VOCABULARY_UNIT.get(config.dtype, 1)}
-    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": Rows("model.embed_tokens.weight", **vocabulary)}
+    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": VocabularyRows("model.embed_tokens.weight", **vocabulary)}
     for n in range(config.num_layers):
         layer, theirs = f"decoder.layers.{n}", f"model.layers.{n}"
         attn, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
@@ -38,7 +38,7 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
             ops |= _ffn_ops(f"{layer}.mlp", ffn)
         ops[f"{layer}.mlp_bda.norm.weight"] = Whole(f"{theirs}.post_feedforward_layernorm.weight")
     ops["decoder.final_layernorm.weight"] = Whole("model.norm.weight")
-    ops["output_layer.weight"] = Rows("lm_head.weight", **vocabulary)
+    ops["output_layer.weight"] = VocabularyRows("lm_head.weight", **vocabulary)
     return ops
 
 

@@ -22,7 +22,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Step:
+class StepBatches:
     """One data-parallel rank's part of an optimizer step."""
 
     micro_batches: list[Batch]
@@ -100,15 +100,15 @@ class Loader:
         self._order = Order([len(part) for part in parts], seed=seed, weights=weights, places=steps * global_batch)
         self._sources = list(dict.fromkeys(name for part in parts for name in part.sources))
 
-    def step(self, number: int) -> Step:
+    def step(self, number: int) -> StepBatches:
         """Step ``number``, from 0."""
         places = np.arange(number * self.global_batch, (number + 1) * self.global_batch)
         rows = self._order.at(places)
         mine = rows[self._mine]
         pieces = [mine[at : at + self.micro_batch] for at in range(0, len(mine), self.micro_batch)]
-        return Step([self._take(piece) for piece in pieces], self._shares(rows), self._named(rows))
+        return StepBatches([self._take(piece) for piece in pieces], self._shares(rows), self._named(rows))
 
-    def ahead(self, start: int = 0) -> Iterator[Step]:
+    def ahead(self, start: int = 0) -> Iterator[StepBatches]:
         """Steps from ``start`` to the last, made by a thread while training uses the ones before."""
         ready: queue.Queue = queue.Queue(maxsize=AHEAD - 1)  # one more is in the thread's hands
         stop = threading.Event()

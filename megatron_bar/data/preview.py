@@ -74,16 +74,16 @@ def row_text(batch: Batch, tokenizer) -> Text:
     documents = [0] * len(ids) if batch.documents is None else batch.documents[0].tolist()
     special = {number: name for name, number in tokenizer.special.items()}
     text = Text()
-    for run in _runs(ids, [False, *(label >= 0 for label in labels[:-1])], documents, special):
-        text.append(special[run.ids[0]] if run.special else tokenizer.decode(run.ids), style=run.style)
-        if run.ends:
+    for span in _spans(ids, [False, *(label >= 0 for label in labels[:-1])], documents, special):
+        text.append(special[span.ids[0]] if span.special else tokenizer.decode(span.ids), style=span.style)
+        if span.ends:
             text.append("┃\n", style="bold red")
     padding = sum(document < 0 for document in documents)
     text.append(f"{padding} tokens of padding" if padding else "", style="italic")
     return text
 
 
-class _Run:
+class _Span:
     """Tokens in a row that look the same; decoded together, since one alone may be half a character."""
 
     def __init__(self, style: str, special: bool):
@@ -91,17 +91,17 @@ class _Run:
         self.style, self.special, self.ends = style, special, False
 
 
-def _runs(ids, trained, documents, special) -> list[_Run]:
-    runs: list[_Run] = []
+def _spans(ids, trained, documents, special) -> list[_Span]:
+    spans: list[_Span] = []
     for n, (token, learn, document) in enumerate(zip(ids, trained, documents, strict=True)):
         if document < 0:
             break
         style = f"{SPECIAL} {TRAINED if learn else READ}" if token in special else TRAINED if learn else READ
-        if not runs or token in special or runs[-1].style != style or runs[-1].ends:
-            runs.append(_Run(style, token in special))
-        runs[-1].ids.append(token)
-        runs[-1].ends = n + 1 == len(ids) or documents[n + 1] != document
-    return runs
+        if not spans or token in special or spans[-1].style != style or spans[-1].ends:
+            spans.append(_Span(style, token in special))
+        spans[-1].ids.append(token)
+        spans[-1].ends = n + 1 == len(ids) or documents[n + 1] != document
+    return spans
 
 
 def statistics(named: Sequence[tuple[str, Tokens]], length: int) -> Table:

@@ -84,7 +84,7 @@ Table = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class UntaggedSizes:
     """Rows per file."""
 
     pretrain: int = 24000
@@ -167,7 +167,7 @@ def drawn(seed: int, stage: str, skill: str, count: int, side: Side = "training"
     return list(found.values())
 
 
-def build(out: Path | str, *, seed: int, sizes: Sizes = Sizes()) -> Path:
+def build(out: Path | str, *, seed: int, sizes: UntaggedSizes = UntaggedSizes()) -> Path:
     """Writes every file and the tokenizer into ``out``, all a function of the seed."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

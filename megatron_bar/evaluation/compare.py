@@ -8,24 +8,24 @@ Left out: models that do not fit side by side.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_bar.cli import aligned
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.bootstrap import mean_interval
+from megatron_bar.evaluation.benchmarks.suite import TOY
 from megatron_bar.evaluation.generative import TestSet, load_beside, load_model, measure, read_tests
 from megatron_bar.evaluation.results import hash_items, require_of, require_same_tests
-from megatron_bar.evaluation.suite import TOY
-from megatron_bar.evaluation.table import aligned
+from megatron_bar.models.sampler import through_stages
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, world_size
-from megatron_bar.rl.sampler import through_stages
+from megatron_bar.report.bootstrap import Estimate, mean_interval
 from megatron_bar.weights.folder import Folder
 
 PASS = 2048
@@ -33,23 +33,11 @@ PASS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    mean: float
-    low: float
-    high: float
-    """Of the 95 % bootstrap interval."""
-    items: int
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Estimate":
-        found = mean_interval([values])
-        return cls(mean=found.mean, low=found.low, high=found.high, items=len(values))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
     old: str
     new: str
+    items: dict[str, int]
+    """By domain."""
     gains: dict[str, Estimate]
     """By domain, in points (percent)."""
     divergence: dict[str, Estimate]
@@ -60,7 +48,14 @@ class Comparison:
         return [domain for domain in self.divergence if self.gains[domain].high < -tolerance]
 
     def as_json(self) -> dict:
-        return asdict(self)
+        measured = {"gains": self.gains, "divergence": self.divergence}
+        return {"old": self.old, "new": self.new} | {
+            name: {
+                domain: {"mean": found.mean, "low": found.low, "high": found.high, "items": self.items[domain]}
+                for domain, found in estimates.items()
+            }
+            for name, estimates in measured.items()
+        }
 
 
 def gains(old: dict, new: dict) -> dict[str, Estimate]:
@@ -69,7 +64,7 @@ def gains(old: dict, new: dict) -> dict[str, Estimate]:
     found = {}
     for test, items in old["scores"].items():
         pairs = zip(items, new["scores"][test], strict=True)
-        found[test] = Estimate.of([100.0 * (after["score"] - before["score"]) for before, after in pairs])
+        found[test] = mean_interval([[100.0 * (after["score"] - before["score"]) for before, after in pairs]])
     return found
 
 
@@ -167,8 +162,9 @@ def compare(
     found = {}
     for name in guarded:
         texts = answered_texts(chats, rows[name], results[0]["scores"][name], longest)
-        found[name] = Estimate.of(divergence(first, second, texts))
-    return Comparison(old=str(old), new=str(new), gains=gains(*results), divergence=found)
+        found[name] = mean_interval([divergence(first, second, texts)])
+    items = {name: len(scores) for name, scores in results[0]["scores"].items()}
+    return Comparison(old=str(old), new=str(new), items=items, gains=gains(*results), divergence=found)
 
 
 def _shared_format(old: Path, new: Path) -> ChatFormat:
@@ -220,7 +216,7 @@ def lines(found: Comparison, tolerance: float) -> list[str]:
         moved = ["-", "-", "changed"] if kl is None else [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}", ""]
         if domain in regressed:
             moved[-1] = "REGRESSED"
-        rows.append([domain, str(gain.items), f"{gain.mean:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}", *moved])
+        rows.append([domain, str(found.items[domain]), f"{gain.mean:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}", *moved])
     told = [f"{found.new} against {found.old}: gains in points, KL(old || new) in nats", *aligned(rows)]
     return told if regressed else [*told, f"no domain surely lost more than {tolerance:g} points"]
 

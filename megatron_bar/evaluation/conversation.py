@@ -14,8 +14,8 @@ from pathlib import Path
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError, require_at_least
+from megatron_bar.models.sampler import Sampler
 from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
-from megatron_bar.rl.sampler import Sampler
 from megatron_bar.weights.folder import require_tokenizer
 from megatron_bar.weights.hf_config import read_config
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_bar.cli import aligned
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.table import aligned
 from megatron_bar.weights.manifest import MANIFEST, Cost, read_manifest
 
 

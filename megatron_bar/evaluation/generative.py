@@ -9,10 +9,10 @@ from megatron_bar.data.sources import Source, read_rows
 from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.evaluation.results import hash_items, new_results
 from megatron_bar.models.build import LanguageModel, build_model
+from megatron_bar.models.sampler import Sampler
 from megatron_bar.models.shards import load_folder
 from megatron_bar.parallel.state import ParallelConfig, is_set, on_rank_zero, set_layout
-from megatron_bar.rl.sampler import Sampler
-from megatron_bar.rl.verifiers import check_task, verify_many
+from megatron_bar.verifiers import check_task, verify_many
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.manifest import read_manifest

@@ -15,12 +15,12 @@ from pathlib import Path
 from blake3 import blake3
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.claim import write_whole
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.receipts import Proven
+from megatron_bar.weights.whole import write_whole
 
 FORMAT = "megatron_bar.evaluation/1"
 _FIELDS = {"suite": (str,), "model": (str,), "model_hash": (str,), "tests": (dict,), "scores": (dict,)}

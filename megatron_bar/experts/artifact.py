@@ -18,7 +18,7 @@ from megatron_bar.weights.receipts import Proven, receipts
 from megatron_bar.weights.writer import (
     USUAL,
     WriteOptions,
-    claim_files,
+    lock_files,
     plan_shards,
     verify_units,
     write_files,
@@ -49,15 +49,15 @@ def extract(
     names = [name for name in folder.tensors if classify(name) in _ALWAYS or _differs(folder, name, units, before)]
     source, plan = Proven(folder, units), plan_shards(folder.config, folder.dtype, options.max_shard_bytes, only=set(names))
     job = {"extract": [folder.fingerprint(), branched.fingerprint()]}
-    with claim_files(out, folder.config, plan, job=job) as claim:
-        written = write_files(claim, folder.config, plan, source.blocks, progress=options.progress)
-        write_index(claim.path, folder.config, plan)
+    with lock_files(out, folder.config, plan, job=job) as lock:
+        written = write_files(lock, folder.config, plan, source.blocks, progress=options.progress)
+        write_index(lock.path, folder.config, plan)
         made = dataclasses.replace(manifest, kind=ARTIFACT, config=folder.config.to_hf())
-        made.write(claim.path)
-        (claim.path / CARD).write_text(card(made, names, branched.path.resolve().name), encoding="utf-8")
+        made.write(lock.path)
+        (lock.path / CARD).write_text(card(made, names, branched.path.resolve().name), encoding="utf-8")
         if options.verifies:
-            verify_units(open_artifact(claim.path, branched), written, options.progress)
-        claim.publish()
+            verify_units(open_artifact(lock.path, branched), written, options.progress)
+        lock.publish()
     return made
 
 

@@ -19,12 +19,12 @@ from blake3 import blake3
 
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, require_same_config, require_tokenizer
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hashes import Units, anchor_hash, folder_hash
 from megatron_bar.weights.hf_config import DENSE
-from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Source, has_manifest, read_manifest, union
+from megatron_bar.weights.locks import check_out
+from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, SourceRecord, has_manifest, read_manifest, union
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
@@ -89,7 +89,7 @@ def branch(
                 Expert(index=1, name=DOMAIN, anchor_hash=digest),
             ),
             sources=tuple(
-                Source(role=role, name=source.folder.path.resolve().name, hash=folder_hash(source.units(options.progress)))
+                SourceRecord(role=role, name=source.folder.path.resolve().name, hash=folder_hash(source.units(options.progress)))
                 for role, source in sources.items()
             ),
             notes=tuple(notes),

@@ -22,11 +22,11 @@ from megatron_bar.errors import BarError
 from megatron_bar.experts.branch import normal_row
 from megatron_bar.experts.dense_merge import combined, dense_sources, ledger, open_dense, side_by_side
 from megatron_bar.experts.shared import MEAN, Combination
-from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hf_config import ModelConfig
-from megatron_bar.weights.manifest import Expert, Manifest, Training, has_manifest, read_manifest
+from megatron_bar.weights.locks import check_out
+from megatron_bar.weights.manifest import Expert, Manifest, TrainingRecord, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
@@ -114,7 +114,7 @@ def _manifest(
     )
 
 
-def _trained(folder: Folder) -> tuple[Training, ...]:
+def _trained(folder: Folder) -> tuple[TrainingRecord, ...]:
     experts = read_manifest(folder.path).experts if has_manifest(folder.path) else ()
     return experts[0].trained if experts else ()
 

@@ -14,11 +14,11 @@ from megatron_bar.config import to_json
 from megatron_bar.errors import BarError, require_name
 from megatron_bar.experts.inputs import require_same_tokenizer
 from megatron_bar.experts.shared import MEAN, Combination
-from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import DENSE
-from megatron_bar.weights.manifest import Cost, Manifest, Source, has_manifest, read_manifest
+from megatron_bar.weights.locks import check_out
+from megatron_bar.weights.manifest import Cost, Manifest, SourceRecord, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
@@ -97,9 +97,9 @@ def side_by_side(name: str, inputs: dict[str, Proven]) -> Iterator[tuple[Tensor,
     return zip(*(source.blocks(name) for source in inputs.values()), strict=True)
 
 
-def dense_sources(inputs: dict[str, Proven], progress: Progress) -> tuple[Source, ...]:
+def dense_sources(inputs: dict[str, Proven], progress: Progress) -> tuple[SourceRecord, ...]:
     return tuple(
-        Source(role=name, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress)))
+        SourceRecord(role=name, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress)))
         for name, source in inputs.items()
     )
 

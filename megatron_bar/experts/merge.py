@@ -20,11 +20,11 @@ from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
 from megatron_bar.experts.inputs import Input, check_arguments, moved_anchor, open_inputs
 from megatron_bar.experts.shared import MEAN, Combination
-from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index, with_expert
 from megatron_bar.weights.hashes import anchor_hash, folder_hash
-from megatron_bar.weights.manifest import DOMAIN, Cost, Manifest, Source, union
+from megatron_bar.weights.locks import check_out
+from megatron_bar.weights.manifest import DOMAIN, Cost, Manifest, SourceRecord, union
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
@@ -151,7 +151,7 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination, kept: K
         )
         for slot, (given, lineage) in enumerate(zip(inputs, lineages, strict=True))
     ]
-    sources = [Source(role=expert.name, name=expert.folder, hash=expert.folder_hash) for expert in experts]
+    sources = [SourceRecord(role=expert.name, name=expert.folder, hash=expert.folder_hash) for expert in experts]
     return Manifest(
         family=written.config.family,
         kind="merged",

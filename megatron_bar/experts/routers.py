@@ -20,12 +20,12 @@ from megatron_bar.errors import BarError
 from megatron_bar.evaluation.validation import mean_over
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
-from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import Active
-from megatron_bar.weights.manifest import Source, has_manifest, read_manifest
+from megatron_bar.weights.locks import check_out
+from megatron_bar.weights.manifest import SourceRecord, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
@@ -121,7 +121,7 @@ def rewrite(
         return proven.blocks(name)
 
     def written(_, units):
-        read = Source(role="source", name=Path(folder).resolve().name, hash=folder_hash(proven.units()))
+        read = SourceRecord(role="source", name=Path(folder).resolve().name, hash=folder_hash(proven.units()))
         stale = manifest.router_stale and rows is None
         return replace(manifest, sources=(read,), notes=(*manifest.notes, note), frozen=None, router_stale=stale)
 

@@ -17,9 +17,9 @@ from megatron_bar.experts.artifact import overlay
 from megatron_bar.experts.inputs import Input, check_arguments, open_inputs
 from megatron_bar.experts.merge import Kept, merge_inputs
 from megatron_bar.experts.shared import Combination
-from megatron_bar.weights.claim import check_out
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash
+from megatron_bar.weights.locks import check_out
 from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, MANIFEST, Manifest, has_manifest, read_manifest, union
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions

@@ -19,11 +19,11 @@ from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_rank_zero, share_error
 from megatron_bar.weights import writer
-from megatron_bar.weights.claim import start
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import expert_index
 from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
+from megatron_bar.weights.locks import lock_output
 from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 
@@ -109,12 +109,12 @@ def save_folder(
     config = config or model.shape
     plan = writer.plan_shards(config, config.dtype, options.max_shard_bytes)
     nbytes = num_parameters(config) * ITEMSIZE[config.dtype]
-    claim = None
+    lock = None
 
     def begin() -> Path:
-        nonlocal claim
-        claim = start(out, nbytes)
-        return claim.path
+        nonlocal lock
+        lock = lock_output(out, nbytes)
+        return lock.path
 
     folder = on_rank_zero(begin)
     try:
@@ -122,12 +122,12 @@ def save_folder(
         rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
 
         def finish() -> None:
-            writer.finish(claim, **rest, units=units, options=options)
+            writer.finish(lock, **rest, units=units, options=options)
 
         on_rank_zero(finish)
     except BaseException:
-        if claim is not None:
-            claim.abort()
+        if lock is not None:
+            lock.abort()
         raise
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.pipeline import Pipeline, Step
-from megatron_bar.planner.usage import Machine, Task, Usage, compute_seconds, usage
-from megatron_bar.training.memory import Place, Spread, states
+from megatron_bar.planner.memory import Place, Spread, states
+from megatron_bar.planner.usage import Machine, PlannedStage, Usage, compute_seconds, usage
+from megatron_bar.run.pipeline import Pipeline, Step
 from megatron_bar.training.stage import Stage
 
 BUSY = 8192
@@ -27,7 +27,7 @@ class Proposal:
     """Of a step, what is exchanged included: what layouts are ranked by."""
 
 
-def propose(task: Task, machine: Machine) -> Proposal | None:
+def propose(planned: PlannedStage, machine: Machine) -> Proposal | None:
     """The cheapest layout that fits, or None. A BarError where no layout divides the GPUs, the model and the batch.
 
     The rule: the least time of a step, its operations at the given share of the peak (recomputation and the idle ends of a
@@ -38,20 +38,20 @@ def propose(task: Task, machine: Machine) -> Proposal | None:
     data-parallel, a pipeline where nothing else fits. Where the trainer samples too, token by token through all of a pipeline,
     every layout with a shorter one comes first.
     """
-    ranked = [(_seconds(task, stage, machine), stage) for stage in layouts(task, machine)]
-    samples = task.run.rl is not None and task.run.rl.engine.name == "own"
+    ranked = [(_seconds(planned, stage, machine), stage) for stage in layouts(planned, machine)]
+    samples = planned.run.rl is not None and planned.run.rl.engine.name == "own"
     ranked.sort(key=lambda one: (one[1].parallel.pipeline if samples else 1, one[0]))
     if not ranked:
-        stage, shape = task.stage, task.shape
+        stage, shape = planned.stage, planned.shape
         raise BarError(
-            f"{task.name}: no layout of {machine.gpus} GPUs divides {task.rows} rows, {shape.num_heads} heads and "
+            f"{planned.name}: no layout of {machine.gpus} GPUs divides {planned.rows} rows, {shape.num_heads} heads and "
             f"{shape.num_layers} layers; expected a number of GPUs that does"
         )
     fitting: list[Proposal] = []
     for seconds, stage in ranked:
         if fitting and seconds > fitting[0].seconds * CLOSE:
             break
-        used = usage(task, stage, machine)
+        used = usage(planned, stage, machine)
         if machine.holds(used):
             fitting.append(Proposal(stage=stage, usage=used, seconds=seconds))
     return min(fitting, key=_size) if fitting else None
@@ -64,10 +64,10 @@ def _size(proposal: Proposal) -> tuple:
     return layout.pipeline, group, layout.tensor, stage.recompute, -stage.micro_batch
 
 
-def layouts(task: Task, machine: Machine) -> Iterator[Stage]:
+def layouts(planned: PlannedStage, machine: Machine) -> Iterator[Stage]:
     """The stage in every layout that divides the GPUs, the model and the batch."""
     inside = [n for n in range(1, min(machine.node, machine.gpus) + 1) if machine.node % n == 0 or n == machine.gpus]
-    stage, shape = task.stage, task.shape
+    stage, shape = planned.stage, planned.shape
     for tensor in inside:
         for pipeline in _divisors(shape.num_layers):
             for expert in inside if shape.num_experts else (1,):
@@ -78,8 +78,8 @@ def layouts(task: Task, machine: Machine) -> Iterator[Stage]:
                     layout.check(shape, machine.gpus)
                 except BarError:
                     continue
-                rows, uneven = divmod(task.rows, machine.gpus // (tensor * pipeline))
-                if uneven and task.run.rl is None:
+                rows, uneven = divmod(planned.rows, machine.gpus // (tensor * pipeline))
+                if uneven and planned.run.rl is None:
                     continue
                 for micro_batch in _divisors(max(1, rows)):
                     if micro_batch == 1 or micro_batch * stage.sequence <= BUSY:
@@ -91,12 +91,12 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _seconds(task: Task, stage: Stage, machine: Machine) -> float:
+def _seconds(planned: PlannedStage, stage: Stage, machine: Machine) -> float:
     """Of a step, for ranking: operations, and bytes that the busiest rank exchanges."""
-    shape, layout = task.shape, stage.parallel
+    shape, layout = planned.shape, stage.parallel
     spread = Spread.of(shape, layout, machine.gpus)
     size, h = DTYPES[shape.dtype].itemsize, shape.hidden_size
-    tokens = task.rows * stage.sequence / spread.data  # of a rank's model, in a step
+    tokens = planned.rows * stage.sequence / spread.data  # of a rank's model, in a step
     passes = 2 + stage.recompute
     layers = shape.num_layers // layout.pipeline
 
@@ -106,23 +106,23 @@ def _seconds(task: Task, stage: Stage, machine: Machine) -> float:
     experts = spread.expert * spread.expert_tensor if shape.num_experts else spread.tensor
     inside = passes * layers * (whole(tokens, spread.tensor) + whole(tokens / spread.tensor * experts, experts))
     between = 2 * tokens / spread.tensor * h * size * (layout.pipeline > 1)
-    trains = max(_trains(task, spread, pipeline) for pipeline in range(layout.pipeline))
+    trains = max(_trains(planned, spread, pipeline) for pipeline in range(layout.pipeline))
     reduced = trains * (1 + 4 / size) * (spread.data > 1)  # gradients in fp32 one way, weights the other
     far = machine.network if machine.gpus > machine.node else machine.link
-    return compute_seconds(task, stage, machine) + inside / machine.link + (between + reduced) / far
+    return compute_seconds(planned, stage, machine) + inside / machine.link + (between + reduced) / far
 
 
-def _trains(task: Task, spread: Spread, pipeline: int) -> int:
+def _trains(planned: PlannedStage, spread: Spread, pipeline: int) -> int:
     place = Place(pipeline=pipeline, data=0, expert=0, expert_data=0)
-    return states(task.shape, task.policy, spread, place).trains
+    return states(planned.shape, planned.policy, spread, place).trains
 
 
-def smallest(task: Task, machine: Machine) -> int | None:
-    """GPUs of this kind from which on the task fits, None: not on 4096 either. Powers of two, which divide most."""
+def smallest(planned: PlannedStage, machine: Machine) -> int | None:
+    """GPUs of this kind from which on the stage fits, None: not on 4096 either. Powers of two, which divide most."""
     gpus = 1
     while gpus <= LARGEST:
         try:
-            if propose(task, replace(machine, gpus=gpus)):
+            if propose(planned, replace(machine, gpus=gpus)):
                 return gpus
         except BarError:
             pass
@@ -135,7 +135,7 @@ class Plan:
     """Of stages that are alike."""
 
     names: tuple[str, ...]
-    task: Task
+    planned: PlannedStage
     written: Usage | str
     """Of the stage's own layout; or why it does not divide what there is."""
     proposal: Proposal | None
@@ -145,30 +145,30 @@ class Plan:
 
 def plan(pipeline: Pipeline, steps: list[Step], machine: Machine) -> list[Plan]:
     """Of all of ``steps`` that train, in order; those that differ in names and data alone are one."""
-    alike: dict[tuple, list[Task]] = {}
+    alike: dict[tuple, list[PlannedStage]] = {}
     for step in steps:
         if step.run is None:
             continue
         shape = pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
         run = step.run
         stage = replace(run.stage, optim=replace(run.stage.optim, lr=1.0), seed=0)
-        task = Task(name=step.name, run=run, shape=shape)
-        alike.setdefault((stage, run.rl and replace(run.rl, rounds=1), run.dpo, shape, task.steps), []).append(task)
-    return [_plan(tasks, machine) for tasks in alike.values()]
+        planned = PlannedStage(name=step.name, run=run, shape=shape)
+        alike.setdefault((stage, run.rl and replace(run.rl, rounds=1), run.dpo, shape, planned.steps), []).append(planned)
+    return [_plan(stages, machine) for stages in alike.values()]
 
 
-def _plan(tasks: list[Task], machine: Machine) -> Plan:
-    task = tasks[0]
-    proposal = propose(task, machine)
+def _plan(stages: list[PlannedStage], machine: Machine) -> Plan:
+    planned = stages[0]
+    proposal = propose(planned, machine)
     try:
-        task.stage.check(task.shape, machine.gpus, batches=task.run.rl is None)
-        written = usage(task, task.stage, machine)
+        planned.stage.check(planned.shape, machine.gpus, batches=planned.run.rl is None)
+        written = usage(planned, planned.stage, machine)
     except BarError as error:
         written = str(error)
     return Plan(
-        names=tuple(one.name for one in tasks),
-        task=task,
+        names=tuple(one.name for one in stages),
+        planned=planned,
         written=written,
         proposal=proposal,
-        smallest=None if proposal else smallest(task, machine),
+        smallest=None if proposal else smallest(planned, machine),
     )

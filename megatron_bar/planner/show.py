@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from megatron_bar.evaluation.table import aligned
+from megatron_bar.cli import aligned
 from megatron_bar.planner.search import Plan
-from megatron_bar.planner.usage import Machine, Task, Usage, compute_seconds
+from megatron_bar.planner.usage import Machine, PlannedStage, Usage, compute_seconds
 from megatron_bar.training.freeze import table
 from megatron_bar.training.stage import Stage
 
@@ -25,20 +25,20 @@ def lines(plans: list[Plan], machine: Machine) -> Iterator[str]:
 
 
 def _stage(plan: Plan, machine: Machine) -> Iterator[str]:
-    task = plan.task
-    counts = table(task.shape, task.policy)
+    planned = plan.planned
+    counts = table(planned.shape, planned.policy)
     trains, total = sum(n for _, n, moves in counts if moves), sum(n for _, n, _ in counts)
-    steps = f"{task.steps:,} steps" if task.steps else f"{task.stage.epochs:g} epochs"
+    steps = f"{planned.steps:,} steps" if planned.steps else f"{planned.stage.epochs:g} epochs"
     yield ""
     yield (
-        f"{', '.join(plan.names)}: {task.policy.name} trains {trains:,} of {total:,} parameters, {total - trains:,} frozen; "
-        f"{task.step_flops(False) / 1e15:.3g} PFLOP a step, {steps}"
+        f"{', '.join(plan.names)}: {planned.policy.name} trains {trains:,} of {total:,} parameters, {total - trains:,} frozen; "
+        f"{planned.step_flops(False) / 1e15:.3g} PFLOP a step, {steps}"
     )
     rows = [HEAD]
     if isinstance(plan.written, Usage):
-        rows.append(_row("as written", task, task.stage, plan.written, machine))
+        rows.append(_row("as written", planned, planned.stage, plan.written, machine))
     if plan.proposal is not None:
-        rows.append(_row("proposed", task, plan.proposal.stage, plan.proposal.usage, machine))
+        rows.append(_row("proposed", planned, plan.proposal.stage, plan.proposal.usage, machine))
     used = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"0"}]
     yield from aligned([list(row) for row in zip(*used, strict=True)]) if len(rows) > 1 else ()
     if isinstance(plan.written, str):
@@ -61,13 +61,13 @@ def refusal(plans: list[Plan], machine: Machine) -> str | None:
     return f"no layout of {machine.gpus} GPUs of {machine.memory / 1e9:g} GB holds {'; '.join(missing)}" if missing else None
 
 
-def _row(what: str, task: Task, stage: Stage, used: Usage, machine: Machine) -> list[str]:
-    layout, seconds = stage.parallel, compute_seconds(task, stage, machine)
+def _row(what: str, planned: PlannedStage, stage: Stage, used: Usage, machine: Machine) -> list[str]:
+    layout, seconds = stage.parallel, compute_seconds(planned, stage, machine)
     data = machine.gpus // (layout.tensor * layout.pipeline)
     text = f"TP{layout.tensor} PP{layout.pipeline} EP{layout.expert} DP{data}, micro-batch {stage.micro_batch}"
     text += ", recompute" if stage.recompute else ""
     sizes = [f"{getattr(used, kind) / 1e9:.4g}" for kind in KINDS]
-    return [what, text, *sizes, f"{seconds:.3g}", _time(seconds * task.steps) if task.steps else "-"]
+    return [what, text, *sizes, f"{seconds:.3g}", _time(seconds * planned.steps) if planned.steps else "-"]
 
 
 def _time(seconds: float) -> str:

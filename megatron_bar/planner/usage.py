@@ -1,7 +1,7 @@
 """Bytes that a recipe's stage takes on the GPU that holds most, and seconds of its steps. No GPU is needed to say so.
 
-Exact: weights, gradients, optimizer state (training/memory.py). Followed operation by operation: what is kept for the backward
-pass (training/activations.py). Estimated: temporaries, and every second. What is neither, CUDA's context, NCCL's and cuBLAS's
+Exact: weights, gradients, optimizer state (planner/memory.py). Followed operation by operation: what is kept for the backward
+pass (planner/activations.py). Estimated: temporaries, and every second. What is neither, CUDA's context, NCCL's and cuBLAS's
 buffers and what the allocator cannot use, is taken off the GPU's memory beforehand (`Machine.reserve`).
 Rows are taken to be full and one document each: where documents are packed, the attention's operations are an upper bound.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
-from megatron_bar.recipe import Run
+from megatron_bar.planner.activations import Attention, Pass, activations
+from megatron_bar.planner.memory import Place, Spread, States, cache, states
+from megatron_bar.recipes.recipe import Training
 from megatron_bar.rl.engine import EngineConfig
 from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.training import flops
-from megatron_bar.training.activations import Attention, Pass, activations
-from megatron_bar.training.memory import Place, Spread, States, cache, states
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.groups import POLICIES, FreezePolicy
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
@@ -71,11 +71,11 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class PlannedStage:
     """A stage of a recipe on a model of a shape."""
 
     name: str
-    run: Run
+    run: Training
     shape: ModelConfig
 
     @property
@@ -133,15 +133,15 @@ class Usage:
         return stays + max(self.activations + max(self.logits, self.working), self.scoring, self.sampling)
 
 
-def usage(task: Task, stage: Stage, machine: Machine) -> Usage:
-    """Of the rank that holds most of ``task`` trained as ``stage``, on all GPUs."""
-    spread = Spread.of(task.shape, stage.parallel, machine.gpus)
+def usage(planned: PlannedStage, stage: Stage, machine: Machine) -> Usage:
+    """Of the rank that holds most of ``planned`` trained as ``stage``, on all GPUs."""
+    spread = Spread.of(planned.shape, stage.parallel, machine.gpus)
     most: dict[tuple[int, int], tuple[States, Place]] = {}  # of the ranks with the same layers and experts
     for place in spread.places():
-        key, found = (place.pipeline, place.expert), states(task.shape, task.policy, spread, place)
+        key, found = (place.pipeline, place.expert), states(planned.shape, planned.policy, spread, place)
         if key not in most or found.total > most[key][0].total:
             most[key] = found, place
-    return max((_of_rank(task, stage, machine, spread, *one) for one in most.values()), key=lambda one: one.total)
+    return max((_of_rank(planned, stage, machine, spread, *one) for one in most.values()), key=lambda one: one.total)
 
 
 def attention(stage: Stage, shape: ModelConfig) -> Attention:
@@ -150,11 +150,11 @@ def attention(stage: Stage, shape: ModelConfig) -> Attention:
     return "kernel" if whole or DTYPES[shape.dtype].itemsize == 2 else "mask"
 
 
-def _of_rank(task: Task, stage: Stage, machine: Machine, spread: Spread, fixed: States, place: Place) -> Usage:
-    shape, run = task.shape, task.run
+def _of_rank(planned: PlannedStage, stage: Stage, machine: Machine, spread: Spread, fixed: States, place: Place) -> Usage:
+    shape, run = planned.shape, planned.run
     one = Pass(
         shape=shape,
-        trains=task.policy.trains,
+        trains=planned.policy.trains,
         spread=spread,
         place=place,
         rows=stage.micro_batch,
@@ -162,7 +162,7 @@ def _of_rank(task: Task, stage: Stage, machine: Machine, spread: Spread, fixed: 
         attention=attention(stage, shape),
         z_loss=stage.router_z_loss > 0,
     )
-    micro_batches = -(-task.rows // (stage.micro_batch * spread.data))
+    micro_batches = -(-planned.rows // (stage.micro_batch * spread.data))
     passing = activations(one, recompute=stage.recompute, micro_batches=micro_batches)
     from_start = run.dpo is not None or (run.rl is not None and (run.rl.kl > 0 or run.rl.kl_every > 0))
     return Usage(
@@ -198,10 +198,10 @@ def _engine(engine: EngineConfig, shape: ModelConfig, machine: Machine) -> int:
     return int(engine.memory * machine.memory) if engine.name == "vllm" else weights
 
 
-def compute_seconds(task: Task, stage: Stage, machine: Machine) -> float:
+def compute_seconds(planned: PlannedStage, stage: Stage, machine: Machine) -> float:
     """Of a step's operations, and of the ranks that wait at both ends of a pipeline."""
     layout = stage.parallel
     data = machine.gpus // (layout.tensor * layout.pipeline)
-    micro_batches = max(1, task.rows // (stage.micro_batch * data))
+    micro_batches = max(1, planned.rows // (stage.micro_batch * data))
     waiting = (micro_batches + layout.pipeline - 1) / micro_batches
-    return task.step_flops(stage.recompute) / machine.flops * waiting
+    return planned.step_flops(stage.recompute) / machine.flops * waiting

@@ -1,11 +1,14 @@
-"""Runs as functions that return values; imports everything, imported by nobody."""
+"""Recipes are values: what one is made of (recipe, study, stages), and the shipped ones, functions that return them."""
 
 import importlib
 import importlib.util
 from pathlib import Path
 
 from megatron_bar.errors import BarError
-from megatron_bar.recipe import Recipe
+from megatron_bar.recipes.recipe import Recipe
+
+NO_RECIPES = ("__init__", "recipe", "study", "stages")
+"""Files beside the shipped recipes."""
 
 
 def load_recipe(name: str) -> Recipe:
@@ -34,7 +37,7 @@ def _import(module: str, name: str):
     except ModuleNotFoundError as error:
         if error.name != module and not module.startswith(f"{error.name}."):
             raise
-        known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "stages", "show"))
+        known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NO_RECIPES)
         raise BarError(
             f"recipe {name}: not found; expected one of {', '.join(known)}, module:function or file.py:function"
         ) from None

@@ -7,8 +7,8 @@ Nobody published such a run; learning rates are those of 7B.
 from dataclasses import replace
 
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.recipe import Recipe
 from megatron_bar.recipes import olmo2_7b
+from megatron_bar.recipes.recipe import Recipe
 
 SHAPE = replace(
     olmo2_7b.SHAPE,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from megatron_bar.data.sources import Source
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
 from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.weights.hf_config import ModelConfig
 
@@ -56,11 +56,11 @@ def expert(
     mid = stages.midtrain(parallel=parallel, recompute=True, save_every=500)
     sft = stages.sft(parallel=parallel, recompute=True, save_every=200)
     rlvr = stages.rlvr(parallel=parallel, recompute=True, save_every=10)
-    runs = [Run(stage=mid, data=(Source(path=Path(f"midtrain/{name}.jsonl"), kind="text"),))] if midtrain else []
-    runs.append(Run(stage=sft, data=GENERAL + domain))
+    runs = [Training(stage=mid, data=(Source(path=Path(f"midtrain/{name}.jsonl"), kind="text"),))] if midtrain else []
+    runs.append(Training(stage=sft, data=GENERAL + domain))
     if rounds:
         tasks = (Source(path=Path(f"rlvr/{name}.jsonl"), kind="task"),)
-        runs.append(Run(stage=rlvr, data=tasks, rl=replace(RL, rounds=rounds)))
+        runs.append(Training(stage=rlvr, data=tasks, rl=replace(RL, rounds=rounds)))
     return ExpertSpec(name=name, runs=tuple(runs))
 
 
@@ -79,7 +79,7 @@ def bar(name: str, *, shape: ModelConfig, base: str, anchor: str, training: Para
             expert("safety", SAFETY, parallel=training),
             expert("tool_use", TOOL_USE, parallel=training),
         ),
-        route=Run(
+        route=Training(
             stage=stages.route(parallel=routing, recompute=True, save_every=20),
             data=tuple(replace(source, share=ROUTER_SHARE) for source in GENERAL + MATH + CODE + SAFETY + TOOL_USE),
         ),

@@ -12,12 +12,12 @@ through mid-training, SFT and RLVR with the sandbox, one through SFT alone. Noth
 from pathlib import Path
 
 from megatron_bar.data.sources import Source
-from megatron_bar.data.world import Sizes
+from megatron_bar.data.world import WorldSizes
 from megatron_bar.evaluation.generative import TestSet
-from megatron_bar.recipe import Evaluation, ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
+from megatron_bar.recipes.recipe import Evaluation, ExpertSpec, Recipe, Training
+from megatron_bar.recipes.study import Study
 from megatron_bar.rl.grpo import GRPOConfig
-from megatron_bar.study import Study
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.hf_config import ModelConfig
@@ -41,14 +41,16 @@ def chat(name: str) -> Source:
 
 def recipe() -> Recipe:
     text = (Source(path=Path("pretrain.jsonl"), kind="text"),)
-    mid = Run(stage=stages.midtrain(**SMALL), data=(Source(path=Path("midtrain_code.jsonl"), kind="text"),))
-    sft = Run(stage=stages.sft(**SMALL), data=(chat("general"), chat("code")))
+    mid = Training(stage=stages.midtrain(**SMALL), data=(Source(path=Path("midtrain_code.jsonl"), kind="text"),))
+    sft = Training(stage=stages.sft(**SMALL), data=(chat("general"), chat("code")))
     # No steps: RLVR makes as many as its rounds ask for.
     rlvr = stages.rlvr(**SMALL | {"steps": None, "save_every": 1, "sequence": 128})
     tasks = (CHANCE, Source(path=Path("rlvr_code.jsonl"), kind="task"))
     return Recipe(
         name="smoke",
-        world=Sizes(pretrain=600, midtrain=100, sft_general=100, sft_domain=60, rlvr=16, preferences=7, validation=7, test=8),
+        world=WorldSizes(
+            pretrain=600, midtrain=100, sft_general=100, sft_domain=60, rlvr=16, preferences=7, validation=7, test=8
+        ),
         shape=ModelConfig(
             vocab_size=1000,
             hidden_size=128,
@@ -61,13 +63,13 @@ def recipe() -> Recipe:
             rms_norm_eps=1e-6,
             dtype="bfloat16",
         ),
-        pretrain=Run(stage=Stage(name="pretrain", policy="dense_all", packing="cut", **SMALL), data=text),
-        posttrain=Run(stage=Stage(name="posttrain", policy="dense_all", **SMALL), data=(chat("general"),)),
+        pretrain=Training(stage=Stage(name="pretrain", policy="dense_all", packing="cut", **SMALL), data=text),
+        posttrain=Training(stage=Stage(name="posttrain", policy="dense_all", **SMALL), data=(chat("general"),)),
         experts=(
-            ExpertSpec(name="code", runs=(mid, sft, Run(stage=rlvr, data=tasks, rl=RL))),
-            ExpertSpec(name="math", runs=(Run(stage=stages.sft(**SMALL), data=(chat("general"), chat("math"))),)),
+            ExpertSpec(name="code", runs=(mid, sft, Training(stage=rlvr, data=tasks, rl=RL))),
+            ExpertSpec(name="math", runs=(Training(stage=stages.sft(**SMALL), data=(chat("general"), chat("math"))),)),
         ),
-        route=Run(stage=stages.route(**SMALL), data=(chat("general"), chat("code"), chat("math"))),
+        route=Training(stage=stages.route(**SMALL), data=(chat("general"), chat("code"), chat("math"))),
         evaluation=Evaluation(
             tests=tuple(
                 TestSet(name=name, path=Path(f"test_{name}.jsonl"), max_new_tokens=16) for name in ("chat", "code", "math")

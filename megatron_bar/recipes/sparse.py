@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 from megatron_bar.data.sources import Source
 from megatron_bar.data.untagged import DOMAINS, SKILLS
-from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import untagged
-from megatron_bar.study import ACTIVE, Claim, MergeSpec, RouterSpec, Study, Sweep
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
+from megatron_bar.recipes.study import ACTIVE, Claim, MergeSpec, RouterSpec, Study, Sweep
 from megatron_bar.training.stage import Stage
 
 Drift = Literal["published", "large"]
@@ -54,7 +54,7 @@ def expert(spec: ExpertSpec, drift: Drift, *, alone: float = 0.0) -> ExpertSpec:
     return ExpertSpec(name=f"{spec.name}_alone" if alone else spec.name, runs=(replace(run, stage=stage),))
 
 
-def routed(run: Run, stage: Stage, *, chosen_at: tuple[int, ...]) -> Run:
+def routed(run: Training, stage: Stage, *, chosen_at: tuple[int, ...]) -> Training:
     validation = tuple(held_out(name) for name in SKILLS)
     return replace(run, stage=stage, rates=RATES, validation=validation, chosen_at=chosen_at)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from megatron_bar.data.sources import Source
 from megatron_bar.data.world import DOMAINS, SKILLS
 from megatron_bar.evaluation.generative import TestSet
-from megatron_bar.recipe import Evaluation, ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
+from megatron_bar.recipes.recipe import Evaluation, ExpertSpec, Recipe, Training
+from megatron_bar.recipes.study import Claim, Study
 from megatron_bar.rl.grpo import GRPOConfig
-from megatron_bar.study import Claim, Study
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.hf_config import ModelConfig
@@ -76,11 +76,11 @@ def expert(name: str, *, midtrain: bool) -> ExpertSpec:
     )
     sft = stages.sft(optim=OptimConfig(lr=1e-3, schedule="linear", warmup=0.03), epochs=1, **BATCH)
     rlvr = stages.rlvr(optim=OptimConfig(lr=1e-4), sequence=ROW, batch=4, micro_batch=4)
-    runs = [Run(stage=sft, data=(GENERAL, chat(name)))]
+    runs = [Training(stage=sft, data=(GENERAL, chat(name)))]
     if midtrain:
-        runs.insert(0, Run(stage=mid, data=(Source(path=Path(f"midtrain_{name}.jsonl"), kind="text"),)))
+        runs.insert(0, Training(stage=mid, data=(Source(path=Path(f"midtrain_{name}.jsonl"), kind="text"),)))
         rl = GRPOConfig(rounds=10, prompts=16, group=8, mini_batches=2, max_new_tokens=60, slots=128)
-        runs.append(Run(stage=rlvr, data=(Source(path=Path(f"rlvr_{name}.jsonl"), kind="task"),), rl=rl))
+        runs.append(Training(stage=rlvr, data=(Source(path=Path(f"rlvr_{name}.jsonl"), kind="task"),), rl=rl))
     return ExpertSpec(name=name, runs=tuple(runs))
 
 
@@ -102,10 +102,10 @@ def recipe() -> Recipe:
             initializer_range=0.09,
         ),
         embedding_std=1.0,
-        pretrain=Run(stage=PRETRAIN, data=(Source(path=Path("pretrain.jsonl"), kind="text"),)),
-        posttrain=Run(stage=POSTTRAIN, data=(GENERAL,)),
+        pretrain=Training(stage=PRETRAIN, data=(Source(path=Path("pretrain.jsonl"), kind="text"),)),
+        posttrain=Training(stage=POSTTRAIN, data=(GENERAL,)),
         experts=tuple(expert(name, midtrain=name in ("math", "code")) for name in DOMAINS),
-        route=Run(
+        route=Training(
             # Ten epochs, not two: 5 % of the toy's SFT data is 23 k tokens, where the published run has 43 M.
             stage=stages.route(optim=OptimConfig(lr=1e-2, schedule="linear", warmup=0.03), steps=450, **BATCH),
             data=tuple(replace(source, share=0.05) for source in sft),

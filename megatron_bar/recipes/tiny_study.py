@@ -9,10 +9,10 @@ from pathlib import Path
 
 from megatron_bar.data.sources import Source
 from megatron_bar.data.world import DOMAINS
-from megatron_bar.recipe import ExpertSpec, Recipe, Run
 from megatron_bar.recipes import tiny
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
+from megatron_bar.recipes.study import Claim, MergeSpec, RouterSpec, Sweep, Upgrade
 from megatron_bar.recipes.tiny import BATCH, CLAIMS, CLOSE, ENDS, GENERAL, chat
-from megatron_bar.study import Claim, MergeSpec, RouterSpec, Sweep, Upgrade
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.preference import DPOConfig
 from megatron_bar.training.stage import Stage
@@ -45,27 +45,27 @@ class Parts:
         self.recipe = recipe
         self.runs = {(expert.name, run.stage.name): run for expert in recipe.experts for run in expert.runs}
 
-    def midtrain(self, *domains: str, general: float = 0.0) -> Run:
+    def midtrain(self, *domains: str, general: float = 0.0) -> Training:
         """``general``: the share of the pretraining text that is mixed in."""
         run = self._of_all("midtrain", "dense_all", *domains)
         mixed = (replace(self.recipe.pretrain.data[0], share=general),) if general else ()
         return replace(run, data=run.data + mixed)
 
-    def sft(self, *domains: str, policy: str = "dense_all", general: int = 1) -> Run:
+    def sft(self, *domains: str, policy: str = "dense_all", general: int = 1) -> Training:
         """On these domains' data once and the general data ``general`` times, with the best of three learning rates."""
         run = self._of_all("sft", policy, *domains)
         data = (*[GENERAL] * general, *(source for source in run.data if source != GENERAL))
         return replace(run, data=data, rates=RATES, validation=validation(*domains))
 
-    def rlvr(self, *domains: str, policy: str = "dense_all") -> Run:
+    def rlvr(self, *domains: str, policy: str = "dense_all") -> Training:
         """As many rounds for each domain as its expert has."""
         run = self._of_all("rlvr", policy, *domains)
         return replace(run, rl=replace(run.rl, rounds=run.rl.rounds * len(domains)))
 
-    def dpo(self) -> Run:
-        return Run(stage=DPO, data=(Source(path=Path("preferences.jsonl"), kind="preference"),), dpo=DPOConfig())
+    def dpo(self) -> Training:
+        return Training(stage=DPO, data=(Source(path=Path("preferences.jsonl"), kind="preference"),), dpo=DPOConfig())
 
-    def _of_all(self, stage: str, policy: str, *domains: str) -> Run:
+    def _of_all(self, stage: str, policy: str, *domains: str) -> Training:
         runs = [self.runs[domain, stage] for domain in domains]
         return replace(runs[0], stage=replace(runs[0].stage, policy=policy), data=sum((run.data for run in runs), ()))
 
@@ -83,7 +83,7 @@ class Parts:
 def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     learnt = [domain for domain in DOMAINS if (domain, "midtrain") in parts.runs]
 
-    def dense(name: str, start: str, *runs: Run) -> ExpertSpec:
+    def dense(name: str, start: str, *runs: Training) -> ExpertSpec:
         return ExpertSpec(name=name, start=start, runs=runs)
 
     # Mid-trained experts start from the base, as BAR's do; what is only post-trained goes on from the anchor.

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_bar.data.sources import Source
-from megatron_bar.data.untagged import DOMAINS, SKILLS, Sizes
+from megatron_bar.data.untagged import DOMAINS, SKILLS, UntaggedSizes
 from megatron_bar.evaluation.generative import TestSet
-from megatron_bar.recipe import Evaluation, ExpertSpec, Recipe, Run
 from megatron_bar.recipes import stages
+from megatron_bar.recipes.recipe import Evaluation, ExpertSpec, Recipe, Training
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.hf_config import ModelConfig
@@ -27,7 +27,7 @@ def chat(name: str, share: float = 1.0) -> Source:
 
 def expert(name: str) -> ExpertSpec:
     stage = stages.sft(optim=OptimConfig(lr=5e-3, schedule="linear", warmup=0.05), steps=SFT, **BATCH)
-    return ExpertSpec(name=name, runs=(Run(stage=stage, data=(chat("general"), chat(name))),))
+    return ExpertSpec(name=name, runs=(Training(stage=stage, data=(chat("general"), chat(name))),))
 
 
 def recipe() -> Recipe:
@@ -50,7 +50,7 @@ def recipe() -> Recipe:
     return Recipe(
         name="untagged",
         seed=2,  # not a world that the hyperparameters were chosen on
-        world=Sizes(),
+        world=UntaggedSizes(),
         shape=ModelConfig(
             vocab_size=512,
             hidden_size=64,
@@ -64,10 +64,10 @@ def recipe() -> Recipe:
             initializer_range=0.12,
         ),
         embedding_std=1.0,
-        pretrain=Run(stage=pretrain, data=(Source(path=Path("pretrain.jsonl"), kind="text"),)),
-        posttrain=Run(stage=posttrain, data=(chat("general"),)),
+        pretrain=Training(stage=pretrain, data=(Source(path=Path("pretrain.jsonl"), kind="text"),)),
+        posttrain=Training(stage=posttrain, data=(chat("general"),)),
         experts=tuple(map(expert, DOMAINS)),
-        route=Run(stage=route, data=tuple(replace(chat(name), share=0.5) for name in SKILLS)),
+        route=Training(stage=route, data=tuple(replace(chat(name), share=0.5) for name in SKILLS)),
         evaluation=Evaluation(
             tests=tuple(TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=9) for skill in SKILLS),
             slots=100,

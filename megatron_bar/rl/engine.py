@@ -24,10 +24,10 @@ from torch import Tensor
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.models.build import LanguageModel
+from megatron_bar.models.sampler import Completion, Sampler, stop_at, through_stages
 from megatron_bar.models.shards import save_folder
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import on_rank_zero
-from megatron_bar.rl.sampler import Completion, Sampler, stop_at, through_stages
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.manifest import Manifest
@@ -54,7 +54,7 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class SamplingParams:
     """How answers are drawn."""
 
     max_new_tokens: int
@@ -67,7 +67,7 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Makes the trainer's weights the ones that answer."""
 
-    def start(self, prompts: list[list[int]], drawing: Drawing, *, seed: int) -> Callable[[], list[Completion]]:
+    def start(self, prompts: list[list[int]], params: SamplingParams, *, seed: int) -> Callable[[], list[Completion]]:
         """Begins an answer to each prompt; what is returned waits for them. Until then, no other call."""
 
     def changed(self) -> list[str]:
@@ -89,14 +89,14 @@ class OwnSampler:
     def sync(self) -> None:
         self.weights = fingerprints(self.model)
 
-    def start(self, prompts: list[list[int]], drawing: Drawing, *, seed: int) -> Callable[[], list[Completion]]:
+    def start(self, prompts: list[list[int]], params: SamplingParams, *, seed: int) -> Callable[[], list[Completion]]:
         done = self.sampler.generate(
             prompts,
-            max_new_tokens=drawing.max_new_tokens,
-            temperature=drawing.temperature,
+            max_new_tokens=params.max_new_tokens,
+            temperature=params.temperature,
             seed=seed,
-            slots=drawing.slots,
-            stop=stop_at(drawing.stop, self.decode) if drawing.stop else None,
+            slots=params.slots,
+            stop=stop_at(params.stop, self.decode) if params.stop else None,
         )
         return lambda: done
 
@@ -176,13 +176,13 @@ def worst_layer(model: LanguageModel, ids: list[int]) -> str:
 class EngineProcess:
     """An engine of engine_server.py, on rank 0; the weights reach it as a Hugging Face folder."""
 
-    def __init__(self, trainer: Trainer, chats: ChatFormat, config: EngineConfig, drawing: Drawing, *, folder: Path):
+    def __init__(self, trainer: Trainer, chats: ChatFormat, config: EngineConfig, params: SamplingParams, *, folder: Path):
         """``folder``: where weights are handed over; gone when they are loaded."""
         self.trainer, self.folder, self.version, self.config = trainer, folder, 0, config
         self.stop_ids, self.pad_id = sorted(chats.stop_ids), chats.tokenizer.pad_id
         self.thread = ThreadPoolExecutor(1)
         self.process = None
-        options = {"tensor": config.tensor, "memory": config.memory, "stop": list(drawing.stop), "slots": drawing.slots}
+        options = {"tensor": config.tensor, "memory": config.memory, "stop": list(params.stop), "slots": params.slots}
         on_rank_zero(lambda: self._begin(options))
 
     def _begin(self, options: dict) -> None:
@@ -233,13 +233,13 @@ class EngineProcess:
         what = {"manifest": lambda *_: manifest, "config": self.trainer.written, "options": WriteOptions(verify="none")}
         save_folder(model, self.folder, companions_from=self.trainer.source, **what)
 
-    def start(self, prompts: list[list[int]], drawing: Drawing, *, seed: int) -> Callable[[], list[Completion]]:
+    def start(self, prompts: list[list[int]], params: SamplingParams, *, seed: int) -> Callable[[], list[Completion]]:
         given = {
             "prompts": prompts,
-            "max_new_tokens": drawing.max_new_tokens,
-            "temperature": drawing.temperature,
+            "max_new_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
             "seed": seed,
-            "stop": list(drawing.stop),
+            "stop": list(params.stop),
             "stop_ids": self.stop_ids,
             "pad_id": self.pad_id,
         }
@@ -276,7 +276,7 @@ class EngineProcess:
             self.process.wait()
 
 
-def build_engine(config: EngineConfig, trainer: Trainer, chats: ChatFormat, drawing: Drawing, *, folder: Path) -> Engine:
+def build_engine(config: EngineConfig, trainer: Trainer, chats: ChatFormat, params: SamplingParams, *, folder: Path) -> Engine:
     if config.name == "own":
         return OwnSampler(trainer, chats)
-    return EngineProcess(trainer, chats, config, drawing, folder=folder)
+    return EngineProcess(trainer, chats, config, params, folder=folder)

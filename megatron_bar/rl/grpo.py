@@ -26,12 +26,12 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import Batch, PackedRows
 from megatron_bar.errors import BarError, require_at_least
+from megatron_bar.models.sampler import Completion
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.rl.advantage import ADVANTAGES, informative
-from megatron_bar.rl.engine import Drawing, Engine, EngineConfig, build_engine
+from megatron_bar.rl.engine import Engine, EngineConfig, SamplingParams, build_engine
 from megatron_bar.rl.loss import ClippedPolicyGradient
 from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
-from megatron_bar.rl.sampler import Completion
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
 from megatron_bar.training.guard import Guard
@@ -94,8 +94,8 @@ class GRPOConfig:
             raise BarError("rl: stop has an empty text, which would end every answer")
 
     @property
-    def drawing(self) -> Drawing:
-        return Drawing(max_new_tokens=self.max_new_tokens, temperature=self.temperature, stop=self.stop, slots=self.slots)
+    def params(self) -> SamplingParams:
+        return SamplingParams(max_new_tokens=self.max_new_tokens, temperature=self.temperature, stop=self.stop, slots=self.slots)
 
 
 @dataclass
@@ -134,10 +134,10 @@ class Rollouts:
         if config.lag:  # when the answers come, the trainer will have moved on
             self._probe([self.tasks[n].prompt for n in drawn[: self.PROBES]], seed)
         prompts = [self.tasks[n].prompt for n in drawn for _ in range(config.group)]
-        self.pending = _Pending(drawn, self.engine.start(prompts, config.drawing, seed=seed), config.group)
+        self.pending = _Pending(drawn, self.engine.start(prompts, config.params, seed=seed), config.group)
 
     def _probe(self, prompts: list[list[int]], seed: int) -> None:
-        short = replace(self.config.drawing, max_new_tokens=min(self.PROBE_TOKENS, self.config.max_new_tokens))
+        short = replace(self.config.params, max_new_tokens=min(self.PROBE_TOKENS, self.config.max_new_tokens))
         answers = self.engine.start(prompts, short, seed=seed)()
         self.count(prompts, answers)
         documents = [
@@ -272,7 +272,7 @@ def train(job: Job, stage: Stage, config: GRPOConfig, tasks: list[Task], chats: 
     # The loss of a policy gradient lies around zero and has no usual size.
     guard = Guard(job.name, job.nonfinite, stage, start=trainer.done, saved=guarded, watched=("grad_norm",))
     handover = job.out.with_name(f".{job.out.name}.rollout")
-    engine = build_engine(config.engine, trainer, chats, config.drawing, folder=handover)
+    engine = build_engine(config.engine, trainer, chats, config.params, folder=handover)
     rollouts = Rollouts(trainer, engine, tasks, prompts, config, chats.tokenizer.pad_id)
     rounds = Rounds(job.name, rollouts, guard, chats.tokenizer, grade)
     if saved is not None:

@@ -6,8 +6,8 @@ from random import Random
 from megatron_bar.data.indexed import Document, in_memory
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
+from megatron_bar.models.sampler import Completion
 from megatron_bar.rl.advantage import Advantages, centred
-from megatron_bar.rl.sampler import Completion
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ from megatron_bar.training import pieces, stored
 from megatron_bar.training.freeze import check_unmoved
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
-from megatron_bar.weights.claim import publish
 from megatron_bar.weights.safetensors_io import write_file
+from megatron_bar.weights.whole import publish
 
 
 class Checkpoints:

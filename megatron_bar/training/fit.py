@@ -18,7 +18,7 @@ from megatron_bar.training.metrics import Log
 from megatron_bar.training.objective import LanguageModelling, Objective
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
-from megatron_bar.weights.claim import check_out
+from megatron_bar.weights.locks import check_out
 from megatron_bar.weights.manifest import Manifest
 
 

@@ -30,7 +30,7 @@ DOMAIN = "domain"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingRecord:
     """A stage in an expert's life."""
 
     stage: str
@@ -46,7 +46,7 @@ class Expert:
     index: int
     """Global: 0 is the anchor."""
     name: str
-    trained: tuple[Training, ...] = ()
+    trained: tuple[TrainingRecord, ...] = ()
     """What trained it, in order."""
     anchor_hash: str | None = None
     """Of the branch it was trained in."""
@@ -63,7 +63,7 @@ class Expert:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceRecord:
     role: str
     """anchor, domain_init, expert, ..."""
     name: str
@@ -130,7 +130,7 @@ class Manifest:
     """Of the branched folder that all experts started from."""
     experts: tuple[Expert, ...] = ()
     """A dense folder has one, or none where its history is unknown."""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[SourceRecord, ...] = ()
     notes: tuple[str, ...] = ()
     """What was decided for the user, such as whose RoPE theta was kept."""
     tensors: dict[str, str] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Manifest:
             raise BarError(f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}")
 
     def after(
-        self, training: Training, *, sources: tuple[Source, ...], expert: str | None = None, cost: Cost | None = None
+        self, training: TrainingRecord, *, sources: tuple[SourceRecord, ...], expert: str | None = None, cost: Cost | None = None
     ) -> "Manifest":
         """Of the folder that a training stage makes from this one; ``expert`` is the trained expert's name from here on."""
         kind = {"branched": "expert", "merged": "routed"}.get(self.kind, self.kind)
@@ -223,11 +223,11 @@ def _list[T](value: dict, name: str, parse: Callable[[object, str], T], where: s
     return tuple(parse(item, f"{where}{name}[{n}]") for n, item in enumerate(items))
 
 
-def _training(value, where: str) -> Training:
-    fields = _fields(value, Training, where)
+def _training(value, where: str) -> TrainingRecord:
+    fields = _fields(value, TrainingRecord, where)
     _typed(fields["stage"], str, f"{where}.stage")
     _check_strings(fields, ("policy", "recipe"), f"{where}.")
-    return Training(**(fields | {"data": _hashes(fields, "data", f"{where}.")}))
+    return TrainingRecord(**(fields | {"data": _hashes(fields, "data", f"{where}.")}))
 
 
 def _expert(value, where: str) -> Expert:
@@ -238,11 +238,11 @@ def _expert(value, where: str) -> Expert:
     return Expert(**(fields | {"trained": _list(fields, "trained", _training, f"{where}.")}))
 
 
-def _source(value, where: str) -> Source:
-    fields = _fields(value, Source, where)
+def _source(value, where: str) -> SourceRecord:
+    fields = _fields(value, SourceRecord, where)
     for name in ("role", "name", "hash"):
         _typed(fields[name], str, f"{where}.{name}")
-    return Source(**fields)
+    return SourceRecord(**fields)
 
 
 def _cost(value, where: str) -> Cost:

@@ -1,11 +1,11 @@
 """Writes a Hugging Face folder that appears only when it is whole, and goes on after a kill.
 
-Everything goes into a hidden folder beside the target (claim.py), is fsynced, read back from the disk, and renamed as the last
+Everything goes into a hidden folder beside the target (locks.py), is fsynced, read back from the disk, and renamed as the last
 act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
 
-In one process: `write_folder`. In a distributed saver: rank 0 claims the place (`claim.start`), rank r calls
+In one process: `write_folder`. In a distributed saver: rank 0 locks the place (`locks.lock_output`), rank r calls
 `write_shard(k, ...)` for the shards it owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0
-aborts its claim.
+aborts it.
 The split into files is `plan_shards`, a pure function of the config, so that all ranks agree without talking.
 """
 
@@ -24,12 +24,13 @@ import torch
 
 import megatron_bar
 from megatron_bar.errors import BarError, writing
-from megatron_bar.weights.claim import Claim, claimed, write_json
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder, Progress, companions, silent
 from megatron_bar.weights.hashes import Units, config_hash, hash_units, hashed, require_units
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.locks import OutputLock, locked_output
 from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE, Tensors, write_file
+from megatron_bar.weights.whole import write_json
 
 Plan = list[list[str]]
 """The names of file k, in order."""
@@ -107,7 +108,7 @@ def write_shard(folder: Path, config: ModelConfig, plan: Plan, k: int, tensors: 
 
 
 def finish(
-    claim: Claim,
+    lock: OutputLock,
     *,
     config: ModelConfig,
     plan: Plan,
@@ -121,17 +122,17 @@ def finish(
     ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in. What is verified
     is read back from the disk and hashed again.
     """
-    with writing(claim.out):
-        _write_small_files(claim.path, config, plan, Path(companions_from))
-        written = Folder.open(claim.path)
+    with writing(lock.out):
+        _write_small_files(lock.path, config, plan, Path(companions_from))
+        written = Folder.open(lock.path)
         assert {name.partition("[")[0] for name in units} == written.tensors.keys()
         if options.verifies:
             verify_units(written, units, options.progress)
         made = manifest(written, units)
         receipt = {"tensors": units, "config_hash": config_hash(config), "experts_per_layer": config.experts_per_layer}
-        dataclasses.replace(made, **receipt).write(claim.path)
-    claim.publish()
-    return Folder.open(claim.out)
+        dataclasses.replace(made, **receipt).write(lock.path)
+    lock.publish()
+    return Folder.open(lock.out)
 
 
 def write_folder(
@@ -149,16 +150,16 @@ def write_folder(
     ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were finished.
     """
     plan = plan_shards(config, config.dtype, options.max_shard_bytes)
-    with claim_files(out, config, plan, job=job) as claim:
-        units = write_files(claim, config, plan, produce, progress=options.progress)
+    with lock_files(out, config, plan, job=job) as lock:
+        units = write_files(lock, config, plan, produce, progress=options.progress)
         rest = {"config": config, "plan": plan, "companions_from": companions_from, "manifest": manifest}
-        return finish(claim, **rest, units=units, options=options)
+        return finish(lock, **rest, units=units, options=options)
 
 
-def claim_files(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> AbstractContextManager[Claim]:
-    """`claimed` for the files of ``plan``."""
+def lock_files(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> AbstractContextManager[OutputLock]:
+    """`locked_output` for the files of ``plan``."""
     whole = None if job is None else {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
-    return claimed(out, sum(_nbytes(config, plan).values()), job=whole)
+    return locked_output(out, sum(_nbytes(config, plan).values()), job=whole)
 
 
 def _nbytes(config: ModelConfig, plan: Plan) -> dict[str, int]:
@@ -167,7 +168,7 @@ def _nbytes(config: ModelConfig, plan: Plan) -> dict[str, int]:
 
 
 def write_files(
-    claim: Claim,
+    lock: OutputLock,
     config: ModelConfig,
     plan: Plan,
     produce: Callable[[str], Iterable[torch.Tensor]],
@@ -176,12 +177,12 @@ def write_files(
 ) -> Units:
     """The files of ``plan``, but those that an earlier run of the same job finished; the hashes of all their tensors."""
     units, nbytes = {}, _nbytes(config, plan)
-    with progress(f"writing {claim.out.name}", sum(nbytes.values())) as advance:
+    with progress(f"writing {lock.out.name}", sum(nbytes.values())) as advance:
         for k, names in enumerate(plan):
-            found = claim.finished(shard_name(k, plan))
+            found = lock.finished(shard_name(k, plan))
             if found is None:
-                found = write_shard(claim.path, config, plan, k, _watched(produce, names, advance))
-                claim.record(shard_name(k, plan), found)
+                found = write_shard(lock.path, config, plan, k, _watched(produce, names, advance))
+                lock.record(shard_name(k, plan), found)
             else:
                 advance(sum(nbytes[name] for name in names))
             units |= found

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, Rows, WeightOp, Whole
+from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, VocabularyRows, WeightOp, Whole
 
 SIZES = st.sampled_from([1, 2, 4, 8])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -66,7 +66,7 @@ def test_whole(size, width, dtype):
 @given(size=SIZES, vocabulary=st.integers(1, 40), width=SMALL, dtype=DTYPES)
 def test_rows_of_a_vocabulary_that_need_not_divide(size, vocabulary, width, dtype):
     tensors = numbered({"embed": (vocabulary, width)}, dtype)
-    op = Rows("embed", total=vocabulary)
+    op = VocabularyRows("embed", total=vocabulary)
     assert op.sharded
     padded = torch.cat(check_identity(op, tensors, size))
     assert len(padded) == -(-vocabulary // size) * size

@@ -9,11 +9,11 @@ import pytest
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
-from megatron_bar.data.untagged import ASKS, DOMAINS, GOODS, NUMBERS, SKILLS, Sizes, build, drawn, some, tables
+from megatron_bar.data.untagged import ASKS, DOMAINS, GOODS, NUMBERS, SKILLS, UntaggedSizes, build, drawn, some, tables
 from megatron_bar.data.world.lexicon import Split
-from megatron_bar.rl.verifiers import verify_many
+from megatron_bar.verifiers import verify_many
 
-SMALL = Sizes(pretrain=2000, sft_general=600, sft_domain=600, validation=60, test=60)
+SMALL = UntaggedSizes(pretrain=2000, sft_general=600, sft_domain=600, validation=60, test=60)
 ROW, ANSWER = 128, 9
 """Tokens of a row and of the longest answer, as recipes/untagged.py has them."""
 OVERLAP = 0.95

@@ -12,7 +12,7 @@ from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.data.world import (
     DOMAINS,
     SKILLS,
-    Sizes,
+    WorldSizes,
     build,
     code,
     knowledge,
@@ -23,9 +23,9 @@ from megatron_bar.data.world import (
     training_set,
 )
 from megatron_bar.data.world.lexicon import HELD_OUT_SHARE, VALIDATION_SHARE, Split
-from megatron_bar.rl.verifiers import verify_many
+from megatron_bar.verifiers import verify_many
 
-SMALL = Sizes(
+SMALL = WorldSizes(
     pretrain=300, midtrain=60, sft_general=100, sft_domain=40, rlvr=20, preferences=70, validation=10, test=10, vocabulary=600
 )
 test_set.__test__ = False

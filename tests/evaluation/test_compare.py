@@ -10,8 +10,9 @@ from evaluation.tiny_chat import QUESTIONS, answers, save_chat_hf, write_world
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.evaluation import compare as gate
-from megatron_bar.evaluation.compare import Comparison, Estimate, gains, require_no_regression
+from megatron_bar.evaluation.compare import Comparison, gains, require_no_regression
 from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.report.bootstrap import Estimate
 
 
 def results(scores: list[float], name: str = "old") -> dict:
@@ -24,15 +25,17 @@ def test_gains_are_paired_by_item():
     """Forty items each of which gains as much have an interval without width, whatever their scores are."""
     old = [n % 2 / 2 for n in range(40)]
     (found,) = gains(results(old), results([score + 0.25 for score in old])).values()
-    assert found == Estimate(mean=25.0, low=25.0, high=25.0, items=40)
+    assert found == Estimate(mean=25.0, low=25.0, high=25.0, seeds=1)
     (mixed,) = gains(results([0.0] * 40), results([1.0] * 10 + [0.0] * 30)).values()
     assert mixed.mean == 25.0 and 10 <= mixed.low <= 15 and 35 <= mixed.high <= 40
 
 
 @pytest.mark.parametrize("high, tolerance, told", [(-0.1, 0.0, True), (0.0, 0.0, False), (-2.0, 2.0, False), (-2.1, 2.0, True)])
 def test_a_domain_regressed_where_its_whole_interval_is_below(high, tolerance, told):
-    lost = Estimate(mean=-5.0, low=-9.0, high=high, items=9)
-    found = Comparison(old="a", new="b", gains={"math": lost, "code": lost}, divergence={"code": lost})
+    lost = Estimate(mean=-5.0, low=-9.0, high=high, seeds=1)
+    found = Comparison(
+        old="a", new="b", items={"math": 9, "code": 9}, gains={"math": lost, "code": lost}, divergence={"code": lost}
+    )
     assert found.regressed(tolerance) == ["code"] * told  # what was changed is not guarded
     if told:
         with pytest.raises(ValueError, match=rf"b: expected no domain to lose more than .* against a, got code -5\.0 .*{high}"):

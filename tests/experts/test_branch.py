@@ -11,7 +11,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.experts.branch import branch, domain_embedding
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import anchor_hash, config_hash, folder_hash, hash_units, is_domain
-from megatron_bar.weights.manifest import Expert, Manifest, Source, Training, read_manifest
+from megatron_bar.weights.manifest import Expert, Manifest, SourceRecord, TrainingRecord, read_manifest
 from megatron_bar.weights.writer import WriteOptions
 
 ROUTERS = [f"model.layers.{n}.mlp.gate.weight" for n in range(2)]
@@ -72,7 +72,7 @@ def test_the_manifest_says_what_was_done(dense, other_dense, branched):
         anchor_hash=digest,
         experts=(Expert(index=0, name="anchor", anchor_hash=digest), Expert(index=1, name="domain", anchor_hash=digest)),
         sources=tuple(
-            Source(role=role, name=path.name, hash=folder_hash(hash_units(Folder.open(path))))
+            SourceRecord(role=role, name=path.name, hash=folder_hash(hash_units(Folder.open(path))))
             for role, path in (("anchor", dense), ("domain_init", other_dense))
         ),
         tensors=units,
@@ -82,7 +82,7 @@ def test_the_manifest_says_what_was_done(dense, other_dense, branched):
 
 def test_the_anchors_stages_are_carried_along(dense, tmp_path):
     anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
-    trained = (Training(stage="pretrain"), Training(stage="sft"))
+    trained = (TrainingRecord(stage="pretrain"), TrainingRecord(stage="sft"))
     seal(anchor, Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="dense", trained=trained),)))
     branch(anchor, dense, tmp_path / "out", router_init="zero")
     assert read_manifest(tmp_path / "out").experts[0].stages == ("pretrain", "sft")

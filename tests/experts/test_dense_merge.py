@@ -18,7 +18,7 @@ from megatron_bar.experts.upgrade import Merged
 from megatron_bar.weights.describe import describe
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash, hash_units
-from megatron_bar.weights.manifest import Expert, Manifest, Training, read_manifest
+from megatron_bar.weights.manifest import Expert, Manifest, TrainingRecord, read_manifest
 from megatron_bar.weights.writer import WriteOptions
 
 ROUTERS = [f"model.layers.{layer}.mlp.gate.weight" for layer in range(2)]
@@ -103,7 +103,7 @@ def test_the_routers_rows_follow_the_seed(three, tmp_path):
 
 
 def test_btx_keeps_what_trained_its_experts_and_goes_on_to_the_router_stage(three, tmp_path):
-    sft = Training(stage="sft", policy="dense_all")
+    sft = TrainingRecord(stage="sft", policy="dense_all")
     math = copy_with(three["math"], tmp_path / "math", lambda name, tensor: tensor)
     seal(math, Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="anchor", trained=(sft,)),)))
     out = btx(three | {"math": math}, tmp_path / "out").path
@@ -113,7 +113,7 @@ def test_btx_keeps_what_trained_its_experts_and_goes_on_to_the_router_stage(thre
         ("math", "math", ("sft",)),
         ("code", "third", ()),
     ]
-    routed = manifest.after(Training(stage="route", policy="route"), sources=())
+    routed = manifest.after(TrainingRecord(stage="route", policy="route"), sources=())
     assert routed.kind == "routed" and [e.name for e in routed.experts] == ["anchor", "math", "code"]
     assert any(line.startswith("note: BTX of independent dense models; shared tensors: mean of all") for line in describe(out))
 

@@ -11,7 +11,7 @@ from megatron_bar.experts.btx import btx
 from megatron_bar.experts.dense_merge import dense_merge
 from megatron_bar.experts.merge import merge
 from megatron_bar.experts.upgrade import Merged, remove, replace_expert
-from megatron_bar.weights.manifest import Cost, Expert, Manifest, Training, read_manifest
+from megatron_bar.weights.manifest import Cost, Expert, Manifest, TrainingRecord, read_manifest
 
 
 def cost(step: str) -> Cost:
@@ -20,7 +20,7 @@ def cost(step: str) -> Cost:
 
 def train(source, target, step: str, change=lambda name, tensor: tensor, *, policy: str = "rlvr", expert: str | None = None):
     copy_with(source, target, change)
-    training = Training(stage="sft", policy=policy)
+    training = TrainingRecord(stage="sft", policy=policy)
     seal(target, read_manifest(source).after(training, sources=(), expert=expert, cost=cost(step)))
     return target
 

@@ -19,7 +19,7 @@ from megatron_bar.experts.upgrade import Merged, add, remove, replace_expert
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import hash_units
-from megatron_bar.weights.manifest import MANIFEST, Cost, Training, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Cost, TrainingRecord, read_manifest
 from megatron_bar.weights.writer import WriteOptions
 
 ROUTERS = ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
@@ -54,7 +54,7 @@ def routed(place):
 
     out = place / "routed"
     copy_with(place / "merged", out, trained)
-    seal(out, read_manifest(out).after(Training(stage="route", policy="route"), sources=(), cost=ROUTED))
+    seal(out, read_manifest(out).after(TrainingRecord(stage="route", policy="route"), sources=(), cost=ROUTED))
     return out
 
 
@@ -128,7 +128,7 @@ def test_trained_router_rows_of_those_that_stay_are_kept_and_the_router_is_stale
     again = remove(Merged.open(made, [place, tmp_path]), "math", tmp_path / "again").path
     assert read_manifest(again).router_stale
     assert torch.equal(load_tensors(again)[ROUTERS[0]], after[ROUTERS[0]][[0, 2, 3]])
-    assert not read_manifest(again).after(Training(stage="route"), sources=()).router_stale
+    assert not read_manifest(again).after(TrainingRecord(stage="route"), sources=()).router_stale
 
 
 def test_a_lost_artifact_is_refused_unless_the_shared_tensors_never_moved(branched, place, tmp_path):

@@ -7,20 +7,20 @@ import pytest
 from megatron_bar.config import override
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.pipeline import Pipeline
+from megatron_bar.planner.memory import Spread, states
 from megatron_bar.planner.search import CLOSE, _seconds, layouts, propose, smallest
-from megatron_bar.planner.usage import Machine, Task, _of_rank, compute_seconds, parse_bytes, usage
+from megatron_bar.planner.usage import Machine, PlannedStage, _of_rank, compute_seconds, parse_bytes, usage
 from megatron_bar.recipes import load_recipe
-from megatron_bar.training.memory import Spread, states
+from megatron_bar.run.pipeline import Pipeline
 
 STEPS = ("math-midtrain", "math-sft", "math-rlvr", "final")
 
 
-def task(name: str, *changes: str) -> Task:
+def planned(name: str, *changes: str) -> PlannedStage:
     recipe = override(load_recipe("olmo2_7b"), changes)
     pipeline = Pipeline(recipe, "runs/x")
     step = pipeline.steps[name]
-    return Task(name=name, run=step.run, shape=pipeline.shape.with_experts(step.experts))
+    return PlannedStage(name=name, run=step.run, shape=pipeline.shape.with_experts(step.experts))
 
 
 def machine(gpus: int, memory: str = "80GB", **more) -> Machine:
@@ -30,7 +30,7 @@ def machine(gpus: int, memory: str = "80GB", **more) -> Machine:
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("gpus, memory", [(8, "80GB"), (8, "40GB"), (16, "24GB"), (64, "80GB")])
 def test_nothing_clearly_cheaper_than_the_proposal_fits(name, gpus, memory):
-    one, there = task(name), machine(gpus, memory)
+    one, there = planned(name), machine(gpus, memory)
     found = propose(one, there)
     fitting = [stage for stage in layouts(one, there) if there.holds(usage(one, stage, there))]
     if found is None:
@@ -55,7 +55,7 @@ def test_nothing_clearly_cheaper_than_the_proposal_fits(name, gpus, memory):
 )
 def test_the_rank_that_holds_most_is_the_one(name, layout):
     """Against every rank, one by one."""
-    one, there = task(name), machine(16)
+    one, there = planned(name), machine(16)
     stage = replace(one.stage, parallel=layout)
     spread = Spread.of(one.shape, layout, 16)
     totals = [
@@ -66,7 +66,7 @@ def test_the_rank_that_holds_most_is_the_one(name, layout):
 
 
 def test_earlier_pipeline_ranks_keep_more_micro_batches():
-    one, there = task("math-sft"), machine(8)
+    one, there = planned("math-sft"), machine(8)
     spread = Spread(pipeline=8, tensor=1, expert=1, expert_tensor=1, ranks=8)
     stage = replace(one.stage, parallel=ParallelConfig(pipeline=8))
     kept = [
@@ -79,7 +79,7 @@ def test_earlier_pipeline_ranks_keep_more_micro_batches():
 
 def test_seconds_by_hand():
     """Six operations for a parameter and token where all trains, eight with recomputation, at half of 1000 TFLOP/s on 8 GPUs."""
-    one, there = task("math-rlvr"), machine(8, tflops=1000.0, mfu=0.5)
+    one, there = planned("math-rlvr"), machine(8, tflops=1000.0, mfu=0.5)
     everything = replace(one, run=replace(one.run, stage=replace(one.stage, policy="rlvr_open")))
     tokens, parameters = 128 * 6144, 11_626_795_008 - 100_278 * 4096  # the embedding multiplies nothing
     pairs = 128 * 6144 * 6145 // 2 * 32 * 4 * 4096
@@ -94,23 +94,23 @@ def test_seconds_by_hand():
 
 def test_the_sampler_and_other_engines():
     there = machine(8)
-    one = task("math-rlvr", "experts.0.runs.2.rl.slots=64")
+    one = planned("math-rlvr", "experts.0.runs.2.rl.slots=64")
     used = usage(one, one.stage, there)
     cut = 4_328_521_728 + 32 * 4 * 4096**2 + 2 * 100_280 * 4096  # the expert, attention, embedding and head, padded
     assert used.start == 2 * (cut // 4 + 32 * (2 + 2 + 2) * 4096 + 4096)  # routers, QK-norms and block norms, the last norm
     keys_and_values = 2 * 32 * 65 * 8 * 6144 * 128 * 2
     assert keys_and_values < used.sampling < keys_and_values * 1.2
-    few = task("math-rlvr", "experts.0.runs.2.rl.slots=16")
+    few = planned("math-rlvr", "experts.0.runs.2.rl.slots=16")
     assert usage(few, few.stage, there).sampling < used.sampling / 3
     rl = "experts.0.runs.2.rl"
-    beside = task("math-rlvr", f"{rl}.engine.name=vllm", f"{rl}.engine.memory=0.5")
+    beside = planned("math-rlvr", f"{rl}.engine.name=vllm", f"{rl}.engine.memory=0.5")
     assert usage(beside, beside.stage, there).engine == 40 * 10**9
-    apart = task("math-rlvr", f"{rl}.engine.name=vllm", f"{rl}.engine.devices=7")
+    apart = planned("math-rlvr", f"{rl}.engine.name=vllm", f"{rl}.engine.devices=7")
     assert (usage(apart, apart.stage, there).engine, usage(apart, apart.stage, there).sampling) == (0, 0)
 
 
 def test_the_smallest_number_of_gpus():
-    one = task("math-midtrain")
+    one = planned("math-midtrain")
     assert propose(one, machine(2, "40GB")) is None
     count = smallest(one, machine(2, "40GB"))
     assert propose(one, machine(count, "40GB")) and not propose(one, machine(count // 2, "40GB"))
@@ -119,4 +119,4 @@ def test_the_smallest_number_of_gpus():
 
 def test_what_no_layout_divides():
     with pytest.raises(BarError, match="math-midtrain: no layout of 7 GPUs divides 128 rows, 32 heads and 32 layers"):
-        propose(task("math-midtrain"), machine(7))
+        propose(planned("math-midtrain"), machine(7))

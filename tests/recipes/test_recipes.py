@@ -13,11 +13,11 @@ from scripts import ROOT, run_here
 from megatron_bar.config import diff, from_json, override, to_json
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation import generative
-from megatron_bar.pipeline import Pipeline
-from megatron_bar.recipe import Evaluation, Recipe
+from megatron_bar.planner.dry_run import describe
 from megatron_bar.recipes import load_recipe
-from megatron_bar.recipes.show import describe
-from megatron_bar.study import Study
+from megatron_bar.recipes.recipe import Evaluation, Recipe
+from megatron_bar.recipes.study import Study
+from megatron_bar.run.pipeline import Pipeline
 from megatron_bar.training.freeze import table
 from megatron_bar.weights.groups import POLICIES
 from megatron_bar.weights.hf_config import num_parameters, tensor_shapes

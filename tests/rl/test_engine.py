@@ -20,7 +20,7 @@ from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import engine_server, grpo
-from megatron_bar.rl.engine import Drawing, EngineConfig, build_engine
+from megatron_bar.rl.engine import EngineConfig, SamplingParams, build_engine
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
 from megatron_bar.training.trainer import Trainer
@@ -28,7 +28,7 @@ from megatron_bar.weights.manifest import Manifest
 
 LAYOUTS = {"tp1": (ParallelConfig(), 1), "tp2": (ParallelConfig(tensor=2), 2), "ep2": (ParallelConfig(expert=2), 2)}
 PROMPTS = [[5, 6, 7], [9], [4, 8, 15, 16, 3], [11, 12]]
-DRAWING = Drawing(max_new_tokens=8, temperature=1.0, stop=(), slots=3)
+PARAMS = SamplingParams(max_new_tokens=8, temperature=1.0, stop=(), slots=3)
 APART = EngineConfig(name="transformers")
 EXPERT = "decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight"
 
@@ -41,14 +41,14 @@ def folder(tmp_path_factory):
 def answers(source: Path, handover: Path, layout: ParallelConfig):
     """Greedy ones of both engines, the drift of the other one's draws, and what is said when a weight moves after the sync."""
     trainer = Trainer(source, stage(layout), steps=1)
-    own = build_engine(EngineConfig(), trainer, Ids(), DRAWING, folder=handover)
-    apart = build_engine(APART, trainer, Ids(), DRAWING, folder=handover)
-    greedy = replace(DRAWING, temperature=0.0)
+    own = build_engine(EngineConfig(), trainer, Ids(), PARAMS, folder=handover)
+    apart = build_engine(APART, trainer, Ids(), PARAMS, folder=handover)
+    greedy = replace(PARAMS, temperature=0.0)
     for engine in (own, apart):
         engine.sync()
     same = [[c.ids for c in engine.start(PROMPTS, greedy, seed=0)()] for engine in (own, apart)]
-    done = apart.start(PROMPTS, DRAWING, seed=3)()
-    again = apart.start(PROMPTS, DRAWING, seed=3)()
+    done = apart.start(PROMPTS, PARAMS, seed=3)()
+    again = apart.start(PROMPTS, PARAMS, seed=3)()
     documents = [(p + c.ids, [False] * len(p) + [True] * len(c.ids)) for p, c in zip(PROMPTS, done, strict=True)]
     logprobs = [[0.0] * len(p) + c.logprobs for p, c in zip(PROMPTS, done, strict=True)]
     rows = PackedRows([("x", in_memory(documents, logprobs=logprobs))], 16, pad_id=0)
@@ -78,7 +78,7 @@ def test_another_process_answers_with_the_trainers_weights(layout, folder, tmp_p
 def shared_cache_rows(source: Path, handover: Path, layout: ParallelConfig) -> str:
     """A defect of the cache itself: two layers write to the same place."""
     trainer = Trainer(source, stage(layout), steps=1)
-    engine = build_engine(EngineConfig(), trainer, Ids(), DRAWING, folder=handover)
+    engine = build_engine(EngineConfig(), trainer, Ids(), PARAMS, folder=handover)
     for layer in trainer.model.decoder.layers[2:]:
         layer.self_attention.core_attention.layer = 1
     engine.sync()
@@ -98,21 +98,21 @@ def errors(source: Path, handover: Path) -> list[str]:
     trainer, found = Trainer(source, stage(ParallelConfig()), steps=1), []
     for config in (EngineConfig(name="vllm"), EngineConfig(name="vllm", python="/no/such/python")):
         with pytest.raises(BarError) as caught:
-            build_engine(config, trainer, Ids(), DRAWING, folder=handover).sync()
+            build_engine(config, trainer, Ids(), PARAMS, folder=handover).sync()
         found.append(str(caught.value))
-    engine = build_engine(APART, trainer, Ids(), DRAWING, folder=handover)
+    engine = build_engine(APART, trainer, Ids(), PARAMS, folder=handover)
     engine.sync()
     engine.version += 1
     with pytest.raises(BarError) as caught:
-        engine.start(PROMPTS, DRAWING, seed=0)()
+        engine.start(PROMPTS, PARAMS, seed=0)()
     found.append(str(caught.value))
     engine.version -= 1
     with pytest.raises(BarError) as caught:
-        engine.start([[10**6]], DRAWING, seed=0)()
+        engine.start([[10**6]], PARAMS, seed=0)()
     found.append(str(caught.value))
     engine.process.kill()
     with pytest.raises(BarError) as caught:
-        engine.start(PROMPTS, DRAWING, seed=0)()
+        engine.start(PROMPTS, PARAMS, seed=0)()
     found.append(str(caught.value))
     return found
 
@@ -206,12 +206,12 @@ def test_with_answers_on_their_way_a_stopped_run_goes_on_as_if_it_had_not_been(f
 
 def stopped(source: Path, handover: Path) -> list[list[list[int]]]:
     trainer = Trainer(source, stage(ParallelConfig()), steps=1)
-    drawing = replace(DRAWING, temperature=0.0, stop=("plus",))
+    params = replace(PARAMS, temperature=0.0, stop=("plus",))
     found = []
     for config in (EngineConfig(), APART):
-        engine = build_engine(config, trainer, Words(), drawing, folder=handover)
+        engine = build_engine(config, trainer, Words(), params, folder=handover)
         engine.sync()
-        found.append([(c.ids, c.finished) for c in engine.start([[n] for n in range(2, 19)], drawing, seed=0)()])
+        found.append([(c.ids, c.finished) for c in engine.start([[n] for n in range(2, 19)], params, seed=0)()])
         engine.close()
     return found
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from megatron_bar.data.packing import NO_LOSS, Batch
 from megatron_bar.errors import BarError
+from megatron_bar.models.sampler import Completion
 from megatron_bar.rl.advantage import centred, dr_grpo, informative, standardised
-from megatron_bar.rl.engine import Drawing
+from megatron_bar.rl.engine import SamplingParams
 from megatron_bar.rl.grpo import GRPOConfig, Rollouts, _grade
 from megatron_bar.rl.loss import ClippedPolicyGradient
 from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
-from megatron_bar.rl.sampler import Completion
 
 LOW, HIGH = 0.2, 0.272
 
@@ -255,8 +255,8 @@ class Echo:
     def sync(self):
         pass
 
-    def start(self, prompts, drawing, *, seed):
-        self.drawing, self.seed = drawing, seed
+    def start(self, prompts, params, *, seed):
+        self.params, self.seed = params, seed
         return lambda: [Completion(ids=[*prompt, n], logprobs=[0.0, 0.0], finished=True) for n, prompt in enumerate(prompts)]
 
 
@@ -269,7 +269,7 @@ def test_every_prompt_gets_its_group_and_every_answer_its_own_score():
     one, two = (3, 0) if rollouts.pending.drawn == [1, 0] else (0, 3)
     expected = [[[3, one + n] for n in range(3)], [[4, two + n] for n in range(3)]]
     assert [[answer.ids for answer in group] for group in groups] == expected
-    assert engine.drawing == Drawing(max_new_tokens=9, temperature=0.7, stop=("end",), slots=5) and engine.seed == 11
+    assert engine.params == SamplingParams(max_new_tokens=9, temperature=0.7, stop=("end",), slots=5) and engine.seed == 11
     tokenizer = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
     seen = []
 

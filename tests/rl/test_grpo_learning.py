@@ -17,12 +17,12 @@ from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.loader import Loader
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.rl import grpo
-from megatron_bar.rl.verifiers import verify_many
 from megatron_bar.training.fit import Job
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
+from megatron_bar.verifiers import verify_many
 from megatron_bar.weights.manifest import Manifest
 
 PAD, EOS, DIGIT, PLUS, EQUALS = 0, 1, 2, 12, 13
@@ -119,7 +119,7 @@ def corrupted(source: Path) -> str:
     trainer = Trainer(source, stage(1e-3, 0), steps=1)
     tasks = [grpo.Task(prompt=prompt(a, b), verifier="exact", truth="") for a, b in SUMS[:4]]
     prompts = grpo.Prompts(tasks, seed=0, solved=2.0)
-    engine = grpo.build_engine(CONFIG.engine, trainer, Digits(), CONFIG.drawing, folder=source.with_name("unused"))
+    engine = grpo.build_engine(CONFIG.engine, trainer, Digits(), CONFIG.params, folder=source.with_name("unused"))
     rollouts = grpo.Rollouts(trainer, engine, tasks, prompts, CONFIG, PAD)
     rollouts.begin(0)
     groups, tasks = rollouts.pending.groups(), [tasks[n] for n in rollouts.pending.drawn]

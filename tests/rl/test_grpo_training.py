@@ -152,7 +152,7 @@ def spoil_one_step(source: Path, report: Path) -> list[dict]:
     trainer.keep_start()
     param = next(param for param in trainer.model.parameters() if param.requires_grad)
     param.register_hook(lambda gradient: gradient * (torch.inf if trainer.done == 1 else 1.0))
-    engine = build_engine(config.engine, trainer, Ids(), config.drawing, folder=report.with_name("handover"))
+    engine = build_engine(config.engine, trainer, Ids(), config.params, folder=report.with_name("handover"))
     rollouts = grpo.Rollouts(trainer, engine, TASKS, Prompts(TASKS, seed=0, solved=1.1), config, 0)
     guard = Guard("rlvr", report, wanted, start=0, watched=("grad_norm",))
     rounds = grpo.Rounds("rlvr", rollouts, guard, Ids(), first_is_five)

@@ -20,7 +20,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(place):
     """Results of both, as tools/evaluate.py writes them, by names."""
-    from megatron_bar.evaluation.folder import evaluate_folder
+    from megatron_bar.evaluation.benchmarks.folder import evaluate_folder
     from megatron_bar.evaluation.results import write_results
     from megatron_bar.parallel.state import distributed
 

@@ -10,7 +10,7 @@ from folders import seal
 from scripts import ENV, ROOT, refused
 
 from megatron_bar.experts.merge import merge
-from megatron_bar.weights.manifest import Cost, Training, read_manifest
+from megatron_bar.weights.manifest import Cost, TrainingRecord, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def place(branched, expert, tmp_path_factory):
     final = merge(branched, {"maths": expert}, root / "final").path
     numbers = {"tokens": 8, "loss_tokens": 4, "generated": 0, "flops": 2e6, "seconds": 3.0, "devices": 2}
     routed = Cost(step="final", stage="route", device="tests", **numbers)
-    seal(final, read_manifest(final).after(Training(stage="route"), sources=(), cost=routed))
+    seal(final, read_manifest(final).after(TrainingRecord(stage="route"), sources=(), cost=routed))
     return final
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from distributed import run_distributed
 from scripts import ROOT
 
-from megatron_bar.doctor import Item, folder, together
+from megatron_bar.planner.doctor import Item, folder, together
 
 
 def doctor(*arguments, python=(), launcher=(), **environment) -> tuple[int, dict[str, str], str]:

@@ -11,7 +11,7 @@ from evaluation.tiny_chat import answers, save_chat_hf, write_world
 from folders import edit_json
 from scripts import process, refused
 
-import megatron_bar.evaluation.folder  # noqa: F401  what it warns of when it is imported is not the tool's line
+import megatron_bar.evaluation.benchmarks.folder  # noqa: F401  what it warns of when it is imported is not the tool's line
 from megatron_bar.evaluation.results import read_results
 
 

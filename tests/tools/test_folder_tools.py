@@ -13,7 +13,7 @@ from scripts import process, refused
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import anchor_hash, folder_hash, hash_units
 from megatron_bar.weights.hf_config import num_parameters
-from megatron_bar.weights.manifest import MANIFEST, Expert, Manifest, Training, read_manifest
+from megatron_bar.weights.manifest import MANIFEST, Expert, Manifest, TrainingRecord, read_manifest
 
 TOOLS = ("branch_expert", "merge_experts", "merge_dense", "inspect_model", "verify_frozen")
 
@@ -217,7 +217,7 @@ def test_inspect_without_hashes_reads_no_data(inline, dense, tmp_path):
 
 def test_inspect_describes_a_checkpoint_from_its_manifest(inline, branched, tmp_path):
     config = json.loads((branched / "config.json").read_text()) | {"num_experts_per_tok": 1, "norm_topk_prob": True}
-    expert = Expert(index=0, name="anchor", trained=(Training(stage="sft"),))
+    expert = Expert(index=0, name="anchor", trained=(TrainingRecord(stage="sft"),))
     Manifest(family="flex_olmo", kind="expert", stage="sft", recipe="tiny", experts=(expert,), config=config).write(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "__0_0.distcp").touch()

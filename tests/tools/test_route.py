@@ -8,8 +8,8 @@ import torch
 from folders import save_hf
 from scripts import process, refused
 
-from megatron_bar.evaluation.plot import COLOURS, expert_colour
-from megatron_bar.evaluation.route import coloured
+from megatron_bar.evaluation.routing.terminal import coloured
+from megatron_bar.report.plot import COLOURS, expert_colour
 
 CHAT = {"messages": [{"role": "user", "content": "one plus"}, {"role": "assistant", "content": "two is red"}]}
 

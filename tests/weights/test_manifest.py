@@ -14,14 +14,14 @@ from megatron_bar.weights.manifest import (
     Cost,
     Expert,
     Manifest,
-    Source,
-    Training,
+    SourceRecord,
+    TrainingRecord,
     has_manifest,
     read_manifest,
     union,
 )
 
-SFT = Training(stage="sft", policy="sft", recipe="r", data={"sft_math.jsonl": "dd"})
+SFT = TrainingRecord(stage="sft", policy="sft", recipe="r", data={"sft_math.jsonl": "dd"})
 NUMBERS = {"tokens": 9, "loss_tokens": 5, "generated": 3, "flops": 1e18, "seconds": 2.5, "devices": 2}
 COST = {"step": "math-sft", "stage": "sft", "device": "GPU"} | NUMBERS
 FULL = Manifest(
@@ -31,10 +31,10 @@ FULL = Manifest(
     recipe="tiny",
     anchor_hash="aa",
     experts=(
-        Expert(index=0, name="anchor", trained=(Training(stage="pretrain"), SFT)),
+        Expert(index=0, name="anchor", trained=(TrainingRecord(stage="pretrain"), SFT)),
         Expert(index=1, name="domain", anchor_hash="aa", folder="math-rlvr", folder_hash="00", shared_hash="11"),
     ),
-    sources=(Source(role="anchor", name="BAR-7B", hash="bb"),),
+    sources=(SourceRecord(role="anchor", name="BAR-7B", hash="bb"),),
     notes=("rope_theta differs",),
     tensors={"model.norm.weight": "cc"},
     config_hash="ee",
@@ -122,7 +122,7 @@ def test_no_manifest_is_refused(tmp_path):
 
 
 def test_an_expert_gathers_its_stages_and_keeps_its_anchor():
-    midtrain = Training(stage="midtrain", policy="midtrain")
+    midtrain = TrainingRecord(stage="midtrain", policy="midtrain")
     sft = FULL.after(midtrain, sources=(), expert="math").after(SFT, sources=FULL.sources)
     assert (sft.kind, sft.stage, sft.recipe, sft.anchor_hash) == ("expert", "sft", "r", "aa")
     assert sft.experts[0] == FULL.experts[0]
@@ -133,10 +133,10 @@ def test_an_expert_gathers_its_stages_and_keeps_its_anchor():
 
 def test_routing_belongs_to_no_expert_and_a_dense_model_to_itself():
     merged = Manifest(family="flex_olmo", kind="merged", experts=FULL.experts, router_stale=True)
-    routed = merged.after(Training(stage="route"), sources=())
+    routed = merged.after(TrainingRecord(stage="route"), sources=())
     assert (routed.kind, routed.experts, routed.router_stale) == ("routed", FULL.experts, False)
     dense = Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="base"),))
-    assert dense.after(Training(stage="pretrain"), sources=()).experts[0].stages == ("pretrain",)
+    assert dense.after(TrainingRecord(stage="pretrain"), sources=()).experts[0].stages == ("pretrain",)
 
 
 def test_the_ledger_goes_on_and_joins_each_entry_once():

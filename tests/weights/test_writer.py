@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.claim import start
 from megatron_bar.weights.folder import INDEX, Folder
 from megatron_bar.weights.hashes import hash_units, units_of
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
+from megatron_bar.weights.locks import lock_output
 from megatron_bar.weights.manifest import Manifest, read_manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 from megatron_bar.weights.writer import WriteOptions, finish, parse_size, plan_shards, shard_name, write_folder, write_shard
@@ -176,10 +176,10 @@ def test_what_another_job_left_is_replaced(dense, tmp_path):
 
 
 def test_a_target_has_one_writer(dense, tmp_path):
-    claim = start(tmp_path / "out")
+    lock = lock_output(tmp_path / "out")
     with pytest.raises(BarError, match=r"out: expected to be its only writer, got another process at work in .*\.out\.partial"):
         copy(dense, tmp_path / "out")
-    claim.abort()
+    lock.abort()
     copy(dense, tmp_path / "out")
     assert names(tmp_path) == ["out"]
 
@@ -219,11 +219,11 @@ def test_a_job_goes_on_where_it_was_killed(sharded, tmp_path):
 def test_shards_may_be_written_in_any_order_by_anyone(sharded, tmp_path):
     folder, out = Folder.open(sharded), tmp_path / "out"
     plan = plan_shards(folder.config, folder.dtype, 5000)
-    claim, units = start(out), {}
+    lock, units = lock_output(out), {}
     for k in reversed(range(len(plan))):
-        units |= write_shard(claim.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
+        units |= write_shard(lock.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
     assert not out.exists()
-    finish(claim, config=folder.config, plan=plan, companions_from=sharded, manifest=manifest, units=units)
+    finish(lock, config=folder.config, plan=plan, companions_from=sharded, manifest=manifest, units=units)
     whole(out)
     assert names(tmp_path) == ["out"]
 
@@ -231,14 +231,14 @@ def test_shards_may_be_written_in_any_order_by_anyone(sharded, tmp_path):
 def test_a_shard_that_nobody_wrote_or_that_the_disk_spoiled_is_found(sharded, tmp_path):
     folder, out = Folder.open(sharded), tmp_path / "out"
     plan = plan_shards(folder.config, folder.dtype, 5000)
-    claim, units = start(out), {}
+    lock, units = lock_output(out), {}
     for k in range(1, len(plan)):
-        units |= write_shard(claim.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
+        units |= write_shard(lock.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
     rest = {"config": folder.config, "plan": plan, "companions_from": sharded, "manifest": manifest, "units": units}
     with pytest.raises(BarError, match=rf"expected in {shard_name(0, plan)}, got no such file"):
-        finish(claim, **rest)
-    units |= write_shard(claim.path, folder.config, plan, 0, ((name, folder.chunks(name)) for name in plan[0]))
-    with (claim.path / shard_name(0, plan)).open("r+b") as file:
+        finish(lock, **rest)
+    units |= write_shard(lock.path, folder.config, plan, 0, ((name, folder.chunks(name)) for name in plan[0]))
+    with (lock.path / shard_name(0, plan)).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
@@ -246,9 +246,9 @@ def test_a_shard_that_nobody_wrote_or_that_the_disk_spoiled_is_found(sharded, tm
     unit = units_of(plan[0][-1], folder.tensors[plan[0][-1]].shape)[-1]
     message = rf"{shard_name(0, plan)}: tensor '{re.escape(unit)}' changed since it was written: expected hash"
     with pytest.raises(BarError, match=message):
-        finish(claim, **rest)
+        finish(lock, **rest)
     assert not out.exists()
-    claim.abort()
+    lock.abort()
     assert names(tmp_path) == []
 
 
@@ -267,7 +267,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(sharded, tmp_path, limit):
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     with pytest.raises(BarError, match=rf"out: not enough space: expected {10**18} bytes free, got \d+"):
-        start(tmp_path / "out", 10**18)
+        lock_output(tmp_path / "out", 10**18)
     assert names(tmp_path) == []
 
 
@@ -312,7 +312,7 @@ def test_a_killed_writer_leaves_no_output_and_the_next_one_cleans_up(dense, tmp_
         assert names(tmp_path) == [".out.partial"]
         # A living writer's folder is not touched.
         with pytest.raises(BarError, match="expected to be its only writer"):
-            start(out)
+            lock_output(out)
         assert names(tmp_path / ".out.partial" / "folder") == ["model.safetensors"]
         child.send_signal(how)
         stderr = child.communicate()[1]

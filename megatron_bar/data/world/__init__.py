@@ -21,7 +21,7 @@ GENERAL_SHARES = {"knowledge": 0.2, "reasoning": 0.3, "chat": 0.4, "how_to": 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class WorldSizes:
     """Rows per file."""
 
     pretrain: int = 44000
@@ -115,7 +115,7 @@ def preferences(seed: int, count: int) -> Iterator[dict]:
         yield example.preference(others[0] if others else example.prompt[-1]["content"])
 
 
-def build(out: Path | str, *, seed: int, sizes: Sizes = Sizes()) -> Path:
+def build(out: Path | str, *, seed: int, sizes: WorldSizes = WorldSizes()) -> Path:
     """Writes every file of the world and its tokenizer into ``out``."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

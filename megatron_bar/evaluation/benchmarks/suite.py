@@ -1,0 +1,175 @@
+"""Suites of benchmarks as values: TOY, by our own sampler and verifiers, and BAR19, the published nineteen by public harnesses.
+
+BAR19 (arXiv 2604.18473): a category is the mean of its benchmarks, Overall the mean of the categories; greedy, no examples, the
+chat template, at most 4096 new tokens. The published numbers come from Ai2's own runner (oe-eval; its public part: olmes), whose
+prompts and extraction of answers are its own: these are the nearest public ones, and what differs is said beside each.
+A benchmark that is a group of tasks is their plain mean.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_bar.data.world import SKILLS
+from megatron_bar.errors import BarError
+from megatron_bar.evaluation.benchmarks.tasks import HUMANEVAL_PLUS, MATH, MBPP_PLUS
+from megatron_bar.evaluation.generative import TestSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEval:
+    """A task or group of EleutherAI's lm-evaluation-harness, or several."""
+
+    tasks: tuple[str | dict, ...]
+    """Ids, or configurations of our own (tasks.py)."""
+    metric: str
+    """As lm-eval names it: metric and filter."""
+    differs: str = ""
+    """From what was published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """A benchmark that is not run from here."""
+
+    harness: str
+    task: str
+    why: str = "lm-eval has no such task"
+
+    def __str__(self) -> str:
+        return f"{self.why}; measure it with {self.harness}: {self.task}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    name: str
+    category: str
+    by: TestSet | LmEval | Elsewhere
+    """What measures it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    name: str
+    benchmarks: tuple[Benchmark, ...]
+    max_new_tokens: int = 4096
+    """Of lm-eval's tasks; a test set says its own."""
+
+    def choose(self, names: Iterable[str]) -> tuple[Benchmark, ...]:
+        """These benchmarks; none named: all. Unknown ones are an error that lists the known."""
+        names, known = list(names), [benchmark.name for benchmark in self.benchmarks]
+        if unknown := [name for name in names if name not in known]:
+            raise BarError(f"task {unknown[0]}: expected one of suite {self.name}'s: {', '.join(known)}")
+        return tuple(benchmark for benchmark in self.benchmarks if not names or benchmark.name in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """The mean of what was measured of a category, or of the categories."""
+
+    mean: float | None
+    measured: int
+    of: int
+    partial: bool
+    """Whether something is missing in it."""
+
+
+def category_means(suite: Suite, scores: dict[str, float]) -> dict[str, Average]:
+    """``scores``: of the benchmarks that were measured, by name."""
+    names: dict[str, list[str]] = {}
+    for benchmark in suite.benchmarks:
+        names.setdefault(benchmark.category, []).append(benchmark.name)
+    found = {}
+    for category, members in names.items():
+        values = [scores[name] for name in members if name in scores]
+        found[category] = _average(values, len(members), partial=len(values) < len(members))
+    return found
+
+
+def overall(categories: dict[str, Average]) -> Average:
+    values = [average.mean for average in categories.values() if average.mean is not None]
+    return _average(values, len(categories), partial=any(average.partial for average in categories.values()))
+
+
+def _average(values: list[float], of: int, *, partial: bool) -> Average:
+    return Average(mean=sum(values) / len(values) if values else None, measured=len(values), of=of, partial=partial)
+
+
+def _olmes(task: str, why: str = "lm-eval has no such task") -> Elsewhere:
+    return Elsewhere(harness="olmes (github.com/allenai/olmes)", task=task, why=why)
+
+
+def _safety(task: str) -> Elsewhere:
+    why = "lm-eval has no such task, and a classifier (WildGuard, or HarmBench's) judges the answers"
+    return Elsewhere(harness="Ai2's safety-eval (github.com/allenai/safety-eval)", task=task, why=why)
+
+
+def _benchmark(category: str, name: str, by: TestSet | LmEval | Elsewhere) -> Benchmark:
+    return Benchmark(category=category, name=name, by=by)
+
+
+TOY = Suite(
+    name="toy",
+    benchmarks=tuple(
+        _benchmark(skill, skill, TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64)) for skill in SKILLS
+    ),
+)
+BFCL = Elsewhere(
+    harness="bfcl-eval (in a container)",
+    task="REMOTE_OPENAI_BASE_URL=URL/v1 bfcl generate --model NAME --skip-server-setup --local-model-path HF, then bfcl evaluate",
+    why="bfcl-eval passes what a model wrote to Python's eval in its own process; here only the sandbox runs such code",
+)
+_EXTRACTED = "oe-eval asks for an answer in words of its own and extracts that"
+BAR19 = Suite(
+    name="bar19",
+    benchmarks=(
+        _benchmark(
+            "knowledge",
+            "mmlu",
+            LmEval(tasks=("mmlu_flan_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
+        ),
+        _benchmark("knowledge", "popqa", _olmes("popqa::hamish_zs_reasoning_deepseek")),
+        _benchmark("knowledge", "simpleqa", _olmes("simpleqa::tulu-thinker_deepseek", "a language model judges the answers")),
+        _benchmark(
+            "reasoning", "bbh", LmEval(tasks=("bbh_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
+        ),
+        _benchmark(
+            "reasoning",
+            "gpqa",
+            LmEval(tasks=("gpqa_main_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
+        ),
+        _benchmark("reasoning", "zebralogic", _olmes("zebralogic::hamish_zs_reasoning_deepseek")),
+        _benchmark(
+            "reasoning",
+            "agieval_english",
+            LmEval(
+                tasks=("agieval_en",),
+                metric="acc,none",
+                differs="lm-eval compares the choices' likelihoods, oe-eval lets the model reason; other subsets too",
+            ),
+        ),
+        _benchmark(
+            "chat",
+            "alpaca_eval",
+            Elsewhere(
+                harness="alpaca_eval (length-controlled win rate), or olmes",
+                task="alpaca_eval_v3::hamish_zs_reasoning_deepseek",
+                why="a language model judges the answers",
+            ),
+        ),
+        _benchmark("chat", "ifeval", LmEval(tasks=("ifeval",), metric="prompt_level_loose_acc,none")),
+        _benchmark("math", "math", LmEval(tasks=MATH, metric="math,none")),
+        _benchmark(
+            "math", "gsm8k", LmEval(tasks=("gsm8k_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
+        ),
+        _benchmark("code", "humaneval_plus", LmEval(tasks=(HUMANEVAL_PLUS,), metric="pass_at_1,none")),
+        _benchmark("code", "mbpp_plus", LmEval(tasks=(MBPP_PLUS,), metric="pass_at_1,none")),
+        _benchmark("tool_use", "bfcl", BFCL),
+        _benchmark("safety", "do_anything_now", _safety("do_anything_now:default")),
+        _benchmark("safety", "harmbench", _safety("harmbench:default")),
+        _benchmark("safety", "trustllm_jailbreaktrigger", _safety("trustllm_jailbreaktrigger:default")),
+        _benchmark("safety", "wildguardtest", _safety("wildguardtest:default")),
+        _benchmark("safety", "wildjailbreak_benign", _safety("wildjailbreak:benign")),
+    ),
+)
+SUITES = {suite.name: suite for suite in (TOY, BAR19)}

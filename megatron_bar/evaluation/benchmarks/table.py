@@ -1,0 +1,56 @@
+"""Results as lines for a terminal."""
+
+from megatron_bar.cli import aligned
+from megatron_bar.evaluation.benchmarks.suite import TOY
+from megatron_bar.report.bootstrap import Estimate, mean_interval, overall_interval
+
+
+def table(results: dict) -> list[str]:
+    """Scores in percent: by test with 95 % bootstrap intervals, or by benchmark and category with what was not measured."""
+    about = f"{results['model']}: suite {results['suite']}"
+    if results["active_experts"]:
+        active = results["active_experts"]
+        about += f", {', '.join(map(str, active)) if isinstance(active, list) else active} active experts"
+    if results["limit"]:
+        about += f", at most {results['limit']} items of each task"
+    return [about, *(_benchmarks(results) if "benchmarks" in results else _tests(results))]
+
+
+def _tests(results: dict) -> list[str]:
+    tests = {name: [item["score"] for item in items] for name, items in results["scores"].items()}
+    rows = [[name, str(len(scores)), *_cells(mean_interval([scores]))] for name, scores in tests.items()]
+    whole = len(tests) == len(TOY.benchmarks)
+    rows.append(
+        [
+            "overall" if whole else f"partial: {len(tests)} of {len(TOY.benchmarks)}",
+            str(sum(map(len, tests.values()))),
+            *_cells(overall_interval([tests])),
+        ]
+    )
+    return aligned([["test", "items", "percent", "95 % interval"], *rows])
+
+
+def _cells(found: Estimate) -> list[str]:
+    return [f"{100 * found.mean:.1f}", f"{100 * found.low:.1f} to {100 * found.high:.1f}"]
+
+
+def _benchmarks(results: dict) -> list[str]:
+    entries, rows, missing = results["benchmarks"], [["category", "benchmark", "percent", "items", "metric"]], []
+    for category, average in results["categories"].items():
+        for name, entry in entries.items():
+            if entry["category"] != category:
+                continue
+            if "score" in entry:
+                rows.append([category, name, f"{100 * entry['score']:.1f}", str(entry["items"]), entry["metric"]])
+            else:
+                asked = entry["not_measured"] != "not asked for"
+                rows.append([category, name, "-", "-", "not measured" if asked else entry["not_measured"]])
+                missing += [f"{name}: not measured: {entry['not_measured']}"] * asked
+        rows.append([category, "mean", *_average(average, "benchmarks")])
+    rows.append(["overall", "mean", *_average(results["overall"], "categories")])
+    return aligned(rows) + missing
+
+
+def _average(average: dict, what: str) -> list[str]:
+    mean = "-" if average["mean"] is None else f"{100 * average['mean']:.1f}"
+    return [mean, "", f"partial: {average['measured']} of {average['of']} {what}" if average["partial"] else ""]

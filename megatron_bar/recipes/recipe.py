@@ -1,0 +1,142 @@
+"""A recipe as a value: the models, the experts with their stages and data, the merge, the route, the evaluation.
+
+run/pipeline.py makes it; the shipped ones lie beside this file.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_bar.data.sources import Source
+from megatron_bar.data.untagged import UntaggedSizes
+from megatron_bar.data.world import WorldSizes
+from megatron_bar.errors import BarError, require_at_least, require_name
+from megatron_bar.evaluation.generative import TestSet
+from megatron_bar.experts.shared import Combination
+from megatron_bar.parallel.state import ParallelConfig
+from megatron_bar.recipes.study import MergeSpec, RouterSpec, Study
+from megatron_bar.rl import grpo
+from megatron_bar.training.preference import DPOConfig
+from megatron_bar.training.stage import Stage
+from megatron_bar.weights.hf_config import ModelConfig
+
+GENERAL = "general"
+"""The domain of the data that every SFT should have a share of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A stage and what it learns from."""
+
+    stage: Stage
+    data: tuple[Source, ...]
+    weights: dict[str, float] | None = None
+    """Share of each domain among the rows; None: the published union, every row once an epoch."""
+    rl: grpo.GRPOConfig | None = None
+    """Set for RLVR, whose data are tasks."""
+    dpo: DPOConfig | None = None
+    """Set for preference optimisation, whose data are preferences."""
+    rates: tuple[float, ...] = ()
+    """Learning rates to choose from: the stage is trained with each, and the one with the lowest loss on ``validation`` goes
+    on. None: the stage's own."""
+    validation: tuple[Source, ...] = ()
+    """Chats that no stage learns."""
+    chosen_at: tuple[int, ...] = ()
+    """Numbers of active experts at which that loss is measured, and its mean taken; none: as the folder says."""
+
+    def __post_init__(self):
+        owner = f"stage {self.stage.name}"
+        if self.rl and self.dpo:
+            raise BarError(f"{owner}: expected rl or dpo, got both")
+        if (self.rl or self.dpo) and (self.stage.alone or self.stage.active_experts == "sampled"):
+            raise BarError(f"{owner}: expected a fixed number of active experts where answers are sampled or compared")
+        wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens")
+        if bool(self.rates) != bool(self.validation) or len(set(self.rates)) != len(self.rates):
+            raise BarError(f"{owner}: expected different rates and the validation chats to choose by, or neither")
+        if self.chosen_at and not self.rates:
+            raise BarError(f"{owner}: chosen_at expected rates to choose from, got none")
+        if not self.data:
+            raise BarError(f"{owner}: data expected at least one source, got none")
+        for source in self.data:
+            if source.kind not in wanted:
+                raise BarError(f"{owner}: {source.path}: expected rows of {' or '.join(wanted)}, got {source.kind}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpec:
+    name: str
+    runs: tuple[Training, ...]
+    """In order; each starts from the folder that the one before wrote."""
+    start: str = "branched"
+    """The step whose folder the first starts from: the branched one makes an expert, base or anchor a dense model, and a merged
+    one is routed."""
+
+    def __post_init__(self):
+        require_name("expert", self.name)
+        stages = [run.stage.name for run in self.runs]
+        if self.name == "anchor" or len(set(stages)) < len(stages):
+            raise BarError(f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}")
+
+    @property
+    def end(self) -> str:
+        """The step that makes the expert as it is merged."""
+        return f"{self.name}-{self.runs[-1].stage.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    tests: tuple[TestSet, ...]
+    slots: int = 64
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self):
+        require_at_least("evaluation", self, 1, "slots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    name: str
+    data: Path | None = None
+    """Folder that the sources' paths start from; None: a world, made in the output folder."""
+    chat_template: Literal["tulu", "chatml", "own"] = "tulu"
+    """How chats are laid out; own: by the template in the tokenizer's folder."""
+    world: WorldSizes | UntaggedSizes = field(default_factory=WorldSizes)
+    """Which one, and how large: the tiny world or the untagged domains."""
+    shape: ModelConfig | None = None
+    """Of the dense model: one made from nothing takes it; with a given anchor it is what a dry run shows."""
+    embedding_std: float = 0.02
+    """Of a model made from nothing: the initial embeddings' standard deviation."""
+    base: Path | None = None
+    """A pretrained dense folder, or None to make one by ``pretrain``."""
+    anchor: Path | None = None
+    """A post-trained dense folder, or None to make one from the base by ``posttrain``."""
+    pretrain: Training | None = None
+    posttrain: Training | None = None
+    router_init: Literal["normal", "zero"] = "normal"
+    """The start of the router rows. From domain texts: branch by tools/branch_expert.py."""
+    experts: tuple[ExpertSpec, ...]
+    shared: Combination = field(default_factory=Combination)
+    """How the merge combines what the experts share."""
+    route: Training
+    more: tuple[ExpertSpec | MergeSpec | RouterSpec, ...] = ()
+    """What the study trains and merges besides, in an order in which each comes after what it starts from."""
+    evaluation: Evaluation | None = None
+    study: Study = field(default_factory=Study)
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.base is None and (self.pretrain is None or self.shape is None):
+            raise BarError(f"recipe {self.name}: base expected a folder, or pretrain and shape to make one, got neither")
+        if self.anchor is None and self.posttrain is None:
+            raise BarError(f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither")
+        require_name("recipe", self.name)
+        require_at_least(f"recipe {self.name}", self, 0, "seed")
+        if not self.embedding_std > 0:
+            raise BarError(f"recipe {self.name}: embedding_std must be positive, got {self.embedding_std}")
+        self.shared.check(1 + len(self.experts))
+        names = [part.name for part in (*self.experts, *self.more)]
+        if not self.experts or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
+            got = ", ".join(names) or "none"
+            raise BarError(f"recipe {self.name}: experts expected of different names, each with a run, got {got}")
+        if self.evaluation is not None:
+            self.study.check_skills({test.name for test in self.evaluation.tests})

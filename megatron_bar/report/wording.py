@@ -1,0 +1,124 @@
+"""How a report's numbers are told, on a page as in Markdown: which are bold, how they are rounded, what is said of them all."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from megatron_bar.report.report import ClaimResult, CostRow, Estimate, Provenance, Report, Row
+
+GROUPS = {
+    "start": "before",
+    "experts": "single experts",
+    "modular": "modular",
+    "baselines": "baselines",
+    "ablations": "ablations",
+}
+"""Of rows, in the order shown, and how they are called."""
+COMPARABLE = ("start", "modular", "baselines")
+"""The groups of models that are meant for every skill."""
+OVERALL = "overall"
+VERDICTS = {"holds": "hold", "does not hold": "do not hold", "not testable here": "not testable here"}
+"""And how several are counted."""
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def half_width(score: Estimate) -> str:
+    """What stands after ±, in points."""
+    return percent((score.high - score.low) / 2)
+
+
+def points(score: Estimate) -> str:
+    """A gain in points."""
+    return f"{100 * score.mean:+.1f}"
+
+
+def interval_of(score: Estimate, *, signed: bool = False) -> str:
+    return f"{100 * score.low:{'+' * signed}.1f} to {100 * score.high:{'+' * signed}.1f}"
+
+
+def seeds_of(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def sure(gain: Estimate) -> bool:
+    """The interval lies on one side of 0."""
+    return gain.low > 0 or gain.high < 0
+
+
+def scores_of(row: Row) -> dict[str, Estimate]:
+    """The columns of the results: overall, then the skills."""
+    return {OVERALL: row.overall} | row.scores
+
+
+def usual_seeds(report: Report) -> int:
+    """Of most cells; the others say theirs."""
+    counts = Counter(score.seeds for row in report.rows for score in scores_of(row).values())
+    return counts.most_common(1)[0][0]
+
+
+def best(report: Report) -> dict[str, str]:
+    """Column -> the best mean as shown, of the models that are meant for everything (`COMPARABLE`); ties are all best."""
+    rows = [scores_of(row) for row in report.rows if row.group in COMPARABLE]
+    return {skill: percent(max(row[skill].mean for row in rows)) for skill in rows[0]} if rows else {}
+
+
+def is_best(row: Row, skill: str, best_of: dict[str, str]) -> bool:
+    return row.group in COMPARABLE and percent(scores_of(row)[skill].mean) == best_of[skill]
+
+
+def caption(report: Report) -> str:
+    """What a cell of the results is."""
+    seeds = usual_seeds(report)
+    what = f"the mean of {seeds} seeds" if seeds > 1 else "of one seed"
+    drawn = "seeds and items" if seeds > 1 else "items"
+    groups = ", ".join(GROUPS[group] for group in COMPARABLE)
+    return (
+        f"Percent of held-out items solved, {what} where a cell does not say otherwise (n=); ± is half the width of the 95 %"
+        f" bootstrap interval over {drawn}; overall is the mean of the skills. Bold: the best of its column among {groups}"
+        " (single experts and ablations are not meant for every skill)."
+    )
+
+
+def quantity(value: float) -> str:
+    """1234567 as 1.23 M."""
+    for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * factor:  # shown with three digits, else 999.9 k would be 1e+03 k
+            return f"{value / factor:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def by_domain(costs: tuple[CostRow, ...]) -> dict[str, list[CostRow]]:
+    found: dict[str, list[CostRow]] = {}
+    for cost in costs:
+        found.setdefault(cost.domain, []).append(cost)
+    return found
+
+
+def mean_over_layers(layers: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(layers) for column in zip(*layers, strict=True)]
+
+
+def tally(claims: tuple[ClaimResult, ...]) -> str:
+    """How many claims got which verdict."""
+    counts = Counter(claim.verdict for claim in claims)
+    return ", ".join(f"{counts[verdict]} {words}" for verdict, words in VERDICTS.items() if counts[verdict])
+
+
+def facts(found: Provenance) -> dict[str, str]:
+    """Where the numbers come from, line by line."""
+    return {
+        "date": found.date,
+        "code": found.commit or "unknown",
+        "machine": found.machine,
+        "seeds": ", ".join(map(str, found.seeds)),
+        "held-out items a seed": ", ".join(f"{skill} {count:,}" for skill, count in found.items.items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in found.versions.items()),
+    }

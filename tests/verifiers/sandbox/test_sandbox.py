@@ -1,0 +1,230 @@
+"""Programs that attack the grader or the machine: none is rewarded, none escapes, none leaves a process.
+
+An escape returns "escaped" when it got through and the truth expects just that, so that a score of 0 is the proof. The harmless
+ones are run without the sandbox too, where they must get through: an attack that cannot succeed proves nothing.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sandbox_attacks import CHEATS, ESCAPES, RUDE
+
+from megatron_bar.verifiers import verify, verify_many
+from megatron_bar.verifiers.sandbox import sandbox
+
+REPOSITORY = Path(__file__).parents[3]
+ESCAPED = {"function": "attack", "tests": [[[], "escaped"]]}
+ONE_WILL_DO = {"function": "attack", "tests": [[[1], 42], [[2], "token-4711"], [[3], [1, "two"]]], "pass_fraction": 0.01}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheats_earn_nothing(name):
+    assert verify("code", CHEATS[name], ONE_WILL_DO) == 0
+    assert leftovers() == []
+
+
+def test_frame_walk_would_find_what_is_there():
+    """The same search succeeds once the value is among another test's arguments: so it looks where values are."""
+    truth = {"function": "attack", "tests": [[["token-4711"], "token-4711"], [[0], "token-4711"]]}
+    assert verify("code", CHEATS["frame walk"], truth) == 1
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A listening server, a secret file and a secret in the environment; gives text with their places filled in."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("token")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
+        port = server.getsockname()[1]
+        abstract.bind(f"\0bar-test-{port}")
+        abstract.listen()
+        os.environ["BAR_TEST_TOKEN"] = "token"
+        yield lambda code: code.replace("PORT", str(port)).replace("SECRET", str(secret)).replace("TRAINER", str(os.getpid()))
+        del os.environ["BAR_TEST_TOKEN"]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_escapes(name, world, tmp_path):
+    code = world(ESCAPES[name])
+    command = [sys.executable, "-c", code + "\nprint(attack())"]
+    control = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert control.stdout.strip() == "escaped", control.stderr
+    assert verify("code", code, ESCAPED) == 0
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize("name", RUDE)
+def test_rude_escapes(name):
+    bystander = subprocess.Popen(["sleep", "60"])
+    assert verify("code", RUDE[name], ESCAPED) == 0
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+    assert leftovers() == []
+
+
+def test_ctypes_attack_was_made_and_held():
+    outcome = sandbox.run(RUDE["ctypes"] + "\nprint(attack())")
+    assert outcome.stdout == b"held\n", outcome.stderr
+
+
+ORPHAN = """
+import os, signal, time
+for number in range(1, 32):
+    if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD): signal.signal(number, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for fd in range(32):
+            try: os.close(fd)
+            except OSError: pass
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+"""
+SHORT = sandbox.Limits(wall_s=0.7, cpu_s=1)
+
+
+def test_orphans_end_with_the_program():
+    outcome = sandbox.run(ORPHAN + "print('done')")
+    assert (outcome.stopped, outcome.stdout) == ("", b"done\n")
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize(
+    "code, stopped",
+    [
+        (ORPHAN + "while True: pass", "time"),
+        (ORPHAN + "for fd in (0, 1, 2): os.close(fd)\ntime.sleep(600)", "time"),
+        ("while True: print('x' * 999)", "output"),
+        ("import sys\nwhile True: print('x' * 999, file=sys.stderr)", "output"),
+        ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "time"),
+    ],
+)
+def test_runaways_are_stopped_whole(code, stopped):
+    outcome = sandbox.run(code, limits=SHORT)
+    assert outcome.stopped == stopped
+    assert len(outcome.stdout) <= SHORT.output_bytes + sandbox.CHUNK
+    assert leftovers() == []
+
+
+def test_cpu_limit_ends_a_spin_before_the_wall_does():
+    outcome = sandbox.run("while True: pass", limits=sandbox.Limits(cpu_s=1, wall_s=30))
+    assert (outcome.stopped, outcome.exit_code) == ("", 128 + signal.SIGKILL)
+
+
+def test_what_a_program_finds_inside():
+    code = "import os, sys; print(*sorted(os.listdir('/')), *os.environ, os.getcwd(), sys.argv, sys.stdin.read())"
+    library = os.__file__.split("/")[1]
+    outcome = sandbox.run(code, stdin=b"input")
+    assert outcome.stdout.decode() == f"{library} scratch LC_CTYPE /scratch ['<program>'] input\n"
+    read_only = "import os; print(all(os.statvfs(path).f_flag & os.ST_RDONLY for path in ('/', os.path.dirname(os.__file__))))"
+    assert sandbox.run(read_only).stdout == b"True\n"
+    assert sandbox.run("import sys; sys.exit(7)").exit_code == 7
+    assert sandbox.run("open('x', 'w').write('y'); print(open('x').read())").stdout == b"y\n"
+    assert b"ZeroDivisionError" in sandbox.run("1 / 0").stderr
+    assert sandbox.run("import torch").exit_code == 1
+    large = os.urandom(1 << 19)
+    assert sandbox.run("import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())", stdin=large).stdout == large
+
+
+def test_a_killed_trainer_leaves_no_program():
+    code = "from megatron_bar.verifiers.sandbox.sandbox import run\nrun('')\nprint(1, flush=True)\n"
+    code += "run('import time; time.sleep(60)')"
+    trainer = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
+    trainer.stdout.read(1)
+    wait_until(lambda: len(leftovers(trainer.pid)) == 3)  # launcher, init, worker
+    trainer.kill()
+    assert trainer.wait() == -signal.SIGKILL
+    wait_until(lambda: leftovers(trainer.pid) == [])
+
+
+def test_many_programs_leave_no_residue():
+    files = len(os.listdir("/proc/self/fd"))
+    truth = {"function": "f", "tests": [[[3], 9]]}
+    answers = [f"def f(x): return x * {n % 4}" for n in range(200)]
+    assert verify_many([("code", answer, truth) for answer in answers]) == [float(n % 4 == 3) for n in range(200)]
+    assert leftovers() == []
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_refuses_where_namespaces_are_refused():
+    no_more = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    unshare = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--keep-caps", "sh", "-c", no_more, "-"]
+    code = f"from megatron_bar.verifiers import verify\nprint(verify('code', 'attack = lambda: \"escaped\"', {ESCAPED}))"
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let a user namespace forbid further ones")
+    result = subprocess.run([*unshare, sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stdout == ""
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("megatron_bar.errors.BarError: sandbox (namespaces): enter_namespaces: ")
+    assert "model-written code is not run; allow unprivileged user namespaces" in last
+
+
+AS_NOBODY = """
+import os
+from megatron_bar.verifiers.sandbox import sandbox
+assert os.getuid() == 65534
+short = sandbox.Limits(wall_s=0.5)
+fork = "import os\\ntry:\\n  for n in range(99): os.fork() or exit()\\nexcept OSError: print('bounded')"
+run = lambda code: sandbox._run(METHOD, code, b"", short)
+print(run("import os; open('x', 'w'); os.listdir('/etc')").stderr.decode())
+print(run("import os; os.kill(0, 9)").exit_code, run("while True: pass").stopped)
+print(run("import socket; socket.create_connection(('127.0.0.1', 1))").stderr.decode())
+print(run(fork).stdout.decode())
+"""
+
+
+@pytest.mark.parametrize("method", ["namespaces", "bwrap"])
+def test_as_an_ordinary_user(method):
+    if os.geteuid() != 0:
+        pytest.skip("not root: every other test runs as an ordinary user")
+    if method == "bwrap" and not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    interpreter = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    shown = "\n".join(map(show_to_everyone, (Path(sys.base_prefix), REPOSITORY)))
+    script = f'set -e; mount --make-rprivate /; {shown}\nexec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"'
+    code = AS_NOBODY.replace("METHOD", repr(method))
+    command = ["unshare", "--mount", "sh", "-c", script, "-", interpreter, "-S", "-B", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "No such file or directory: '/etc'" in result.stdout
+    assert "137 time" in result.stdout
+    assert "bounded" in result.stdout
+    assert "Network is unreachable" in result.stdout or "Connection refused" in result.stdout
+
+
+def show_to_everyone(path: Path) -> str:
+    """Shell lines that let nobody reach ``path`` in this mount namespace, though a folder above may be root's own."""
+    hidden = [parent for parent in reversed(path.parents) if not parent.stat().st_mode & 1]
+    if not hidden:
+        return ""
+    over = f"mount -t tmpfs -o mode=755 tmpfs {hidden[0]}; mkdir -p {path}"
+    return f"mount --bind {path} /mnt; {over}; mount --move /mnt {path}"
+
+
+def leftovers(trainer: int | None = None) -> list[str]:
+    """Processes of sandboxes that this process (or ``trainer``) started; their command line names it. Zombies have none."""
+    mark = f"\0{trainer or os.getpid()}\0".encode()
+    lines = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            lines[folder.name] = (folder / "cmdline").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+    return [pid for pid, line in lines.items() if b"import jail" in line and mark in line]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in 10 s"
+        time.sleep(0.02)
