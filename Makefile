@@ -5,13 +5,16 @@ SHELL := bash
 .PHONY: help setup demo reproduce sparse test test-slow test-faults test-compat test-gpu gpu-check lint bench
 export PYTHONUNBUFFERED := 1
 
-# Another python's modules are taken as they are: `PY=python3 make gpu-check` installs nothing.
-PY ?= .venv/bin/python
+VENV := .venv/bin/python
+# What runs. Another one's modules are taken as they are: `PY=python3 make gpu-check` installs nothing.
+PY ?= $(VENV)
 # Of the demo (data-parallel) and of the tests; one core each.
 PROCESSES := 2
 # Of `make reproduce`; a seed takes about an hour on two cores.
 SEEDS := 1 2 3
 READY := .venv/.ready
+# What is made first where the interpreter is .venv's.
+MADE = $(if $(filter $(VENV),$(PY)),$(READY))
 COMPAT := .venv-compat/.ready
 OLMO_CORE := .venv-bench/.ready
 SITE = import site; print(site.getsitepackages()[0])
@@ -33,57 +36,59 @@ setup: $(READY)  ## the environment alone, in .venv (several GB, once)
 # .unfinished stands in a new .venv until it is filled: what an interrupted set-up left is emptied and made anew.
 $(READY): setup.py constraints.txt
 	@python="$(PYTHON)"; rm -f $@; \
-	if [ -e .venv/.unfinished ] || ! $(PY) -c '' 2>/dev/null; then \
+	if [ -e .venv/.unfinished ] || ! $(VENV) -c '' 2>/dev/null; then \
 		echo "setting up .venv with $$python"; mkdir -p .venv; touch .venv/.unfinished; \
 		find .venv -mindepth 1 ! -path .venv/.unfinished -delete; "$$python" -m venv .venv; \
 	fi; \
-	$(PY) -c '$(CHECK)' || { echo "error: .venv holds $$($(PY) --version), 3.12 or later is needed: remove .venv" >&2; exit 1; }; \
-	$(PY) -m pip install --disable-pip-version-check -e '.[test]' -c constraints.txt; \
+	$(VENV) -c '$(CHECK)' || { echo "error: .venv holds $$($(VENV) --version), 3.12 or later is needed: remove .venv" >&2; exit 1; }; \
+	$(VENV) -m pip install --disable-pip-version-check -e '.[test]' -c constraints.txt; \
 	rm -f .venv/.unfinished; touch $@
 
 # The older transformers with what it needs; torch, the same for both, is found in .venv.
 $(COMPAT): constraints-compat.txt | $(READY)
-	rm -rf .venv-compat; $(PY) -m venv .venv-compat
+	rm -rf .venv-compat; $(VENV) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install --disable-pip-version-check transformers -c constraints-compat.txt
-	$(PY) -c '$(SITE)' > "$$(.venv-compat/bin/python -c '$(SITE)')/torch.pth"; touch $@
+	$(VENV) -c '$(SITE)' > "$$(.venv-compat/bin/python -c '$(SITE)')/torch.pth"; touch $@
 
 # ai2-olmo-core with what .venv lacks; what .venv has, torch above all, is found there.
 $(OLMO_CORE): constraints-bench.txt | $(READY)
-	rm -rf .venv-bench; $(PY) -m venv .venv-bench
-	$(PY) -c '$(SITE)' > "$$(.venv-bench/bin/python -c '$(SITE)')/base.pth"
+	rm -rf .venv-bench; $(VENV) -m venv .venv-bench
+	$(VENV) -c '$(SITE)' > "$$(.venv-bench/bin/python -c '$(SITE)')/base.pth"
 	.venv-bench/bin/python -m pip install --disable-pip-version-check ai2-olmo-core -c constraints-bench.txt; touch $@
 
-demo: $(READY)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
-	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
+demo: $(MADE)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
 
-reproduce: $(READY)  ## every baseline, upgrade, ablation and published claim on the toy; SEEDS="1 2 3" (docs/results)
+reproduce: $(MADE)  ## every baseline, upgrade, ablation and published claim on the toy; SEEDS="1 2 3" (docs/results)
 	$(PY) examples/reproduce.py --seeds $(SEEDS) --processes $(PROCESSES) --out runs/reproduce --results docs/results
 
-sparse: $(READY)  ## the study of few active experts, untrained routers among them; about an hour (docs/results/sparse)
+sparse: $(MADE)  ## the study of few active experts, untrained routers among them; about an hour (docs/results/sparse)
 	$(PY) examples/tiny/sparse_routing.py --processes $(PROCESSES) --out runs/sparse --results docs/results/sparse
 
-test: $(READY)  ## the test suite
+test: $(MADE)  ## the test suite
 	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat" tests
 
-test-slow: $(READY)  ## the longer tests: whole trainings, many seeds
+test-slow: $(MADE)  ## the longer tests: whole trainings, many seeds
 	$(PY) -m pytest -m "slow and not faults and not gpu" tests
 
-test-faults: $(READY)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
+test-faults: $(MADE)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
 	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu" tests
 
-test-compat: $(READY) $(COMPAT)  ## what is exported, in transformers 5 and 4.57 (in .venv-compat) and by the names that vLLM loads
+test-compat: $(MADE) $(COMPAT)  ## what is exported, in transformers 5 and 4.57 (in .venv-compat) and by the names that vLLM loads
 	$(PY) -m pytest -m compat tests
 
-test-gpu: $(READY)  ## the tests that need a CUDA device
-	$(PY) -m pytest -m gpu tests
+# Files without such a test are not collected: they may need what a GPU's image has not.
+test-gpu: $(MADE)  ## the tests that need a CUDA device
+	$(PY) -m pytest -m gpu $$(grep -rl --include='test_*.py' 'mark\.gpu' tests)
 
-gpu-check: $(if $(filter .venv/%,$(PY)),$(READY))  ## what only a GPU can say, in 7 minutes: kernels, steps, sampler, SIGTERM (runs/gpu_check)
+test-gpu gpu-check demo: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu-check: $(MADE)  ## what only a GPU can say, in 7 minutes: kernels, steps, sampler, SIGTERM (runs/gpu_check)
 	$(PY) benchmarks/gpu_check.py --out runs/gpu_check
 
-lint: $(READY)  ## ruff
+lint: $(MADE)  ## ruff
 	$(PY) -m ruff check .
 
-bench: $(READY) $(OLMO_CORE)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+bench: $(MADE) $(OLMO_CORE)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
 	@mkdir -p runs; rm -f runs/bench.jsonl; : > runs/bench.log; export BENCH_FIGURES=runs/bench.jsonl; status=0; \
 	for bench in $(sort $(wildcard benchmarks/bench_*.py)); do \
 		echo "== $$bench"; $(PY) "$$bench" 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \

@@ -172,6 +172,8 @@ def test_what_is_not_there_is_told_before_anything_is_submitted(slurm):
 
 
 PROGRAM = """
+if [[ $1 == --help ]]; then echo "{options}"; exit; fi
+echo "given $*"
 if [[ $SLURM_RESTART_COUNT == 1 ]]; then exit {again}; fi
 trap 'echo "{says}"; exit {status}' TERM
 touch "$FAKE_SLURM/ready"
@@ -192,7 +194,7 @@ for n in {{1..3000}}; do sleep 0.1; done
     ],
 )
 def test_a_job_is_requeued_when_it_was_warned_and_has_saved(says, status, warned, requeued, slurm):
-    (slurm.place / "program").write_text(PROGRAM.format(says=says, status=status, again=0))
+    (slurm.place / "program").write_text(PROGRAM.format(says=says, status=status, again=0, options="--shutdown-timeout SECONDS"))
     slurm.settings(TORCHRUN=f'(bash "{slurm.place}/program")')
     process = slurm.start("sbatch", "--parsable", CLUSTER / "sft.sbatch", "math")
     wait_until(lambda: (slurm.place / "ready").exists(), process)
@@ -204,6 +206,18 @@ def test_a_job_is_requeued_when_it_was_warned_and_has_saved(says, status, warned
     assert slurm.read("1.status") == ("0" if requeued else str(status))
     assert len(slurm.logs()) == 1 + requeued
     assert ("the time was up: requeued" in slurm.read("1.out")) == requeued
+    assert "--max-restarts=0 --" not in slurm.logs()[0] and "--shutdown-timeout=240 " in slurm.logs()[0]
+
+
+def test_an_older_torchrun_is_not_given_what_it_does_not_know(slurm):
+    (slurm.place / "program").write_text(PROGRAM.format(says="", status=0, again=0, options="--max-restarts N"))
+    slurm.settings(TORCHRUN=f'(bash "{slurm.place}/program")')
+    process = slurm.start("sbatch", "--parsable", CLUSTER / "sft.sbatch", "math")
+    wait_until(lambda: (slurm.place / "ready").exists(), process)
+    os.kill(int(slurm.read("1.0.pid")), signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert "warning: torchrun has no --shutdown-timeout" in slurm.logs()[0]
+    assert "--shutdown-timeout=" not in slurm.logs()[0] and "--max-restarts=0" in slurm.logs()[0]
 
 
 @pytest.fixture(scope="module")

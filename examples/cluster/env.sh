@@ -12,7 +12,7 @@ DATA=/path/to/data # megatron_bar/recipes/olmo2_7b.py lists its files
 # TORCHRUN=(apptainer exec --nv --bind /path image.sif torchrun); by pyxis: TORCHRUN=(torchrun) and
 # SRUN=(--container-image=image.sqsh --container-mounts=/path:/path --container-workdir="$PWD").
 PYTHON=(.venv/bin/python)
-TORCHRUN=(.venv/bin/torchrun)
+TORCHRUN=(.venv/bin/python -m torch.distributed.run) # not .venv/bin/torchrun: an image's own torch puts none there
 SRUN=()
 # More options of every sbatch, such as --qos=... or --gres=gpu:8 where --gpus-per-node is not known.
 SBATCH=()

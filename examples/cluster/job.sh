@@ -20,9 +20,9 @@ launch() {
     log=$OUT/slurm/$SLURM_JOB_NAME-$SLURM_JOB_ID.$attempt.log
     mkdir -p "$OUT/slurm"
     srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none \
-        --kill-on-bad-exit=1 "${SRUN[@]}" "${TORCHRUN[@]}" --nnodes="$nodes" --nproc-per-node="$processes" \
+        --kill-on-bad-exit=1 "${SRUN[@]}" bash examples/cluster/torchrun.sh "$GRACE" "${TORCHRUN[@]}" -- --nnodes="$nodes" --nproc-per-node="$processes" \
         --rdzv-backend=c10d --rdzv-endpoint="${hosts[0]}:$((20000 + SLURM_JOB_ID % 10000))" \
-        --rdzv-id="$SLURM_JOB_ID.$attempt" --max-restarts=0 --shutdown-timeout="$GRACE" "${@:3}" >"$log" 2>&1 &
+        --rdzv-id="$SLURM_JOB_ID.$attempt" --max-restarts=0 "${@:3}" >"$log" 2>&1 &
     step=$!
     # A signal ends `wait`, not what it waits for.
     while status=0; wait "$step" || status=$?; ((status == 128 + $(kill -l USR1))); do :; done
