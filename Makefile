@@ -16,6 +16,7 @@ READY := .venv/.ready
 # What is made first where the interpreter is .venv's.
 MADE = $(if $(filter $(VENV),$(PY)),$(READY))
 COMPAT := .venv-compat/.ready
+OLDEST := .venv-oldest/.ready
 OLMO_CORE := .venv-bench/.ready
 SITE = import site; print(site.getsitepackages()[0])
 
@@ -50,6 +51,11 @@ $(COMPAT): constraints-compat.txt | $(READY)
 	.venv-compat/bin/python -m pip install --disable-pip-version-check transformers -c constraints-compat.txt
 	$(VENV) -c '$(SITE)' > "$$(.venv-compat/bin/python -c '$(SITE)')/torch.pth"; touch $@
 
+# The oldest torch and transformers that setup.py allows.
+$(OLDEST): constraints-oldest.txt setup.py | $(READY)
+	rm -rf .venv-oldest; $(VENV) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check -e '.[test]' -c constraints-oldest.txt; touch $@
+
 # ai2-olmo-core with what .venv lacks; what .venv has, torch above all, is found there.
 $(OLMO_CORE): constraints-bench.txt | $(READY)
 	rm -rf .venv-bench; $(VENV) -m venv .venv-bench
@@ -74,8 +80,9 @@ test-slow: $(MADE)  ## the longer tests: whole trainings, many seeds
 test-faults: $(MADE)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
 	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu" tests
 
-test-compat: $(MADE) $(COMPAT)  ## what is exported, in transformers 5 and 4.57 (in .venv-compat) and by the names that vLLM loads
+test-compat: $(MADE) $(COMPAT) $(OLDEST)  ## exports in transformers 4.57 and by vLLM's names; the suite on the oldest torch (.venv-oldest)
 	$(PY) -m pytest -m compat tests
+	.venv-oldest/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat" tests
 
 # Files without such a test are not collected: they may need what a GPU's image has not.
 test-gpu: $(MADE)  ## the tests that need a CUDA device

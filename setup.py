@@ -22,8 +22,8 @@ setup(
     python_requires=">=3.12",
     install_requires=[
         "megatron-core==0.19.2",
-        "torch>=2.6",
-        "transformers>=5",
+        "torch>=2.11",
+        "transformers>=5.17",
         "safetensors",
         "tokenizers",
         "tiktoken",  # the same ids as tokenizers, several times sooner
