@@ -23,12 +23,13 @@ SMALL = [
     "world.sft_domain=40",
     "world.rlvr=20",
     "world.test=4",
-    "pretrain.stage.steps=3",
-    "posttrain.stage.steps=3",
-    "route.stage.steps=3",
-    *(f"experts.{e}.runs.{r}.stage.steps=2" for e, runs in enumerate((2, 2, 1, 1)) for r in range(runs)),
-    *(f"experts.{e}.runs.2.rl.{change}" for e in (0, 1) for change in ("rounds=1", "prompts=2", "group=2", "max_new_tokens=4")),
-    *(f"evaluation.tests.{n}.max_new_tokens=4" for n in range(7)),
+    "pretrain.steps=3",
+    "posttrain.steps=3",
+    "route.steps=3",
+    "experts.*.midtrain.steps=2",
+    "experts.*.sft.steps=2",
+    *(f"experts.*.rlvr.rl.{change}" for change in ("rounds=1", "prompts=2", "group=2", "max_new_tokens=4")),
+    "evaluation.tests.*.max_new_tokens=4",
 ]
 
 
@@ -143,7 +144,7 @@ def test_what_was_made_from_other_folders_is_not_taken_for_whole(finished, tmp_p
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     refusal = "merged was made from other folders than there are now (math-rlvr differs); to make it again remove merged, final,"
     assert refusal in (done.stderr)
-    noted = run(finished[0], "--stage", "route", "--set", "route.stage.optim.lr=0.5")
+    noted = run(finished[0], "--stage", "route", "--set", "route.optim.lr=0.5")
     assert noted.returncode == 0
     assert "note: final stays as it was made, with other choices: stage.optim.lr: 0.01 -> 0.5" in noted.stdout
 
