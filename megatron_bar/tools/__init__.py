@@ -60,12 +60,12 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if name not in COMMANDS:
         raise BarError(f"command expected one of {', '.join(COMMANDS)}, got {name!r}")
-    _module(name).main(Call(program=f"{bar} {name}", script=f"-m megatron_bar {name}", arguments=rest))
+    module_of(name).main(Call(program=f"{bar} {name}", script=f"-m megatron_bar {name}", arguments=rest))
 
 
 def _listing(bar: str) -> list[str]:
     """Returns every command with the first sentence of what it says about itself, by task."""
-    rows = aligned([[f"  {name}", _first_sentence(_module(name))] for name in COMMANDS])
+    rows = aligned([[f"  {name}", _first_sentence(module_of(name))] for name in COMMANDS])
     line_of = dict(zip(COMMANDS, rows, strict=True))
     lines = [f"usage: {bar} COMMAND ...", f"       {bar} COMMAND --help    its options, with examples"]
     for task, commands in TASKS.items():
@@ -73,7 +73,8 @@ def _listing(bar: str) -> list[str]:
     return lines
 
 
-def _module(name: str) -> ModuleType:
+def module_of(name: str) -> ModuleType:
+    """Imports the file of a command."""
     return importlib.import_module(f"{__name__}.{COMMANDS[name]}")
 
 
