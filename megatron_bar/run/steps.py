@@ -35,10 +35,9 @@ from megatron_bar.experts.routers import best_scale, rewrite, untrained_rows
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.recipes.recipe import GENERAL, ExpertSpec, Recipe, Training
 from megatron_bar.recipes.study import ACTIVE, MergeSpec, RouterSpec, Upgrade, folder_and_active
-from megatron_bar.report.html import html
-from megatron_bar.report.markdown import markdown
 from megatron_bar.rl import grpo
 from megatron_bar.run.collect import collect, divergence_of, evaluation_of
+from megatron_bar.run.report_files import write_report
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.preference import fit_preferences, preference_rows
 from megatron_bar.verifiers import check_task, verify_many
@@ -285,7 +284,4 @@ class Work:
 
     def write_report(self, runs: list[Path], folder: Path) -> None:
         """Of this recipe's runs, a seed each, all finished: report.json, report.html, report.md."""
-        report = collect(self.recipe, runs)
-        write_whole(folder / "report.json", json.dumps(to_json(report)))
-        write_whole(folder / "report.html", html(report))
-        write_whole(folder / "report.md", markdown(report))
+        write_report(collect(self.recipe, runs), folder)

@@ -29,6 +29,7 @@ TASKS: dict[str, dict[str, str]] = {
         "compare": "compare",
         "verify": "verify_frozen",
         "cost": "cost",
+        "report": "report",
     },
     "convert": {"import": "import_hf", "export": "export_hf"},
     "plan and check": {"plan": "plan", "traffic": "traffic", "doctor": "doctor"},
