@@ -1,4 +1,4 @@
-"""Package metadata. Ranges here say what the code needs; constraints.txt says what it is tested with."""
+"""Describes the package. Ranges here say what the code needs; constraints.txt says what it is tested with."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "megatron_bar/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1]
+CODE = (HERE / "megatron_bar/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', CODE, re.MULTILINE)[1]
 README = HERE / "README.md"
 
 setup(
@@ -17,7 +18,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["megatron_bar", "megatron_bar.*"]),
+    # What is read at run time and is no module.
     package_data={"megatron_bar.report": ["page/*"], "megatron_bar.recipes": ["*.jsonl"]},
+    entry_points={"console_scripts": ["bar = megatron_bar.tools:main"]},
     # Megatron-Core 0.17 and later needs 3.12; older ones execute code from a checkpoint.
     python_requires=">=3.12",
     install_requires=[
@@ -45,7 +48,7 @@ setup(
         "te": ["transformer-engine[pytorch]"],
         # Brings its own torch: give it an environment of its own.
         "vllm": ["vllm"],
-        # Public benchmarks (tools/evaluate.py --suite bar19).
+        # Public benchmarks (bar evaluate --suite bar19).
         "eval": ["lm-eval[hf,api,ifeval]"],
         # Puzzles with scorers of their own, for the verifier of that name.
         "gym": ["reasoning-gym"],

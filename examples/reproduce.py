@@ -45,8 +45,9 @@ def main() -> None:
     if not args.worker:
         share_out(args.processes)
     from megatron_bar.parallel.state import distributed
+    from megatron_bar.run.collect import collect
     from megatron_bar.run.pipeline import Pipeline, run_all
-    from megatron_bar.run.steps import write_report
+    from megatron_bar.run.report_files import write_report
 
     pipelines = [
         Pipeline(
@@ -61,7 +62,7 @@ def main() -> None:
             run_all({pipeline: pipeline.select() for pipeline in pipelines})
         return
     results = args.results or args.out
-    write_report(pipelines[0].recipe, [pipeline.folder.out for pipeline in pipelines], results)
+    write_report(collect(pipelines[0].recipe, [pipeline.folder.out for pipeline in pipelines]), results)
     print((results / "report.md").read_text(encoding="utf-8"))
 
 

@@ -1,16 +1,43 @@
-"""What the command lines share: how they end, how they show progress and tables."""
+"""What the command lines share: how they are called, how they end, how they show progress and tables."""
 
+import argparse
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from megatron_bar.errors import BarError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a command, and how its usage and its examples show it."""
+
+    program: str
+    """What the user typed: ``bar merge``, or ``bar merge``."""
+    script: str
+    """What torchrun starts: ``-m megatron_bar merge``, or ``bar merge``."""
+    arguments: Sequence[str]
+
+
+def command_parser(call: Call, about: str, *examples: str) -> argparse.ArgumentParser:
+    """Returns a parser whose help shows ``about`` first and ``examples`` last, in the words of the call.
+
+    In an example {program} and {script} stand for those of the call.
+    """
+    shown = [example.format(program=call.program, script=call.script) for example in examples]
+    return argparse.ArgumentParser(
+        prog=call.program,
+        description=about,
+        epilog=f"example: {shown[0]}" if len(shown) == 1 else "\n  ".join(["examples:", *shown]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run(main: Callable[[], None]) -> NoReturn:

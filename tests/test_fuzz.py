@@ -1,6 +1,6 @@
 """What describes a folder, broken in thousands of ways: it opens as one consistent folder or is refused in one line.
 
-Through what `tools/inspect_model.py` calls, which reads, and through the merge, which writes; the files are of a real branch,
+Through what `bar inspect` calls, which reads, and through the merge, which writes; the files are of a real branch,
 so fields that the manifest gains are broken too.
 """
 

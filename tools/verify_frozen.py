@@ -1,31 +1,6 @@
-"""Proves from two folders that a stage moved nothing it may not have moved, bit by bit."""
+"""Runs `bar verify` from a checkout."""
 
-import argparse
-from pathlib import Path
-
-from megatron_bar.cli import progress, run
-from megatron_bar.experts.proof import verify_frozen
-from megatron_bar.weights.folder import Folder
-from megatron_bar.weights.groups import POLICIES
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/verify_frozen.py math-midtrain math-sft --stage sft"
-    )
-    parser.add_argument("before", type=Path, metavar="BEFORE", help="the folder the stage read")
-    parser.add_argument("after", type=Path, metavar="AFTER", help="the folder the stage wrote")
-    parser.add_argument("--stage", choices=tuple(POLICIES), required=True, help="the freeze policy to prove")
-    parser.add_argument("--strict", action="store_true", help="fail too where a group that trains has not moved at all")
-    args = parser.parse_args()
-    policy = POLICIES[args.stage]
-    before, after = Folder.open(args.before), Folder.open(args.after)
-    for row in verify_frozen(before, after, policy, strict=args.strict, progress=progress):
-        verdict = "DID NOT MOVE" if row.stuck else "trained" if row.trains else "frozen, bit-identical"
-        print(f"{row.group:15} {row.tensors:6} tensors {row.changed:6} changed  {verdict}")
-    if policy.anchor_row_frozen:
-        print("router row 0: frozen, bit-identical")
-
+from megatron_bar.tools import run_script, verify_frozen
 
 if __name__ == "__main__":
-    run(main)
+    run_script(verify_frozen)

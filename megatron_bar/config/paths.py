@@ -64,12 +64,7 @@ class Target:
 def _has_parts(kind: Any) -> bool:
     """Tells whether values of type ``kind`` have parts that have names."""
     if get_origin(kind) is tuple:
-        return all(
-            _has_parts(member)
-            for hint in get_args(kind)
-            if hint is not Ellipsis
-            for member in members_of(hint)
-        )
+        return all(_has_parts(member) for hint in get_args(kind) if hint is not Ellipsis for member in members_of(hint))
     return dataclasses.is_dataclass(kind) or get_origin(kind) is dict
 
 

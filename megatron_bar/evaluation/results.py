@@ -62,7 +62,7 @@ def write_results(path: Path, results: dict) -> None:
 
 def read_results(path: Path) -> dict:
     """A results file; another format, a missing field, or a test whose items and scores differ in number is an error."""
-    results = read_object(path, expected="a results file (tools/evaluate.py --out)")
+    results = read_object(path, expected="a results file (bar evaluate --out)")
     _check(results, path)
     return results
 

@@ -126,6 +126,6 @@ training changed. It is not a model by itself: merge it with the branched folder
 Training:
 {stages}
 
-    python tools/expert.py add --model MERGED --expert {expert.name}=THIS_FOLDER --out NEW
-    python tools/merge_experts.py --anchor {base} --expert {expert.name}=THIS_FOLDER --expert ... --out MERGED
+    bar expert add --model MERGED --expert {expert.name}=THIS_FOLDER --out NEW
+    bar merge --anchor {base} --expert {expert.name}=THIS_FOLDER --expert ... --out MERGED
 """

@@ -12,13 +12,13 @@ Left out: FlexOlmo's embedding model for the domain texts; the anchor's own inpu
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from blake3 import blake3
 
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
+from megatron_bar.experts.choices import RouterInit
 from megatron_bar.weights.folder import Folder, require_same_config, require_tokenizer
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hashes import Units, anchor_hash, folder_hash
@@ -28,7 +28,6 @@ from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, Sour
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
-RouterInit = Literal["normal", "domain", "zero"]
 ROUTER_STD = 0.02
 EMBEDDING = "model.embed_tokens.weight"
 DOMAIN_NORM = 0.5

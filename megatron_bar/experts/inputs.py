@@ -88,8 +88,8 @@ def _two_experts(folder: Folder) -> Folder:
 def _read_manifest(path: Path) -> Manifest:
     if not has_manifest(path):
         raise BarError(
-            f"{path / MANIFEST}: not found; expected the manifest that tools/branch_expert.py writes and every training stage"
-            " carries along: branch with that tool and train from its folder"
+            f"{path / MANIFEST}: not found; expected the manifest that bar branch writes and every training stage "
+            "carries along: branch with it and train from its folder"
         )
     manifest = read_manifest(path)
     if manifest.anchor_hash is None or len(manifest.experts) != 2:

@@ -1,4 +1,4 @@
-"""The experts of a folder as a table: what `tools/expert.py list` prints."""
+"""The experts of a folder as a table: what `bar expert list` prints."""
 
 from pathlib import Path
 

@@ -112,7 +112,7 @@ def rewrite(
     if not opened.config.num_experts:
         raise BarError(f"{folder}: expected a model with experts, got a dense one")
     if not has_manifest(folder):
-        raise BarError(f"{folder}: expected a folder with a manifest, got none; make one with tools/import_hf.py")
+        raise BarError(f"{folder}: expected a folder with a manifest, got none; make one with bar import")
     proven, manifest = Proven.open(opened), read_manifest(folder)
 
     def produce(name: str) -> Iterable[Tensor]:

@@ -7,15 +7,14 @@ from the base. Only ``mean`` is BAR's; the others are what its readers will want
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 
 from megatron_bar.errors import BarError
+from megatron_bar.experts.choices import Method
 
-Method = Literal["mean", "weighted", "task-arithmetic", "ties", "dare", "first"]
 _BLOCK_VALUES = 1 << 16
 """In float64 they stay in a core's cache."""
 

@@ -42,7 +42,7 @@ class Merged:
         if manifest.anchor_hash is None:
             raise BarError(
                 f"{path}: was made of independent dense models, with no branch to merge again from: expected a merge of "
-                f"branched experts, got stage {manifest.stage}; make it anew with tools/merge_dense.py"
+                f"branched experts, got stage {manifest.stage}; make it anew with bar merge-dense"
             )
         missing = [expert.name for expert in manifest.experts if not expert.folder_hash]
         if missing or manifest.shared is None:
@@ -109,7 +109,7 @@ def _merge_again(
     if shared.weights:
         raise BarError(
             f"{model.folder.path}: its inputs were weighted by {shared.weights}, which says nothing of another set: "
-            "merge with tools/merge_experts.py"
+            "make it anew with bar merge"
         )
     base = model.find(ANCHOR)
     if base is None:

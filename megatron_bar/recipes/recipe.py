@@ -115,7 +115,7 @@ class Recipe:
     pretrain: Training | None = None
     posttrain: Training | None = None
     router_init: Literal["normal", "zero"] = "normal"
-    """The start of the router rows. From domain texts: branch by tools/branch_expert.py."""
+    """The start of the router rows. From domain texts: `bar branch`."""
     experts: tuple[ExpertSpec, ...]
     shared: Combination = field(default_factory=Combination)
     """How the merge combines what the experts share."""

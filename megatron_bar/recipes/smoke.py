@@ -4,9 +4,9 @@ All is made by itself, small, in bfloat16, with recomputation, a checkpoint in t
 through mid-training, SFT and RLVR with the sandbox, one through SFT alone. Nothing is learnt. A batch of 16 rows
 divides over 1, 2, 4, 8 or 16 data-parallel ranks; layouts are values, and in bash two words name all stages:
 
-    torchrun --nproc-per-node 8 examples/pretrain_bar.py smoke --out runs/smoke \\
+    torchrun --nproc-per-node 8 -m megatron_bar run smoke --out runs/smoke \\
         --set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'
-    python examples/pretrain_bar.py smoke --out runs/fp32 --set shape.dtype=float32
+    bar run smoke --out runs/fp32 --set shape.dtype=float32
 """
 
 from pathlib import Path

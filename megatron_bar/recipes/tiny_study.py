@@ -305,7 +305,7 @@ OF_CHANGES = (
 )
 OF_BENCHMARKS = Claim(
     text="the published scores on the 19 benchmarks",
-    untestable="they need the 7B models and a GPU: tools/evaluate.py --suite bar19",
+    untestable="they need the 7B models and a GPU: bar evaluate --suite bar19",
 )
 
 

@@ -77,7 +77,7 @@ def _grid(figures: Iterable[str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[str], *, label: str, kind: str = "") -> str:
-    """``head``: escaped cells; ``rows``: whole elements. It scrolls inside the page, by keys too."""
+    """``head``: escaped cells; ``rows``: whole elements. It scrolls in its box, by keys too, and its first column stays."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     return (
         f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0"><table class="{kind}" data-rove>'
@@ -97,7 +97,9 @@ def _results(report: Report) -> str:
     for group, title in wording.GROUPS.items():
         members = [row for row in report.rows if row.group == group]
         if members:
-            rows.append(f'<tr class="group"><th colspan="{len(report.skills) + 2}" scope="rowgroup">{title}</th></tr>')
+            columns = len(report.skills) + 2
+            cell = f'<th colspan="{columns}" scope="rowgroup"><span>{title}</span></th>'
+            rows.append(f'<tr class="group">{cell}</tr>')
             rows += [_row(row, best, wording.usual_seeds(report)) for row in members]
     head = ["model", OVERALL, *map(escape, report.skills)]
     return f"<p>{escape(wording.caption(report))}</p>" + _table(head, rows, label="Results", kind="scores")

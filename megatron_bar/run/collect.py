@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-import megatron_bar
+from megatron_bar import __version__
 from megatron_bar.config import from_json
 from megatron_bar.evaluation.cost import Growth, growth, price, read_bill, read_ledger, retraining
 from megatron_bar.evaluation.results import read_results, require_same_tests
@@ -26,7 +26,7 @@ from megatron_bar.weights.manifest import Cost
 
 POINTS = 80
 """Of a curve in the report."""
-VERSIONS = ("megatron-core", "torch", "transformers", "numpy")
+PACKAGES = ("megatron-core", "torch", "transformers", "numpy")
 Scores = dict[str, np.ndarray]
 """Test -> the score of every item."""
 SOURCE = "arXiv 2604.18473"
@@ -255,8 +255,8 @@ class RunFiles:
             machine=_machine(),
             versions={
                 "python": platform.python_version(),
-                **{name: version(name) for name in VERSIONS},
-                "megatron_bar": megatron_bar.__version__,
+                **{name: version(name) for name in PACKAGES},
+                "megatron_bar": __version__,
             },
             seeds=seeds,
             items={skill: len(items) for skill, items in self.results("final")[0]["scores"].items()},
@@ -286,8 +286,10 @@ def _gain(score: Estimate) -> str:
 
 
 def _commit() -> str:
-    """Of the code that runs; empty where it is not a git checkout."""
+    """Returns that of the code that runs; empty where it is no git checkout, though the folder above may be one."""
     root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
     try:
         git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

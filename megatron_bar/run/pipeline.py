@@ -91,9 +91,7 @@ class Pipeline:
         with self._first_free(missing) as name:
             if name is not None:
                 step = missing[name]
-                self.folder.say(
-                    self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else "")
-                )
+                self.folder.say(self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else ""))
                 # Before it is made: a kill may come right behind the folder's appearance.
                 on_rank_zero(partial(write_record, self.folder, step))
                 step.make(self.folder)

@@ -6,7 +6,6 @@ It reads what other steps made and leaves a folder, or a file, that appears when
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,14 +31,13 @@ from megatron_bar.experts.merge_report import markdown as merge_report
 from megatron_bar.experts.merge_report import measure as measure_merge
 from megatron_bar.experts.routers import best_scale, rewrite, untrained_rows
 from megatron_bar.parallel.state import on_rank_zero
-from megatron_bar.recipes.recipe import GENERAL, ExpertSpec, Recipe, Training
+from megatron_bar.recipes.recipe import GENERAL, ExpertSpec, Training
 from megatron_bar.recipes.study import ACTIVE, MergeSpec, RouterSpec, Upgrade, folder_and_active
-from megatron_bar.report.html import html
-from megatron_bar.report.markdown import markdown
 from megatron_bar.rl import grpo
 from megatron_bar.run.collect import collect, divergence_of, evaluation_of
 from megatron_bar.run.data import chats_of, held_out_rows, mixture_of, preferences_of, tasks_of, tokens_of
 from megatron_bar.run.folder import RunFolder
+from megatron_bar.run.report_files import write_report
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.preference import fit_preferences
 from megatron_bar.verifiers import verify_many
@@ -143,9 +141,7 @@ def train(run: RunFolder, training: Training, source: str, name: str, expert: st
         fit(job(learnt), stage, mixture.parts, weights=mixture.weights)
 
 
-def _job(
-    run: RunFolder, training: Training, source: str, name: str, expert: str | None, learnt: dict[str, str]
-) -> Job:
+def _job(run: RunFolder, training: Training, source: str, name: str, expert: str | None, learnt: dict[str, str]) -> Job:
     """Returns where a stage reads and writes, and what its manifest will say.
 
     ``learnt``: the sources of what it learns from, with a fingerprint of that.
@@ -273,12 +269,4 @@ def show_lens(run: RunFolder) -> None:
 
 def make_report(run: RunFolder) -> None:
     """Writes the report of this run alone."""
-    on_rank_zero(lambda: write_report(run.recipe, [run.out], run.out))
-
-
-def write_report(recipe: Recipe, runs: Sequence[Path], folder: Path) -> None:
-    """Writes report.json, report.html, report.md of the recipe's runs, a seed each, all finished."""
-    collected = collect(recipe, runs)
-    write_whole(folder / "report.json", json.dumps(to_json(collected)))
-    write_whole(folder / "report.html", html(collected))
-    write_whole(folder / "report.md", markdown(collected))
+    on_rank_zero(lambda: write_report(collect(run.recipe, [run.out]), run.out))

@@ -1,4 +1,4 @@
-"""What `tools/inspect_model.py` prints: the shape, experts, lineage, routing and hashes of a folder or a checkpoint.
+"""What `bar inspect` prints: the shape, experts, lineage, routing and hashes of a folder or a checkpoint.
 
 A checkpoint holds Megatron's torch_dist data; what is said of it comes from its config and manifest, its tensors are not read.
 """

@@ -74,9 +74,7 @@ def lesson(name: str, *data: Rows, **more) -> Lesson:
 GENERAL = (rows("sft/wildchat.jsonl#500", "general"), rows("sft/flan_v2.json.gz", "general"))
 SCHOOL = School(
     pupils=(
-        Pupil(
-            name="math", lessons=(lesson("mid"), lesson("sft", *GENERAL, rows("math.jsonl"), extra=Rate()))
-        ),
+        Pupil(name="math", lessons=(lesson("mid"), lesson("sft", *GENERAL, rows("math.jsonl"), extra=Rate()))),
         Pupil(name="code", lessons=(lesson("sft", *GENERAL, rows("a/code.jsonl", "code")),)),
     ),
     more=(

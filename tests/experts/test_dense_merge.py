@@ -120,7 +120,7 @@ def test_btx_keeps_what_trained_its_experts_and_goes_on_to_the_router_stage(thre
 
 def test_nobody_takes_a_mixture_for_a_merge_of_branched_experts(three, branched, experts, tmp_path):
     out = btx(dict(list(three.items())[:2]), tmp_path / "out").path
-    with pytest.raises(BarError, match=r"out: was made of independent dense models, .*make it anew with tools/merge_dense\.py"):
+    with pytest.raises(BarError, match=r"out: was made of independent dense models, .*make it anew with bar merge-dense"):
         Merged.open(out, [])
     with pytest.raises(BarError, match=r"out/manifest\.json: expected an anchor hash and 2 experts, got None and 2"):
         open_inputs(out, experts)

@@ -295,7 +295,7 @@ def test_an_anchor_that_is_not_the_branched_folder_is_refused(branched, experts,
 def test_without_a_manifest_it_says_how_to_get_one(branched, experts, tmp_path):
     bare = copy_with(experts["math"], tmp_path / "bare", lambda name, tensor: tensor)
     (bare / MANIFEST).unlink()
-    message = r"bare/manifest\.json: not found; expected the manifest that tools/branch_expert\.py writes"
+    message = r"bare/manifest\.json: not found; expected the manifest that bar branch writes"
     check_refused(tmp_path, message, branched, {"math": bare})
     check_refused(tmp_path, message, bare, experts)
 

@@ -1,7 +1,7 @@
 """What a model hands to its products has a fresh tensor's strides.
 
-Of one row a transposed tensor counts as contiguous and keeps its strides; `torch.matmul` then multiplies its tokens one by one. On
-an H200 the attention's output projection alone took 45 % of a step so.
+Of one row a transposed tensor counts as contiguous and keeps its strides; `torch.matmul` then multiplies its tokens
+one by one. On an H200 the attention's output projection alone took 45 % of a step so.
 """
 
 import pytest

@@ -2,12 +2,15 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import pytest
 from browser import chromium, started, wait_until_rendered
 from report_example import EXPERTS, HOSTILE, SKILLS, lens, report
+from scripts import ROOT
 
+from megatron_bar.config import from_json
 from megatron_bar.report.html import html
 from megatron_bar.report.report import DIGITS, Report
 
@@ -274,6 +277,66 @@ def test_a_narrow_page_does_not_scroll_sideways(open_page, width):
     box = page.locator("#tip").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width
     assert page.locator("#results td").nth(len(SKILLS)).count() == 1
+
+
+def boxes(page) -> list[tuple[int, int]]:
+    """Returns the width of every table's box and of what is in it."""
+    return page.locator(".wide").evaluate_all("all => all.map(box => [box.clientWidth, box.scrollWidth])")
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_published_tables_fit_a_window_of_1300_pixels(open_page, tmp_path, scheme):
+    made = from_json(Report, json.loads((ROOT / "docs/results/report.json").read_text(encoding="utf-8")))
+    (tmp_path / "r.html").write_text(html(made), encoding="utf-8")
+    page = open_page(tmp_path / "r.html", width=1300, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 1300
+    assert len(boxes(page)) == 5 and all(width == inside for width, inside in boxes(page))
+
+
+MOVED = """(box, distance) => {
+    const x = (element) => element.getBoundingClientRect().x;
+    const [name, first, second] = ["thead th:first-child", "tbody tr:nth-child(2) th", "tbody tr:nth-child(2) td"]
+        .map((place) => box.querySelector(place));
+    const group = box.querySelector("tr.group span");
+    const before = [name, group, first, second].map(x);
+    box.scrollLeft = distance;
+    const after = [name, group, first, second].map(x);
+    const {left, top, height} = first.getBoundingClientRect();
+    return {
+        scrolled: box.scrollLeft,
+        moved: before.map((start, n) => start - after[n]),
+        seen: document.elementFromPoint(left + 20, top + height / 2) === first,
+        behind: [name, first].map((cell) => getComputedStyle(cell).backgroundColor),
+    };
+}"""
+"""Scrolls a box; says how far the names and the first column of numbers went, and what is seen where the names are."""
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_wide_table_scrolls_in_its_box_and_its_first_column_stays(open_page, tmp_path, scheme):
+    tests = [f"benchmark number {n}" for n in range(19)]
+    rows = tuple(replace(r, scores=dict.fromkeys(tests, r.overall)) for r in report().rows)
+    (tmp_path / "r.html").write_text(html(replace(report(), rows=rows)), encoding="utf-8")
+    page = open_page(tmp_path / "r.html", width=1300, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 1300
+    width, inside = boxes(page)[0]
+    assert width <= 1300 < inside
+
+    results = page.locator("#results .wide")
+    found = results.evaluate(MOVED, 600)
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert found["scrolled"] == 600 and found["moved"] == [0, 0, 0, 600]
+    assert found["seen"] and found["behind"] == [paper, paper], "nothing shines through the names"
+    assert page.evaluate("document.documentElement.scrollWidth") == 1300
+
+    results.focus()
+    page.keyboard.press("ArrowRight")  # by keys, too
+    deadline = time.monotonic() + 10
+    while results.evaluate("box => box.scrollLeft") <= 600:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @needs_browser

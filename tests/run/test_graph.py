@@ -24,9 +24,7 @@ DOORS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "file, name, target", DOORS, ids=[f"{Path(file).name}: {name}" for file, name, _ in DOORS]
-)
+@pytest.mark.parametrize("file, name, target", DOORS, ids=[f"{Path(file).name}: {name}" for file, name, _ in DOORS])
 def test_each_file_names_the_next(file, name, target):
     nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
     module = target.removesuffix(".py").replace("/", ".")
