@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="A.B=VALUE",
-        help="change the recipe, e.g. route.stage.optim.lr=1e-4",
+        help="change the recipe, e.g. experts.math.sft.optim.lr=1e-4 or experts.*.sft.parallel.tensor=2",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, stage by stage, and what trains")
     parser.add_argument(

@@ -21,12 +21,13 @@ SMALL = [
     "world.rlvr=20",
     "world.validation=5",
     "world.test=4",
-    "pretrain.stage.steps=3",
-    "posttrain.stage.steps=3",
-    "route.stage.steps=3",
-    *(f"experts.{e}.runs.{r}.stage.steps=2" for e, runs in enumerate((2, 2, 1, 1)) for r in range(runs)),
-    *(f"experts.{e}.runs.2.rl.{change}" for e in (0, 1) for change in ("rounds=1", "prompts=2", "group=2", "max_new_tokens=4")),
-    *(f"evaluation.tests.{n}.max_new_tokens=4" for n in range(7)),
+    "pretrain.steps=3",
+    "posttrain.steps=3",
+    "route.steps=3",
+    "experts.*.midtrain.steps=2",
+    "experts.*.sft.steps=2",
+    *(f"experts.*.rlvr.rl.{change}" for change in ("rounds=1", "prompts=2", "group=2", "max_new_tokens=4")),
+    "evaluation.tests.*.max_new_tokens=4",
 ]
 """Changes to the tiny recipe: seconds instead of minutes, and nothing is learnt."""
 CUT = """

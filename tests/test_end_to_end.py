@@ -116,7 +116,7 @@ def test_what_was_made_from_other_folders_is_not_taken_for_whole(finished, tmp_p
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     refusal = "merged was made from other folders than there are now (math-rlvr differs); to make it again remove merged, final,"
     assert refusal in (done.stderr)
-    noted = run(finished[0], "--stage", "route", "--set", "route.stage.optim.lr=0.5")
+    noted = run(finished[0], "--stage", "route", "--set", "route.optim.lr=0.5")
     assert noted.returncode == 0
     assert "note: final stays as it was made, with other choices: stage.optim.lr: 0.01 -> 0.5" in noted.stdout
 

@@ -8,7 +8,7 @@ from megatron_bar.errors import BarError
 
 EXAMPLE = """examples:
   python tools/plan.py olmo2_7b --gpus 8 --gpu-memory 80GB
-  python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB --stage rlvr --set experts.0.runs.2.rl.slots=16
+  python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB --stage rlvr --set 'experts.*.rlvr.rl.slots=16'
 exit status 1 where a stage fits in no layout"""
 
 

@@ -1,7 +1,7 @@
 """What each GPU sends in a training step of a recipe, by formula: GB, a table in Markdown.
 
 python tools/traffic.py olmo2_7b
-python tools/traffic.py olmo2_7b --stage route --world-size 8 64 --set route.stage.parallel.expert=8
+python tools/traffic.py olmo2_7b --stage route --world-size 8 64 --set route.parallel.expert=8
 """
 
 import argparse

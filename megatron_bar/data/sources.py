@@ -13,7 +13,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet
 
+from megatron_bar.config.names import IS_NAME
 from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import loads, why
@@ -46,11 +47,11 @@ _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
 class Source:
     """A file, folder or hub data set, and the rows of it that are used."""
 
-    path: Path
+    path: Path = field(metadata=IS_NAME)
     """Relative to the recipe's data folder unless absolute; ``name#500`` takes the first 500 rows. What is not there is looked
     for on the Hugging Face hub (``owner/name`` or ``owner/name:split``). Kind tokens: the prefix of a .bin and .idx."""
     kind: Kind
-    domain: str = ""
+    domain: str = field(default="", metadata=IS_NAME)
     """The name its share is logged under; the file's name if empty. SFT wants one source of the domain ``general``."""
     share: float = 1.0
     """A seeded sample of this fraction of the rows, at least one; the same rows for the same seed."""

@@ -1,8 +1,8 @@
 """The published run: BAR-5x7B from OLMo 2 7B (arXiv 2604.18473 and its released recipe), on 8 GPUs per node.
 
-Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and its scripts did
-differently is a named policy: ``--set experts.0.runs.1.stage.policy=sft_shared_frozen``. The recipes of the other sizes are
-`bar` with another shape and other layouts; none of them was published.
+Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and its
+scripts did differently is a named policy: ``--set experts.math.sft.policy=sft_shared_frozen``. The recipes of the
+other sizes are `bar` with another shape and other layouts; none of them was published.
 """
 
 from dataclasses import replace

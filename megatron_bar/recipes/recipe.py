@@ -1,12 +1,14 @@
 """A recipe as a value: the models, the experts with their stages and data, the merge, the route, the evaluation.
 
-run/pipeline.py makes it; the shipped ones lie beside this file.
+run/pipeline.py makes it; the shipped ones lie beside this file. ``--set`` names what it changes: experts, stages
+and sources are called by their names, as in ``experts.math.sft.optim.lr=1e-4`` (config/paths.py).
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_bar.config.names import STANDS_FOR_IT
 from megatron_bar.data.sources import Source
 from megatron_bar.data.untagged import UntaggedSizes
 from megatron_bar.data.world import WorldSizes
@@ -28,7 +30,7 @@ GENERAL = "general"
 class Training:
     """A stage and what it learns from."""
 
-    stage: Stage
+    stage: Stage = field(metadata=STANDS_FOR_IT)
     data: tuple[Source, ...]
     weights: dict[str, float] | None = None
     """Share of each domain among the rows; None: the published union, every row once an epoch."""
@@ -65,7 +67,7 @@ class Training:
 @dataclass(frozen=True, kw_only=True)
 class ExpertSpec:
     name: str
-    runs: tuple[Training, ...]
+    runs: tuple[Training, ...] = field(metadata=STANDS_FOR_IT)
     """In order; each starts from the folder that the one before wrote."""
     start: str = "branched"
     """The step whose folder the first starts from: the branched one makes an expert, base or anchor a dense model, and a merged

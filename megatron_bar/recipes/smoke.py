@@ -1,11 +1,11 @@
 """Ten steps of everything, for a new machine's first hour: does each part of a run work here?
 
 All is made by itself, small, in bfloat16, with recomputation, a checkpoint in the middle of every stage, and two experts: one
-through mid-training, SFT and RLVR with the sandbox, one through SFT alone. Nothing is learnt. A batch of 16 rows divides over 1,
-2, 4, 8 or 16 data-parallel ranks; layouts are values, and in bash one word names all stages:
+through mid-training, SFT and RLVR with the sandbox, one through SFT alone. Nothing is learnt. A batch of 16 rows
+divides over 1, 2, 4, 8 or 16 data-parallel ranks; layouts are values, and in bash two words name all stages:
 
     torchrun --nproc-per-node 8 examples/pretrain_bar.py smoke --out runs/smoke \\
-        --set {pretrain,posttrain,experts.0.runs.{0,1,2},experts.1.runs.0,route}.stage.parallel.tensor=2
+        --set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'
     python examples/pretrain_bar.py smoke --out runs/fp32 --set shape.dtype=float32
 """
 

@@ -94,15 +94,15 @@ def test_seconds_by_hand():
 
 def test_the_sampler_and_other_engines():
     there = machine(8)
-    one = planned("math-rlvr", "experts.0.runs.2.rl.slots=64")
+    one = planned("math-rlvr", "experts.math.rlvr.rl.slots=64")
     used = usage(one, one.stage, there)
     cut = 4_328_521_728 + 32 * 4 * 4096**2 + 2 * 100_280 * 4096  # the expert, attention, embedding and head, padded
     assert used.start == 2 * (cut // 4 + 32 * (2 + 2 + 2) * 4096 + 4096)  # routers, QK-norms and block norms, the last norm
     keys_and_values = 2 * 32 * 65 * 8 * 6144 * 128 * 2
     assert keys_and_values < used.sampling < keys_and_values * 1.2
-    few = planned("math-rlvr", "experts.0.runs.2.rl.slots=16")
+    few = planned("math-rlvr", "experts.math.rlvr.rl.slots=16")
     assert usage(few, few.stage, there).sampling < used.sampling / 3
-    rl = "experts.0.runs.2.rl"
+    rl = "experts.math.rlvr.rl"
     beside = planned("math-rlvr", f"{rl}.engine.name=vllm", f"{rl}.engine.memory=0.5")
     assert usage(beside, beside.stage, there).engine == 40 * 10**9
     apart = planned("math-rlvr", f"{rl}.engine.name=vllm", f"{rl}.engine.devices=7")

@@ -161,7 +161,7 @@ def test_the_entry_point_prints_the_dry_run_and_does_nothing(dry_run, monkeypatc
     script, out = ROOT / "examples" / "pretrain_bar.py", tmp_path / "out"
     status, stdout, _ = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out)
     assert (status, stdout.splitlines()) == (0, dry_run)
-    changes = ("--set", "experts.0.runs.1.stage.policy=sft_shared_frozen", "base=nowhere")
+    changes = ("--set", "experts.math.sft.policy=sft_shared_frozen", "base=nowhere")
     status, stdout, _ = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out, *changes)
     lines = section(stdout.splitlines(), "math-sft")
     assert "policy sft_shared_frozen" in lines[0] and f"trains {TRAINS['midtrain']:,}" in lines[4]
@@ -225,40 +225,40 @@ def test_a_recipe_that_is_none_is_told_in_one_line(file, name, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("route.stage.optim.lrr=1e-4", r"route\.stage\.optim has no 'lrr'; did you mean lr\?"),
-        ("route.stage.optim.lr=fast", r"route\.stage\.optim\.lr must be a finite float, got 'fast'"),
-        ("experts.0.runs.1.stage.optim.lr=-1", r"experts\.0\.runs\.1\.stage\.optim: optim\.lr must be positive, got -1"),
-        ("experts.9.name=math", r"experts has no '9'; .*valid: 0, 1, 2, 3"),
-        ("experts.0.runs.0.stage.sequence=0", r"experts\.0\.runs\.0\.stage: stage midtrain: sequence expected at least 1, got 0"),
-        ("route.stage.policy=all", r"route\.stage: stage route: policy must be one of .*, got 'all'"),
-        ("route.stage.parallel.tensor=0", r"route\.stage\.parallel: parallel\.tensor must be a positive integer, got 0"),
-        ("experts.0.runs.0.data.0.share=2", r"experts\.0\.runs\.0\.data\.0: source .*: share must be within 0 and 1, got 2"),
+        ("route.optim.lrr=1e-4", r"route\.optim has no 'lrr'; did you mean lr\?"),
+        ("route.optim.lr=fast", r"route\.optim\.lr must be a finite float, got 'fast'"),
+        ("experts.math.sft.optim.lr=-1", r"experts\.math\.runs\.sft\.stage\.optim: optim\.lr must be positive, got -1"),
+        ("experts.9.name=math", r"experts has no '9'; valid: math, code, tool_use, safety or 0 to 3"),
+        ("experts.math.midtrain.sequence=0", r"experts\.math\.runs\.midtrain\.stage: stage midtrain: sequence expected"),
+        ("route.policy=all", r"route\.stage: stage route: policy must be one of .*, got 'all'"),
+        ("route.parallel.tensor=0", r"route\.stage\.parallel: parallel\.tensor must be a positive integer, got 0"),
+        ("experts.math.sft.data.general.share=2", r"math\.runs\.sft\.data\.sft_general: source .*: share must be"),
         ("router_init=ones", r"router_init must be one of normal, zero, got 'ones'"),
         ("seed", r"override 'seed': expected PATH=VALUE"),
         ("pretrain=none", r"recipe tiny: base expected a folder, or pretrain and shape to make one, got neither"),
         ("posttrain=none", r"recipe tiny: anchor expected a folder, or posttrain to make one from the base, got neither"),
-        ("experts.1.name=math", r"recipe tiny: experts expected of different names, each with a run, got math, math, tool_use"),
-        ("experts.1.runs=", r"recipe tiny: experts expected of different names, each with a run"),
+        ("experts.code.name=math", r"experts expected of different names, each with a run, got math, math, tool_use"),
+        ("experts.code.runs=", r"recipe tiny: experts expected of different names, each with a run"),
         ("experts=", r"recipe tiny: experts expected of different names, each with a run, got none"),
-        ("experts.0.name=../../evil", r"experts\.0: expert name expected letters, .*, got '\.\./\.\./evil'"),
-        ("experts.0.name=anchor", r"expert anchor: expected another name than anchor"),
-        ("experts.0.runs.1.stage.name=midtrain", r"stages of different names: \['midtrain', 'midtrain', 'rlvr'\]"),
-        ("route.stage.name=a/b", r"stage name expected letters"),
-        ("route.stage.steps=-5", r"stage route: steps expected at least 1, got -5"),
-        ("route.stage.epochs=0", r"stage route: epochs must be positive, got 0"),
-        ("route.stage.save_every=-1", r"stage route: save_every expected at least 0, got -1"),
-        ("route.stage.optim.betas=2,3", r"optim\.betas must be within 0 and 1, got \(2\.0, 3\.0\)"),
-        ("route.stage.optim.clip=-1", r"optim\.clip must be positive, got -1"),
-        ("experts.0.runs.0.stage.optim.weight_decay=0.1", r"weight_decay must be 0 where the router's anchor row is frozen"),
-        ("experts.0.runs.2.rl.group=1", r"rl: group expected at least 2, got 1"),
-        ("experts.0.runs.2.rl.mini_batches=0", r"rl: mini_batches expected at least 1, got 0"),
-        ("experts.0.runs.2.rl.temperature=-1", r"rl: temperature must be positive, got -1"),
+        ("experts.math.name=../../evil", r"experts\.0: expert name expected letters, .*, got '\.\./\.\./evil'"),
+        ("experts.math.name=anchor", r"expert anchor: expected another name than anchor"),
+        ("experts.math.sft.name=midtrain", r"stages of different names: \['midtrain', 'midtrain', 'rlvr'\]"),
+        ("route.name=a/b", r"stage name expected letters"),
+        ("route.steps=-5", r"stage route: steps expected at least 1, got -5"),
+        ("route.epochs=0", r"stage route: epochs must be positive, got 0"),
+        ("route.save_every=-1", r"stage route: save_every expected at least 0, got -1"),
+        ("route.optim.betas=2,3", r"optim\.betas must be within 0 and 1, got \(2\.0, 3\.0\)"),
+        ("route.optim.clip=-1", r"optim\.clip must be positive, got -1"),
+        ("experts.math.midtrain.optim.weight_decay=0.1", r"weight_decay must be 0 where the router's anchor row"),
+        ("experts.math.rlvr.rl.group=1", r"rl: group expected at least 2, got 1"),
+        ("experts.math.rlvr.rl.mini_batches=0", r"rl: mini_batches expected at least 1, got 0"),
+        ("experts.math.rlvr.rl.temperature=-1", r"rl: temperature must be positive, got -1"),
         ("route.data=", r"stage route: data expected at least one source, got none"),
-        ("route.data.0.kind=task", r"stage route: sft_general\.jsonl: expected rows of text or chat or tokens, got task"),
+        ("route.data.general.kind=task", r"stage route: sft_general\.jsonl: expected rows of text or chat or tokens"),
         ("shared.method=foo", r"shared.method must be one of mean, weighted, .*, got 'foo'"),
         ("embedding_std=-1", r"embedding_std must be positive"),
         ("evaluation.slots=0", r"evaluation: slots expected at least 1, got 0"),
-        ("evaluation.tests.0.max_new_tokens=0", r"test set knowledge: max_new_tokens expected at least 1, got 0"),
+        ("evaluation.tests.knowledge.max_new_tokens=0", r"test set knowledge: max_new_tokens expected at least 1"),
     ],
 )
 def test_a_wrong_change_names_the_field(change, message):
@@ -266,19 +266,47 @@ def test_a_wrong_change_names_the_field(change, message):
         override(load_recipe("tiny"), [change])
 
 
+@pytest.mark.parametrize(
+    "recipe, named, indexed",
+    [
+        ("tiny", "experts.safety.sft.parallel.tensor=2", ["experts.3.runs.0.stage.parallel.tensor=2"]),
+        ("tiny", "experts.math.rlvr.rl.slots=16", ["experts.0.runs.2.rl.slots=16"]),
+        ("tiny", "route.data.general.share=1", ["route.data.0.share=1"]),
+        ("tiny", "experts.*.rlvr.optim.lr=1", [f"experts.{n}.runs.2.stage.optim.lr=1" for n in (0, 1)]),
+        ("olmo2_7b", "route.data.oasst1.share=1", ["route.data.4.share=1"]),
+        ("olmo2_7b", "experts.code.midtrain.data.code.share=.5", ["experts.1.runs.0.data.0.share=.5"]),
+        ("tiny_study", "more.router_0.01.route.batch=8", ["more.30.runs.0.stage.batch=8"]),
+        ("tiny_study", "more.untrained_hidden.texts.math.share=1", ["more.44.texts.1.share=1"]),
+        (
+            "smoke",
+            "experts.*.*.parallel.tensor=2",
+            [f"experts.{n}.stage.parallel.tensor=2" for n in ("0.runs.0", "0.runs.1", "0.runs.2", "1.runs.0")],
+        ),
+    ],
+)
+def test_a_change_names_what_it_changes(recipe, named, indexed):
+    made = load_recipe(recipe)
+    assert override(made, [named]) == override(made, indexed) != made
+
+
+def test_a_domain_of_several_sources_is_not_guessed():
+    with pytest.raises(BarError, match=r"route\.data\.general is the name of several, expected one of 0 \(wildchat\)"):
+        override(load_recipe("olmo2_7b"), ["route.data.general.share=1"])
+
+
 def test_two_changes_that_are_valid_together_are_made_in_either_order():
-    lag, cap = "experts.0.runs.2.rl.lag=1", "experts.0.runs.2.rl.importance_cap=2"
+    lag, cap = "experts.math.rlvr.rl.lag=1", "experts.math.rlvr.rl.importance_cap=2"
     assert override(load_recipe("tiny"), [lag, cap]) == override(load_recipe("tiny"), [cap, lag])
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("route.stage.batch=3", r"stage route: batch of 3 rows is not divisible by micro-batch 2 x 1 data-parallel ranks"),
-        ("route.stage.parallel.pipeline=3", r"stage route: 4 layers cannot be divided over 3 ranks"),
-        ("experts.1.runs.0.stage.parallel.expert=7", r"stage midtrain: 384 FFN columns cannot be divided over 7 ranks"),
-        ("route.stage.policy=dense_all", r"stage route: policy dense_all trains ffn, which the model does not have"),
-        ("pretrain.stage.parallel.expert=2", r"stage pretrain: expert parallelism 2 needs experts, and the model is dense"),
+        ("route.batch=3", r"stage route: batch of 3 rows is not divisible by micro-batch 2 x 1 data-parallel"),
+        ("route.parallel.pipeline=3", r"stage route: 4 layers cannot be divided over 3 ranks"),
+        ("experts.code.midtrain.parallel.expert=7", r"midtrain: 384 FFN columns cannot be divided over 7 ranks"),
+        ("route.policy=dense_all", r"stage route: policy dense_all trains ffn, which the model does not have"),
+        ("pretrain.parallel.expert=2", r"stage pretrain: expert parallelism 2 needs experts, and the model is dense"),
     ],
 )
 def test_what_no_step_could_do_is_told_before_the_first(tmp_path, change, message):

@@ -72,7 +72,7 @@ EXPORT = {"tool": "tools/export_hf.py", "arguments": "--checkpoint SPOILED --out
 SOURCE = json.dumps([{"path": "x", "kind": "tokens", "domain": "", "share": 1.0, "last_turn": False}], separators=(",", ":"))
 TRAIN = {
     "tool": "examples/pretrain_bar.py",
-    "arguments": "OWN_DATA:recipe --out OUT --set base=DENSE anchor=DENSE data=SPOILED experts.0.runs.0.data=" + SOURCE,
+    "arguments": "OWN_DATA:recipe --out OUT --set base=DENSE anchor=DENSE data=SPOILED experts.math.sft.data=" + SOURCE,
 }
 
 

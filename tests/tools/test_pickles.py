@@ -32,8 +32,8 @@ SMALL = ("sequence=32", "batch=1", "micro_batch=1", "epochs=3", "save_every=1")
 TRAINING = " ".join(
     (
         f"{ROOT}/examples/own_data.py:recipe --out run --expert math --set base=dense anchor=dense data=.",
-        "route.data={0} experts.0.runs.0.data={0}",
-        *(f"experts.0.runs.0.stage.{change}" for change in SMALL),
+        "route.data={0} experts.math.sft.data={0}",
+        *(f"experts.math.sft.{change}" for change in SMALL),
     )
 )
 

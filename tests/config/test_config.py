@@ -186,8 +186,9 @@ def test_later_assignments_win():
         ("optim.lr=inf", "optim.lr must be a finite float, got inf"),
         ("optim.clip=x", "optim.clip must be a finite float, got 'x'"),
         ("optim.betas=1", "optim.betas must have 2 items, got 1"),
-        ("optim.betas.2=1", "optim.betas has no '2'; valid: 0, 1"),
-        ("optim=fast", "optim must be JSON, got 'fast'"),
+        ("optim.betas.2=1", "optim.betas has no '2'; valid: 0 to 1"),
+        ("optim=fast", "optim: expected the path of one of its parts (lr, betas, clip), or JSON for the whole, got 'fast'"),
+        ('optim={"lr"', "optim must be JSON, got '{\"lr\"': "),
         ('optim={"lr": 1}', "optim.betas is missing, expected tuple[float, float]"),
         ("norm=none", "norm must be one of pre, post, got 'none'"),
         ("shared=median", "shared must be one of mean, first, 3, got 'median'"),
@@ -268,7 +269,7 @@ def test_diff_reads_as_lines():
 def test_hash_is_the_same_in_another_process_and_for_equal_numbers():
     assert config_hash(Run(optim=Optim(lr=1))) == config_hash(Run(optim=Optim(lr=1.0)))
     script = "from test_config import *; print(config_hash(Run(kinds=frozenset(Norm), experts={'b': Optim(), 'a': Optim()})))"
-    path = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    path = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {script}"]
     other = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}).stdout.strip()
     assert config_hash(Run(kinds=frozenset(Norm), experts={"a": Optim(), "b": Optim()})) == other
