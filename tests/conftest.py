@@ -9,8 +9,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fcntl
+from pathlib import Path
+
 import hypothesis
 import pytest
+from demo import make_demo
 from distributed import close_pool
 
 # A deadline would fail on a busy machine, not on a defect.
@@ -22,6 +26,19 @@ hypothesis.settings.load_profile("project")
 def _test_processes():
     yield
     close_pool()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, worker_id) -> tuple[Path, str]:
+    """A checkout after `make demo`, of all processes of pytest, so copied before it is changed; and what it printed."""
+    root = tmp_path_factory.getbasetemp()
+    place = (root if worker_id == "master" else root.parent) / "demo"
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        printed = place.with_suffix(".log")
+        if not printed.exists():
+            printed.write_text(make_demo(place / "checkout"))
+    return place / "checkout", printed.read_text()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,0 +1,230 @@
+"""README.md and docs/: every command is run as it stands there, or listed here with the reason; links and names exist.
+
+A page's commands are run from top to bottom in a copy of the checkout after `make demo`, with the tiny recipe cut down (demo.py).
+"""
+
+import ast
+import re
+import shlex
+import shutil
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from demo import typed
+from scripts import ROOT
+
+from megatron_bar.config import override
+from megatron_bar.recipes import load_recipe
+
+PAGES = {path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))}
+HOURS, GPU, CLUSTER, NETWORK = "takes hours", "needs GPUs", "needs a cluster", "needs a network"
+
+NOT_RUN = {
+    "make demo": "demo.py runs it",
+    "make test": "this is a part of it",
+    "make setup": NETWORK,
+    "make test-slow": HOURS,
+    "make test-faults": HOURS,
+    "make test-compat": NETWORK,
+    "make test-gpu": GPU,
+    "make bench": NETWORK,
+    "make reproduce SEEDS=1": HOURS,
+    'make reproduce SEEDS="1 2 3"': HOURS,
+    "make sparse": HOURS,
+    ".venv/bin/python examples/tiny/sparse_routing.py --seeds 2 --drift-seeds": HOURS,
+    ".venv/bin/torchrun --standalone --nproc-per-node 2 examples/tiny/rl_freezing.py "
+    "--source runs/tiny --out runs/rl_freezing": HOURS,
+    ".venv/bin/tensorboard --logdir runs/tiny/logs": "serves until it is ended",
+    ".venv/bin/torchrun --nproc-per-node 8 examples/pretrain_bar.py olmo2_7b --out runs/bar "
+    "--set base=/models/OLMo-2-1124-7B anchor=/models/OLMo-2-1124-7B-SFT data=/data": GPU,
+    ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out runs/bar19.json": NETWORK,
+    "docker build -t megatron_bar .": NETWORK,
+    'docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar': GPU,
+    "BAR_ENV=my.sh sbatch examples/cluster/doctor.sbatch": CLUSTER,
+    "BAR_ENV=my.sh sbatch examples/cluster/smoke.sbatch": CLUSTER,
+    "BAR_ENV=my.sh examples/cluster/submit.sh": CLUSTER,  # test_cluster.py: by a fake scheduler
+}
+"""Commands that no test runs as they stand, and why."""
+
+SLOW = {
+    ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
+    ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py smoke --out runs/smoke "
+    "--set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'",
+}
+"""Commands that `make test-slow` runs: more than ten seconds each."""
+
+
+@dataclass(frozen=True)
+class Command:
+    text: str
+    """As it stands on the page, with what continues it on the next lines."""
+
+    @property
+    def name(self) -> str:
+        """On one line, without the comment behind it."""
+        return re.sub(r"\s+", " ", re.sub(r"\s#\s.*", "", self.text.replace("\\\n", " "))).strip()
+
+
+def is_whole(text: str) -> bool:
+    """Whether no backslash and no open quote continues it."""
+    try:
+        shlex.split(text, comments=True)
+    except ValueError:
+        return False
+    return not text.endswith("\\\n")
+
+
+def commands(page: Path) -> list[Command]:
+    """Of the page's blocks of bash, from top to bottom."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        text = ""
+        for line in block.splitlines(keepends=True):
+            text += line
+            if is_whole(text):
+                found.append(Command(text.strip()))
+                text = ""
+        assert not text, f"{page.name}: {text!r} does not end"
+    return [command for command in found if command.name and not command.name.startswith("#")]
+
+
+ALL = {name: commands(page) for name, page in PAGES.items()}
+
+
+def test_commands_are_found():
+    assert [c.name for c in ALL["README.md"]] == ["make demo", "make test"]
+    texts = [command.text for found in ALL.values() for command in found]
+    assert any(text.startswith('.venv/bin/python -c "\nfrom transformers') and text.endswith('))"') for text in texts)
+    assert any("\\\n    --set" in text for text in texts)
+
+
+def test_every_listed_command_is_on_a_page():
+    names = {command.name for found in ALL.values() for command in found}
+    assert not {*NOT_RUN, *SLOW} - names
+    assert not NOT_RUN.keys() & SLOW
+
+
+@pytest.mark.parametrize("longer", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["short", "all"])
+@pytest.mark.parametrize("page", [name for name, found in ALL.items() if {c.name for c in found} - NOT_RUN.keys()])
+def test_the_commands_of_a_page_run(page, longer, demo, tmp_path):
+    if longer and not {c.name for c in ALL[page]} & SLOW:
+        pytest.skip("it has none that take long")
+    place = tmp_path / "checkout"
+    shutil.copytree(demo[0], place, symlinks=True)
+    for command in ALL[page]:
+        if command.name in NOT_RUN or (command.name in SLOW and not longer):
+            continue
+        done = typed(command.text, place)
+        assert done.returncode == 0, f"{command.text}\n{done.stdout}\n{done.stderr}"
+    shutil.rmtree(place)
+
+
+def without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the page's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", without_blocks(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    path, problems = PAGES[page], []
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", path.read_text())
+    for target in (one or other for one, other in targets):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = path.parent / file if file else path
+        if not found.exists() or (anchor and anchor not in anchors(found)):
+            problems.append(target)
+    assert not problems
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page):
+    tops = "megatron_bar|examples|tools|tests|docs|benchmarks"
+    named = set(re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./-]*\w)", PAGES[page].read_text()))
+    assert not [name for name in named if not (ROOT / name).exists() and not (ROOT / name.rpartition(":")[0]).is_file()]
+
+
+def test_every_page_is_reached_from_the_first():
+    linked = set(re.findall(r"\]\((?:docs/)?([\w.]+\.md)", (ROOT / "README.md").read_text()))
+    assert PAGES.keys() - linked == {"README.md"}
+
+
+def test_the_first_page_is_short():
+    assert len(PAGES["README.md"].read_text().splitlines()) <= 150
+
+
+def spans(page: str) -> list[str]:
+    """What stands between backticks within a line."""
+    return re.findall(r"`([^`\n]+)`", without_blocks(PAGES[page]))
+
+
+PATH = re.compile(r"(?:--set )?((?:experts|route|pretrain|posttrain|evaluation)\.[\w.*]+=[\w.-]+)")
+
+
+def test_changes_of_a_recipe_name_what_there_is():
+    changes = [(page, match[1]) for page in PAGES for span in spans(page) if (match := PATH.fullmatch(span))]
+    assert len(changes) >= 5
+    for page, change in changes:
+        assert override(load_recipe("tiny"), [change]) != load_recipe("tiny"), f"{page}: {change}"
+
+
+def texts_of_the_code() -> str:
+    """Every text in the code, formatted ones with `...` where a value stands, a line each."""
+    found = []
+    for top in ("megatron_bar", "tools", "examples"):
+        for file in sorted((ROOT / top).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(" ".join(node.value.split()))
+    return "\n".join(found)
+
+
+def test_error_lines_are_those_of_the_code():
+    texts, lines = texts_of_the_code(), []
+    for row in re.findall(r"^\| (`.*?) \|", PAGES["troubleshooting.md"].read_text(), re.MULTILINE):
+        lines += re.findall(r"`([^`]+)`", row)
+    assert len(lines) > 50
+    problems = []
+    for line in lines:
+        # Between two values a text stands as it is; where the code puts one for another, `...` of the code may be `...` here.
+        parts = [part for part in re.split(r"\.\.\.", line) if len(part.strip(" :;,()")) > 2]
+        problems += [f"{line}: {part!r}" for part in parts if part.strip() not in texts]
+    assert not problems, "\n".join(problems)
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip().strip("*") for cell in row.strip().strip("|").split("|")]
+
+
+def test_the_result_on_the_first_page_is_the_report_s():
+    report = (ROOT / "docs/results/report.md").read_text()
+    told = {cells(row)[0]: cells(row) for row in re.findall(r"^\| .*±.* \|$", report, re.MULTILINE)}
+    rows = [cells(row) for row in re.findall(r"^\| .*\(\S+ to \S+\) .*\|$", PAGES["README.md"].read_text(), re.MULTILINE)]
+    assert len(rows) == 10
+    for model, *scores in rows:
+        means = [score.split()[0] for score in scores]
+        assert means == [cell.strip("*").split()[0].strip("*") for cell in told[model][2:]], model
+    holds, fails, untestable = re.search(r"(\d+) hold, (\d+) do not hold, (\d+) not testable here", report).groups()
+    total = int(holds) + int(fails) + int(untestable)
+    counts = rf"Of the {total} claims (of the paper )?{holds} hold( here)?, {fails} do not, {untestable} is not testable"
+    for page in ("README.md", "results.md"):
+        assert re.search(counts, PAGES[page].read_text()), page
+
+
+def test_the_drawing_is_one_in_two_schemes():
+    light, dark = ((ROOT / f"docs/bar-{scheme}.svg").read_text() for scheme in ("light", "dark"))
+    style = re.compile(r"<style>.*?</style>", re.DOTALL)
+    assert style.sub("", light) == style.sub("", dark) and light != dark
+    words = " ".join(ElementTree.fromstring(light).itertext())
+    assert all(word in words for word in ("Branch", "Adapt", "Merge", "Route", "anchor", "base"))
+    assert "href" not in light and "url(http" not in light
