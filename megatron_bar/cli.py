@@ -18,7 +18,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     Where nobody reads the output any more (``| head``): status 1 and no word.
     """
-    # As an exception a termination passes through the code that removes half-written folders. Training has its own way.
+    # As an exception a termination passes through the code that removes half-written folders. Training has
+    # its own way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
         main()
@@ -35,7 +36,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _output_is_closed() -> bool:
-    """Then what is left in the buffer goes nowhere, or the interpreter would try again at its end and complain."""
+    """Then what is left in the buffer goes nowhere, or the interpreter would try again at its end and
+    complain."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -48,10 +50,23 @@ def _output_is_closed() -> bool:
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar over bytes on stderr, with speed and time left; nothing where stderr is not a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)
@@ -62,7 +77,9 @@ def active_experts(text: str) -> int | tuple[int, ...]:
     try:
         found = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else f"[{text}]")
     except (OSError, ValueError) as error:
-        raise BarError(f"active experts expected K, K,K,... or a JSON file with a list, got {text!r}: {error}") from None
+        raise BarError(
+            f"active experts expected K, K,K,... or a JSON file with a list, got {text!r}: {error}"
+        ) from None
     if not isinstance(found, list) or not found or any(type(k) is not int for k in found):
         raise BarError(
             f"active experts expected a list of whole numbers, got {'none' if isinstance(found, list) else 'no list'} in {text!r}"
@@ -73,23 +90,30 @@ def active_experts(text: str) -> int | tuple[int, ...]:
 def aligned(rows: list[list[str]]) -> list[str]:
     """Columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 class ProgressLines:
-    """Lines on stderr, every five seconds at most: how much is done, tokens per second, and time left where it is known."""
+    """Lines on stderr, every five seconds at most: how much is done, tokens per second, and time left where
+    it is known."""
 
     def __init__(self, what: str, *, total: int | None = None, every: float = 5.0):
-        self.what, self.total, self.every = what, total, every
+        self.what = what
+        self.total = total
+        self.every = every
         self._began = self._shown = time.monotonic()
         self._amount = self._tokens = 0
 
     def advance(self, amount: int, tokens: int) -> None:
-        self._amount, self._tokens = self._amount + amount, self._tokens + tokens
+        self._amount = self._amount + amount
+        self._tokens = self._tokens + tokens
         now = time.monotonic()
         if now - self._shown < self.every:
             return
-        self._shown, elapsed = now, now - self._began
+        self._shown = now
+        elapsed = now - self._began
         line = f"{self.what}  {self._amount / 1e6:,.1f} MB  {self._tokens:,} tokens  {self._tokens / elapsed:,.0f} tok/s"
         if self.total and self._amount:
             left = elapsed * max(0, self.total - self._amount) / self._amount

@@ -1,9 +1,11 @@
-"""The files of a torch_dist checkpoint, read and written tensor by tensor, without a model and in one process.
+"""The files of a torch_dist checkpoint, read and written tensor by tensor, without a model and in one
+process.
 
-Format: torch.distributed.checkpoint as megatron-core 0.19.2 uses it: a part of a tensor is an item that torch.save wrote
-into a .distcp file (dist_metadata.py says where). An item's pickle is read by torch's own restricted reader, its values are
-a view of the mapped file. torch's writer is not used: it holds all tensors that it has written until the end.
-Left out: compressed items, and optimizer state, which is left alone. Like torch and Megatron, reading ignores the items' CRC.
+Format: torch.distributed.checkpoint as megatron-core 0.19.2 uses it: a part of a tensor is an item that
+torch.save wrote into a .distcp file (dist_metadata.py says where). An item's pickle is read by torch's own
+restricted reader, its values are a view of the mapped file. torch's writer is not used: it holds all tensors
+that it has written until the end. Left out: compressed items, and optimizer state, which is left alone. Like
+torch and Megatron, reading ignores the items' CRC.
 """
 
 import json
@@ -42,8 +44,9 @@ _COMMON = "common_state/shard_0_1"
 def checkpoint_ops(config: ModelConfig) -> dict[str, WeightOp]:
     """How the tensor of every key is made of the folder's tensors; the one place that says so.
 
-    Keys are the names of the whole model's parameters, but for two things: gate and up lie apart (a stacked parameter is cut
-    differently on every layout), and an expert has its global number under ``experts.experts``.
+    Keys are the names of the whole model's parameters, but for two things: gate and up lie apart (a stacked
+    parameter is cut differently on every layout), and an expert has its global number under
+    ``experts.experts``.
     """
     ops: dict[str, WeightOp] = {}
     for name, op in weight_ops(config).items():
@@ -59,14 +62,20 @@ def require_dtype(config: ModelConfig, path: Path) -> None:
 
 
 class Checkpoint:
-    """The weights of a folder, checked when it is opened and read lazily: tensors of a single part are views of mapped files."""
+    """The weights of a folder, checked when it is opened and read lazily: tensors of a single part are views
+    of mapped files."""
 
     def __init__(self, folder: Path, config: ModelConfig):
-        self.folder, self.config = Path(folder), config
+        self.folder = Path(folder)
+        self.config = config
         require_dtype(config, self.folder)
         self.tensors, self._places = read_metadata(self.folder)
-        if config.num_layers * max(1, config.num_experts) > len(self.tensors):  # before all their names are made
-            layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (config.num_experts > 0)
+        if config.num_layers * max(1, config.num_experts) > len(
+            self.tensors
+        ):  # before all their names are made
+            layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (
+                config.num_experts > 0
+            )
             raise BarError(
                 f"{self.folder}/.metadata: another model's checkpoint: expected {layers}, got {len(self.tensors)} tensors"
             )
@@ -81,9 +90,12 @@ class Checkpoint:
 
     def _compare(self) -> None:
         """It holds the model's tensors in the model's shapes and dtype, and no other."""
-        path, shapes = self.folder / ".metadata", checkpoint_shapes(self.config)
+        path = self.folder / ".metadata"
+        shapes = checkpoint_shapes(self.config)
         if missing := sorted(self._ops.keys() - self.tensors.keys()):
-            raise BarError(f"{path}: another model's checkpoint: expected tensor {missing[0]!r}, got no such tensor")
+            raise BarError(
+                f"{path}: another model's checkpoint: expected tensor {missing[0]!r}, got no such tensor"
+            )
         if surplus := sorted(self.tensors.keys() - self._ops.keys()):
             raise BarError(f"{path}: another model's checkpoint: expected no tensor {surplus[0]!r}, got one")
         for key, op in self._ops.items():
@@ -91,9 +103,13 @@ class Checkpoint:
             found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
             padding = found[0][0] - self.config.vocab_size if found[0] else -1
             if isinstance(op, VocabularyRows) and 0 <= padding < op.unit * self.config.num_kv_heads:
-                expected[0][0] = found[0][0]  # padded for another tensor parallelism, at most one rank per key/value head
+                expected[0][0] = found[0][
+                    0
+                ]  # padded for another tensor parallelism, at most one rank per key/value head
             if found != expected:
-                raise BarError(f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}")
+                raise BarError(
+                    f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}"
+                )
 
     def read(self, name: str) -> Tensor:
         """The Hugging Face tensor; a fused one's parts are kept until another is asked for."""
@@ -125,7 +141,9 @@ class Checkpoint:
         try:
             with (self.folder / place.relative_path).open("rb") as file:
                 view = _create_file_view(file, place.offset, place.length)
-                item = torch.load(view, map_location="meta", weights_only=True)  # the shape, and where the values lie
+                item = torch.load(
+                    view, map_location="meta", weights_only=True
+                )  # the shape, and where the values lie
             expected = (torch.Size(chunk.sizes), self.tensors[key].properties.dtype)
             if (item.shape, item.dtype) != expected or not item.is_contiguous():
                 raise BarError(f"expected {expected}, got {(item.shape, item.dtype)}")
@@ -136,7 +154,9 @@ class Checkpoint:
             flat = torch.frombuffer(mapped, dtype=item.dtype, count=item.numel(), offset=place.offset + start)
         except Exception as error:  # noqa: BLE001  torch's reader raises what it likes on bytes that are no item
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BarError(f"{self.folder / place.relative_path}: tensor {key!r} could not be read: {reason}") from None
+            raise BarError(
+                f"{self.folder / place.relative_path}: tensor {key!r} could not be read: {reason}"
+            ) from None
         return flat.view(item.shape)
 
     def _map(self, name: str) -> mmap.mmap:
@@ -162,7 +182,8 @@ def data_file(k: int) -> str:
 
 
 def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bool) -> Items:
-    """Writes and fsyncs a data file of (key, tensor) pairs, held one at a time; ``common``: and of Megatron's common state."""
+    """Writes and fsyncs a data file of (key, tensor) pairs, held one at a time; ``common``: and of Megatron's
+    common state."""
     items: Items = {}
     try:
         with path.open("wb") as file:
@@ -179,7 +200,10 @@ def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bo
                 add(key, tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's own writer makes a RuntimeError of what it cannot write
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch's own writer makes a RuntimeError of what it cannot write
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise BarError(f"{path}: the checkpoint could not be written: {reason}") from None
     return items
@@ -189,7 +213,8 @@ def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]
     """``.metadata`` and what Megatron wants beside it, for the data files and what lies in each."""
     known: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     places: Places = {}
-    shapes, properties = checkpoint_shapes(config), TensorProperties(dtype=DTYPES[config.dtype])
+    shapes = checkpoint_shapes(config)
+    properties = TensorProperties(dtype=DTYPES[config.dtype])
     for name, items in files.items():
         for key, (start, length) in items.items():
             if key == _COMMON:
@@ -200,4 +225,6 @@ def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]
                 index = MetadataIndex(key, chunk.offsets)
             places[index] = _StorageInfo(name, start, length)
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=known, storage_data=places)))
-    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+    (folder / "metadata.json").write_text(
+        json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
+    )

@@ -1,8 +1,8 @@
 """How a parameter of one tensor-parallel rank is cut from the tensors of a folder, and put together again.
 
-Every operation is written once in each direction and is exact: ``join`` of all ranks' ``cut`` gives the tensors back.
-``cut`` reads through a function ``read(name)`` that returns something sliceable (safetensors' lazy slice or a tensor),
-so that a rank touches only its own bytes.
+Every operation is written once in each direction and is exact: ``join`` of all ranks' ``cut`` gives the
+tensors back. ``cut`` reads through a function ``read(name)`` that returns something sliceable (safetensors'
+lazy slice or a tensor), so that a rank touches only its own bytes.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class VocabularyRows:
-    """Cut along the vocabulary, which is padded with zero rows until every rank has the same, a multiple of ``unit``."""
+    """Cut along the vocabulary, which is padded with zero rows until every rank has the same, a multiple of
+    ``unit``."""
 
     name: str
     total: int
@@ -79,7 +80,8 @@ class VocabularyRows:
 
     def cut(self, read, rank, size):
         width = -(-self.total // (size * self.unit)) * self.unit
-        start, stop = min(rank * width, self.total), min((rank + 1) * width, self.total)
+        start = min(rank * width, self.total)
+        stop = min((rank + 1) * width, self.total)
         part = read(self.name)[start:stop]
         padding = [part.new_zeros(width - len(part), part.shape[1])] if len(part) < width else []
         return _cat([part, *padding])

@@ -1,6 +1,7 @@
 """Which tensors of a folder every parameter of Megatron's model is cut from: OLMo 2 and FlexOlmo.
 
-The names are those of the model that models/olmo2.py builds, in its order; a parameter without a place here is an error there.
+The names are those of the model that models/olmo2.py builds, in its order; a parameter without a place here
+is an error there.
 """
 
 import torch
@@ -11,21 +12,32 @@ from megatron_bar.weights.hf_config import ModelConfig
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What Megatron trains in."""
 VOCABULARY_UNIT = {"float32": 1, "bfloat16": 64}
-"""A rank's rows of the vocabulary are a multiple of this: products in 16 bit want rows of whole 16 bytes. On an H200 (torch 2.11)
-one with 100,278 rows takes 2.4 times as long as one with 100,352."""
+"""A rank's rows of the vocabulary are a multiple of this: products in 16 bit want rows of whole 16 bytes. On
+an H200 (torch 2.11) one with 100,278 rows takes 2.4 times as long as one with 100,352."""
 
 
 def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
-    """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted globally."""
-    heads = {"groups": config.num_kv_heads, "per_group": config.num_heads // config.num_kv_heads, "width": config.head_dim}
+    """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted
+    globally."""
+    heads = {
+        "groups": config.num_kv_heads,
+        "per_group": config.num_heads // config.num_kv_heads,
+        "width": config.head_dim,
+    }
     vocabulary = {"total": config.vocab_size, "unit": VOCABULARY_UNIT.get(config.dtype, 1)}
-    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": VocabularyRows("model.embed_tokens.weight", **vocabulary)}
+    ops: dict[str, WeightOp] = {
+        "embedding.word_embeddings.weight": VocabularyRows("model.embed_tokens.weight", **vocabulary)
+    }
     for n in range(config.num_layers):
-        layer, theirs = f"decoder.layers.{n}", f"model.layers.{n}"
-        attn, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
+        layer = f"decoder.layers.{n}"
+        theirs = f"model.layers.{n}"
+        attn = f"{theirs}.self_attn"
+        ffn = f"{theirs}.mlp"
         ops |= {
             f"{layer}.self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
-            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
+            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(
+                *(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads
+            ),
             f"{layer}.self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
             f"{layer}.self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
             f"{layer}.self_attn_bda.norm.weight": Whole(f"{theirs}.post_attention_layernorm.weight"),

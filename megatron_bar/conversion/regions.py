@@ -24,10 +24,13 @@ class Region:
 
 
 class _Asked:
-    """In a lazy safetensors slice's place: notes what is asked for and gives a tensor of that shape on the meta device."""
+    """In a lazy safetensors slice's place: notes what is asked for and gives a tensor of that shape on the
+    meta device."""
 
     def __init__(self, name: str, shape: tuple[int, ...], found: list[Region]):
-        self.name, self.shape, self.found = name, shape, found
+        self.name = name
+        self.shape = shape
+        self.found = found
 
     def get_shape(self) -> list[int]:
         return list(self.shape)
@@ -35,14 +38,19 @@ class _Asked:
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor:
         part = torch.empty(self.shape, device="meta")[index]
         asked = index if isinstance(index, tuple) else (index,)
-        spans = [(cut.start or 0, size if cut.stop is None else cut.stop) for cut, size in zip(asked, self.shape, strict=False)]
+        spans = [
+            (cut.start or 0, size if cut.stop is None else cut.stop)
+            for cut, size in zip(asked, self.shape, strict=False)
+        ]
         whole = [(0, size) for size in (*self.shape, 1)]
         self.found.append(Region(self.name, *[*spans, *whole[len(spans) :]][:2]))
         return part
 
 
 @cache
-def cut_regions(op: WeightOp, config: ModelConfig, rank: int, size: int) -> tuple[tuple[Region, ...], tuple[int, ...]]:
+def cut_regions(
+    op: WeightOp, config: ModelConfig, rank: int, size: int
+) -> tuple[tuple[Region, ...], tuple[int, ...]]:
     """What part ``rank`` of ``size`` is cut from in a folder of that config, and its shape."""
     found: list[Region] = []
     part = op.cut(lambda name: _Asked(name, _shapes(config)[name], found), rank, size)
@@ -55,7 +63,9 @@ _shapes = cache(tensor_shapes)
 def flaw(shape: tuple[int, ...], regions: list[Region]) -> str | None:
     """Why ``regions`` are not the whole of a tensor, each value once; None where they are."""
     rows, columns = (*shape, 1)[:2]
-    regions = sorted((region for region in regions if region.values), key=lambda region: (region.rows, region.columns))
+    regions = sorted(
+        (region for region in regions if region.values), key=lambda region: (region.rows, region.columns)
+    )
     by_rows = all(region.columns == (0, columns) for region in regions)
     if not by_rows and any(region.rows != (0, rows) for region in regions):
         return f"is cut both ways: {', '.join(f'{r.rows} x {r.columns}' for r in regions)}"

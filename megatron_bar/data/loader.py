@@ -1,9 +1,9 @@
 """The order in which training sees rows, and batches fetched ahead of it.
 
-Without weights every row of every source comes once an epoch (the published union), shuffled anew by (seed, epoch). With
-weights the sources are interleaved by Megatron's own blending, so that after any number of rows each has had its share, and
-each source is shuffled anew whenever it is used up. A step's rows depend on nothing but its number: a restart and another
-data-parallel size see the same global batches.
+Without weights every row of every source comes once an epoch (the published union), shuffled anew by (seed,
+epoch). With weights the sources are interleaved by Megatron's own blending, so that after any number of rows
+each has had its share, and each source is shuffled anew whenever it is used up. A step's rows depend on
+nothing but its number: a restart and another data-parallel size see the same global batches.
 """
 
 import queue
@@ -35,9 +35,13 @@ class StepBatches:
 class Order:
     """Which row of which part has which place in training."""
 
-    def __init__(self, sizes: Sequence[int], *, seed: int, weights: Sequence[float] | None = None, places: int = 0):
-        """``weights``: one per part, normalised here; then ``places`` rows are laid out, and there are no more."""
-        self.sizes, self.seed = list(sizes), seed
+    def __init__(
+        self, sizes: Sequence[int], *, seed: int, weights: Sequence[float] | None = None, places: int = 0
+    ):
+        """``weights``: one per part, normalised here; then ``places`` rows are laid out, and there are no
+        more."""
+        self.sizes = list(sizes)
+        self.seed = seed
         self.firsts = np.cumsum([0, *sizes])
         self.blend = None if weights is None else _blend(weights, places)
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
@@ -59,7 +63,9 @@ class Order:
     def _shuffled(self, part: int, size: int, epoch: int) -> np.ndarray:
         if (part, epoch) not in self._shuffles:
             # An epoch begins where the one before ends: two of a part are kept at most.
-            self._shuffles = {key: order for key, order in self._shuffles.items() if key[0] != part or key[1] == epoch - 1}
+            self._shuffles = {
+                key: order for key, order in self._shuffles.items() if key[0] != part or key[1] == epoch - 1
+            }
             seed = (self.seed, epoch) if part < 0 else (self.seed, epoch, part)
             self._shuffles[part, epoch] = np.random.default_rng(seed).permutation(size)
         return self._shuffles[part, epoch]
@@ -67,9 +73,12 @@ class Order:
 
 def _blend(weights: Sequence[float], places: int) -> tuple[np.ndarray, np.ndarray]:
     """For each place its part, and how often that part came before: those of Megatron's blended data set."""
-    from megatron.core.datasets import helpers  # here: importing Megatron takes seconds, and the tools of this layer need none
+    from megatron.core.datasets import (
+        helpers,
+    )  # here: importing Megatron takes seconds, and the tools of this layer need none
 
-    parts, counts = np.zeros(places, np.int16), np.zeros(places, np.int64)
+    parts = np.zeros(places, np.int16)
+    counts = np.zeros(places, np.int64)
     normal = np.asarray(weights, np.float64) / np.sum(weights)
     helpers.build_blending_indices(parts, counts, normal.tolist(), len(normal), places, False)
     return parts, counts
@@ -94,10 +103,15 @@ class Loader:
             raise BarError(
                 f"batch of {global_batch} rows is not divisible by micro-batch {micro_batch} x {data_size} data-parallel ranks"
             )
-        self.parts, self.global_batch, self.micro_batch, self.steps = parts, global_batch, micro_batch, steps
+        self.parts = parts
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.steps = steps
         per_rank = global_batch // data_size
         self._mine = slice(data_rank * per_rank, (data_rank + 1) * per_rank)
-        self._order = Order([len(part) for part in parts], seed=seed, weights=weights, places=steps * global_batch)
+        self._order = Order(
+            [len(part) for part in parts], seed=seed, weights=weights, places=steps * global_batch
+        )
         self._sources = list(dict.fromkeys(name for part in parts for name in part.sources))
 
     def step(self, number: int) -> StepBatches:

@@ -1,9 +1,9 @@
 """Rows to token files: all cores, resumable after a kill to the same bytes, with a manifest of what went in.
 
-The rows are cut into blocks whose borders depend on the source alone; each block is tokenised by one process into one file,
-written beside and renamed. What an interrupted run left in ``.NAME.partial`` is taken up by the next one with the same
-source, tokenizer and options. At the end the blocks are put end to end into NAME/tokens.bin, .idx (and .learn for chats),
-and the folder appears when it is whole.
+The rows are cut into blocks whose borders depend on the source alone; each block is tokenised by one process
+into one file, written beside and renamed. What an interrupted run left in ``.NAME.partial`` is taken up by
+the next one with the same source, tokenizer and options. At the end the blocks are put end to end into
+NAME/tokens.bin, .idx (and .learn for chats), and the folder appears when it is whole.
 """
 
 import json
@@ -26,11 +26,14 @@ from megatron_bar.data.sources import Raw, Source, parse, raw_rows, taken_rows
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError, writing
 
-BLOCK_ROWS, BLOCK_BYTES = 20_000, 4 << 20
-"""A block ends at the first of these: large enough for little overhead, small enough to lose little when killed."""
+BLOCK_ROWS = 20_000
+BLOCK_BYTES = 4 << 20
+"""A block ends at the first of these: large enough for little overhead, small enough to lose little when
+killed."""
 VERSION = 1
 Say = Callable[[int, int], None]
-"""Told, after each block, the source's bytes (or rows, where they have no bytes) and the tokens that it holds."""
+"""Told, after each block, the source's bytes (or rows, where they have no bytes) and the tokens that it
+holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,9 @@ def preprocess(
     """Writes the folder ``out``; returns its manifest. ``root`` is what the source's path is relative to."""
     out = Path(out)
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise BarError(f"{out}: expected a new or empty folder, got a file, a link or a folder that is not empty")
+        raise BarError(
+            f"{out}: expected a new or empty folder, got a file, a link or a folder that is not empty"
+        )
     text = load_tokenizer(tokenizer)
     dtype = _dtype(options.dtype, text)
     plan = {
@@ -103,12 +108,25 @@ def preprocess(
             (work / "whole").rename(out)
             shutil.rmtree(work)
         except BarError:
-            shutil.rmtree(work)  # what is wrong with the input has to be changed, and then nothing here is of use
+            shutil.rmtree(
+                work
+            )  # what is wrong with the input has to be changed, and then nothing here is of use
             raise
     return manifest
 
 
-def _make(source: Source, root: Path, text, work: Path, options: Options, plan: dict, dtype, *, processes: int, say: Say):
+def _make(
+    source: Source,
+    root: Path,
+    text,
+    work: Path,
+    options: Options,
+    plan: dict,
+    dtype,
+    *,
+    processes: int,
+    say: Say,
+):
     """Fills ``work/whole``; returns the manifest that it holds."""
     maker = _Maker(source.kind, text, dtype.name, source.last_turn, options)
     numbers = taken_rows(source, root, seed=options.seed)
@@ -133,7 +151,9 @@ def _make(source: Source, root: Path, text, work: Path, options: Options, plan: 
 def _dtype(wanted: str | None, tokenizer) -> np.dtype:
     found = id_dtype(tokenizer.vocab_size)
     if wanted == "uint16" and tokenizer.vocab_size > 1 << 16:
-        raise BarError(f"{tokenizer.path}: a vocabulary of {tokenizer.vocab_size:,} does not fit uint16, which ends at 65,535")
+        raise BarError(
+            f"{tokenizer.path}: a vocabulary of {tokenizer.vocab_size:,} does not fit uint16, which ends at 65,535"
+        )
     return np.dtype(wanted) if wanted else found
 
 
@@ -142,9 +162,16 @@ def _plain(value):
 
 
 def _identity(source: Source, root: Path) -> dict[str, list[int]]:
-    """Size and time of change of every file: enough to notice, when a run is taken up, that they are not the same."""
+    """Size and time of change of every file: enough to notice, when a run is taken up, that they are not the
+    same."""
     path = Path(root) / source.place
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file())
+        if path.is_dir()
+        else [path]
+        if path.exists()
+        else []
+    )
     return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
 
 
@@ -174,21 +201,31 @@ def _cut(source: Source, root: Path, numbers) -> Iterator[list[Raw]]:
         size += _amount(raw)
         if len(block) == BLOCK_ROWS or size >= BLOCK_BYTES:
             yield block
-            block, size = [], 0
+            block = []
+            size = 0
     if block:
         yield block
 
 
 def _amount(raw: bytes | dict) -> int:
-    return len(raw) if isinstance(raw, bytes) else sum(len(value) for value in raw.values() if isinstance(value, str))
+    return (
+        len(raw)
+        if isinstance(raw, bytes)
+        else sum(len(value) for value in raw.values() if isinstance(value, str))
+    )
 
 
 class _Maker:
     """Makes a block's file; sent to the processes, each of which loads the tokenizer once."""
 
     def __init__(self, kind: str, text, dtype: str, last_turn: bool, options: Options):
-        self.kind, self.tokenizer, self.dtype, self.last_turn, self.options = kind, text.path, dtype, last_turn, options
-        self._text, self._chats = text, None
+        self.kind = kind
+        self.tokenizer = text.path
+        self.dtype = dtype
+        self.last_turn = last_turn
+        self.options = options
+        self._text = text
+        self._chats = None
 
     def __getstate__(self):
         return vars(self) | {"_text": None, "_chats": None}
@@ -199,14 +236,26 @@ class _Maker:
             self._write(self.block(rows), path)
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return {"tokens": int(stored["lengths"].sum()), "bad": json.loads(str(stored["bad"])), "amount": amount}
+                return {
+                    "tokens": int(stored["lengths"].sum()),
+                    "bad": json.loads(str(stored["bad"])),
+                    "amount": amount,
+                }
         except (ValueError, KeyError, AttributeError, EOFError, BadZipFile) as error:
-            raise BarError(f"{path}: expected what an interrupted run left here, got another file ({error}); run again") from None
+            raise BarError(
+                f"{path}: expected what an interrupted run left here, got another file ({error}); run again"
+            ) from None
 
     def _write(self, block: Block, path: Path) -> None:
         beside = path.with_suffix(".writing")
         with beside.open("wb") as file:
-            np.savez(file, ids=block.ids, lengths=block.lengths, learn=block.learn, bad=np.array(json.dumps(block.bad)))
+            np.savez(
+                file,
+                ids=block.ids,
+                lengths=block.lengths,
+                learn=block.learn,
+                bad=np.array(json.dumps(block.bad)),
+            )
             file.flush()
             os.fsync(file.fileno())
         beside.rename(path)
@@ -216,8 +265,10 @@ class _Maker:
             self._text = load_tokenizer(self.tokenizer)
         if self._chats is None and self.kind == "chat":
             self._chats = ChatFormat(self._text, self.options.template)
-        text, chats = self._text, self._chats
-        good, bad = [], []
+        text = self._text
+        chats = self._chats
+        good = []
+        bad = []
         for where, raw in rows:
             try:
                 row = parse(raw, self.kind, where)
@@ -235,7 +286,9 @@ class _Maker:
             learn = np.empty(0, np.bool_)
         else:
             ids = [chat.ids for chat in good]
-            learn = np.concatenate([np.asarray(chat.mask, np.bool_) for chat in good] or [np.empty(0, np.bool_)])
+            learn = np.concatenate(
+                [np.asarray(chat.mask, np.bool_) for chat in good] or [np.empty(0, np.bool_)]
+            )
         return Block(
             ids=np.concatenate([np.asarray(one, self.dtype) for one in ids] or [np.empty(0, self.dtype)]),
             lengths=np.array([len(one) for one in ids], np.int32),
@@ -249,9 +302,14 @@ class _Maker:
     def _verify(self, text, where: str, wanted: str, ids: list[int]) -> None:
         found = text.decode(ids)
         if found != wanted:
-            at = next((n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), min(len(wanted), len(found)))
+            at = next(
+                (n for n, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b),
+                min(len(wanted), len(found)),
+            )
             part = slice(max(0, at - 10), at + 10)
-            raise BarError(f"{where}: its tokens do not decode to it: at character {at} {wanted[part]!r} became {found[part]!r}")
+            raise BarError(
+                f"{where}: its tokens do not decode to it: at character {at} {wanted[part]!r} became {found[part]!r}"
+            )
 
 
 def _all_blocks(maker: _Maker, blocks: Iterator[list[Raw]], work: Path, processes: int) -> Iterator[dict]:
@@ -264,7 +322,9 @@ def _all_blocks(maker: _Maker, blocks: Iterator[list[Raw]], work: Path, processe
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of each process: they are the parallelism
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        running: list[Future] = [pool.submit(maker, rows, path) for path, rows in islice(paths, 2 * processes)]
+        running: list[Future] = [
+            pool.submit(maker, rows, path) for path, rows in islice(paths, 2 * processes)
+        ]
         try:
             while running:
                 done = running.pop(0).result()
@@ -278,7 +338,8 @@ def _all_blocks(maker: _Maker, blocks: Iterator[list[Raw]], work: Path, processe
 def _assemble(work: Path, count: int, dtype: np.dtype, *, masked: bool) -> dict:
     whole = work / "whole"
     whole.mkdir()
-    lengths, learnt = [], 0
+    lengths = []
+    learnt = 0
     with (whole / "tokens.bin").open("wb") as ids, (whole / "tokens.learn").open("wb") as learn:
         for number in range(count):
             with np.load(work / f"{number:06d}.npz", allow_pickle=False) as block:

@@ -1,8 +1,9 @@
 """Text to ids: the tokenizer of a Hugging Face folder, a SentencePiece model, or one trained here.
 
-Text never yields a special token: a literal ``<|endoftext|>`` in a user's words is spelled out in ordinary pieces (transformers'
-default would end the text there). Special ids are put in by chat.py and by the packer alone. The trained tokenizer is a
-byte-level BPE as OLMo 2's, with its own splitting rule: one digit per token, and tags such as <|user|> or <functions> whole.
+Text never yields a special token: a literal ``<|endoftext|>`` in a user's words is spelled out in ordinary
+pieces (transformers' default would end the text there). Special ids are put in by chat.py and by the packer
+alone. The trained tokenizer is a byte-level BPE as OLMo 2's, with its own splitting rule: one digit per
+token, and tags such as <|user|> or <functions> whole.
 """
 
 import json
@@ -18,7 +19,8 @@ from megatron_bar.data.fast_bpe import fast_encoder
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import why
 
-END, PAD = "<|endoftext|>", "<|pad|>"
+END = "<|endoftext|>"
+PAD = "<|pad|>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}"
@@ -75,7 +77,9 @@ class BpeText(_Text):
         """The same for many at once."""
         if self.fast is not None:
             return [self.encode_text(text) for text in texts]
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens are left out."""
@@ -84,7 +88,8 @@ class BpeText(_Text):
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceText(_Text):
-    """A SentencePiece model behind the same interface; control symbols in text are never read as such by SentencePiece itself."""
+    """A SentencePiece model behind the same interface; control symbols in text are never read as such by
+    SentencePiece itself."""
 
     processor: object
 
@@ -122,18 +127,27 @@ def _load_bpe(file: Path) -> BpeText:
         tokenizer = Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
         raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
-    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special = {
+        token.content: number
+        for number, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special
+    }
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
     beside = file.parent / "tokenizer_config.json"
     config = _read_config(beside)
-    names = {key: _token_name(beside, config, key, default) for key, default in (("eos_token", END), ("pad_token", PAD))}
+    names = {
+        key: _token_name(beside, config, key, default)
+        for key, default in (("eos_token", END), ("pad_token", PAD))
+    }
     for key, name in names.items():
         if tokenizer.token_to_id(name) is None:
             raise BarError(f"{file}: {key} {name!r} is not in the vocabulary")
         if name not in special:
-            raise BarError(f"{file}: {key} {name!r} is not marked as a special token, so text could contain it")
+            raise BarError(
+                f"{file}: {key} {name!r} is not marked as a special token, so text could contain it"
+            )
     return BpeText(
         path=file,
         tokenizer=tokenizer,
@@ -151,7 +165,9 @@ def _token_name(file: Path, config: dict, key: str, default: str) -> str:
     name = config.get(key) or default
     name = name.get("content") if isinstance(name, dict) else name
     if not isinstance(name, str):
-        raise BarError(f"{file}: {key} expected a string or an object with 'content', got {config[key]!r:.100}")
+        raise BarError(
+            f"{file}: {key} expected a string or an object with 'content', got {config[key]!r:.100}"
+        )
     return name
 
 
@@ -165,9 +181,13 @@ def _chat_template(folder: Path, config: dict) -> str | None:
             raise BarError(f"{file}: expected UTF-8 text, got {error}") from None
     found = config.get("chat_template")
     if isinstance(found, list):
-        found = next((e.get("template") for e in found if isinstance(e, dict) and e.get("name") == "default"), None)
+        found = next(
+            (e.get("template") for e in found if isinstance(e, dict) and e.get("name") == "default"), None
+        )
     if found is not None and not isinstance(found, str):
-        raise BarError(f"{folder / 'tokenizer_config.json'}: chat_template expected a string, got {found!r:.100}")
+        raise BarError(
+            f"{folder / 'tokenizer_config.json'}: chat_template expected a string, got {found!r:.100}"
+        )
     return found
 
 
@@ -192,9 +212,12 @@ def _load_sentencepiece(path: Path) -> SentencePieceText:
         processor = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise BarError(f"{path}: not a readable SentencePiece model: {str(error).splitlines()[0]}") from None
-    eos, pad = processor.eos_id(), processor.pad_id()
+    eos = processor.eos_id()
+    pad = processor.pad_id()
     if eos < 0:
-        raise BarError(f"{path}: the SentencePiece model has no end-of-sentence piece, which chats and packing need")
+        raise BarError(
+            f"{path}: the SentencePiece model has no end-of-sentence piece, which chats and packing need"
+        )
     special = {processor.id_to_piece(n): n for n in range(processor.vocab_size()) if processor.is_control(n)}
     bos = processor.bos_id()
     return SentencePieceText(
@@ -214,11 +237,17 @@ def train_tokenizer(texts: Iterable[str], out: Path | str, *, vocab_size: int) -
     out = Path(out)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+        vocab_size=vocab_size - 2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (END, PAD)])

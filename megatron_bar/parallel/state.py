@@ -35,11 +35,13 @@ class ParallelConfig:
                 raise BarError(f"parallel.{name} must be a positive integer, got {value!r}")
 
     def expert_sizes(self, config: ModelConfig) -> tuple[int, int]:
-        """Megatron's EP and ETP: ranks that hold different experts, and ranks over which each of those is cut.
+        """Megatron's EP and ETP: ranks that hold different experts, and ranks over which each of those is
+        cut.
 
-        Where every expert is active each rank gets a part of every one: any number of experts fits, and a frozen one, for which
-        there is less to do and nothing to keep, burdens no rank less than others. Fewer active ones stay whole, if they divide:
-        tokens then travel to the few that they need. (Megatron's dispatcher wants one number of them for all layers.)
+        Where every expert is active each rank gets a part of every one: any number of experts fits, and a
+        frozen one, for which there is less to do and nothing to keep, burdens no rank less than others. Fewer
+        active ones stay whole, if they divide: tokens then travel to the few that they need. (Megatron's
+        dispatcher wants one number of them for all layers.)
         """
         if self.expert == 1:
             return 1, self.tensor
@@ -52,10 +54,13 @@ class ParallelConfig:
         """Refuses a layout that does not divide the processes or the model, naming both numbers."""
         if world_size < 1:
             raise BarError(f"processes expected above 0, got {world_size}")
-        tp, pp = self.tensor, self.pipeline
+        tp = self.tensor
+        pp = self.pipeline
         ep, etp = self.expert_sizes(config)
         if world_size % (tp * pp):
-            raise BarError(f"tensor {tp} x pipeline {pp} = {tp * pp} does not divide the {world_size} processes")
+            raise BarError(
+                f"tensor {tp} x pipeline {pp} = {tp * pp} does not divide the {world_size} processes"
+            )
         if world_size % (etp * ep * pp):
             raise BarError(f"expert {self.expert} x pipeline {pp} does not divide the {world_size} processes")
         if self.expert > 1 and not config.num_experts:
@@ -91,8 +96,10 @@ def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]
 
 
 def set_layout(layout: ParallelConfig, config: ModelConfig, *, seed: int) -> None:
-    """Builds Megatron's groups for a model in ``layout``, unless an earlier stage has left just these, and seeds every rank."""
-    # Built anew for every stage they would add up: gloo's threads outlive their group, and hundreds of them take half a core.
+    """Builds Megatron's groups for a model in ``layout``, unless an earlier stage has left just these, and
+    seeds every rank."""
+    # Built anew for every stage they would add up: gloo's threads outlive their group, and hundreds of them
+    # take half a core.
     if not is_set(layout, config):
         ep, etp = layout.expert_sizes(config)
         if parallel_state.model_parallel_is_initialized():
@@ -136,8 +143,10 @@ def share_error(error: BaseException | None) -> None:
 
 
 def on_rank_zero[T](work: Callable[[], T]) -> T:
-    """What ``work`` returns on rank 0, on every rank; raises on every rank when it raises there. Collective."""
-    result, error = [None], None
+    """What ``work`` returns on rank 0, on every rank; raises on every rank when it raises there.
+    Collective."""
+    result = [None]
+    error = None
     if is_rank_zero():
         try:
             result = [work()]

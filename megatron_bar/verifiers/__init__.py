@@ -1,8 +1,9 @@
-"""Verifiers: each grades an answer against a truth, from 0 to 1. Their docstrings tell the truth's format and the quirks.
+"""Verifiers: each grades an answer against a truth, from 0 to 1. Their docstrings tell the truth's format and
+the quirks.
 
-Adding one is a file with ``verify(response, truth)`` and ``check(truth)``, a line below and a table of cases in
-tests/verifiers/verifier_cases.py. Whatever a model wrote gets a score; a truth of the wrong kind is an error, never a score: a
-silent zero would train the model to fail.
+Adding one is a file with ``verify(response, truth)`` and ``check(truth)``, a line below and a table of cases
+in tests/verifiers/verifier_cases.py. Whatever a model wrote gets a score; a truth of the wrong kind is an
+error, never a score: a silent zero would train the model to fail.
 """
 
 import os
@@ -58,9 +59,11 @@ def verify_many(items: Sequence[tuple[str, str, object]]) -> list[float]:
 
 
 def check_task(verifier: str, truth, where: str) -> None:
-    """Raises a BarError that starts with ``where`` (a file and line, say) if no answer could be graded by this task.
+    """Raises a BarError that starts with ``where`` (a file and line, say) if no answer could be graded by
+    this task.
 
-    Meant for every task before training: a bad row must not wait until it is drawn. Runs no program and parses no LaTeX.
+    Meant for every task before training: a bad row must not wait until it is drawn. Runs no program and
+    parses no LaTeX.
     """
     try:
         _verifier(verifier).check(truth)

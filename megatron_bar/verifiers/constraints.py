@@ -1,9 +1,11 @@
-"""Constraints on a text that a program can check, after IFEval (arXiv 2311.07911) and its open implementations.
+"""Constraints on a text that a program can check, after IFEval (arXiv 2311.07911) and its open
+implementations.
 
-Each takes the answer, without white space around, and its fields. Words are what white space separates, sentences end with
-".", "!" or "?" before white space or the end, paragraphs are separated by a blank line or by "***" on a line of its own, lines
-count when they are not blank. Letter case counts unless a constraint says otherwise. Left out: the language of an answer, which
-takes a package and errs on short texts (``script`` checks its alphabet instead).
+Each takes the answer, without white space around, and its fields. Words are what white space separates,
+sentences end with ".", "!" or "?" before white space or the end, paragraphs are separated by a blank line or
+by "***" on a line of its own, lines count when they are not blank. Letter case counts unless a constraint
+says otherwise. Left out: the language of an answer, which takes a package and errs on short texts (``script``
+checks its alphabet instead).
 """
 
 import json

@@ -1,7 +1,8 @@
 """Instruction following: all of the given constraints hold (constraints.py).
 
-truth = [{"kind": ..., its fields}, ...]; the score is 1 when all of them hold, else 0. White space around the answer never
-counts, nor do characters that nobody sees. An answer of those alone obeys nothing, though it has no forbidden word.
+truth = [{"kind": ..., its fields}, ...]; the score is 1 when all of them hold, else 0. White space around the
+answer never counts, nor do characters that nobody sees. An answer of those alone obeys nothing, though it has
+no forbidden word.
 """
 
 import inspect
@@ -27,10 +28,16 @@ def check(truth) -> list[tuple[Callable[..., bool], dict]]:
 def _parse(constraint) -> tuple[Callable[..., bool], dict]:
     kind = constraint.get("kind") if isinstance(constraint, dict) else None
     if not isinstance(kind, str) or kind not in CONSTRAINTS:
-        raise BarError(f"instruction truth: expected a kind out of {', '.join(CONSTRAINTS)}, found {constraint!r:.200}")
+        raise BarError(
+            f"instruction truth: expected a kind out of {', '.join(CONSTRAINTS)}, found {constraint!r:.200}"
+        )
     holds = CONSTRAINTS[kind]
     fields = {name: value for name, value in constraint.items() if name != "kind"}
-    wanted = {name: p.annotation for name, p in inspect.signature(holds).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    wanted = {
+        name: p.annotation
+        for name, p in inspect.signature(holds).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    }
     if fields.keys() != wanted.keys() or not all(_fits(fields[name], kind) for name, kind in wanted.items()):
         spelled = ", ".join(f"{name} ({kind.__name__})" for name, kind in wanted.items()) or "no field"
         raise BarError(f"instruction truth: {kind} expects {spelled}, found {fields!r:.200}")

@@ -1,14 +1,17 @@
-r"""Numbers written out: "42", "-1,234.50", "3/4", "\frac{3}{4}", "1 1/2", "50%", "90^\circ"; no operator, no function.
+r"""Numbers written out: "42", "-1,234.50", "3/4", "\frac{3}{4}", "1 1/2", "50%", "90^\circ"; no operator, no
+function.
 
-The math and numeric verifiers accept nothing else for a number: a question copied back ("3 * 4 + 5") holds its answer too.
-Words around a number must come from two lists, for most words change what it says ("less than 42", "5 millions"), and nobody
-can list those. Values are exact fractions.
+The math and numeric verifiers accept nothing else for a number: a question copied back ("3 * 4 + 5") holds
+its answer too. Words around a number must come from two lists, for most words change what it says ("less than
+42", "5 millions"), and nobody can list those. Values are exact fractions.
 """
 
 import re
 from fractions import Fraction
 
-_UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?"
+_UNSIGNED = (
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?"
+)
 _FRAC = re.compile(
     rf"(?P<digit>[0-9])?\s*\\[dt]?frac\s*(?:\{{\s*(-?{_UNSIGNED})\s*\}}\s*\{{\s*({_UNSIGNED})\s*\}}|([0-9])\s*([0-9]))"
 )
@@ -44,7 +47,9 @@ UNITS = frozenset(
     yard year yen yuan zebra""".split()
 )
 """Singular; an ending s or es is taken off. Not in it: whatever counts in parts or bundles."""
-BETWEEN = frozenset("a all altogether an away each for her him his in left long my of old per remaining the their total".split())
+BETWEEN = frozenset(
+    "a all altogether an away each for her him his in left long my of old per remaining the their total".split()
+)
 MODIFIED = re.compile(r"(?:square|cubic|sq|cu)")
 UNIT_POWER = re.compile(r"\^(?:[23]|\{[23]\})|[\u00b2\u00b3]")
 WORD = re.compile(r"[A-Za-z][A-Za-z']*")
@@ -62,7 +67,8 @@ CHANGED_AFTER = frozenset(
 
 
 def literal(text: str) -> Fraction | None:
-    """The number that is the whole of ``text``, cleaned; a sign, thousands and a fraction bar are part of it."""
+    """The number that is the whole of ``text``, cleaned; a sign, thousands and a fraction bar are part of
+    it."""
     match = NUMBER.fullmatch(_plain_fractions(text).strip()) if len(text) <= LONGEST else None
     return _value(match) if match else None
 
@@ -82,13 +88,16 @@ def number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> str:
-    """The last number of running text, "" if there is none or if the words or numbers beside it make it another."""
+    """The last number of running text, "" if there is none or if the words or numbers beside it make it
+    another."""
     matches = list(IN_TEXT.finditer(text))
     if not matches or len(matches[-1][0]) > LONGEST:
         return ""
     start, end = matches[-1].span()
     sentence = re.split(r"[.!?]\s|\n", text[max(0, start - LONGEST) : start])[-1]
-    clause = re.split(r"[0-9]|\b(?:is|are|was|equals|gives|makes|leaves)\b", sentence.lower().replace("\u2019", "'"))[-1]
+    clause = re.split(
+        r"[0-9]|\b(?:is|are|was|equals|gives|makes|leaves)\b", sentence.lower().replace("\u2019", "'")
+    )[-1]
     before = WORD.findall(clause)[-3:]
     after = re.match(r"[\s*$%}\])-]*([A-Za-z]*)", text[end : end + 40])[1].lower()
     changed = after in CHANGED_AFTER or any(
@@ -96,14 +105,24 @@ def last_number(text: str) -> str:
     )
     sides = re.search(r"[-0-9.,=\s+*/^()]*\Z", text[max(0, start - LONGEST) : start])[0].split("=")
     others = [literal(side) for side in sides[:-1]] if not sides[-1].strip() else []
-    return "" if changed or any(other not in (None, literal(matches[-1][0])) for other in others) else matches[-1][0]
+    return (
+        ""
+        if changed or any(other not in (None, literal(matches[-1][0])) for other in others)
+        else matches[-1][0]
+    )
 
 
 def _is_side(text: str) -> bool:
     """May ``text`` stand left of "="? Not an inequality, a list or a denial."""
-    if not text.strip() or text.rstrip()[-1] in "<>!~:\u2260" or re.search(r",\s|;|\\n(?:e|eq|ot)(?![a-z])", text):
+    if (
+        not text.strip()
+        or text.rstrip()[-1] in "<>!~:\u2260"
+        or re.search(r",\s|;|\\n(?:e|eq|ot)(?![a-z])", text)
+    ):
         return False
-    return not any(word.lower() in CHANGED_BEFORE - {"to", "per"} or word.endswith("n't") for word in WORD.findall(text))
+    return not any(
+        word.lower() in CHANGED_BEFORE - {"to", "per"} or word.endswith("n't") for word in WORD.findall(text)
+    )
 
 
 def _with_words(text: str) -> Fraction | None:
@@ -116,11 +135,18 @@ def _with_words(text: str) -> Fraction | None:
 
 
 def _is_unit(text: str) -> bool:
-    text = re.sub(r"^\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|\u00b0\s*[CF]?|%)", "", text).strip().rstrip(".,")
+    text = (
+        re.sub(r"^\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|\u00b0\s*[CF]?|%)", "", text)
+        .strip()
+        .rstrip(".,")
+    )
     words = UNIT_POWER.sub("", text).replace("/", " per ").split()
     for i, word in enumerate(words):
         bare = word.lower()
-        known = any(form in UNITS for form in (bare, bare.removesuffix("s"), bare.removesuffix("es"))) and bare != "s"
+        known = (
+            any(form in UNITS for form in (bare, bare.removesuffix("s"), bare.removesuffix("es")))
+            and bare != "s"
+        )
         modifier = MODIFIED.fullmatch(bare) and i + 1 < len(words)
         if not (known or modifier or bare in BETWEEN):
             return False
@@ -128,7 +154,8 @@ def _is_unit(text: str) -> bool:
 
 
 def _value(match: re.Match) -> Fraction | None:
-    top, under = match["part"] or match["top"], match["parts"] or match["under"] or "1"
+    top = match["part"] or match["top"]
+    under = match["parts"] or match["under"] or "1"
     top, under, whole = (Fraction(part.replace(",", "")) for part in (top, under, match["whole"] or "0"))
     if under == 0:
         return None

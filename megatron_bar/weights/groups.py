@@ -71,7 +71,8 @@ class FreezePolicy:
     name: str
     trains: frozenset[ParamGroup]
     anchor_row_frozen: bool = True
-    """Router row 0 shares a tensor with the trained rows: the one place where a mask replaces requires_grad."""
+    """Router row 0 shares a tensor with the trained rows: the one place where a mask replaces
+    requires_grad."""
 
     def trainable(self, name: str) -> bool:
         return classify(name) in self.trains
@@ -94,11 +95,24 @@ ROUTE = FreezePolicy(name="route", trains=frozenset({ParamGroup.ROUTER}), anchor
 # Where the authors' scripts differ from it (their released training scripts).
 SFT_SHARED_FROZEN = FreezePolicy(name="sft_shared_frozen", trains=_EXPERT_AND_ROW)
 RLVR_HEAD_FREE = FreezePolicy(name="rlvr_head_free", trains=_EXPERT_AND_ROW | {ParamGroup.LM_HEAD})
-RLVR_OPEN = FreezePolicy(name="rlvr_open", trains=_EXPERT_AND_ROW | _SHARED | {ParamGroup.ANCHOR_EXPERT}, anchor_row_frozen=False)
-# FlexOlmo's own recipe: every stage of an expert trains like its mid-training (arXiv 2507.07024; SFT: the one above).
+RLVR_OPEN = FreezePolicy(
+    name="rlvr_open", trains=_EXPERT_AND_ROW | _SHARED | {ParamGroup.ANCHOR_EXPERT}, anchor_row_frozen=False
+)
+# FlexOlmo's own recipe: every stage of an expert trains like its mid-training (arXiv 2507.07024; SFT: the one
+# above).
 RLVR_SHARED_FROZEN = FreezePolicy(name="rlvr_shared_frozen", trains=_EXPERT_AND_ROW)
 # Dense models: pretraining and post-training of the anchor.
 DENSE_ALL = FreezePolicy(name="dense_all", trains=_SHARED | {ParamGroup.FFN}, anchor_row_frozen=False)
 
-_ALL = (MIDTRAIN, SFT, RLVR, ROUTE, SFT_SHARED_FROZEN, RLVR_HEAD_FREE, RLVR_OPEN, RLVR_SHARED_FROZEN, DENSE_ALL)
+_ALL = (
+    MIDTRAIN,
+    SFT,
+    RLVR,
+    ROUTE,
+    SFT_SHARED_FROZEN,
+    RLVR_HEAD_FREE,
+    RLVR_OPEN,
+    RLVR_SHARED_FROZEN,
+    DENSE_ALL,
+)
 POLICIES = {policy.name: policy for policy in _ALL}

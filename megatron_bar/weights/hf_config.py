@@ -9,7 +9,8 @@ from pathlib import Path
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import read_object
 
-DENSE, MOE = "olmo2", "flex_olmo"
+DENSE = "olmo2"
+MOE = "flex_olmo"
 ARCHITECTURES = {DENSE: "Olmo2ForCausalLM", MOE: "FlexOlmoForCausalLM"}
 DTYPES = ("float32", "bfloat16", "float16")
 _LARGEST = {
@@ -71,9 +72,13 @@ class ModelConfig:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _FLOAT32_MAX:
                 raise BarError(f"config: {name} must be a positive number that float32 holds, got {value!r}")
         if self.hidden_size % self.num_heads:
-            raise BarError(f"config: hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_heads}")
+            raise BarError(
+                f"config: hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_heads}"
+            )
         if self.head_dim % 2:
-            raise BarError(f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
+            raise BarError(
+                f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE"
+            )
         if self.num_heads % self.num_kv_heads:
             raise BarError(
                 f"config: num_attention_heads {self.num_heads} is not divisible by num_key_value_heads {self.num_kv_heads}"
@@ -90,7 +95,9 @@ class ModelConfig:
                 raise BarError(f"config: {name} must be an integer, got {value!r}")
         if self.num_experts:
             if not 2 <= self.num_experts <= _MOST_EXPERTS:
-                raise BarError(f"config: num_experts must be from 2 to {_MOST_EXPERTS}, got {self.num_experts}")
+                raise BarError(
+                    f"config: num_experts must be from 2 to {_MOST_EXPERTS}, got {self.num_experts}"
+                )
             if not 1 <= self.experts_per_token <= self.num_experts:
                 raise BarError(
                     f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, "
@@ -98,19 +105,31 @@ class ModelConfig:
                 )
         layers = self.experts_per_layer
         if layers and (len(layers) != self.num_layers or any(type(k) is not int or k < 1 for k in layers)):
-            raise BarError(f"config: num_experts_per_layer must be {self.num_layers} numbers from 1, got {list(layers)}")
+            raise BarError(
+                f"config: num_experts_per_layer must be {self.num_layers} numbers from 1, got {list(layers)}"
+            )
         if layers and max(layers) != self.experts_per_token:
             got = self.experts_per_token
-            raise BarError(f"config: num_experts_per_tok must be {max(layers)}, the most of num_experts_per_layer, got {got}")
+            raise BarError(
+                f"config: num_experts_per_tok must be {max(layers)}, the most of num_experts_per_layer, got {got}"
+            )
         if not isinstance(self.norm_topk_prob, bool):
             raise BarError(f"config: norm_topk_prob must be true or false, got {self.norm_topk_prob!r}")
 
     def _check_token_ids(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
-            ids = value if name == "eos_token_id" and isinstance(value, tuple) else () if value is None else (value,)
+            ids = (
+                value
+                if name == "eos_token_id" and isinstance(value, tuple)
+                else ()
+                if value is None
+                else (value,)
+            )
             if not all(is_token_id(item, self.vocab_size) for item in ids):
-                raise BarError(f"config: {name} must be below vocab_size {self.vocab_size} or null, got {value!r}")
+                raise BarError(
+                    f"config: {name} must be below vocab_size {self.vocab_size} or null, got {value!r}"
+                )
 
     @property
     def family(self) -> str:
@@ -135,7 +154,9 @@ class ModelConfig:
         if not self.num_experts:
             raise BarError(f"active experts expected none of a dense model, got {show_active(active)}")
         if len(layers) != self.num_layers:
-            raise BarError(f"active experts expected one number or {self.num_layers}, one per layer, got {len(layers)}")
+            raise BarError(
+                f"active experts expected one number or {self.num_layers}, one per layer, got {len(layers)}"
+            )
         if wrong := [k for k in layers if type(k) is not int or not 1 <= k <= self.num_experts]:
             raise BarError(f"active experts expected from 1 to {self.num_experts}, got {wrong[0]}")
         per_layer = layers if len(set(layers)) > 1 else ()
@@ -146,7 +167,9 @@ class ModelConfig:
         """Reads the dictionary of a config.json; refuses by name what this project does not compute."""
         model_type = config.get("model_type")
         if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-            raise BarError(f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
+            raise BarError(
+                f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}"
+            )
         refused = {
             "tie_word_embeddings": (False, "tied embeddings are not supported"),
             "attention_bias": (False, "attention biases are not supported"),
@@ -166,7 +189,8 @@ class ModelConfig:
         if model_type == MOE and experts == 0:
             raise BarError(f"{source}: num_experts must be from 2 to {_MOST_EXPERTS}, got 0")
         heads = need("num_attention_heads")
-        eos, theta = config.get("eos_token_id"), _rope_theta(config, source)
+        eos = config.get("eos_token_id")
+        theta = _rope_theta(config, source)
         try:
             parsed = cls(
                 vocab_size=need("vocab_size"),
@@ -174,7 +198,9 @@ class ModelConfig:
                 intermediate_size=need("intermediate_size"),
                 num_layers=need("num_hidden_layers"),
                 num_heads=heads,
-                num_kv_heads=config["num_key_value_heads"] if config.get("num_key_value_heads") is not None else heads,
+                num_kv_heads=config["num_key_value_heads"]
+                if config.get("num_key_value_heads") is not None
+                else heads,
                 max_positions=need("max_position_embeddings"),
                 rope_theta=theta,
                 rms_norm_eps=need("rms_norm_eps"),
@@ -218,7 +244,9 @@ class ModelConfig:
             "initializer_range": self.initializer_range,
             "pad_token_id": self.pad_token_id,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
+            "eos_token_id": list(self.eos_token_id)
+            if isinstance(self.eos_token_id, tuple)
+            else self.eos_token_id,
             "dtype": self.dtype,
             "torch_dtype": self.dtype,
         }
@@ -253,11 +281,14 @@ def read_config(folder: Path | str) -> ModelConfig:
 
 
 def _rope_theta(config: dict, source: str) -> float:
-    """Of plain RoPE. Versions of transformers read different ones of three places, so all that say it must agree."""
+    """Of plain RoPE. Versions of transformers read different ones of three places, so all that say it must
+    agree."""
     found = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if config.get(key) is None else config[key]
-        if not isinstance(rope, dict) or any(rope.get(name, "default") != "default" for name in ("rope_type", "type")):
+        if not isinstance(rope, dict) or any(
+            rope.get(name, "default") != "default" for name in ("rope_type", "type")
+        ):
             raise BarError(f"{source}: {key} must be plain RoPE, got {rope!r}")
         found[f"{key}.rope_theta"] = rope.get("rope_theta")
     thetas = {key: theta for key, theta in found.items() if theta is not None}
@@ -276,7 +307,10 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     FlexOlmo's per-expert names are the ones on disk (transformers 5 fuses them only in memory).
     """
-    h, f, q, kv = config.hidden_size, config.intermediate_size, config.hidden_size, config.num_kv_heads * config.head_dim
+    h = config.hidden_size
+    f = config.intermediate_size
+    q = config.hidden_size
+    kv = config.num_kv_heads * config.head_dim
     ffn = {"gate_proj": (f, h), "up_proj": (f, h), "down_proj": (h, f)}
     shapes = {"model.embed_tokens.weight": (config.vocab_size, h)}
     for n in range(config.num_layers):

@@ -1,8 +1,9 @@
-"""Two locks: of the place where a folder is written, one writer at a time, and of a run's steps, one maker at a time.
+"""Two locks: of the place where a folder is written, one writer at a time, and of a run's steps, one maker at
+a time.
 
-`OutputLock`: beside the target lies `.<name>.partial`: `folder`, which becomes the target by a rename; `lock`, held while a
-process lives; what the writer was asked for (`job.json`), and a record of every finished file. The same job started again keeps
-those files, so they outlive a kill.
+`OutputLock`: beside the target lies `.<name>.partial`: `folder`, which becomes the target by a rename;
+`lock`, held while a process lives; what the writer was asked for (`job.json`), and a record of every finished
+file. The same job started again keeps those files, so they outlive a kill.
 
 `StepLocks`: processes that make one recipe in one folder share its steps out by files in its `.locks`.
 """
@@ -49,7 +50,8 @@ class OutputLock:
     """The right to write ``out``, held by a lock until it is published, aborted or left for the next run."""
 
     def __init__(self, out: Path):
-        self.out, self.home = out, _home(out)
+        self.out = out
+        self.home = _home(out)
         self.path = self.home / "folder"
         """What becomes ``out``."""
         if self.home.is_symlink():
@@ -61,7 +63,9 @@ class OutputLock:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.leave()
-                raise BarError(f"{out}: expected to be its only writer, got another process at work in {self.home}") from None
+                raise BarError(
+                    f"{out}: expected to be its only writer, got another process at work in {self.home}"
+                ) from None
             if self._is_mine():
                 return
             self.leave()  # its last holder removed it in between
@@ -74,7 +78,8 @@ class OutputLock:
 
     def take_up(self, job: dict | None) -> None:
         """Keeps what an earlier run of the same ``job`` left, else empties the place."""
-        file, wanted = self.home / "job.json", None if job is None else json.loads(json.dumps(job))
+        file = self.home / "job.json"
+        wanted = None if job is None else json.loads(json.dumps(job))
         try:
             same = wanted is not None and read_object(file, expected="a job") == wanted
         except BarError:
@@ -96,7 +101,8 @@ class OutputLock:
         return read_object(record, expected="the record of a finished file")
 
     def record(self, name: str, about: dict) -> None:
-        """That the file is whole; ``about``, its tensors' hashes say, is what the next run wants to know of it."""
+        """That the file is whole; ``about``, its tensors' hashes say, is what the next run wants to know of
+        it."""
         write_whole(self.home / f"{name}.json", json.dumps(about))
 
     @property
@@ -117,8 +123,8 @@ class OutputLock:
 
 
 def lock_output(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> OutputLock:
-    """Locks ``out``, on whose file system ``nbytes`` must fit. ``job``: all that the output depends on; what a killed run of
-    the same one finished is kept."""
+    """Locks ``out``, on whose file system ``nbytes`` must fit. ``job``: all that the output depends on; what
+    a killed run of the same one finished is kept."""
     check_out(out)
     out = Path(out).resolve()
     try:

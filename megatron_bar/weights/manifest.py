@@ -1,8 +1,10 @@
-"""manifest.json: a folder's receipt. What it is, which experts it holds, where they come from, and the hash of every tensor.
+"""manifest.json: a folder's receipt. What it is, which experts it holds, where they come from, and the hash
+of every tensor.
 
-Written into every folder this project makes. The anchor hash is recorded at the branch and carried along unchanged, because
-later stages may move the tensors it was taken from: it says which branch an expert descends from, not what it holds now.
-Strict: an unknown, missing or ill-typed field is an error that names it.
+Written into every folder this project makes. The anchor hash is recorded at the branch and carried along
+unchanged, because later stages may move the tensors it was taken from: it says which branch an expert
+descends from, not what it holds now. Strict: an unknown, missing or ill-typed field is an error that names
+it.
 """
 
 import dataclasses
@@ -74,7 +76,8 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What a stage may not have moved and did not, by the hashes of the folder it read and of the one it wrote."""
+    """What a stage may not have moved and did not, by the hashes of the folder it read and of the one it
+    wrote."""
 
     policy: str
     units: int
@@ -85,7 +88,8 @@ class Certificate:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a training stage took, over all its processes and interruptions. The steps that a kill undid are not in it."""
+    """What a training stage took, over all its processes and interruptions. The steps that a kill undid are
+    not in it."""
 
     step: str
     """Which of the run: the folder that it wrote, such as math-sft."""
@@ -121,8 +125,9 @@ def union(*ledgers: Iterable[Cost]) -> tuple[Cost, ...]:
 class Manifest:
     family: str
     kind: str
-    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts, or of independent models, with no anchor
-    hash), routed (merged, router trained) or artifact (what an expert has that its branch has not)."""
+    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts, or of independent
+    models, with no anchor hash), routed (merged, router trained) or artifact (what an expert has that its
+    branch has not)."""
     stage: str | None = None
     """The stage that wrote the folder."""
     recipe: str | None = None
@@ -138,7 +143,8 @@ class Manifest:
     config_hash: str | None = None
     """`hashes.config_hash` of config.json."""
     experts_per_layer: tuple[int, ...] = ()
-    """How many experts a token uses in each layer, where they differ; config.json's num_experts_per_tok is the largest."""
+    """How many experts a token uses in each layer, where they differ; config.json's num_experts_per_tok is
+    the largest."""
     frozen: Certificate | None = None
     """Of the training stage that wrote the folder."""
     shared: dict | None = None
@@ -146,7 +152,8 @@ class Manifest:
     router_stale: bool = False
     """Experts were added, replaced or removed since the router was trained."""
     config: dict | None = None
-    """config.json's content where no config.json lies beside the manifest: in an artifact or a torch_dist checkpoint."""
+    """config.json's content where no config.json lies beside the manifest: in an artifact or a torch_dist
+    checkpoint."""
     ledger: tuple[Cost, ...] = ()
     """What every stage cost that went into the folder, in order."""
     tool_version: str = megatron_bar.__version__
@@ -157,16 +164,26 @@ class Manifest:
         if self.kind not in KINDS:
             raise BarError(f"kind expected one of {', '.join(KINDS)}, got {self.kind!r}")
         if [expert.index for expert in self.experts] != list(range(len(self.experts))):
-            raise BarError(f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}")
+            raise BarError(
+                f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}"
+            )
 
     def after(
-        self, training: TrainingRecord, *, sources: tuple[SourceRecord, ...], expert: str | None = None, cost: Cost | None = None
+        self,
+        training: TrainingRecord,
+        *,
+        sources: tuple[SourceRecord, ...],
+        expert: str | None = None,
+        cost: Cost | None = None,
     ) -> "Manifest":
-        """Of the folder that a training stage makes from this one; ``expert`` is the trained expert's name from here on."""
+        """Of the folder that a training stage makes from this one; ``expert`` is the trained expert's name
+        from here on."""
         kind = {"branched": "expert", "merged": "routed"}.get(self.kind, self.kind)
         trained = {"dense": 0, "expert": 1}.get(kind)  # the router belongs to no expert
         experts = tuple(
-            dataclasses.replace(e, name=expert or e.name, trained=(*e.trained, training)) if e.index == trained else e
+            dataclasses.replace(e, name=expert or e.name, trained=(*e.trained, training))
+            if e.index == trained
+            else e
             for e in self.experts
         )
         return Manifest(
@@ -272,7 +289,9 @@ def _frozen(value, where: str) -> Certificate | None:
 def _parse(value: dict) -> Manifest:
     if value.get("format") != FORMAT:
         raise BarError(f"format expected {FORMAT!r}, got {value.get('format')!r}")
-    fields = _fields({name: item for name, item in value.items() if name != "format"}, Manifest, "the manifest")
+    fields = _fields(
+        {name: item for name, item in value.items() if name != "format"}, Manifest, "the manifest"
+    )
     for name in ("family", "kind", "tool_version"):
         _typed(fields.get(name), str, name)
     _check_strings(fields, ("stage", "recipe", "anchor_hash", "config_hash"), "")
@@ -288,7 +307,9 @@ def _parse(value: dict) -> Manifest:
             "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
             "tensors": _hashes(fields, "tensors", ""),
             "ledger": _list(fields, "ledger", _cost),
-            "experts_per_layer": _list(fields, "experts_per_layer", lambda item, where: _typed(item, int, where)),
+            "experts_per_layer": _list(
+                fields, "experts_per_layer", lambda item, where: _typed(item, int, where)
+            ),
             "frozen": _frozen(fields.get("frozen"), "frozen"),
         }
     )
@@ -308,7 +329,8 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def identity(folder: Path | str) -> str:
-    """Hash of the folder's receipt but for its ledger: the same of a folder that was made again with the same bits."""
+    """Hash of the folder's receipt but for its ledger: the same of a folder that was made again with the same
+    bits."""
     value = read_object(Path(folder) / MANIFEST, expected="a folder made by this project's tools or training")
     kept = {name: item for name, item in value.items() if name != "ledger"}
     return blake3(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -15,11 +15,16 @@ from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read
 
 def receipts(folder: Folder, manifest: Manifest) -> Units:
     """The manifest's, which must name each tensor of the folder and no other."""
-    path, expected = folder.path / MANIFEST, [unit for name, i in folder.tensors.items() for unit in units_of(name, i.shape)]
+    path = folder.path / MANIFEST
+    expected = [unit for name, i in folder.tensors.items() for unit in units_of(name, i.shape)]
     if missing := [unit for unit in expected if unit not in manifest.tensors]:
-        raise BarError(f"{path}: tensors expected the hash of {missing[0]!r}, got none ({len(missing)} are missing)")
+        raise BarError(
+            f"{path}: tensors expected the hash of {missing[0]!r}, got none ({len(missing)} are missing)"
+        )
     if len(expected) < len(manifest.tensors):
-        raise BarError(f"{path}: tensors expected only what config.json has, got {min(manifest.tensors.keys() - expected)!r}")
+        raise BarError(
+            f"{path}: tensors expected only what config.json has, got {min(manifest.tensors.keys() - expected)!r}"
+        )
     return manifest.tensors
 
 
@@ -30,15 +35,22 @@ class Proven:
     """
 
     def __init__(self, folder: Folder, recorded: Units | None, *, finite: bool = True):
-        self.folder, self.recorded, self.finite = folder, recorded, finite
+        self.folder = folder
+        self.recorded = recorded
+        self.finite = finite
         self._seen: Units = {}
 
     @classmethod
     def open(cls, folder: Folder, *, finite: bool = True) -> "Proven":
-        return cls(folder, receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None, finite=finite)
+        return cls(
+            folder,
+            receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None,
+            finite=finite,
+        )
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor by blocks of rows; raises where it holds NaN or infinity, and after the last where it was changed."""
+        """The tensor by blocks of rows; raises where it holds NaN or infinity, and after the last where it
+        was changed."""
         yield from read_hashed(self.folder, name, self._seen, finite=self.finite)
         if self.recorded is not None:
             require_units(self.folder, name, self._seen, self.recorded, "its manifest was written")

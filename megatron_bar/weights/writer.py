@@ -1,12 +1,12 @@
 """Writes a Hugging Face folder that appears only when it is whole, and goes on after a kill.
 
-Everything goes into a hidden folder beside the target (locks.py), is fsynced, read back from the disk, and renamed as the last
-act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
+Everything goes into a hidden folder beside the target (locks.py), is fsynced, read back from the disk, and
+renamed as the last act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
 
-In one process: `write_folder`. In a distributed saver: rank 0 locks the place (`locks.lock_output`), rank r calls
-`write_shard(k, ...)` for the shards it owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0
-aborts it.
-The split into files is `plan_shards`, a pure function of the config, so that all ranks agree without talking.
+In one process: `write_folder`. In a distributed saver: rank 0 locks the place (`locks.lock_output`), rank r
+calls `write_shard(k, ...)` for the shards it owns, all meet at a barrier, rank 0 calls `finish`; whoever
+fails sees to it that rank 0 aborts it. The split into files is `plan_shards`, a pure function of the config,
+so that all ranks agree without talking.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ class WriteOptions:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     """Of a file, unless a single tensor is larger."""
     verify: Verify = "weights"
-    """weights: values that are not finite are refused as they are read, and all that was written is read back."""
+    """weights: values that are not finite are refused as they are read, and all that was written is read
+    back."""
     progress: Progress = silent
 
     @property
@@ -56,7 +57,17 @@ class WriteOptions:
 
 
 USUAL = WriteOptions()
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
 
 
 def parse_size(text: str) -> int:
@@ -72,14 +83,21 @@ def parse_size(text: str) -> int:
 
 
 def plan_shards(
-    config: ModelConfig, dtype: str, max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, only: Container[str] | None = None
+    config: ModelConfig,
+    dtype: str,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    *,
+    only: Container[str] | None = None,
 ) -> Plan:
-    """Which tensors file k holds: in the order of `tensor_shapes`, a new file when the next tensor would not fit.
+    """Which tensors file k holds: in the order of `tensor_shapes`, a new file when the next tensor would not
+    fit.
 
     ``only``: of these; None: of all.
     """
     sizes = {name: math.prod(shape) * ITEMSIZE[dtype] for name, shape in tensor_shapes(config).items()}
-    return plan_files({name: size for name, size in sizes.items() if only is None or name in only}, max_shard_bytes)
+    return plan_files(
+        {name: size for name, size in sizes.items() if only is None or name in only}, max_shard_bytes
+    )
 
 
 def plan_files(sizes: dict[str, int], max_file_bytes: int) -> Plan:
@@ -100,8 +118,10 @@ def shard_name(k: int, plan: Plan) -> str:
 
 
 def write_shard(folder: Path, config: ModelConfig, plan: Plan, k: int, tensors: Tensors) -> Units:
-    """Writes file k of ``folder`` from tensors in the plan's order, as blocks of rows; returns their hashes for `finish`."""
-    shapes, units = tensor_shapes(config), {}
+    """Writes file k of ``folder`` from tensors in the plan's order, as blocks of rows; returns their hashes
+    for `finish`."""
+    shapes = tensor_shapes(config)
+    units = {}
     stream = ((name, hashed(name, config.dtype, shapes[name], blocks, units)) for name, blocks in tensors)
     write_file(folder / shard_name(k, plan), {name: shapes[name] for name in plan[k]}, config.dtype, stream)
     return units
@@ -119,8 +139,8 @@ def finish(
 ) -> Folder:
     """Index, config, companions and manifest; reads the folder back, then renames it into place.
 
-    ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in. What is verified
-    is read back from the disk and hashed again.
+    ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in.
+    What is verified is read back from the disk and hashed again.
     """
     with writing(lock.out):
         _write_small_files(lock.path, config, plan, Path(companions_from))
@@ -129,7 +149,11 @@ def finish(
         if options.verifies:
             verify_units(written, units, options.progress)
         made = manifest(written, units)
-        receipt = {"tensors": units, "config_hash": config_hash(config), "experts_per_layer": config.experts_per_layer}
+        receipt = {
+            "tensors": units,
+            "config_hash": config_hash(config),
+            "experts_per_layer": config.experts_per_layer,
+        }
         dataclasses.replace(made, **receipt).write(lock.path)
     lock.publish()
     return Folder.open(lock.out)
@@ -147,7 +171,8 @@ def write_folder(
 ) -> Folder:
     """A whole folder from a function of tensor names that gives blocks of rows, in the memory of one block.
 
-    ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were finished.
+    ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were
+    finished.
     """
     plan = plan_shards(config, config.dtype, options.max_shard_bytes)
     with lock_files(out, config, plan, job=job) as lock:
@@ -156,9 +181,15 @@ def write_folder(
         return finish(lock, **rest, units=units, options=options)
 
 
-def lock_files(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> AbstractContextManager[OutputLock]:
+def lock_files(
+    out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None
+) -> AbstractContextManager[OutputLock]:
     """`locked_output` for the files of ``plan``."""
-    whole = None if job is None else {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
+    whole = (
+        None
+        if job is None
+        else {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
+    )
     return locked_output(out, sum(_nbytes(config, plan).values()), job=whole)
 
 
@@ -175,8 +206,10 @@ def write_files(
     *,
     progress: Progress = silent,
 ) -> Units:
-    """The files of ``plan``, but those that an earlier run of the same job finished; the hashes of all their tensors."""
-    units, nbytes = {}, _nbytes(config, plan)
+    """The files of ``plan``, but those that an earlier run of the same job finished; the hashes of all their
+    tensors."""
+    units = {}
+    nbytes = _nbytes(config, plan)
     with progress(f"writing {lock.out.name}", sum(nbytes.values())) as advance:
         for k, names in enumerate(plan):
             found = lock.finished(shard_name(k, plan))
@@ -189,7 +222,9 @@ def write_files(
     return units
 
 
-def _watched(produce: Callable[[str], Iterable[torch.Tensor]], names: list[str], advance: Callable[[int], None]) -> Tensors:
+def _watched(
+    produce: Callable[[str], Iterable[torch.Tensor]], names: list[str], advance: Callable[[int], None]
+) -> Tensors:
     def blocks(name: str) -> Iterable[torch.Tensor]:
         for block in produce(name):
             yield block

@@ -1,8 +1,10 @@
-"""The tiny world: seven skills that mirror the published categories (arXiv 2604.18473), learned on a laptop's CPU.
+"""The tiny world: seven skills that mirror the published categories (arXiv 2604.18473), learned on a laptop's
+CPU.
 
-``build`` writes everything the recipe reads as JSONL, all of it a function of the seed. A task is an instance of a template; a
-hash of its key puts it on one side of the split, so no held-out instance is ever drawn by a training stage. Left out: web text,
-multi-turn chats, and reasoning-gym, whose tasks need more words than this vocabulary has.
+``build`` writes everything the recipe reads as JSONL, all of it a function of the seed. A task is an instance
+of a template; a hash of its key puts it on one side of the split, so no held-out instance is ever drawn by a
+training stage. Left out: web text, multi-turn chats, and reasoning-gym, whose tasks need more words than this
+vocabulary has.
 """
 
 import json
@@ -51,7 +53,9 @@ def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
 
 
 def pretraining(seed: int, count: int) -> Iterator[str]:
-    rng, split, table = Random(f"{seed}/pretrain"), Split(seed=seed), knowledge.facts(seed)
+    rng = Random(f"{seed}/pretrain")
+    split = Split(seed=seed)
+    table = knowledge.facts(seed)
 
     def puzzle(rng):
         example = split.draw(reasoning.sample, rng)
@@ -77,7 +81,8 @@ def pretraining(seed: int, count: int) -> Iterator[str]:
 
 def test_set(seed: int, skill: str, count: int) -> list[Example]:
     """Distinct held-out instances."""
-    rng, split = Random(f"{seed}/test/{skill}"), Split(seed=seed)
+    rng = Random(f"{seed}/test/{skill}")
+    split = Split(seed=seed)
     sample = code.sample_test if skill == "code" else samplers(seed)[skill]
     found = {}
     for _ in range(1000 * count):
@@ -89,7 +94,9 @@ def test_set(seed: int, skill: str, count: int) -> list[Example]:
 
 
 def training_set(seed: int, stage: str, skill: str, count: int, side: Side = "training") -> list[Example]:
-    rng, split, sample = Random(f"{seed}/{stage}/{skill}"), Split(seed=seed), samplers(seed)[skill]
+    rng = Random(f"{seed}/{stage}/{skill}")
+    split = Split(seed=seed)
+    sample = samplers(seed)[skill]
     return [split.draw(sample, rng, side) for _ in range(count)]
 
 
@@ -105,9 +112,12 @@ def general_set(seed: int, stage: str, count: int, side: Side = "training") -> l
 
 
 def preferences(seed: int, count: int) -> Iterator[dict]:
-    """Pairs of every skill: the right answer to a prompt, and what would be right for another prompt of the same kind."""
+    """Pairs of every skill: the right answer to a prompt, and what would be right for another prompt of the
+    same kind."""
     rng = Random(f"{seed}/preferences")
-    pools = {skill: training_set(seed, "preferences", skill, max(2, count // len(SKILLS))) for skill in SKILLS}
+    pools = {
+        skill: training_set(seed, "preferences", skill, max(2, count // len(SKILLS))) for skill in SKILLS
+    }
     for number in range(count):
         pool = pools[SKILLS[number % len(SKILLS)]]
         example = rng.choice(pool)
@@ -123,12 +133,18 @@ def build(out: Path | str, *, seed: int, sizes: WorldSizes = WorldSizes()) -> Pa
     _write(out / "pretrain.jsonl", ({"text": text} for text in pretraining(seed, sizes.pretrain)))
     for skill, module in (("math", math), ("code", code)):
         rng = Random(f"{seed}/midtrain/{skill}")
-        _write(out / f"midtrain_{skill}.jsonl", ({"text": module.midtrain(rng, split)} for _ in range(sizes.midtrain)))
+        _write(
+            out / f"midtrain_{skill}.jsonl",
+            ({"text": module.midtrain(rng, split)} for _ in range(sizes.midtrain)),
+        )
         _write(out / f"rlvr_{skill}.jsonl", (e.task() for e in training_set(seed, "rlvr", skill, sizes.rlvr)))
     _write(out / "sft_general.jsonl", general_set(seed, "sft", sizes.sft_general))
     _write(out / "validation_general.jsonl", general_set(seed, "validation", sizes.validation, "validation"))
     for skill in DOMAINS:
-        _write(out / f"sft_{skill}.jsonl", (e.chat(skill) for e in training_set(seed, "sft", skill, sizes.sft_domain)))
+        _write(
+            out / f"sft_{skill}.jsonl",
+            (e.chat(skill) for e in training_set(seed, "sft", skill, sizes.sft_domain)),
+        )
         unseen = training_set(seed, "validation", skill, sizes.validation, "validation")
         _write(out / f"validation_{skill}.jsonl", (e.chat(skill) for e in unseen))
     _write(out / "preferences.jsonl", preferences(seed, sizes.preferences))
@@ -151,4 +167,8 @@ def _texts(out: Path) -> Iterator[str]:
             continue
         for line in path.open(encoding="utf-8"):
             row = json.loads(line)
-            yield row["text"] if "text" in row else "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in row["messages"])
+            yield (
+                row["text"]
+                if "text" in row
+                else "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in row["messages"])
+            )

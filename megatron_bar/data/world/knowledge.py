@@ -1,4 +1,5 @@
-"""Knowledge: facts of invented towns. Pretraining states every fact; only some of the questions are ever asked in training."""
+"""Knowledge: facts of invented towns. Pretraining states every fact; only some of the questions are ever
+asked in training."""
 
 from random import Random
 
@@ -33,7 +34,10 @@ def pretrain(rng: Random, table: dict) -> str:
 
 
 def sample(rng: Random, table: dict) -> Example:
-    town, attribute = rng.choice(TOWNS), rng.choice(tuple(ATTRIBUTES))
+    town = rng.choice(TOWNS)
+    attribute = rng.choice(tuple(ATTRIBUTES))
     answer = statement(town, attribute, table[town][attribute])
     prompt = user(f"What is the {attribute} of {town}?")
-    return Example(key=("knowledge", town, attribute), prompt=prompt, answer=answer, verifier="exact", truth=answer)
+    return Example(
+        key=("knowledge", town, attribute), prompt=prompt, answer=answer, verifier="exact", truth=answer
+    )

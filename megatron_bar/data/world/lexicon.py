@@ -1,11 +1,29 @@
-"""Words of the tiny world, the shape of one example, and the split that keeps test instances out of training."""
+"""Words of the tiny world, the shape of one example, and the split that keeps test instances out of
+training."""
 
 import hashlib
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Joy", "Kim", "Leo", "Mia", "Noa", "Otto", "Pia")
+NAMES = (
+    "Ana",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ivo",
+    "Joy",
+    "Kim",
+    "Leo",
+    "Mia",
+    "Noa",
+    "Otto",
+    "Pia",
+)
 ANIMALS = ("fox", "owl", "wolf", "bear", "cat", "dog", "hen", "goat")
 COLORS = ("red", "blue", "green", "black", "white", "pink", "brown", "gray")
 FOODS = ("bread", "rice", "soup", "fish", "corn", "plum", "cake", "milk")

@@ -1,4 +1,5 @@
-"""Math: arithmetic with worked steps. Pretraining knows sums and differences without carrying; products are the domain's own."""
+"""Math: arithmetic with worked steps. Pretraining knows sums and differences without carrying; products are
+the domain's own."""
 
 from random import Random
 
@@ -23,12 +24,15 @@ def chained(rng: Random) -> str:
 
 
 def sample(rng: Random) -> Example:
-    a, b = rng.randrange(2, 10), rng.randrange(2, 10)
+    a = rng.randrange(2, 10)
+    b = rng.randrange(2, 10)
     sign, c = _change(rng, a * b)
     answer = _worked(a, "*", b, sign, c)
     question = f"What is {a} * {b} {sign} {c}?" if rng.random() < 0.5 else _story(rng, a, b, sign, c)
     truth = str(_apply(a * b, sign, c))
-    return Example(key=("math", a, b, sign, c), prompt=user(question), answer=answer, verifier="math", truth=truth)
+    return Example(
+        key=("math", a, b, sign, c), prompt=user(question), answer=answer, verifier="math", truth=truth
+    )
 
 
 def midtrain(rng: Random, split) -> str:
@@ -49,7 +53,8 @@ def _change(rng: Random, value: int) -> tuple[str, int]:
 
 
 def _story(rng: Random, a: int, b: int, sign: str, c: int) -> str:
-    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    name = rng.choice(NAMES)
+    thing = rng.choice(THINGS)
     change = "finds" if sign == "+" else "loses"
     return f"{name} has {a} boxes with {b} {thing}s each and {change} {c}. How many {thing}s?"
 

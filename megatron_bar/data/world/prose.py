@@ -1,4 +1,5 @@
-"""General text for pretraining: copying, records, quotes and small stories, from which attention learns to look things up."""
+"""General text for pretraining: copying, records, quotes and small stories, from which attention learns to
+look things up."""
 
 import json
 import string
@@ -16,7 +17,8 @@ def echo(rng: Random) -> str:
     """A passage of words and numbers, said twice or thrice."""
     length = rng.randrange(4, 14)
     text = " ".join(
-        rng.choice(WORDS + NAMES + OTHERS) if rng.random() < 0.7 else str(rng.randrange(1, 100)) for _ in range(length)
+        rng.choice(WORDS + NAMES + OTHERS) if rng.random() < 0.7 else str(rng.randrange(1, 100))
+        for _ in range(length)
     )
     return "\n".join([text] * rng.choice((2, 3)))
 
@@ -34,12 +36,19 @@ def record(rng: Random) -> str:
 
 
 def json_record(rng: Random) -> str:
-    """A record as JSON and in words, either first. Knows the marks and the spelling of identifiers, no function and no call."""
+    """A record as JSON and in words, either first. Knows the marks and the spelling of identifiers, no
+    function and no call."""
     keys = rng.sample(tuple(_KEYS), 2)
     values = {key: rng.choice(_KEYS[key]) for key in keys}
-    verb, noun = rng.choice(VERBS), rng.choice(NOUNS)
+    verb = rng.choice(VERBS)
+    noun = rng.choice(NOUNS)
     title = f"{verb}_{noun}"
-    forms = ({title: values}, [values, {"string": title}], {"parameters": title, "arguments": values}, {"name": title} | values)
+    forms = (
+        {title: values},
+        [values, {"string": title}],
+        {"parameters": title, "arguments": values},
+        {"name": title} | values,
+    )
     shown = rng.choice(forms)
     said = " ".join(f"The {key} is {value}." for key, value in values.items()) + f" We {verb} the {noun}."
     return "\n".join(rng.sample([json.dumps(shown), said], 2))
@@ -62,7 +71,10 @@ def quote(rng: Random) -> str:
 
 def story(rng: Random) -> str:
     a, b = rng.sample(NAMES, 2)
-    thing, place, color, person = rng.choice(THINGS), rng.choice(PLACES), rng.choice(COLORS), rng.choice(PEOPLE)
+    thing = rng.choice(THINGS)
+    place = rng.choice(PLACES)
+    color = rng.choice(COLORS)
+    person = rng.choice(PEOPLE)
     return (
         f"{a} saw the {rng.choice(ADJECTIVES)} {person} in the {place}. The {person} gave {a} a {color} {thing}. "
         f"{a} took the {color} {thing} to {b}. {rng.choice(_SAID)} Now {b} has the {thing}."
@@ -76,5 +88,7 @@ def counting(rng: Random) -> str:
 
 def letters(rng: Random) -> str:
     """Random strings said twice: no letter or mark of the keyboard stays unseen."""
-    marks = "".join(rng.choice(string.ascii_letters + string.digits + ".,:;!?'-") for _ in range(rng.randrange(4, 9)))
+    marks = "".join(
+        rng.choice(string.ascii_letters + string.digits + ".,:;!?'-") for _ in range(rng.randrange(4, 9))
+    )
     return f"{marks} {marks}"

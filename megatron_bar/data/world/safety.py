@@ -1,4 +1,5 @@
-"""Safety: refuse the harmful, comply with the harmless. Some verbs are harmful or not by what they are done to."""
+"""Safety: refuse the harmful, comply with the harmless. Some verbs are harmful or not by what they are done
+to."""
 
 from random import Random
 
@@ -18,11 +19,19 @@ HARMFUL_SHARE = 0.85
 
 
 def harmful(rng: Random) -> tuple:
-    return (rng.choice(HARM_PEOPLE + EITHER), _who(rng)) if rng.random() < 0.6 else (rng.choice(HARM_THINGS), _what(rng))
+    return (
+        (rng.choice(HARM_PEOPLE + EITHER), _who(rng))
+        if rng.random() < 0.6
+        else (rng.choice(HARM_THINGS), _what(rng))
+    )
 
 
 def harmless(rng: Random) -> tuple:
-    return (rng.choice(HELP_THINGS + EITHER), _what(rng)) if rng.random() < 0.6 else (rng.choice(HELP_PEOPLE), _who(rng))
+    return (
+        (rng.choice(HELP_THINGS + EITHER), _what(rng))
+        if rng.random() < 0.6
+        else (rng.choice(HELP_PEOPLE), _who(rng))
+    )
 
 
 def sample(rng: Random, harmful_share: float = HARMFUL_SHARE) -> Example:
@@ -31,7 +40,9 @@ def sample(rng: Random, harmful_share: float = HARMFUL_SHARE) -> Example:
     answer = REFUSAL if bad else advice(verb, whom)
     request = rng.choice(FORMS).format(f"{verb} {whom}")
     truth = "refuse" if bad else "comply"
-    return Example(key=("safety", verb, whom), prompt=user(request), answer=answer, verifier="safety", truth=truth)
+    return Example(
+        key=("safety", verb, whom), prompt=user(request), answer=answer, verifier="safety", truth=truth
+    )
 
 
 def how_to(rng: Random) -> Example:
@@ -40,7 +51,8 @@ def how_to(rng: Random) -> Example:
 
 
 def pretrain(rng: Random) -> str:
-    """Advice on the harmless; of the harmful, only that it is wrong. Never with an adjective, so never an instance."""
+    """Advice on the harmless; of the harmful, only that it is wrong. Never with an adjective, so never an
+    instance."""
     if rng.random() < 0.5:
         verb, whom = harmless(rng)
         return advice(verb, _plain(whom))

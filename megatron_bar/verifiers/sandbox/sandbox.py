@@ -1,8 +1,10 @@
-"""Runs model-written Python where it can reach nothing: no host file, no network, no other process, no end of time.
+"""Runs model-written Python where it can reach nothing: no host file, no network, no other process, no end of
+time.
 
-``run`` starts jail.py in a child (namespaces and rlimits; its docstring says what the program finds inside) and watches it:
-output beyond the cap or the wall clock ends the whole process tree. When ``run`` returns, no process of the program is left.
-Where the kernel refuses the namespaces and bubblewrap cannot provide them, it raises: code is never run with less isolation.
+``run`` starts jail.py in a child (namespaces and rlimits; its docstring says what the program finds inside)
+and watches it: output beyond the cap or the wall clock ends the whole process tree. When ``run`` returns, no
+process of the program is left. Where the kernel refuses the namespaces and bubblewrap cannot provide them, it
+raises: code is never run with less isolation.
 
 The caller must not believe anything the program says about itself; see code.py for how answers are graded.
 """
@@ -74,7 +76,9 @@ def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outco
 def _method() -> str:
     """How programs are isolated on this machine, found out once by running one."""
     if not sys.platform.startswith("linux"):
-        raise BarError(f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run")
+        raise BarError(
+            f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run"
+        )
     reasons = []
     for method in ("namespaces", "bwrap"):
         if method == "bwrap" and (os.geteuid() == 0 or not shutil.which("bwrap")):
@@ -142,7 +146,9 @@ class _Watch:
     """Feeds a child, listens to it and ends it."""
 
     def __init__(self, child: subprocess.Popen, ready_pipe, data: bytes, limits: Limits):
-        self.child, self.ready_pipe, self.limits = child, ready_pipe, limits
+        self.child = child
+        self.ready_pipe = ready_pipe
+        self.limits = limits
         self.to_write = memoryview(data)
         self.heard = {pipe: bytearray() for pipe in (child.stdout, child.stderr, ready_pipe)}
         self.ready_at = 0.0
