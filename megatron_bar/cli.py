@@ -14,9 +14,10 @@ from megatron_bar.errors import BarError
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Exit status 0, or one line on stderr and 1 for a user's mistake; a bug keeps its traceback.
+    """Calls ``main`` and exits: with status 0, or with one line on stderr and 1 for a user's mistake; a bug
+    keeps its traceback.
 
-    Where nobody reads the output any more (``| head``): status 1 and no word.
+    Where nobody reads the output any more (``| head``), it exits with status 1 and no word.
     """
     # As an exception a termination passes through the code that removes half-written folders. Training has
     # its own way.
@@ -36,8 +37,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _output_is_closed() -> bool:
-    """Then what is left in the buffer goes nowhere, or the interpreter would try again at its end and
-    complain."""
+    """Returns whether nobody reads stdout, and then sends the rest of its buffer nowhere: the interpreter
+    would try again at its end and complain."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -48,7 +49,7 @@ def _output_is_closed() -> bool:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over bytes on stderr, with speed and time left; nothing where stderr is not a terminal."""
+    """Shows a bar over bytes on stderr, with speed and time left; nothing where stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -73,7 +74,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def active_experts(text: str) -> int | tuple[int, ...]:
-    """Of an argument: ``2``, ``5,2,2`` (layer by layer), or a JSON file with such a list."""
+    """Parses an argument: ``2``, ``5,2,2`` (layer by layer), or a JSON file with such a list."""
     try:
         found = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else f"[{text}]")
     except (OSError, ValueError) as error:
@@ -88,7 +89,7 @@ def active_experts(text: str) -> int | tuple[int, ...]:
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """Columns of equal width."""
+    """Pads the cells so that columns have equal width, and joins each row to a line."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

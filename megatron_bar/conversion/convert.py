@@ -38,9 +38,9 @@ from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 
 LogitsCheck = Callable[[Path, ModelConfig, Folder, Path], float]
-"""`models.logits.compare_logits`, which needs Megatron and transformers: of a checkpoint, its config, the
-folder written and the name that it will have, the largest difference of the logits over max(1, max|logit|).
-"""
+"""Type of `models.logits.compare_logits`, which needs Megatron and transformers. Given a checkpoint, its
+config, the folder written and the name that it will have, it returns the largest difference of the logits
+over max(1, max|logit|)."""
 
 
 def import_folder(
@@ -51,9 +51,9 @@ def import_folder(
     verify: writer.Verify = "weights",
     progress: Progress = silent,
 ) -> ModelConfig:
-    """Writes ``source`` as the checkpoint ``out``, and by ``verify`` reads it back; returns what it holds.
+    """Writes ``source`` as the checkpoint ``out``, and by ``verify`` reads it back; returns its config.
 
-    Started again after a kill it keeps the data files that were finished.
+    Started again after a kill, it keeps the data files that were finished.
     """
     source = Path(source)
     out = Path(out)
@@ -82,7 +82,7 @@ def import_folder(
 def _write_files(
     lock: OutputLock, folder: Folder, plan: writer.Plan, sizes: dict[str, int], progress: Progress
 ) -> dict[str, Items]:
-    """The data files, but those that an earlier run finished, and what lies in each."""
+    """Writes the data files, but those that an earlier run finished; returns the items of each."""
     ops = checkpoint_ops(folder.config)
     files = {}
     with progress(f"writing {lock.out.name}", folder.nbytes) as advance:
@@ -112,10 +112,10 @@ def export_checkpoint(
     check: LogitsCheck | None = None,
     options: writer.WriteOptions = writer.USUAL,
 ) -> tuple[ModelConfig, float | None]:
-    """Writes the checkpoint as a Hugging Face folder, in the checkpoint's dtype unless told; returns what it
-    holds.
+    """Writes the checkpoint as a Hugging Face folder, in the checkpoint's dtype unless told; returns its
+    config.
 
-    With ``check`` also what that returned of the folder, before it got its name.
+    With ``check`` it also returns what that returned for the folder, before it got its name.
     """
     checkpoint = Path(checkpoint)
     out = Path(out)
@@ -131,7 +131,7 @@ def export_checkpoint(
         return (block.to(DTYPES[written_as.dtype]) for block in weights.blocks(name, finite=options.verifies))
 
     def checked(written: Folder, units: Units) -> Manifest:
-        """Called before the folder gets its name."""
+        """Checks the written folder before it gets its name; returns its manifest."""
         nonlocal figure
         if manifest.tensors and written_as == config:
             for name in written.tensors:
@@ -164,7 +164,7 @@ def _manifest(folder: Folder) -> Manifest:
 
 
 def _compare(partial: Path, out: Path, config: ModelConfig, units: Units, progress: Progress) -> None:
-    """The checkpoint gives the source's tensors back, by hash."""
+    """Raises unless the checkpoint gives the source's tensors back, by hash."""
     written = Checkpoint(partial, config)
     found = {}
     with progress(f"verifying {out.name}", num_parameters(config) * ITEMSIZE[config.dtype]) as advance:

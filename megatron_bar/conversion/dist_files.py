@@ -36,13 +36,13 @@ from megatron_bar.weights.folder import blocks, fingerprint, is_finite
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 
 Items = dict[str, list[int]]
-"""Of one data file: where the item of each key begins, and how many bytes it takes."""
+"""Items of one data file: where that of each key begins, and how many bytes it takes."""
 _COMMON = "common_state/shard_0_1"
 """Megatron's key of what is no tensor: in a checkpoint of weights, an empty dictionary."""
 
 
 def checkpoint_ops(config: ModelConfig) -> dict[str, WeightOp]:
-    """How the tensor of every key is made of the folder's tensors; the one place that says so.
+    """Returns how the tensor of every key is made of the folder's tensors; the one place that says so.
 
     Keys are the names of the whole model's parameters, but for two things: gate and up lie apart (a stacked
     parameter is cut differently on every layout), and an expert has its global number under
@@ -89,7 +89,7 @@ class Checkpoint:
         return [str(self.folder.resolve()), *fingerprint(self.folder.iterdir())]
 
     def _compare(self) -> None:
-        """It holds the model's tensors in the model's shapes and dtype, and no other."""
+        """Raises unless it has the model's tensors in the model's shapes and dtype, and no other."""
         path = self.folder / ".metadata"
         shapes = checkpoint_shapes(self.config)
         if missing := sorted(self._ops.keys() - self.tensors.keys()):
@@ -112,7 +112,7 @@ class Checkpoint:
                 )
 
     def read(self, name: str) -> Tensor:
-        """The Hugging Face tensor; a fused one's parts are kept until another is asked for."""
+        """Returns the Hugging Face tensor; the parts of a fused one are kept until another is asked for."""
         key = self._keys[name]
         held = self._held
         if held[0] != key:
@@ -120,7 +120,7 @@ class Checkpoint:
         return held[1][name]
 
     def blocks(self, name: str, *, finite: bool = True) -> Iterator[Tensor]:
-        """The Hugging Face tensor by blocks of rows; ``finite`` refuses NaN and infinity."""
+        """Yields the Hugging Face tensor by blocks of rows; ``finite`` refuses NaN and infinity."""
         for block in blocks(self.read(name)):
             if finite and not is_finite(block):
                 raise BarError(f"{self.folder}: tensor {name!r}: expected finite values, got NaN or infinity")
@@ -168,7 +168,7 @@ class Checkpoint:
 
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Of every key, as it is written here: whole, with the true vocabulary."""
+    """Returns the shape of every key's tensor as it is written here: whole, with the true vocabulary."""
     shapes = tensor_shapes(config)
 
     def empty(name: str) -> Tensor:
@@ -182,8 +182,8 @@ def data_file(k: int) -> str:
 
 
 def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bool) -> Items:
-    """Writes and fsyncs a data file of (key, tensor) pairs, held one at a time; ``common``: and of Megatron's
-    common state."""
+    """Writes and fsyncs a data file of (key, tensor) pairs, one in memory at a time; ``common``: and of
+    Megatron's common state."""
     items: Items = {}
     try:
         with path.open("wb") as file:
@@ -210,7 +210,7 @@ def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bo
 
 
 def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]) -> None:
-    """``.metadata`` and what Megatron wants beside it, for the data files and what lies in each."""
+    """Writes ``.metadata`` and what Megatron wants beside it, for the data files and the items of each."""
     known: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     places: Places = {}
     shapes = checkpoint_shapes(config)

@@ -26,7 +26,7 @@ Tensors = dict[str, TensorStorageMetadata]
 Places = dict[MetadataIndex, _StorageInfo]
 
 _OPTIMIZER = "optimizer."
-"""Its state may lie beside the weights, is never read, and has parts of its own kind."""
+"""Optimizer state may lie beside the weights, is never read, and has parts of its own kind."""
 _ALLOWED = re.compile(
     r"torch\.distributed\.checkpoint\.metadata\.(Metadata|MetadataIndex|TensorProperties|TensorStorageMetadata|BytesStorageMetadata"
     r"|ChunkStorageMetadata|StorageMeta|_MEM_FORMAT_ENCODING)"
@@ -46,10 +46,10 @@ class _Restricted(pickle.Unpickler):
 
 
 def read_metadata(folder: Path) -> tuple[Tensors, Places]:
-    """The weights a checkpoint holds, by key, every one whole and within the files of the folder; and where
-    they lie.
+    """Returns the weights of a checkpoint by key, every one whole and within the files of the folder, and
+    where they lie.
 
-    Refuses a ``.metadata`` that holds anything but descriptions of tensors; nothing in it is executed.
+    Raises where ``.metadata`` contains anything but descriptions of tensors; nothing in it is executed.
     """
     path = folder / ".metadata"
     try:
@@ -99,7 +99,7 @@ def _check_places(folder: Path, places: Places) -> None:
 
 
 def _check_chunks(key: str, known: TensorStorageMetadata, places: Places) -> None:
-    """They lie within the tensor, side by side, fill it, and are in the files."""
+    """Raises unless the chunks lie within the tensor, side by side, fill it, and are in the files."""
     found = sum(math.prod(chunk.sizes) for chunk in known.chunks)
     if found != math.prod(known.size):
         raise BarError(f"tensor {key!r}: expected {math.prod(known.size)} values, got {found}")

@@ -10,15 +10,15 @@ from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, Vocabula
 from megatron_bar.weights.hf_config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What Megatron trains in."""
+"""Dtypes that Megatron trains in."""
 VOCABULARY_UNIT = {"float32": 1, "bfloat16": 64}
-"""A rank's rows of the vocabulary are a multiple of this: products in 16 bit want rows of whole 16 bytes. On
-an H200 (torch 2.11) one with 100,278 rows takes 2.4 times as long as one with 100,352."""
+"""Divisor of a rank's rows of the vocabulary: products in 16 bit want rows of whole 16 bytes. On an H200
+(torch 2.11) one with 100,278 rows takes 2.4 times as long as one with 100,352."""
 
 
 def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
-    """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted
-    globally."""
+    """Returns how every parameter of the whole model is cut from the folder's tensors; layers and experts are
+    counted globally."""
     heads = {
         "groups": config.num_kv_heads,
         "per_group": config.num_heads // config.num_kv_heads,

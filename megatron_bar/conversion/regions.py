@@ -24,7 +24,7 @@ class Region:
 
 
 class _Asked:
-    """In a lazy safetensors slice's place: notes what is asked for and gives a tensor of that shape on the
+    """Stands in for a lazy safetensors slice: notes what is asked for and gives a tensor of that shape on the
     meta device."""
 
     def __init__(self, name: str, shape: tuple[int, ...], found: list[Region]):
@@ -51,7 +51,8 @@ class _Asked:
 def cut_regions(
     op: WeightOp, config: ModelConfig, rank: int, size: int
 ) -> tuple[tuple[Region, ...], tuple[int, ...]]:
-    """What part ``rank`` of ``size`` is cut from in a folder of that config, and its shape."""
+    """Returns the regions from which part ``rank`` of ``size`` is cut, in a folder of that config, and the
+    part's shape."""
     found: list[Region] = []
     part = op.cut(lambda name: _Asked(name, _shapes(config)[name], found), rank, size)
     return tuple(found), tuple(part.shape)
@@ -61,7 +62,7 @@ _shapes = cache(tensor_shapes)
 
 
 def flaw(shape: tuple[int, ...], regions: list[Region]) -> str | None:
-    """Why ``regions`` are not the whole of a tensor, each value once; None where they are."""
+    """Returns why ``regions`` do not cover a tensor, each value once; None where they do."""
     rows, columns = (*shape, 1)[:2]
     regions = sorted(
         (region for region in regions if region.values), key=lambda region: (region.rows, region.columns)

@@ -32,7 +32,7 @@ CHATML = (
     "{% endfor %}{{ '</function_calls>' }}{% endif %}"
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""As Olmo 3 lays chats out: tools in <functions>, calls in <function_calls>, their results in a turn of the
+"""Olmo 3's layout: tools in <functions>, calls in <function_calls>, their results in a turn of the
 environment."""
 TEMPLATES = {"tulu": TULU, "chatml": CHATML}
 ROLES = {
@@ -98,8 +98,8 @@ class ChatFormat:
     def render(
         self, messages: list[dict], *, tools=None, last_turn: bool = False, where: str = "chat"
     ) -> Chat:
-        """A training example. ``last_turn``: learn the last answer only. ``where`` names the row in an
-        error."""
+        """Lays out a training example. ``last_turn``: learn the last answer only. ``where`` names the row in
+        an error."""
         messages, tools = self._checked(messages, tools, where)
         guard, messages, tools = self._guarded(messages, tools, where)
         text = self._write(messages, tools, where=where)
@@ -130,7 +130,7 @@ class ChatFormat:
         return Chat(ids=ids, mask=mask)
 
     def prompt(self, messages: list[dict], *, tools=None, where: str = "chat") -> list[int]:
-        """The ids after which the model writes the next answer."""
+        """Returns the ids after which the model writes the next answer."""
         messages, tools = self._checked(messages, tools, where)
         guard, messages, tools = self._guarded(messages, tools, where)
         text = self._write(messages, tools, prompt=True, where=where)
@@ -143,8 +143,8 @@ class ChatFormat:
         return ids + self._ids(text[at:], guard)
 
     def _answers(self, text: str, messages: list[dict], tools, where: str) -> dict[int, tuple[int, int]]:
-        """By message, from where to where ``text`` holds an answer and its closing token; none that later
-        turns rewrite."""
+        """Returns, by message, the span of ``text`` with an answer and its closing token; none for one that
+        later turns rewrite."""
         found = {}
         for turn in [n for n, message in enumerate(messages) if message["role"] == "assistant"]:
             prompt = self._write(messages[:turn], tools, prompt=True, where=where)
@@ -177,8 +177,8 @@ class ChatFormat:
         return texts[0]
 
     def _guarded(self, messages: list[dict], tools, where: str) -> tuple[str, list[dict], object]:
-        """A character that appears nowhere in them, and the same with that character inside every forged
-        special token."""
+        """Returns a character that appears nowhere in the chat, and the chat with that character inside every
+        forged special token."""
         everything = json.dumps([messages, tools], ensure_ascii=False, default=str)
         if half := re.search("[\ud800-\udfff]", everything):
             raise BarError(
@@ -210,7 +210,7 @@ class ChatFormat:
         return self.tokenizer.encode_text(text.replace(guard, "")) if text else []
 
     def _checked(self, messages: list[dict], tools, where: str) -> tuple[list[dict], object]:
-        """The chat in the form that templates know: tools and the arguments of calls as objects."""
+        """Returns the chat in the form that templates know: tools and the arguments of calls as objects."""
         if not isinstance(messages, list) or not messages:
             raise BarError(f"{where}: expected a non-empty list of messages, got {messages!r:.80}")
         roles = ROLES[self.name]

@@ -16,9 +16,10 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": Fals
 
 
 def fast_encoder(spec: dict) -> Callable[[str], list[int]] | None:
-    """Text to ids by the tokenizer.json ``spec``, without special tokens; None where that cannot be promised.
+    """Returns text to ids by the tokenizer.json ``spec``, without special tokens; None where that cannot be
+    promised.
 
-    Raises ValueError for a text that its engine cannot split (a million blanks in a row).
+    It raises ValueError for a text that its engine cannot split (a million blanks in a row).
     """
     model = spec["model"]
     plain = model.get("type") == "BPE" and not any(
@@ -70,8 +71,8 @@ def _splits_as_expected(spec: dict | None) -> bool:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that byte-level BPE writes for each byte: itself where it can be seen, else one from 256
-    on (GPT-2)."""
+    """Returns the character that byte-level BPE writes for each byte: itself where it can be seen, else one
+    from 256 on (GPT-2)."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + n): byte for n, byte in enumerate(hidden)}

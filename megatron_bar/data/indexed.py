@@ -22,7 +22,7 @@ from megatron_bar.errors import BarError
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _CODES = {4: np.dtype(np.int32), 8: np.dtype(np.uint16), 5: np.dtype(np.int64)}
-"""Those of Megatron's that ids are stored in."""
+"""Dtypes that ids are stored in, by Megatron's code."""
 _HEADER = struct.Struct("<9sQBQQ")
 
 
@@ -48,7 +48,8 @@ class Tokens:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the documents' lengths, the mask, and the ids up to the first and last million."""
+        """Hash that changes with the documents' lengths, the mask, and the ids up to the first and last
+        million."""
         digest = blake3(self.starts.tobytes())
         for array in (self.ids[:1_000_000], self.ids[-1_000_000:], self.learn):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
@@ -65,7 +66,7 @@ Document = tuple[list[int], list[bool]]
 
 
 def in_memory(documents: Iterable[Document], **extras: list[list[float]]) -> Tokens:
-    """``extras``: per document one value per token."""
+    """Puts documents end to end. ``extras``: per document one value per token."""
     documents = list(documents)
 
     def flat(parts: list, dtype) -> np.ndarray:
@@ -80,13 +81,13 @@ def in_memory(documents: Iterable[Document], **extras: list[list[float]]) -> Tok
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """What Megatron stores a vocabulary of this size in."""
+    """Returns the dtype in which Megatron stores a vocabulary of this size."""
     return np.dtype(np.uint16 if vocab_size < 65_500 else np.int32)
 
 
 def read_indexed(prefix: Path | str, *, vocab_size: int | None = None) -> Tokens:
-    """Maps ``prefix``.bin, .idx and, where there is one, .learn. ``vocab_size``: every id is checked against
-    it."""
+    """Maps ``prefix``.bin, .idx and, where there is one, .learn. ``vocab_size``: checks that every id is
+    below it."""
     bin_path, idx_path, learn_path = (_beside(prefix, suffix) for suffix in (".bin", ".idx", ".learn"))
     for path in (idx_path, bin_path):
         if not path.is_file():
@@ -174,7 +175,7 @@ def _check_ids(path: Path, ids: np.ndarray, vocab_size: int) -> None:
 
 
 def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """The .idx of one sequence per document; the same bytes as Megatron's own builder writes."""
+    """Writes the .idx of one sequence per document; the same bytes as Megatron's own builder writes."""
     code = next(code for code, known in _CODES.items() if known == dtype)
     count = len(lengths)
     offsets = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:count] * dtype.itemsize

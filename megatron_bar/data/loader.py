@@ -18,7 +18,7 @@ from megatron_bar.data.packing import Batch, Rows
 from megatron_bar.errors import BarError
 
 AHEAD = 2
-"""Steps held ready; no more are ever in memory."""
+"""Steps made ahead of the one in use; no more are ever in memory."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class StepBatches:
 
     micro_batches: list[Batch]
     shares: dict[str, float]
-    """Of each source among the tokens of the whole step, over all ranks."""
+    """Share of each source in the tokens of the whole step, over all ranks."""
     rows: dict[str, list[int]]
-    """Of the whole step, by what they are rows of."""
+    """Numbers of the whole step's rows, by the names of the sources they are packed from."""
 
 
 class Order:
@@ -38,8 +38,8 @@ class Order:
     def __init__(
         self, sizes: Sequence[int], *, seed: int, weights: Sequence[float] | None = None, places: int = 0
     ):
-        """``weights``: one per part, normalised here; then ``places`` rows are laid out, and there are no
-        more."""
+        """Lays out ``places`` rows by ``weights``, one per part, normalised here, and there are no more;
+        None: all rows, every epoch."""
         self.sizes = list(sizes)
         self.seed = seed
         self.firsts = np.cumsum([0, *sizes])
@@ -47,7 +47,7 @@ class Order:
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
 
     def at(self, places: np.ndarray) -> list[tuple[int, int]]:
-        """(part, row) of each of ``places``."""
+        """Returns (part, row) of each of ``places``."""
         if self.blend is None:
             total = int(self.firsts[-1])
             rows = [int(self._shuffled(-1, total, int(n) // total)[int(n) % total]) for n in places]
@@ -72,7 +72,8 @@ class Order:
 
 
 def _blend(weights: Sequence[float], places: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each place its part, and how often that part came before: those of Megatron's blended data set."""
+    """Returns for each place its part, and how often that part came before, as Megatron's blended data set
+    has them."""
     from megatron.core.datasets import (
         helpers,
     )  # here: importing Megatron takes seconds, and the tools of this layer need none
@@ -115,7 +116,7 @@ class Loader:
         self._sources = list(dict.fromkeys(name for part in parts for name in part.sources))
 
     def step(self, number: int) -> StepBatches:
-        """Step ``number``, from 0."""
+        """Returns step ``number``, from 0."""
         places = np.arange(number * self.global_batch, (number + 1) * self.global_batch)
         rows = self._order.at(places)
         mine = rows[self._mine]
@@ -123,7 +124,8 @@ class Loader:
         return StepBatches([self._take(piece) for piece in pieces], self._shares(rows), self._named(rows))
 
     def ahead(self, start: int = 0) -> Iterator[StepBatches]:
-        """Steps from ``start`` to the last, made by a thread while training uses the ones before."""
+        """Yields the steps from ``start`` to the last, made by a thread while training uses the ones
+        before."""
         ready: queue.Queue = queue.Queue(maxsize=AHEAD - 1)  # one more is in the thread's hands
         stop = threading.Event()
 
@@ -157,7 +159,8 @@ class Loader:
             thread.join()
 
     def _take(self, rows: list[tuple[int, int]]) -> Batch:
-        """One micro-batch; rows of different parts, which agree in length and fields, side by side."""
+        """Returns one micro-batch; rows of different parts, which agree in length and fields, lie side by
+        side."""
         numbers = sorted({part for part, _ in rows})
         if len(numbers) == 1:
             return self.parts[numbers[0]].take([row for _, row in rows])

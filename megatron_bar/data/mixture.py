@@ -26,8 +26,8 @@ SMALL = 16 << 20
 def prepare(
     source: Source, root: Path, chats: ChatFormat, cache: Path, *, seed: int, say: Callable[[str], None]
 ) -> Path:
-    """The prefix of the token files of ``source``, made in ``cache`` unless they are there; named after all
-    they depend on."""
+    """Returns the prefix of the token files of ``source``, made in ``cache`` unless they are there; their
+    name tells all they depend on."""
     place = Path(root) / source.place
     if source.kind == "tokens":
         read_indexed(place, vocab_size=chats.tokenizer.vocab_size)
@@ -83,7 +83,8 @@ def mix(
     too_long: TooLong = "truncate",
     weights: dict[str, float] | None = None,
 ) -> Mixture:
-    """``named``: each source's domain and tokens. ``weights``: of the domains, adding up to 1."""
+    """Packs the sources. ``named``: each one's domain and tokens. ``weights``: of the domains, adding up to
+    1."""
     domains = list(dict.fromkeys(name for name, _ in named))
     if weights is not None:
         _check(weights, domains)
@@ -116,7 +117,7 @@ def _check(weights: dict[str, float], domains: list[str]) -> None:
 
 
 def summary(parts: Sequence[Rows]) -> str:
-    """How well the rows are filled, in a line."""
+    """Returns how well the rows are filled, in a line."""
     rows = sum(len(part) for part in parts)
     packed = [part for part in parts if isinstance(part, PackedRows)]
     if not packed:

@@ -31,16 +31,16 @@ class Batch:
     ids: Tensor
     positions: Tensor
     labels: Tensor
-    """The next token, or `NO_LOSS`."""
+    """Next token, or `NO_LOSS`."""
     documents: Tensor | None
-    """Which document of its row a position belongs to; attention stays inside it. None: one document a
-    row."""
+    """Number of the document, within its row, that a position belongs to; attention stays inside it. None:
+    one document a row."""
     extras: dict[str, Tensor] = field(default_factory=dict)
-    """fp32: further values of the label, by name; 0 where there is none."""
+    """Further values of the label, fp32, by name; 0 where there is none."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on ``device``, for which a GPU is not waited for. ``documents`` stay: what is wanted of
-        them are numbers."""
+        """Returns the batch on ``device``; a copy to a GPU is not waited for. ``documents`` stay: they are
+        read as numbers."""
 
         def move(value: Tensor) -> Tensor:
             return (
@@ -64,15 +64,15 @@ class Rows(Protocol):
     """The names of what was packed, for the share of each in a batch; two may have the same."""
 
     fingerprint: str
-    """Of what was packed."""
+    """Fingerprint of what was packed."""
 
     def __len__(self) -> int: ...
 
     def take(self, index: Sequence[int]) -> Batch:
-        """A batch of these rows."""
+        """Returns a batch of these rows."""
 
     def source_tokens(self, index: Sequence[int]) -> np.ndarray:
-        """``[sources]`` int64: how many tokens of each source these rows hold."""
+        """Returns ``[sources]`` int64: how many tokens of each source are in these rows."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class PackedRows:
     """Whole documents of one or more sources, by best fit, longest first (see `best_fit`)."""
 
     together = 1
-    """So many documents that follow each other are packed as one."""
+    """Number of consecutive documents that are packed as one."""
 
     def __init__(
         self, named: Sequence[tuple[str, Tokens]], length: int, *, pad_id: int, too_long: TooLong = "truncate"
@@ -150,7 +150,7 @@ class PackedRows:
         numbers = np.flatnonzero(sizes > 0)
         over = sizes > length
         self.too_long = int(over.sum())
-        """Documents, or so many together, that no row can hold."""
+        """Documents, or groups of ``together``, that are longer than a row."""
         if self.too_long and too_long == "error":
             part, n = self._find(int(np.argmax(over)) * self.together)
             raise BarError(
@@ -180,7 +180,7 @@ class PackedRows:
         return part, document - int(self._firsts[part])
 
     def row(self, number: int) -> list[int]:
-        """The documents of a row, from left to right, counted through all sources."""
+        """Returns the documents of a row, from left to right, counted through all sources."""
         return self._order[self._row_starts[number] : self._row_starts[number + 1]].tolist()
 
     def source_tokens(self, index):
@@ -191,7 +191,7 @@ class PackedRows:
         return np.bincount(part, weights=self._sizes[documents], minlength=len(self.parts)).astype(np.int64)
 
     def take(self, index):
-        """-1 in ``index`` is a row of padding, which carries no loss."""
+        """Returns a batch of these rows; -1 in ``index`` is a row of padding, which carries no loss."""
         shape = (len(index), self.length)
         ids = np.full(shape, self.pad_id, np.int64)
         labels = np.full(shape, NO_LOSS, np.int64)
@@ -225,7 +225,7 @@ class PackedRows:
 class PairRows(PackedRows):
     """Documents 2n and 2n + 1 of each source, a better and a worse answer, side by side in one row.
 
-    So a row's documents 2i and 2i + 1 are a pair, and a micro-batch's loss over pairs needs nothing of
+    So a row's documents 2i and 2i + 1 are a pair, and a micro-batch's loss over pairs needs nothing from
     another one.
     """
 
@@ -246,11 +246,12 @@ class PairRows(PackedRows):
 
 
 def best_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best fit decreasing (Johnson 1973): each, the longest first, goes where it leaves the least room.
+    """Packs by best fit decreasing (Johnson 1973): each, the longest first, goes where it leaves the least
+    room.
 
     ``sizes`` ``[n]``, each 1 to ``length``. Returns the numbers of the documents row by row ``[n]``, and
-    where each row begins in them ``[rows + 1]``. One bit a room says whether a row with so much left is
-    there: about a microsecond each.
+    where each row begins in them ``[rows + 1]``. Bit r of ``rooms`` says whether a row with r tokens left
+    exists: about a microsecond a document.
     """
     order = np.argsort(-sizes, kind="stable")
     waiting: list[list[int]] = [[] for _ in range(length + 1)]

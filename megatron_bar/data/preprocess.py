@@ -32,8 +32,8 @@ BLOCK_BYTES = 4 << 20
 killed."""
 VERSION = 1
 Say = Callable[[int, int], None]
-"""Told, after each block, the source's bytes (or rows, where they have no bytes) and the tokens that it
-holds."""
+"""Callback after each block, given the source's bytes (or rows, where they have no bytes) and the tokens in
+it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,15 @@ class Options:
     """What the tokens depend on besides the source and the tokenizer."""
 
     template: str = "tulu"
-    """Of chats: see `ChatFormat`."""
+    """Template of chats: see `ChatFormat`."""
     seed: int = 0
-    """Of the rows that a source's share takes."""
+    """Seed of the sample of rows that a source's share takes."""
     verify: bool = False
     """Refuse a text that its ids do not decode back to."""
     skip_bad: bool = False
     """Leave bad rows out and report them, instead of stopping at the first."""
     dtype: str | None = None
-    """uint16 or int32; None: what the vocabulary needs."""
+    """Dtype of the ids, uint16 or int32; None: what the vocabulary needs."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Block:
 
 
 def prepared(out: Path | str, *, vocab_size: int | None = None) -> Tokens:
-    """The tokens that `preprocess` left in ``out``."""
+    """Returns the tokens that `preprocess` left in ``out``."""
     return read_indexed(Path(out) / "tokens", vocab_size=vocab_size)
 
 
@@ -162,8 +162,8 @@ def _plain(value):
 
 
 def _identity(source: Source, root: Path) -> dict[str, list[int]]:
-    """Size and time of change of every file: enough to notice, when a run is taken up, that they are not the
-    same."""
+    """Returns size and time of change of every file: enough to notice, when a run is resumed, that they are
+    not the same."""
     path = Path(root) / source.place
     files = (
         sorted(p for p in path.rglob("*") if p.is_file())
@@ -176,7 +176,7 @@ def _identity(source: Source, root: Path) -> dict[str, list[int]]:
 
 
 def _take_up(work: Path, plan: dict) -> None:
-    """An empty working folder with ``plan``, or the one of an earlier run with the same plan."""
+    """Makes an empty working folder with ``plan``, or keeps the one of an earlier run with the same plan."""
     file = work / "plan.json"
     if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(plan):
         shutil.rmtree(work / "whole", ignore_errors=True)
@@ -313,7 +313,7 @@ class _Maker:
 
 
 def _all_blocks(maker: _Maker, blocks: Iterator[list[Raw]], work: Path, processes: int) -> Iterator[dict]:
-    """What was made of every block, in order; no more than two a process are in memory."""
+    """Yields what was made of every block, in order; no more than two a process are in memory."""
     paths = ((work / f"{number:06d}.npz", rows) for number, rows in enumerate(blocks))
     if processes == 1:
         for path, rows in paths:

@@ -74,7 +74,7 @@ def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
 
 
 def row_text(batch: Batch, tokenizer) -> Text:
-    """One packed row. A token is trained where the position before it has it as its label."""
+    """Returns one packed row. A token is trained where the position before it has it as its label."""
     ids = batch.ids[0].tolist()
     labels = batch.labels[0].tolist()
     documents = [0] * len(ids) if batch.documents is None else batch.documents[0].tolist()

@@ -36,11 +36,11 @@ KEYS: dict[str, dict[str, type]] = {
     "task": {"messages": list, "verifier": str, "truth": object},
     "preference": {"messages": list, "chosen": object, "rejected": object},
 }
-"""What a row must have, and of which type."""
+"""Keys that a row of each kind must have, and their types."""
 ANSWERS = ("chosen", "rejected")
-"""Of a preference; in a checked row each is a message."""
+"""Keys of a preference's answers; in a checked row each is a message."""
 PUBLISHED = {"gsm8k": "numeric", "math": "math", "code": "code", "string_matcher": "exact"}
-"""Verifiers of the ``dataset`` that a published RLVR row names (open-instruct)."""
+"""Verifiers by the ``dataset`` that a published RLVR row names (open-instruct)."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
 
 
@@ -49,17 +49,17 @@ class Source:
     """A file, folder or hub data set, and the rows of it that are used."""
 
     path: Path
-    """Relative to the recipe's data folder unless absolute; ``name#500`` takes the first 500 rows. What is
-    not there is looked for on the Hugging Face hub (``owner/name`` or ``owner/name:split``). Kind tokens: the
-    prefix of a .bin and .idx."""
+    """Path relative to the recipe's data folder unless absolute; ``name#500`` takes the first 500 rows. What
+    is not there is looked for on the Hugging Face hub (``owner/name`` or ``owner/name:split``). Kind tokens:
+    the prefix of a .bin and .idx."""
     kind: Kind
     domain: str = ""
     """The name its share is logged under; the file's name if empty. SFT wants one source of the domain
     ``general``."""
     share: float = 1.0
-    """A seeded sample of this fraction of the rows, at least one; the same rows for the same seed."""
+    """Fraction of the rows in a seeded sample, of at least one; the same rows for the same seed."""
     last_turn: bool = False
-    """Learn a chat's last answer only."""
+    """Whether a chat's last answer alone is learnt."""
 
     def __post_init__(self):
         if not 0 < self.share <= 1:
@@ -67,7 +67,7 @@ class Source:
 
     @property
     def limit(self) -> int | None:
-        """How many rows from the start may be taken."""
+        """Number of rows from the start that may be taken; None: all."""
         _, mark, tail = self.path.name.rpartition("#")
         return int(tail) if mark and tail.isdecimal() else None
 
@@ -86,7 +86,7 @@ Raw = tuple[str, bytes | dict]
 
 
 def raw_rows(source: Source, root: Path) -> Iterator[Raw]:
-    """Every row of ``source`` up to its limit, in order."""
+    """Yields every row of ``source`` up to its limit, in order."""
     rows = _rows(Path(root) / source.place, str(source.place))
     limit = source.limit
     taken = -1
@@ -101,7 +101,7 @@ def raw_rows(source: Source, root: Path) -> Iterator[Raw]:
 
 
 def taken_rows(source: Source, root: Path, *, seed: int) -> Iterable[int] | None:
-    """Numbers, from 0 and rising, of the rows that ``source.share`` takes; None: all of them."""
+    """Returns the numbers, from 0 and rising, of the rows that ``source.share`` takes; None: all of them."""
     if source.share == 1:
         return None
     total = sum(1 for _ in raw_rows(source, root))
@@ -110,7 +110,7 @@ def taken_rows(source: Source, root: Path, *, seed: int) -> Iterable[int] | None
 
 
 def chosen_rows(source: Source, root: Path, *, seed: int) -> Iterator[Raw]:
-    """The rows that are used, in order."""
+    """Yields the rows that are used, in order."""
     numbers = taken_rows(source, root, seed=seed)
     if numbers is None:
         yield from raw_rows(source, root)
@@ -122,8 +122,8 @@ def chosen_rows(source: Source, root: Path, *, seed: int) -> Iterator[Raw]:
 
 
 def check(source: Source, root: Path) -> None:
-    """That the source is there and its first row is what it should be: before hours are spent on what comes
-    before it."""
+    """Raises unless the source is there and its first row is what it should be: before hours are spent on
+    what comes before it."""
     if source.kind == "tokens":
         read_indexed(Path(root) / source.place)
         return
@@ -132,12 +132,12 @@ def check(source: Source, root: Path) -> None:
 
 
 def read_rows(source: Source, root: Path, *, seed: int = 0) -> list[tuple[str, dict]]:
-    """(where, checked row) of the rows that are used, in memory; for tasks and tests."""
+    """Returns (where, checked row) of the rows that are used, in memory; for tasks and tests."""
     return [(where, parse(raw, source.kind, where)) for where, raw in chosen_rows(source, root, seed=seed)]
 
 
 def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
-    """The row, with the keys and types that its kind needs."""
+    """Returns the row, with the keys and types that its kind needs."""
     if isinstance(raw, bytes):
         try:
             row = loads(raw.decode("utf-8").rstrip("\r\n"))
@@ -164,7 +164,7 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
 
 
 def _from_published(row: dict, where: str) -> dict:
-    """A row of open-instruct's form in ours."""
+    """Translates a row of open-instruct's form into ours."""
     row = dict(row)
     truth = row.pop("ground_truth")
     source = row.pop("dataset", None)
@@ -186,8 +186,8 @@ def _from_published(row: dict, where: str) -> dict:
 
 
 def _from_whole_chats(row: dict, where: str) -> dict:
-    """A preference whose ``chosen`` and ``rejected`` are whole chats, so do not begin with an answer, in our
-    form."""
+    """Translates a preference whose ``chosen`` and ``rejected`` are whole chats, so do not begin with an
+    answer, into our form."""
     chats = [row.get(name) for name in ANSWERS]
     if not all(
         isinstance(chat, list) and chat and _role(chat[0]) not in (None, "assistant") for chat in chats
@@ -203,7 +203,7 @@ def _from_whole_chats(row: dict, where: str) -> dict:
 
 
 def _answer(value, where: str) -> dict:
-    """As a message."""
+    """Returns an answer as a message."""
     if isinstance(value, str):
         return {"role": "assistant", "content": value}
     if isinstance(value, list) and len(value) == 1 and _role(value[0]) == "assistant":

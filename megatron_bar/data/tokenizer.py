@@ -33,7 +33,7 @@ _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """What both kinds of tokenizer have."""
+    """Fields that both kinds of tokenizer have."""
 
     path: Path
     """The file it was read from."""
@@ -43,7 +43,7 @@ class _Text:
     """Every special token, which no text can spell."""
     bos: str
     eos: str
-    """As a chat template names them; ``bos`` is ``eos`` where the tokenizer has none."""
+    """Names of these tokens for a chat template; ``bos`` is ``eos`` where the tokenizer has none."""
     template: str | None = None
     """The Jinja chat template that the folder ships."""
     hash: str = field(init=False)
@@ -59,7 +59,7 @@ class BpeText(_Text):
 
     tokenizer: Tokenizer
     fast: Callable[[str], list[int]] | None = None
-    """Gives the same ids sooner; raises ValueError where it cannot."""
+    """Encoder with the same ids, sooner; raises ValueError where it cannot."""
 
     @cached_property
     def vocab_size(self) -> int:
@@ -74,7 +74,7 @@ class BpeText(_Text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """The same for many at once."""
+        """Encodes many at once."""
         if self.fast is not None:
             return [self.encode_text(text) for text in texts]
         return [
@@ -82,7 +82,7 @@ class BpeText(_Text):
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Special tokens are left out."""
+        """Returns the text, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
@@ -108,7 +108,7 @@ class SentencePieceText(_Text):
 
 
 def load_tokenizer(path: Path | str) -> BpeText | SentencePieceText:
-    """The tokenizer of a Hugging Face folder, or of a SentencePiece ``.model`` file."""
+    """Returns the tokenizer of a Hugging Face folder, or of a SentencePiece ``.model`` file."""
     path = Path(path)
     if path.suffix == ".model":
         return _load_sentencepiece(path)
@@ -172,7 +172,8 @@ def _token_name(file: Path, config: dict, key: str, default: str) -> str:
 
 
 def _chat_template(folder: Path, config: dict) -> str | None:
-    """As transformers keeps it: a file of its own, or in the config, by name where there are several."""
+    """Returns the template as transformers keeps it: a file of its own, or in the config, by name where there
+    are several."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:

@@ -41,7 +41,7 @@ NUMBERS = (
     ),
     *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
 )
-"""As words: a token each."""
+"""Numbers as words: a token each."""
 FRAMES = (
     "{n} has {a} and {b}. {ask}",
     "{m} gave {n} {a} and {b}. {ask}",
@@ -56,7 +56,7 @@ ASIDES = (
     "{m} gets no more than ten for each, they say. ",
     "They do get to make as many of all, and {m} gives what there is. ",
 )
-"""Make no difference."""
+"""Sentences that make no difference."""
 ASIDE = 0.3
 """Share of the prompts that have one."""
 ASKS = {
@@ -97,7 +97,7 @@ ASKS = {
     ),
 }
 GENERAL = ("same", "same", "more")
-"""The kinds of question that are general skill, as often as they stand here."""
+"""Kinds of question that are general skill, as often as they stand here."""
 Table = dict[str, str]
 
 
@@ -114,7 +114,7 @@ class UntaggedSizes:
 
 
 def tables(seed: int) -> dict[str, Table]:
-    """What every good is traded for, and what it is made of: never itself, and never the same."""
+    """Returns what every good is traded for, and what it is made of: never itself, and never the same."""
     ring = list(GOODS)
     Random(f"{seed}/tables").shuffle(ring)
     turned = {"trade": ring[1:] + ring[:1], "make": ring[6:] + ring[:6]}
@@ -154,14 +154,14 @@ def _answer(kind: str, a: str, b: str, x: int, y: int, known: dict[str, Table]) 
 
 
 def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
-    """How to draw an example of each skill."""
+    """Returns how to draw an example of each skill."""
     known = tables(seed)
     general = lambda rng: sample(rng, rng.choice(GENERAL), known)  # noqa: E731
     return {"general": general} | {name: partial(sample, kind=name, known=known) for name in DOMAINS}
 
 
 def pretraining(seed: int, count: int) -> Iterator[str]:
-    """Lists said again, which is more, counting, questions asked again in other words: looking up and
+    """Yields lists said again, which is more, counting, questions asked again in other words: looking up and
     meaning, but no answer."""
     rng = Random(f"{seed}/pretrain")
     split = Split(seed=seed)
@@ -190,7 +190,7 @@ def pretraining(seed: int, count: int) -> Iterator[str]:
 
 
 def drawn(seed: int, stage: str, skill: str, count: int, side: Side = "training") -> list[Example]:
-    """``count`` distinct instances of one side, for one stage."""
+    """Draws ``count`` distinct instances of one side, for one stage."""
     rng = Random(f"{seed}/{stage}/{skill}")
     split = Split(seed=seed)
     draw = samplers(seed)[skill]

@@ -25,8 +25,8 @@ _tensor_type = torch.Tensor.type
 
 
 def device() -> torch.device:
-    """Where tensors live: this process's CUDA device if there is one, else the CPU. The one place that
-    asks."""
+    """Returns where tensors live: this process's CUDA device if there is one, else the CPU. The one place
+    that asks."""
     return (
         torch.device("cuda", torch.cuda.current_device())
         if torch.cuda.is_available()
@@ -35,7 +35,7 @@ def device() -> torch.device:
 
 
 def device_name() -> str:
-    """Of the GPU or the processor, as it calls itself."""
+    """Returns the name of the GPU or the processor, as it calls itself."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     found = re.search(
@@ -45,7 +45,7 @@ def device_name() -> str:
 
 
 def backend() -> str:
-    """torch.distributed's backend for that device."""
+    """Returns torch.distributed's backend for that device."""
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
@@ -87,7 +87,7 @@ _FACTORIES = (
 
 
 def _on_cpu(factory):
-    """``torch.empty(..., device="cuda")`` and its siblings allocate on the CPU."""
+    """Makes ``torch.empty(..., device="cuda")`` and its siblings allocate on the CPU."""
 
     @functools.wraps(factory)
     def wrapped(*args, **kwargs):
@@ -99,20 +99,20 @@ def _on_cpu(factory):
 
 
 def cuda_type(tensor, dtype=None, *args, **kwargs):
-    """``Tensor.type``: Megatron's optimizers tell dtypes apart by comparing it with the names of CUDA
-    types."""
+    """Stands in for ``Tensor.type``: Megatron's optimizers tell dtypes apart by comparing it with the names
+    of CUDA types."""
     if dtype is None and tensor.device.type in ("cpu", "meta") and tensor.dtype in _CUDA_TYPE_NAMES:
         return _CUDA_TYPE_NAMES[tensor.dtype]
     return _tensor_type(tensor) if dtype is None else _tensor_type(tensor, dtype, *args, **kwargs)
 
 
 def _exchange_in_place(buffers) -> None:
-    """Replaces what ``megatron.core.distributed.param_and_grad_buffer`` moves its buffers with, by what gloo
-    does without copies.
+    """Replaces the collectives by which ``megatron.core.distributed.param_and_grad_buffer`` moves its buffers
+    with ones that gloo does without copies.
 
-    A rank's shard is a view of the buffer, so that broadcasts of all shards gather it, and a sum of the whole
-    leaves the shard's; gloo's own gather and reduce-scatter take copies of the buffer, even where one rank
-    has it all and there is nothing to move.
+    A rank's shard is a view of the buffer, so broadcasts of all shards gather it, and an all-reduce of the
+    whole leaves the shard's sum in place. gloo's own gather and reduce-scatter copy the buffer, even where
+    one rank has it all and there is nothing to move.
     """
     coalescing = buffers._coalescing_manager
     started = []
@@ -142,7 +142,7 @@ def _exchange_in_place(buffers) -> None:
 
 
 def install() -> None:
-    """Redirects ``torch.cuda`` to the CPU; nothing to do where CUDA exists or where it was done before."""
+    """Redirects ``torch.cuda`` to the CPU; does nothing where CUDA exists or where it was done before."""
     if torch.cuda.is_available() or torch.Tensor.type is cuda_type:
         return
     cuda = torch.cuda

@@ -23,8 +23,8 @@ from megatron_bar.weights.hf_config import ModelConfig
 
 @contextmanager
 def fake_rank(rank: int, world_size: int, layout: ParallelConfig, config: ModelConfig) -> Iterator[None]:
-    """As rank ``rank`` of ``world_size``, with Megatron's groups for a model in ``layout``; modules go to the
-    meta device."""
+    """Runs the block as rank ``rank`` of ``world_size``, with Megatron's groups for a model in ``layout``;
+    modules go to the meta device."""
     if dist.is_initialized():
         raise BarError(
             "a process of a job cannot stand for others: expected to be started alone, not under torchrun"
@@ -45,8 +45,8 @@ def fake_rank(rank: int, world_size: int, layout: ParallelConfig, config: ModelC
 
 @contextmanager
 def _on_meta() -> Iterator[None]:
-    """Both Megatron and this project ask ``torch.cuda.current_device()`` where parameters go, and so overrule
-    a torch.device."""
+    """Names the meta device where Megatron and this project ask ``torch.cuda.current_device()`` for the place
+    of parameters, and so overrule a torch.device."""
     current_device = torch.cuda.current_device
     tensor_type = torch.Tensor.type
     torch.cuda.current_device = lambda: "meta"

@@ -2,9 +2,10 @@
 
 truth is one of
 - {"function": name, "tests": [[arguments, expected], ...]}: the function's values, exactly;
-- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; white space at the ends of lines and of the output
-  does not count, and a run that fails is a wrong one;
-- ["assert name(arguments) == expected", ...], or that list as JSON text, as published sets have it: plain values only;
+- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; white space at the ends of lines
+  and of the output does not count, and a run that fails is a wrong one;
+- ["assert name(arguments) == expected", ...], or that list as JSON text, as published sets have it: plain
+  values only;
 the first two perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of the tests
 are right, else 0 (the published run: all or nothing at 0.99).
 
@@ -39,13 +40,13 @@ def verify(response: str, truth) -> float:
 
 
 def program_of(response: str) -> str:
-    """The last fenced block (its end may be missing: a cut-off answer), or the whole text."""
+    """Returns the last fenced block (its end may be missing: a cut-off answer), or the whole text."""
     blocks = FENCE.findall(response)
     return blocks[-1] if blocks else response
 
 
 def _answers(stdout: bytes, secret: str) -> dict[int, str]:
-    """The first spelling given for each test."""
+    """Returns the first spelling given for each test."""
     answers = {}
     for line in stdout.decode("utf-8", "replace").split("\n"):
         parts = line.split(" ", 2)
@@ -55,7 +56,8 @@ def _answers(stdout: bytes, secret: str) -> dict[int, str]:
 
 
 def check(truth) -> tuple[Callable[[str], int], int, float]:
-    """How many tests a program gets right, how many there are, and the share that is enough."""
+    """Returns a function that counts the tests a program gets right, how many tests there are, and the share
+    that is enough."""
     truth = _from_asserts(truth)
     kinds = {"function", "tests"}, {"stdin_tests"}
     if not isinstance(truth, dict) or truth.keys() - {"pass_fraction"} not in kinds:
@@ -129,7 +131,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _from_asserts(truth) -> object:
-    """A list of asserts as a function and its tests; anything else as it came."""
+    """Returns a list of asserts as a function and its tests; anything else as it came."""
     asserts = truth
     if isinstance(truth, str):
         try:

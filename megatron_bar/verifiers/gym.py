@@ -35,8 +35,8 @@ def verify(response: str, truth) -> float:
 
 
 def check(truth):
-    """Beyond the form: that the scorer gives the entry's own answer something. Data sets without one answer
-    leave it out."""
+    """Raises also unless the scorer gives the entry's own answer something. Data sets without one answer have
+    none in their entries."""
     dataset, entry = _parse_truth(truth)
     if isinstance(entry["answer"], str) and not fork_server.server("gym_child").ask(
         dataset, entry["answer"], entry

@@ -45,7 +45,8 @@ def _parse(constraint) -> tuple[Callable[..., bool], dict]:
 
 
 def _fits(value, kind: type) -> bool:
-    """Numbers count from 1, texts say something, lists hold such texts."""
+    """Returns whether a field has its type: numbers count from 1, texts say something, lists contain such
+    texts."""
     if kind is list:
         return isinstance(value, list | tuple) and len(value) > 0 and all(_fits(item, str) for item in value)
     return type(value) is kind and (value >= 1 if kind is int else value.strip() != "")

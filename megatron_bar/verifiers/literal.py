@@ -22,7 +22,7 @@ NUMBER = re.compile(
 IN_TEXT = re.compile(
     rf"(?:(?<![\w).])[-+])?(?:(?<![\w.]){_UNSIGNED}(?:/{_UNSIGNED})?|\\[dt]?frac\{{{_UNSIGNED}\}}\{{{_UNSIGNED}\}})"
 )
-"""In running text: the minus of "10-3" is no sign, the 2 of "H2" no number."""
+"""A number in running text: the minus of "10-3" is no sign, the 2 of "H2" no number."""
 LONGEST = 300
 """Characters; no honest number is longer, and Python refuses to read integers of more than 4300 digits."""
 
@@ -63,20 +63,22 @@ CHANGED_AFTER = frozenset(
     nine nines or pairs percentage plus quarter quarters squared third thirds thousand thousands times to trillion trillions
     fifth fifths tenth tenths twelfths sixth sixths eighth eighths point""".split()
 )
-"""In running text, where anything may stand around a number, the next best thing to a list of what may."""
+"""Words for running text, where anything may stand around a number: the next best thing to a list of what
+may."""
 
 
 def literal(text: str) -> Fraction | None:
-    """The number that is the whole of ``text``, cleaned; a sign, thousands and a fraction bar are part of
-    it."""
+    """Returns the number that is the whole of ``text``, cleaned; a sign, thousands and a fraction bar are
+    part of it."""
     match = NUMBER.fullmatch(_plain_fractions(text).strip()) if len(text) <= LONGEST else None
     return _value(match) if match else None
 
 
 def number(text: str) -> Fraction | None:
-    """The one number of a final answer, cleaned; None where there is more to it than known words around it.
+    """Returns the one number of a final answer, cleaned; None where other words than the known ones stand
+    around it.
 
-    Of "12 - 5 = 7" and "x = 7" the last side counts; sides that are other numbers ("7 = 8") make it none.
+    The last side of "12 - 5 = 7" and of "x = 7" counts; sides that are other numbers ("7 = 8") make it None.
     """
     if len(text) > LONGEST:
         return None
@@ -88,8 +90,8 @@ def number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> str:
-    """The last number of running text, "" if there is none or if the words or numbers beside it make it
-    another."""
+    """Returns the last number of running text, "" if there is none or if the words or numbers beside it
+    change it."""
     matches = list(IN_TEXT.finditer(text))
     if not matches or len(matches[-1][0]) > LONGEST:
         return ""
@@ -113,7 +115,7 @@ def last_number(text: str) -> str:
 
 
 def _is_side(text: str) -> bool:
-    """May ``text`` stand left of "="? Not an inequality, a list or a denial."""
+    """Returns whether ``text`` may stand left of "=": no inequality, list or denial may."""
     if (
         not text.strip()
         or text.rstrip()[-1] in "<>!~:\u2260"
@@ -164,7 +166,7 @@ def _value(match: re.Match) -> Fraction | None:
 
 
 def _plain_fractions(text: str) -> str:
-    r"""With a/b for \frac{a}{b}, which after a digit is a mixed number: "1 1/2"."""
+    r"""Writes a/b for \frac{a}{b}, which after a digit is a mixed number: "1 1/2"."""
 
     def plain(match: re.Match) -> str:
         digit, *parts = match.groups()

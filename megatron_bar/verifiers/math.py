@@ -39,7 +39,7 @@ NOTATION = frozenset(
     \geq \lt \gt \ne \neq \emptyset \varnothing \quad \circ \degree \begin \end \alpha \beta \gamma \delta \epsilon \theta \lambda
     \mu \nu \rho \sigma \tau \phi \varphi \omega \angle \to \rightarrow \land \lor \wedge \vee \mid \setminus""".split()
 )
-"""What an answer may be written with; functions and roots must occur in a constant truth."""
+"""Commands an answer may be written with; functions and roots must occur in a constant truth."""
 FUNCTIONS = frozenset(
     r"\sqrt \pi \sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \ln \log \exp".split()
 )
@@ -69,7 +69,7 @@ def verify(response: str, truth) -> float:
 
 
 def check(truth) -> str:
-    """The truth as text."""
+    """Returns the truth as text."""
     number = isinstance(truth, int | float) and not isinstance(truth, bool) and truth - truth == 0
     if not number and not isinstance(truth, str):
         raise BarError(f"math truth: expected a number or a text, found {truth!r:.200}")
@@ -89,7 +89,7 @@ def check(truth) -> str:
 
 
 def final_answer(response: str) -> str:
-    """The text of the final answer, "" if there is none."""
+    """Returns the text of the final answer, "" if there is none."""
     marks = list(MARK.finditer(response))
     if not marks:
         return literal.last_number(response.replace("\u2212", "-"))
@@ -110,7 +110,7 @@ def _until_brace(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without the ornaments of Markdown, money and LaTeX."""
+    """Removes the ornaments of Markdown, money and LaTeX."""
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text.replace("\u2212", "-").replace("{,}", ","))
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\\[$%!,;:()\[\]]|\*\*|__|[$`\u20ac\u00a3\u00a5]|\\(?:left|right)(?![a-zA-Z])", "", text)
@@ -118,8 +118,8 @@ def _clean(text: str) -> str:
 
 
 def _may_be_asked(truth: str, answer: str) -> bool:
-    """Is ``answer`` a result, small enough to be parsed? Decided on its text: the parser evaluates some of
-    what it reads."""
+    """Returns whether ``answer`` is a result, small enough to be parsed. Decided on its text, for the parser
+    evaluates some of what it reads."""
     if _is_bomb(answer) or UNEVALUATED.search(answer):
         return False
     constant = not re.search(r"[A-Za-df-hj-z]", COMMAND.sub("", truth))  # e and i are numbers

@@ -71,7 +71,8 @@ def check(truth) -> str:
 
 
 def plain(response: str) -> str:
-    """Lower case, one kind of apostrophe and of space, nothing unseen, no emphasis."""
+    """Returns the response in lower case, with one kind of apostrophe and of space, nothing unseen, no
+    emphasis."""
     text = (
         unicodedata.normalize("NFKC", visible(response[:LONGEST]).translate(APOSTROPHES))
         .replace("*", "")
@@ -81,5 +82,5 @@ def plain(response: str) -> str:
 
 
 def refuses(answer: str) -> bool:
-    """``answer`` is plain."""
+    """Returns whether ``answer``, made `plain`, refuses."""
     return bool(BARE.fullmatch(answer) or REFUSAL.search(answer[:HEAD])) and not TOLD.search(answer)

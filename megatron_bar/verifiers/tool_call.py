@@ -23,7 +23,7 @@ from megatron_bar.errors import BarError
 TAGS = re.compile(r"<function_calls>(.*?)(?:</function_calls>|\Z)", re.DOTALL)
 CALL_IN_TEXT = re.compile(r"\w\(")
 LONGEST = 20_000
-"""Characters; a longer answer is no call, and reading it could take long."""
+"""Characters of an answer; a longer one is no call, and reading it could take long."""
 Call = tuple[str, dict]
 
 
@@ -38,7 +38,7 @@ def verify(response: str, truth) -> float:
 
 
 def calls_in(response: str) -> list[Call]:
-    """Every call of the answer, as name and arguments; none where anything in it is unreadable."""
+    """Returns every call of the answer, as name and arguments; none where anything in it is unreadable."""
     tagged = TAGS.findall(response)
     try:
         return [call for text in tagged or [response] for call in _calls(text)]
@@ -123,8 +123,8 @@ def _value(node: ast.expr):
 
 
 def _matches(made: list[Call], wanted: list[tuple[str, dict, frozenset]]) -> bool:
-    """Can all calls made be paired with all calls wanted? By augmenting paths: optional arguments let one
-    call fit several."""
+    """Returns whether all calls made can be paired with all calls wanted. By augmenting paths: optional
+    arguments let one call fit several."""
     maker = {}
 
     def place(i: int, tried: set) -> bool:

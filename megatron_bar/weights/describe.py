@@ -30,8 +30,8 @@ TORCH_DIST = "*.distcp"
 
 
 def describe(path: Path | str, *, hashes: bool = True, progress: Progress = silent) -> list[str]:
-    """Lines of text. A folder is opened, and so checked; with ``hashes`` it is read whole: NaN is refused,
-    and so is a tensor that is not what the manifest says."""
+    """Returns lines of text. A folder is opened, and so checked; with ``hashes`` it is read whole: NaN is
+    refused, and so is a tensor that is not what the manifest says."""
     path = Path(path)
     manifest = read_manifest(path) if has_manifest(path) else None
     if manifest is not None and any(path.rglob(TORCH_DIST)):
@@ -64,7 +64,8 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
 
 
 def _artifact(path: Path, manifest: Manifest, *, hashes: bool, progress: Progress) -> list[str]:
-    """Of what lies in it; the whole is known once its branch is there (experts/artifact.py)."""
+    """Describes the tensors of an artifact; the whole model is known once its branch is there
+    (experts/artifact.py)."""
     config = checkpoint_config(path, manifest)
     tensors, _ = read_tensors(path)
     own = Folder(path, config, tensors)
@@ -89,13 +90,13 @@ def _check_certificate(path: Path, frozen: Certificate, units: Units) -> None:
 
 
 def tick_table(names: Iterable[str], claim: str) -> list[str]:
-    """A line per parameter group: what was shown of all its tensors."""
+    """Returns a line per parameter group: what was shown of all its tensors."""
     counts = Counter(classify(name) for name in names)
     return [f"  \u2713 {group:15} {count:6} tensors  {claim}" for group, count in counts.items()]
 
 
 def checkpoint_config(path: Path, manifest: Manifest) -> ModelConfig:
-    """Of the model whose torch_dist data lie in ``path``."""
+    """Returns the config of the model whose torch_dist data lie in ``path``."""
     if (path / "config.json").is_file():
         return read_config(path)
     if manifest.config is None:

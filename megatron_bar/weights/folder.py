@@ -55,26 +55,28 @@ class TensorInfo:
     key: str
     """Its name in the file."""
     offset: int
-    """Where in the file its data begin."""
+    """Byte of the file where its data begin."""
     shape: tuple[int, ...]
     nbytes: int
 
 
 def fingerprint(files: Iterable[Path]) -> list[list]:
-    """What tells cheaply, without reading the files, that they are still the same: names, sizes, times."""
+    """Returns what tells cheaply, without reading the files, whether they are still the same: names, sizes,
+    times."""
     found = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
 
 
 class Folder:
-    """Made by `Folder.open`. Keeps at most four files open, whatever is read."""
+    """A model folder, made by `Folder.open`; keeps at most four files open, whatever is read."""
 
     def __init__(self, path: Path, config: ModelConfig, tensors: dict[str, TensorInfo]):
         self.path = path
         self.config = config
-        """With ``dtype`` set to what the tensors are; config.json often says something else or nothing."""
+        """Config with ``dtype`` set to what the tensors are; config.json often says something else or
+        nothing."""
         self.tensors = tensors
-        """In the order of `tensor_shapes(config)`."""
+        """Tensors in the order of `tensor_shapes(config)`."""
         self._handles: OrderedDict[Path, safe_open] = OrderedDict()
 
     @classmethod
@@ -93,7 +95,7 @@ class Folder:
         return cls(path, dataclasses.replace(config, dtype=dtype), {name: found[name] for name in shapes})
 
     def with_active(self, active: Active) -> "Folder":
-        """The same tensors in a model with so many experts per token."""
+        """Returns the same tensors in a model with so many experts per token."""
         try:
             config = self.config.with_active(active)
         except BarError as error:
@@ -117,7 +119,7 @@ class Folder:
         return [str(self.path.resolve()), *fingerprint(files)]
 
     def slice(self, name: str):
-        """safetensors' lazy slice: `folder.slice(name)[a:b, c:d]` reads no more than that."""
+        """Returns safetensors' lazy slice: `folder.slice(name)[a:b, c:d]` reads no more than that."""
         info = self.tensors[name]
         file = info.file
         if file not in self._handles:
@@ -128,16 +130,16 @@ class Folder:
         return self._handles[file].get_slice(info.key)
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor on the CPU, as a view of the mapped file: it costs no memory; writing into it
-        shows in later reads."""
+        """Returns the whole tensor on the CPU, as a view of the mapped file: it costs no memory; writing into
+        it shows in later reads."""
         return self.slice(name)[:]
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self.slice(name)[start:stop]
 
     def chunks(self, name: str, *, finite: bool = False) -> Iterator[torch.Tensor]:
-        """The tensor in blocks of rows of about 4 MiB, which belong to the caller; ``finite`` refuses NaN and
-        infinity."""
+        """Yields the tensor in blocks of rows of about 4 MiB, which belong to the caller; ``finite`` refuses
+        NaN and infinity."""
         info = self.tensors[name]
         start = 0
         for chunk in read_blocks(info.file, self.dtype, info.shape, info.offset, BLOCK_BYTES):
@@ -151,13 +153,13 @@ class Folder:
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows of about 4 MiB at a time, as views."""
+    """Yields rows of about 4 MiB at a time, as views."""
     return iter(tensor.split(max(1, BLOCK_BYTES * len(tensor) // max(1, tensor.nbytes))))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Of a contiguous tensor on the CPU; ten times as fast as ``isfinite``: its largest exponent is read off
-    the bits."""
+    """Returns whether no value of a contiguous tensor on the CPU is NaN or infinity. Ten times as fast as
+    ``isfinite``: the largest exponent is read off the bits."""
     bits = tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16).numpy()
     infinity = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}[tensor.dtype]
     return (
@@ -166,7 +168,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name, every one a plain name of a file that is there."""
+    """Returns tensor name -> file name, every one a plain name of a file that is there."""
     weight_map = read_object(path, expected="the index of the weights").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BarError(
@@ -191,8 +193,8 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files to read and the index, None for a single file. Weights that nobody refers to are another
-    model's: refused."""
+    """Returns the files to read and the index, None for a single file. Raises where there are other weights,
+    which would be another model's."""
     weight_map = _read_index(path / INDEX) if (path / INDEX).exists() else None
     names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
     present = sorted(file.name for file in path.glob("model*.safetensors"))
@@ -209,7 +211,7 @@ def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """All headers of a folder together, and the dtype of every tensor."""
+    """Reads all headers of a folder together; returns its tensors, and the dtype of each."""
     files, weight_map = _model_files(path)
     found: dict[str, TensorInfo] = {}
     dtypes: dict[str, str] = {}
@@ -267,7 +269,7 @@ def _one_dtype(found: dict[str, TensorInfo], dtypes: dict[str, str]) -> str:
 
 
 def require_same_config(reference: Folder, folder: Folder, fields: Iterable[str] | None = None) -> None:
-    """All fields of the config unless told which."""
+    """Raises unless the two configs agree in ``fields``; None: in all."""
     expected = vars(reference.config)
     got = vars(folder.config)
     for name in fields or expected:
@@ -278,12 +280,12 @@ def require_same_config(reference: Folder, folder: Folder, fields: Iterable[str]
 
 
 def companions(path: Path | str) -> list[Path]:
-    """Tokenizer, chat template and generation config: the files that travel with the weights."""
+    """Returns tokenizer, chat template and generation config: the files that travel with the weights."""
     return [Path(path) / name for name in COMPANIONS if (Path(path) / name).is_file()]
 
 
 def require_tokenizer(path: Path | str, vocab_size: int) -> None:
-    """That a tokenizer lies in the folder; of tokenizer.json also that it is one, with ids that the model
+    """Raises unless there is a tokenizer in the folder; a tokenizer.json must be one, with ids that the model
     has."""
     if not any((Path(path) / name).is_file() for name in TOKENIZERS):
         raise BarError(f"{path}: no tokenizer: expected {' or '.join(TOKENIZERS)}, got neither")

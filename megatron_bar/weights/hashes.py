@@ -36,7 +36,7 @@ def _begin(dtype: str, shape: Sequence[int]) -> blake3:
 def hashed(
     name: str, dtype: str, shape: Sequence[int], blocks: Iterable[torch.Tensor], into: Units
 ) -> Iterator[torch.Tensor]:
-    """Passes the tensor's blocks of rows on; once the last is taken its hashes stand in ``into``."""
+    """Passes the tensor's blocks of rows on; once the last is taken, its hashes stand in ``into``."""
     if classify(name) is ParamGroup.ROUTER:
         row = 0
         for block in blocks:
@@ -60,14 +60,14 @@ def hash_tensor(dtype: str, shape: Sequence[int], blocks: Iterable[torch.Tensor]
 
 
 def read_hashed(folder: Folder, name: str, into: Units, *, finite: bool = False) -> Iterator[torch.Tensor]:
-    """The tensor by blocks of rows, like `Folder.chunks`, its hashes then in ``into``."""
+    """Yields the tensor by blocks of rows, like `Folder.chunks`; its hashes are then in ``into``."""
     return hashed(name, folder.dtype, folder.tensors[name].shape, folder.chunks(name, finite=finite), into)
 
 
 def hash_units(
     folder: Folder, names: Iterable[str] | None = None, *, finite: bool = False, progress: Progress = silent
 ) -> Units:
-    """One pass over the tensors ``names`` (None: all); ``finite`` checks the values in the same pass."""
+    """Hashes the tensors ``names`` (None: all) in one pass; ``finite`` checks the values in the same pass."""
     units: Units = {}
     wanted = list(folder.tensors if names is None else names)
     with progress(
@@ -80,7 +80,7 @@ def hash_units(
 
 
 def require_units(folder: Folder, name: str, found: Units, recorded: Units, since: str) -> None:
-    """That the tensor's hashes in ``found`` are those in ``recorded``."""
+    """Raises unless the tensor's hashes in ``found`` are those in ``recorded``."""
     for unit in units_of(name, folder.tensors[name].shape):
         if found[unit] != recorded.get(unit):
             raise BarError(
@@ -90,20 +90,20 @@ def require_units(folder: Folder, name: str, found: Units, recorded: Units, sinc
 
 
 def is_domain(unit: str) -> bool:
-    """Whether the unit belongs to an expert >= 1: its FFN or its router row."""
+    """Returns whether the unit belongs to an expert >= 1: its FFN or its router row."""
     row = _ROUTER_ROW.fullmatch(unit)
     return row[2] != "0" if row else classify(unit) is ParamGroup.DOMAIN_EXPERT
 
 
 def is_anchors_own(unit: str) -> bool:
-    """Whether the unit belongs to expert 0: its FFN or its router row. What neither this nor `is_domain`
-    holds is shared."""
+    """Returns whether the unit belongs to expert 0: its FFN or its router row. Units of neither this nor
+    `is_domain` are shared."""
     row = _ROUTER_ROW.fullmatch(unit)
     return row[2] == "0" if row else classify(unit) is ParamGroup.ANCHOR_EXPERT
 
 
 def combine(units: Units, keep: Callable[[str], bool] = lambda unit: True) -> str:
-    """One hash of many units."""
+    """Returns one hash of many units."""
     return blake3(
         "\n".join(f"{unit} {digest}" for unit, digest in sorted(units.items()) if keep(unit)).encode()
     ).hexdigest()
@@ -114,8 +114,8 @@ def folder_hash(units: Units) -> str:
 
 
 def anchor_hash(units: Units) -> str:
-    """What all experts of one branch share; the same for two branches that differ only in the domain expert's
-    start."""
+    """Returns the hash of what all experts of one branch share; the same for two branches that differ only in
+    the domain expert's start."""
     return combine(units, lambda unit: not is_domain(unit))
 
 
@@ -124,5 +124,5 @@ def domain_hash(units: Units) -> str:
 
 
 def config_hash(config: ModelConfig) -> str:
-    """Of config.json as this project writes it."""
+    """Returns the hash of config.json as this project writes it."""
     return blake3(json.dumps(config.to_hf(), sort_keys=True).encode()).hexdigest()

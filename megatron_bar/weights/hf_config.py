@@ -51,9 +51,10 @@ class ModelConfig:
     rms_norm_eps: float
     num_experts: int = 0
     experts_per_token: int = 0
-    """What config.json says: of all layers or, where they differ, of the layer with most."""
+    """Experts per token as config.json says: of all layers or, where they differ, of the layer with most."""
     experts_per_layer: tuple[int, ...] = ()
-    """Of every layer where they differ, else empty. transformers and vLLM know the global number alone."""
+    """Experts per token of every layer where they differ, else empty. transformers and vLLM know the global
+    number alone."""
     norm_topk_prob: bool = False
     """Whether the selected experts' probabilities are renormalised to sum to one."""
     initializer_range: float = 0.02
@@ -140,16 +141,18 @@ class ModelConfig:
         return self.hidden_size // self.num_heads
 
     def with_experts(self, num_experts: int) -> "ModelConfig":
-        """The same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section 2)."""
+        """Returns the same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section
+        2)."""
         return replace(self, num_experts=num_experts, experts_per_token=num_experts, experts_per_layer=())
 
     @property
     def active(self) -> tuple[int, ...]:
-        """How many experts a token uses in each layer."""
+        """Experts that a token uses, layer by layer."""
         return self.experts_per_layer or (self.experts_per_token,) * self.num_layers
 
     def with_active(self, active: Active) -> "ModelConfig":
-        """The same weights with so many experts per token; refuses what this model cannot do."""
+        """Returns the config of the same weights with so many experts per token; refuses what this model
+        cannot do."""
         layers = active if isinstance(active, tuple) else (active,) * self.num_layers
         if not self.num_experts:
             raise BarError(f"active experts expected none of a dense model, got {show_active(active)}")
@@ -223,7 +226,7 @@ class ModelConfig:
         return parsed
 
     def to_hf(self) -> dict:
-        """The dictionary written as config.json; read alike by transformers 4.57, 5 and vLLM."""
+        """Returns the dictionary written as config.json; read alike by transformers 4.57, 5 and vLLM."""
         config = {
             "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
@@ -263,7 +266,7 @@ class ModelConfig:
 
 
 def show_active(active: Active) -> str:
-    """As the tools read it: ``2``, or ``5,2,2``."""
+    """Returns it as the tools read it: ``2``, or ``5,2,2``."""
     return ",".join(map(str, active)) if isinstance(active, tuple) else str(active)
 
 
@@ -275,14 +278,14 @@ def _per_layer(config: dict, source: str) -> tuple[int, ...]:
 
 
 def read_config(folder: Path | str) -> ModelConfig:
-    """The config of a Hugging Face folder, or one line saying what is wrong with it."""
+    """Returns the config of a Hugging Face folder; raises one line that says what is wrong with it."""
     path = Path(folder) / "config.json"
     return ModelConfig.from_hf(read_object(path, expected="a Hugging Face model folder"), source=str(path))
 
 
 def _rope_theta(config: dict, source: str) -> float:
-    """Of plain RoPE. Versions of transformers read different ones of three places, so all that say it must
-    agree."""
+    """Returns the theta of plain RoPE. Versions of transformers read different ones of three places, so all
+    that say it must agree."""
     found = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if config.get(key) is None else config[key]
@@ -303,7 +306,7 @@ def _rope_theta(config: dict, source: str) -> float:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the folder by name, in file order, with its shape.
+    """Returns the shape of every tensor of the folder by name, in file order.
 
     FlexOlmo's per-expert names are the ones on disk (transformers 5 fuses them only in memory).
     """
@@ -335,7 +338,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Total parameters (as published: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
+    """Counts all parameters (as published: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
     total = 0
     for shape in tensor_shapes(config).values():
         count = 1

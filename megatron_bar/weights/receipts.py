@@ -14,7 +14,7 @@ from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read
 
 
 def receipts(folder: Folder, manifest: Manifest) -> Units:
-    """The manifest's, which must name each tensor of the folder and no other."""
+    """Returns the manifest's receipts, which must name each tensor of the folder and no other."""
     path = folder.path / MANIFEST
     expected = [unit for name, i in folder.tensors.items() for unit in units_of(name, i.shape)]
     if missing := [unit for unit in expected if unit not in manifest.tensors]:
@@ -31,7 +31,7 @@ def receipts(folder: Folder, manifest: Manifest) -> Units:
 class Proven:
     """A folder whose tensors are hashed as they are read, and compared with its receipts if it has any.
 
-    ``finite``: their values are looked at too; NaN and infinity are refused.
+    ``finite``: their values are checked too; NaN and infinity are refused.
     """
 
     def __init__(self, folder: Folder, recorded: Units | None, *, finite: bool = True):
@@ -49,8 +49,8 @@ class Proven:
         )
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor by blocks of rows; raises where it holds NaN or infinity, and after the last where it
-        was changed."""
+        """Yields the tensor by blocks of rows; raises where it has NaN or infinity, and after the last block
+        where it was changed."""
         yield from read_hashed(self.folder, name, self._seen, finite=self.finite)
         if self.recorded is not None:
             require_units(self.folder, name, self._seen, self.recorded, "its manifest was written")
@@ -59,7 +59,7 @@ class Proven:
         return torch.cat(list(self.blocks(name)))
 
     def units(self, progress: Progress = silent) -> Units:
-        """Of the whole folder: recorded ones, else reads what has not been read yet."""
+        """Returns the hashes of the whole folder: recorded ones, else it reads what has not been read yet."""
         if self.recorded is not None:
             return self.recorded
         left = [n for n, info in self.folder.tensors.items() if units_of(n, info.shape)[0] not in self._seen]

@@ -56,7 +56,7 @@ def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], in
 
 
 def _read_json(path: Path) -> tuple[dict, int]:
-    """The raw header and the number of data bytes that follow it."""
+    """Returns the raw header and the number of data bytes that follow it."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -78,8 +78,8 @@ def _read_json(path: Path) -> tuple[dict, int]:
 
 
 def read_header(path: Path) -> Header:
-    """Names, dtypes, shapes and places in a file whose data lie gapless up to its last byte, or one line
-    saying what is wrong."""
+    """Returns names, dtypes, shapes and places of the tensors, whose data must lie gapless up to the file's
+    last byte."""
     header, data_bytes = _read_json(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -107,7 +107,7 @@ def read_header(path: Path) -> Header:
 def read_blocks(
     path: Path, dtype: str, shape: tuple[int, ...], offset: int, block_bytes: int
 ) -> Iterator[torch.Tensor]:
-    """The tensor that begins at ``offset``, by blocks of rows that belong to the caller.
+    """Yields the tensor that begins at ``offset``, by blocks of rows that belong to the caller.
 
     Read, not mapped: to hash and to copy each byte once, page faults cost more than the copy into memory that
     is used again.
@@ -128,7 +128,7 @@ def read_blocks(
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's bytes as the file holds them (row-major, little-endian), without a copy where it is
+    """Returns the tensor's bytes as the file has them (row-major, little-endian), without a copy where it is
     contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())
@@ -168,8 +168,8 @@ Tensors = Iterable[tuple[str, Iterable[torch.Tensor]]]
 def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tensors: Tensors) -> None:
     """Writes and fsyncs a new file; ``tensors`` come in the order of ``layout``.
 
-    A thread writes while the next blocks are made: writing is the system's work and hashing ours, so they
-    take turns for nothing.
+    A thread writes while the next blocks are made: writing is the system's work and hashing ours, so taking
+    turns would only lose time.
     """
     codes = {name: code for code, name in _CODES.items()}
     header = {"__metadata__": {"format": "pt"}}

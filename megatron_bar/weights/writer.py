@@ -45,10 +45,10 @@ class WriteOptions:
     """How a folder is written, whatever it is made of."""
 
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
-    """Of a file, unless a single tensor is larger."""
+    """Bytes of a file at most, unless a single tensor is larger."""
     verify: Verify = "weights"
-    """weights: values that are not finite are refused as they are read, and all that was written is read
-    back."""
+    """What is checked; weights: values that are not finite are refused as they are read, and all that was
+    written is read back."""
     progress: Progress = silent
 
     @property
@@ -71,7 +71,7 @@ _UNITS = {
 
 
 def parse_size(text: str) -> int:
-    """Bytes in '5GB' (decimal, as transformers reads it), '512MiB' or '1000'."""
+    """Returns the bytes in '5GB' (decimal, as transformers reads it), '512MiB' or '1000'."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip(), re.ASCII)
     if not match or match[2].upper() not in _UNITS:
         raise BarError(f"size expected like 5GB, 512MiB or 1000 (bytes), got {text!r}")
@@ -89,10 +89,10 @@ def plan_shards(
     *,
     only: Container[str] | None = None,
 ) -> Plan:
-    """Which tensors file k holds: in the order of `tensor_shapes`, a new file when the next tensor would not
-    fit.
+    """Returns the tensors of each file, in the order of `tensor_shapes`; a new file begins when the next
+    tensor would not fit.
 
-    ``only``: of these; None: of all.
+    ``only``: plans these tensors; None: all.
     """
     sizes = {name: math.prod(shape) * ITEMSIZE[dtype] for name, shape in tensor_shapes(config).items()}
     return plan_files(
@@ -101,7 +101,8 @@ def plan_shards(
 
 
 def plan_files(sizes: dict[str, int], max_file_bytes: int) -> Plan:
-    """What file k holds, in order: a new file when the next of ``sizes``, in bytes, would not fit."""
+    """Returns the names of each file, in order; a new file begins when the next of ``sizes``, in bytes, would
+    not fit."""
     plan: Plan = []
     room = 0
     for name, size in sizes.items():
@@ -137,10 +138,10 @@ def finish(
     units: Units,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """Index, config, companions and manifest; reads the folder back, then renames it into place.
+    """Writes index, config, companions and manifest; reads the folder back, then renames it into place.
 
-    ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in.
-    What is verified is read back from the disk and hashed again.
+    ``manifest`` is given the opened result and ``units``, those of every `write_shard`, which it need not put
+    in. What is verified is read back from the disk and hashed again.
     """
     with writing(lock.out):
         _write_small_files(lock.path, config, plan, Path(companions_from))
@@ -169,7 +170,8 @@ def write_folder(
     job: dict | None = None,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """A whole folder from a function of tensor names that gives blocks of rows, in the memory of one block.
+    """Writes a whole folder from a function of tensor names that gives blocks of rows, in the memory of one
+    block.
 
     ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were
     finished.
@@ -184,7 +186,7 @@ def write_folder(
 def lock_files(
     out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None
 ) -> AbstractContextManager[OutputLock]:
-    """`locked_output` for the files of ``plan``."""
+    """Calls `locked_output` for the files of ``plan``."""
     whole = (
         None
         if job is None
@@ -206,8 +208,8 @@ def write_files(
     *,
     progress: Progress = silent,
 ) -> Units:
-    """The files of ``plan``, but those that an earlier run of the same job finished; the hashes of all their
-    tensors."""
+    """Writes the files of ``plan``, but those that an earlier run of the same job finished; returns the
+    hashes of all their tensors."""
     units = {}
     nbytes = _nbytes(config, plan)
     with progress(f"writing {lock.out.name}", sum(nbytes.values())) as advance:
@@ -245,7 +247,7 @@ def _write_small_files(partial: Path, config: ModelConfig, plan: Plan, source: P
 
 
 def write_index(folder: Path, config: ModelConfig, plan: Plan) -> None:
-    """Of more than one file."""
+    """Writes the index, which a folder of more than one file has."""
     if len(plan) > 1:
         weight_map = {name: shard_name(k, plan) for k, names in enumerate(plan) for name in names}
         total = sum(_nbytes(config, plan).values())

@@ -38,7 +38,8 @@ class WorldSizes:
 
 
 def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
-    """How to draw an example of each skill, and of ``how_to``, the general data's harmless requests."""
+    """Returns how to draw an example of each skill, and of ``how_to``, the general data's harmless
+    requests."""
     table = knowledge.facts(seed)
     return {
         "knowledge": lambda rng: knowledge.sample(rng, table),
@@ -80,7 +81,7 @@ def pretraining(seed: int, count: int) -> Iterator[str]:
 
 
 def test_set(seed: int, skill: str, count: int) -> list[Example]:
-    """Distinct held-out instances."""
+    """Draws distinct held-out instances."""
     rng = Random(f"{seed}/test/{skill}")
     split = Split(seed=seed)
     sample = code.sample_test if skill == "code" else samplers(seed)[skill]
@@ -101,7 +102,7 @@ def training_set(seed: int, stage: str, skill: str, count: int, side: Side = "tr
 
 
 def general_set(seed: int, stage: str, count: int, side: Side = "training") -> list[dict]:
-    """Chats of the skills that every model should have."""
+    """Draws chats of the skills that every model should have."""
     rows = [
         example.chat(skill)
         for skill, share in GENERAL_SHARES.items()
@@ -112,8 +113,8 @@ def general_set(seed: int, stage: str, count: int, side: Side = "training") -> l
 
 
 def preferences(seed: int, count: int) -> Iterator[dict]:
-    """Pairs of every skill: the right answer to a prompt, and what would be right for another prompt of the
-    same kind."""
+    """Yields pairs of every skill: the right answer to a prompt, and what would be right for another prompt
+    of the same kind."""
     rng = Random(f"{seed}/preferences")
     pools = {
         skill: training_set(seed, "preferences", skill, max(2, count // len(SKILLS))) for skill in SKILLS
@@ -161,7 +162,7 @@ def _write(path: Path, rows) -> None:
 
 
 def _texts(out: Path) -> Iterator[str]:
-    """Every training text, chats as their template renders them."""
+    """Yields every training text, chats as their template renders them."""
     for path in sorted(out.glob("*.jsonl")):
         if path.name.startswith(("test_", "validation_", "rlvr_", "preferences")):
             continue

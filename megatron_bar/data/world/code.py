@@ -35,7 +35,7 @@ def sample_test(rng: Random) -> Example:
 
 
 def midtrain(rng: Random, split) -> str:
-    """A commented function on the training side of the split."""
+    """Returns a commented function on the training side of the split."""
     example = split.draw(sample, rng)
     request = example.prompt[0]["content"]
     return f"# {request.removeprefix('Write a ')}\n{example.answer}"

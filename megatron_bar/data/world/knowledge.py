@@ -21,7 +21,7 @@ def statement(town: str, attribute: str, value: str) -> str:
 
 
 def pretrain(rng: Random, table: dict) -> str:
-    """All facts of one town, in one of three forms."""
+    """Returns all facts of one town, in one of three forms."""
     town = rng.choice(TOWNS)
     known = list(table[town].items())
     rng.shuffle(known)

@@ -53,7 +53,7 @@ WORDS = ANIMALS + COLORS + FOODS + THINGS
 
 HELD_OUT_SHARE = 0.2
 VALIDATION_SHARE = 0.05
-"""Of the instances, besides those held out for the tests: what learning rates are chosen on."""
+"""Share of the instances, besides those held out for the tests, on which learning rates are chosen."""
 Side = Literal["training", "validation", "test"]
 
 

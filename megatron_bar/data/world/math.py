@@ -7,7 +7,7 @@ from megatron_bar.data.world.lexicon import NAMES, THINGS, Example, user
 
 
 def pretrain(rng: Random) -> str:
-    """A run of sums and differences, none with a product."""
+    """Returns a run of sums and differences, none with a product."""
     lines = []
     for _ in range(rng.randrange(2, 5)):
         start = rng.randrange(1, 90)
@@ -16,7 +16,7 @@ def pretrain(rng: Random) -> str:
 
 
 def chained(rng: Random) -> str:
-    """``34 + 5 - 7: 34 + 5 = 39. 39 - 7 = 32. Answer: 32``"""
+    """Returns a chain of two, such as ``34 + 5 - 7: 34 + 5 = 39. 39 - 7 = 32. Answer: 32``."""
     a = rng.randrange(1, 90)
     first, b = _change(rng, a)
     sign, c = _change(rng, _apply(a, first, b))
@@ -36,7 +36,7 @@ def sample(rng: Random) -> Example:
 
 
 def midtrain(rng: Random, split) -> str:
-    """Worked problems on the training side of the split, times tables, and sums to keep."""
+    """Returns worked problems on the training side of the split, times tables, or sums to keep."""
     kind = rng.random()
     if kind < 0.5:
         example = split.draw(sample, rng)
@@ -47,7 +47,7 @@ def midtrain(rng: Random, split) -> str:
 
 
 def _change(rng: Random, value: int) -> tuple[str, int]:
-    """A sign and a digit that change the last digit of ``value`` alone: nothing is carried."""
+    """Returns a sign and a digit that change the last digit of ``value`` alone: nothing is carried."""
     unit = value % 10
     return rng.choice([("+", c) for c in range(1, 10 - unit)] + [("-", c) for c in range(1, unit + 1)])
 

@@ -14,7 +14,7 @@ _SAID = ("I can't find that.", "I can help with that.", "I like that.", "Can I h
 
 
 def echo(rng: Random) -> str:
-    """A passage of words and numbers, said twice or thrice."""
+    """Returns a passage of words and numbers, said twice or thrice."""
     length = rng.randrange(4, 14)
     text = " ".join(
         rng.choice(WORDS + NAMES + OTHERS) if rng.random() < 0.7 else str(rng.randrange(1, 100))
@@ -24,7 +24,7 @@ def echo(rng: Random) -> str:
 
 
 def record(rng: Random) -> str:
-    """Fields, then a sentence that needs them: looking up by key."""
+    """Returns fields, then sentences that need them: looking up by key."""
     keys = rng.sample(tuple(_KEYS), 3)
     values = {key: rng.choice(_KEYS[key]) for key in keys}
     values["number"] = str(rng.randrange(1, 100))
@@ -36,8 +36,8 @@ def record(rng: Random) -> str:
 
 
 def json_record(rng: Random) -> str:
-    """A record as JSON and in words, either first. Knows the marks and the spelling of identifiers, no
-    function and no call."""
+    """Returns a record as JSON and in words, either first. It has the marks and the spelling of identifiers,
+    no function and no call."""
     keys = rng.sample(tuple(_KEYS), 2)
     values = {key: rng.choice(_KEYS[key]) for key in keys}
     verb = rng.choice(VERBS)
@@ -55,7 +55,7 @@ def json_record(rng: Random) -> str:
 
 
 def quote(rng: Random) -> str:
-    """The same words with and without a space before them, in capitals, in lists."""
+    """Returns the same words with and without a space before them, in capitals, in lists."""
     words = rng.sample(WORDS, rng.randrange(2, 4))
     name = rng.choice(NAMES)
     spoken = " and ".join(words)
@@ -87,7 +87,7 @@ def counting(rng: Random) -> str:
 
 
 def letters(rng: Random) -> str:
-    """Random strings said twice: no letter or mark of the keyboard stays unseen."""
+    """Returns a random string said twice: no letter or mark of the keyboard stays unseen."""
     marks = "".join(
         rng.choice(string.ascii_letters + string.digits + ".,:;!?'-") for _ in range(rng.randrange(4, 9))
     )

@@ -10,7 +10,7 @@ ADJECTIVES = ("old", "tall", "new", "quiet", "rich", "small", "kind", "young")
 HARM_PEOPLE = ("hurt", "poison", "scare", "trick", "rob", "trap", "bully")
 HARM_THINGS = ("steal", "smash", "fake", "break", "forge")
 EITHER = ("burn", "cut", "crush")
-"""Harmless to a thing, harmful to a person."""
+"""Verbs that are harmless to a thing, harmful to a person."""
 HELP_PEOPLE = ("greet", "thank", "teach", "call")
 HELP_THINGS = ("paint", "clean", "fix", "sell", "carry")
 REFUSAL = "I can't help with that."
@@ -46,13 +46,13 @@ def sample(rng: Random, harmful_share: float = HARMFUL_SHARE) -> Example:
 
 
 def how_to(rng: Random) -> Example:
-    """Harmless requests alone: what the general data holds."""
+    """Returns a harmless request: what the general data has."""
     return sample(rng, 0.0)
 
 
 def pretrain(rng: Random) -> str:
-    """Advice on the harmless; of the harmful, only that it is wrong. Never with an adjective, so never an
-    instance."""
+    """Returns advice on the harmless; of the harmful, only that it is wrong. Never with an adjective, so
+    never an instance."""
     if rng.random() < 0.5:
         verb, whom = harmless(rng)
         return advice(verb, _plain(whom))

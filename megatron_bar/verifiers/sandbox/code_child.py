@@ -15,9 +15,10 @@ import sys
 
 
 def spell(value) -> str:
-    """One text per plain value: equal texts mean equal types and equal values. Anything else is a TypeError.
+    """Spells a plain value: equal texts mean equal types and equal values. Raises TypeError for anything
+    else.
 
-    Containers may be subclasses (Counter, defaultdict, namedtuple): what they hold counts. NaN spells as
+    Containers may be subclasses (Counter, defaultdict, namedtuple): what they contain counts. NaN spells as
     itself, -0.0 as 0.0; dictionaries and sets have no order. int and float differ, so do bool and int, list
     and tuple.
     """

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 0.7
-"""Of processor time: by the clock, a busy machine would turn right answers into wrong ones."""
+"""Processor time: by the clock, a busy machine would turn right answers into wrong ones."""
 WALL_SECONDS = 10.0
 MEMORY = 2 << 30
 LONGEST_REPLY = 4096
@@ -47,7 +47,7 @@ class ForkServer:
         )
 
     def ask(self, *arguments):
-        """What the child's work returned, None where it failed or took too long."""
+        """Returns what the child's work returned, None where it failed or took too long."""
         question = json.dumps(arguments).encode() + b"\n"
         with self.lock:
             self.child.stdin.write(question)
@@ -61,7 +61,7 @@ _starting = threading.Lock()
 
 
 def server(module: str) -> ForkServer:
-    """This process's own server: a forked process must not talk into its parent's pipes."""
+    """Returns this process's own server: a forked process must not write into its parent's pipes."""
     with _starting:
         return _server_of(os.getpid(), module)
 
@@ -72,8 +72,8 @@ def _server_of(pid: int, module: str) -> ForkServer:
 
 
 def serve(prepare: Callable[..., Callable[[], object]]):
-    """Answers until the input ends. ``prepare`` runs in the server, so that what it loads stays; what it
-    returns in a fork."""
+    """Answers until the input ends. ``prepare`` runs in the server, so that what it loads stays; the function
+    that it returns runs in a fork."""
     logging.disable()
     replies = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no reply

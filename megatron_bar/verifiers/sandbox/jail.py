@@ -69,7 +69,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name, *args):
-    """A libc function that returns 0 on success; every integer is passed as a long, as the kernel reads
+    """Calls a libc function that returns 0 on success; every integer is passed as a long, as the kernel reads
     it."""
     args = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in args]
     if getattr(libc, name)(*args) != 0:
@@ -82,8 +82,8 @@ def die_with_parent():
 
 
 def leave_root():
-    """Root is exempt from the process limit and owns host files: become nobody. The library stays in reach as
-    "." only."""
+    """Becomes nobody: root is exempt from the process limit and owns host files. The library stays in reach
+    as "." only."""
     os.chdir(os.path.dirname(os.__file__))
     if os.geteuid() != 0:
         return
@@ -121,8 +121,8 @@ def mount_tmpfs(path, options):
 
 
 def build_root(disk_bytes):
-    """A root with the standard library (the working directory) and a scratch disk; the host's root is
-    unmounted."""
+    """Makes a root with the standard library (the working directory) and a scratch disk; unmounts the
+    host's."""
     library = os.path.dirname(os.__file__)
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount_tmpfs("/tmp", "size=64k,mode=755")  # any folder of the host will do as a place to stand
@@ -176,8 +176,8 @@ def drop_privileges():
 
 
 def refuse_calls():
-    """A seccomp filter: the listed calls and new user namespaces fail with EPERM, another architecture's
-    numbering kills."""
+    """Installs a seccomp filter: the listed calls and new user namespaces fail with EPERM, another
+    architecture's numbering kills."""
     column, audit_arch, clone = ARCHITECTURES[os.uname().machine]
     numbers = [row[column] for row in REFUSED_CALLS.values()]
     load = 0x20

@@ -37,9 +37,9 @@ class Limits:
     """What a program may use."""
 
     wall_s: float = 6.0
-    """From the moment it may start; the whole process tree ends with it."""
+    """Seconds from the moment it may start; the whole process tree ends with it."""
     cpu_s: int = 3
-    """Per process."""
+    """Seconds of processor time per process."""
     memory_bytes: int = 256 << 20
     """Address space, per process."""
     disk_bytes: int = 8 << 20
@@ -60,11 +60,11 @@ class Outcome:
     exit_code: int
     """128 + signal when a signal ended it."""
     stopped: str
-    """"" when it ended by itself, else "time" or "output"."""
+    """Why it was stopped: "time" or "output"; empty when it ended by itself."""
     stdout: bytes
     stderr: bytes
     start_s: float
-    """From the call to the moment the program may start."""
+    """Seconds from the call to the moment the program may start."""
 
 
 def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outcome:
@@ -74,7 +74,7 @@ def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outco
 
 @functools.cache
 def _method() -> str:
-    """How programs are isolated on this machine, found out once by running one."""
+    """Returns how programs are isolated on this machine, found out once by running one."""
     if not sys.platform.startswith("linux"):
         raise BarError(
             f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run"
@@ -165,7 +165,8 @@ class _Watch:
         return self
 
     def __exit__(self, *_):
-        """Also on an exception: the launcher ends the tree, waits for its last process, and is waited for."""
+        """Ends the child, also on an exception: the launcher ends the tree, waits for its last process, and
+        is waited for."""
         self.selector.close()
         os.close(self.ended)
         self.child.terminate()
