@@ -50,25 +50,18 @@ def _output_is_closed() -> bool:
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows a bar over bytes on stderr, with speed and time left; nothing where stderr is not a terminal."""
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)
 
@@ -76,24 +69,24 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def active_experts(text: str) -> int | tuple[int, ...]:
     """Parses an argument: ``2``, ``5,2,2`` (layer by layer), or a JSON file with such a list."""
     try:
-        found = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else f"[{text}]")
+        numbers = json.loads(
+            Path(text).read_text(encoding="utf-8") if text.endswith(".json") else f"[{text}]"
+        )
     except (OSError, ValueError) as error:
         raise BarError(
             f"active experts expected K, K,K,... or a JSON file with a list, got {text!r}: {error}"
         ) from None
-    if not isinstance(found, list) or not found or any(type(k) is not int for k in found):
-        raise BarError(
-            f"active experts expected a list of whole numbers, got {'none' if isinstance(found, list) else 'no list'} in {text!r}"
-        )
-    return found[0] if len(found) == 1 else tuple(found)
+    if not isinstance(numbers, list) or not numbers or any(type(k) is not int for k in numbers):
+        got = "none" if isinstance(numbers, list) else "no list"
+        raise BarError(f"active experts expected a list of whole numbers, got {got} in {text!r}")
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
     """Pads the cells so that columns have equal width, and joins each row to a line."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join(cells).rstrip() for cells in padded]
 
 
 class ProgressLines:
@@ -108,14 +101,15 @@ class ProgressLines:
         self._amount = self._tokens = 0
 
     def advance(self, amount: int, tokens: int) -> None:
-        self._amount = self._amount + amount
-        self._tokens = self._tokens + tokens
+        self._amount += amount
+        self._tokens += tokens
         now = time.monotonic()
         if now - self._shown < self.every:
             return
         self._shown = now
         elapsed = now - self._began
-        line = f"{self.what}  {self._amount / 1e6:,.1f} MB  {self._tokens:,} tokens  {self._tokens / elapsed:,.0f} tok/s"
+        line = f"{self.what}  {self._amount / 1e6:,.1f} MB"
+        line += f"  {self._tokens:,} tokens  {self._tokens / elapsed:,.0f} tok/s"
         if self.total and self._amount:
             left = elapsed * max(0, self.total - self._amount) / self._amount
             line += f"  {self._amount / self.total:.0%}  left {int(left // 60)}:{int(left % 60):02d}"

@@ -72,9 +72,8 @@ def import_folder(
         if verify == "weights":
             _compare(lock.path, out, config, units, progress)
         writer.copy_companions(source, lock.path)
-        replace(manifest, config=config.to_hf(), tensors=units, config_hash=config_hash(config)).write(
-            lock.path
-        )
+        receipt = {"tensors": units, "config_hash": config_hash(config)}
+        replace(manifest, config=config.to_hf(), **receipt).write(lock.path)
         lock.publish()
     return config
 
@@ -155,12 +154,9 @@ def export_checkpoint(
 def _manifest(folder: Folder) -> Manifest:
     if has_manifest(folder.path):
         return read_manifest(folder.path)
-    kind = "routed" if folder.config.family == MOE else "dense"
-    return Manifest(
-        family=folder.config.family,
-        kind=kind,
-        notes=("imported from a folder without a manifest: lineage unknown",),
-    )
+    family = folder.config.family
+    note = "imported from a folder without a manifest: lineage unknown"
+    return Manifest(family=family, kind="routed" if family == MOE else "dense", notes=(note,))
 
 
 def _compare(partial: Path, out: Path, config: ModelConfig, units: Units, progress: Progress) -> None:
@@ -173,6 +169,5 @@ def _compare(partial: Path, out: Path, config: ModelConfig, units: Units, progre
                 advance(block.nbytes)
             for unit in units_of(name, shape):
                 if found[unit] != units[unit]:
-                    raise BarError(
-                        f"{out}: tensor {unit!r} read back differs: expected hash {units[unit]}, got {found[unit]}"
-                    )
+                    got = f"expected hash {units[unit]}, got {found[unit]}"
+                    raise BarError(f"{out}: tensor {unit!r} read back differs: {got}")

@@ -1,5 +1,4 @@
-"""The files of a torch_dist checkpoint, read and written tensor by tensor, without a model and in one
-process.
+"""The files of a torch_dist checkpoint, read and written tensor by tensor, in one process without a model.
 
 Format: torch.distributed.checkpoint as megatron-core 0.19.2 uses it: a part of a tensor is an item that
 torch.save wrote into a .distcp file (dist_metadata.py says where). An item's pickle is read by torch's own
@@ -70,19 +69,15 @@ class Checkpoint:
         self.config = config
         require_dtype(config, self.folder)
         self.tensors, self._places = read_metadata(self.folder)
-        if config.num_layers * max(1, config.num_experts) > len(
-            self.tensors
-        ):  # before all their names are made
-            layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (
-                config.num_experts > 0
-            )
+        if config.least_tensors > len(self.tensors):  # before all their names are made
             raise BarError(
-                f"{self.folder}/.metadata: another model's checkpoint: expected {layers}, got {len(self.tensors)} tensors"
+                f"{self.folder}/.metadata: another model's checkpoint: expected {config.layers_in_words}, "
+                f"got {len(self.tensors)} tensors"
             )
         self._ops = checkpoint_ops(config)
         self._keys = {name: key for key, op in self._ops.items() for name in op.names}
         self._maps: dict[str, mmap.mmap] = {}
-        self._held: tuple[str, dict[str, Tensor]] = ("", {})
+        self._joined: tuple[str, dict[str, Tensor]] = ("", {})
         self._compare()
 
     def fingerprint(self) -> list:
@@ -103,9 +98,8 @@ class Checkpoint:
             found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
             padding = found[0][0] - self.config.vocab_size if found[0] else -1
             if isinstance(op, VocabularyRows) and 0 <= padding < op.unit * self.config.num_kv_heads:
-                expected[0][0] = found[0][
-                    0
-                ]  # padded for another tensor parallelism, at most one rank per key/value head
+                # Padded for another tensor parallelism, at most one rank per key/value head.
+                expected[0][0] = found[0][0]
             if found != expected:
                 raise BarError(
                     f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}"
@@ -114,10 +108,9 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """Returns the Hugging Face tensor; the parts of a fused one are kept until another is asked for."""
         key = self._keys[name]
-        held = self._held
-        if held[0] != key:
-            held = self._held = (key, self._ops[key].join([self._whole(key)]))
-        return held[1][name]
+        if self._joined[0] != key:
+            self._joined = (key, self._ops[key].join([self._whole(key)]))
+        return self._joined[1][name]
 
     def blocks(self, name: str, *, finite: bool = True) -> Iterator[Tensor]:
         """Yields the Hugging Face tensor by blocks of rows; ``finite`` refuses NaN and infinity."""
@@ -141,9 +134,8 @@ class Checkpoint:
         try:
             with (self.folder / place.relative_path).open("rb") as file:
                 view = _create_file_view(file, place.offset, place.length)
-                item = torch.load(
-                    view, map_location="meta", weights_only=True
-                )  # the shape, and where the values lie
+                # On the meta device: the shape, and where the values lie.
+                item = torch.load(view, map_location="meta", weights_only=True)
             expected = (torch.Size(chunk.sizes), self.tensors[key].properties.dtype)
             if (item.shape, item.dtype) != expected or not item.is_contiguous():
                 raise BarError(f"expected {expected}, got {(item.shape, item.dtype)}")
@@ -154,9 +146,8 @@ class Checkpoint:
             flat = torch.frombuffer(mapped, dtype=item.dtype, count=item.numel(), offset=place.offset + start)
         except Exception as error:  # noqa: BLE001  torch's reader raises what it likes on bytes that are no item
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BarError(
-                f"{self.folder / place.relative_path}: tensor {key!r} could not be read: {reason}"
-            ) from None
+            path = self.folder / place.relative_path
+            raise BarError(f"{path}: tensor {key!r} could not be read: {reason}") from None
         return flat.view(item.shape)
 
     def _map(self, name: str) -> mmap.mmap:
@@ -200,10 +191,7 @@ def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bo
                 add(key, tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor)
             file.flush()
             os.fsync(file.fileno())
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's own writer makes a RuntimeError of what it cannot write
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where it cannot write
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise BarError(f"{path}: the checkpoint could not be written: {reason}") from None
     return items
@@ -218,13 +206,13 @@ def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]
     for name, items in files.items():
         for key, (start, length) in items.items():
             if key == _COMMON:
-                known[key], index = BytesStorageMetadata(), MetadataIndex(key)
+                known[key] = BytesStorageMetadata()
+                index = MetadataIndex(key)
             else:
                 chunk = ChunkStorageMetadata(offsets=torch.Size([0] * len(shapes[key])), sizes=shapes[key])
                 known[key] = TensorStorageMetadata(properties=properties, size=shapes[key], chunks=[chunk])
                 index = MetadataIndex(key, chunk.offsets)
             places[index] = _StorageInfo(name, start, length)
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=known, storage_data=places)))
-    (folder / "metadata.json").write_text(
-        json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1})
-    )
+    backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    (folder / "metadata.json").write_text(json.dumps(backend))

@@ -28,8 +28,8 @@ Places = dict[MetadataIndex, _StorageInfo]
 _OPTIMIZER = "optimizer."
 """Optimizer state may lie beside the weights, is never read, and has parts of its own kind."""
 _ALLOWED = re.compile(
-    r"torch\.distributed\.checkpoint\.metadata\.(Metadata|MetadataIndex|TensorProperties|TensorStorageMetadata|BytesStorageMetadata"
-    r"|ChunkStorageMetadata|StorageMeta|_MEM_FORMAT_ENCODING)"
+    r"torch\.distributed\.checkpoint\.metadata\.(Metadata|MetadataIndex|TensorProperties"
+    r"|TensorStorageMetadata|BytesStorageMetadata|ChunkStorageMetadata|StorageMeta|_MEM_FORMAT_ENCODING)"
     r"|torch\.distributed\.checkpoint\.filesystem\._StorageInfo"
     r"|torch\.distributed\.checkpoint\.planner\.(SavePlan|WriteItem|WriteItemType|TensorWriteData)"
     r"|torch\.(Size|float32|bfloat16|float16)|torch\.serialization\._get_layout"
@@ -69,9 +69,8 @@ def read_metadata(folder: Path) -> tuple[Tensors, Places]:
         raise BarError(f"{path}: not found; expected a checkpoint in Megatron's torch_dist format") from None
     except Exception as error:  # noqa: BLE001  the objects of a hostile pickle may raise anything
         raise BarError(f"{path}: refused: {str(error) or type(error).__name__}") from None
-    return {
-        key: known for key, known in tensors.items() if not key.startswith(_OPTIMIZER)
-    }, metadata.storage_data
+    weights = {key: known for key, known in tensors.items() if not key.startswith(_OPTIMIZER)}
+    return weights, metadata.storage_data
 
 
 def _check_places(folder: Path, places: Places) -> None:
@@ -90,7 +89,8 @@ def _check_places(folder: Path, places: Places) -> None:
             )
         if end > file.stat().st_size:
             raise BarError(
-                f"{file.name} is truncated: {index.fqn!r} expected up to byte {end}, got {file.stat().st_size}"
+                f"{file.name} is truncated: {index.fqn!r} expected up to byte {end}, "
+                f"got {file.stat().st_size}"
             )
         if getattr(place, "transform_descriptors", None):
             raise BarError(
@@ -105,10 +105,9 @@ def _check_chunks(key: str, known: TensorStorageMetadata, places: Places) -> Non
         raise BarError(f"tensor {key!r}: expected {math.prod(known.size)} values, got {found}")
     if key.startswith(_OPTIMIZER):
         return
-    if not isinstance(known.properties, TensorProperties) or not isinstance(
-        known.properties.dtype, torch.dtype
-    ):
-        raise BarError(f"tensor {key!r}: expected properties with a dtype, got {known.properties!r}")
+    properties = known.properties
+    if not isinstance(properties, TensorProperties) or not isinstance(properties.dtype, torch.dtype):
+        raise BarError(f"tensor {key!r}: expected properties with a dtype, got {properties!r}")
     for numbers in (known.size, *(part for chunk in known.chunks for part in (chunk.offsets, chunk.sizes))):
         if not isinstance(numbers, torch.Size):
             raise BarError(f"tensor {key!r}: expected sizes and offsets of tensors, got {numbers!r}")
@@ -116,11 +115,12 @@ def _check_chunks(key: str, known: TensorStorageMetadata, places: Places) -> Non
     for box in boxes:
         if not all(0 <= start < stop <= size for (start, stop), size in zip(box, known.size, strict=True)):
             raise BarError(f"tensor {key!r}: expected parts within {list(known.size)}, got one at {box}")
-    for one, other in combinations(boxes, 2):
-        if all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True)):
-            raise BarError(f"tensor {key!r}: expected parts side by side, got {one} and {other}")
+    for box, other in combinations(boxes, 2):
+        if all(a < d and c < b for (a, b), (c, d) in zip(box, other, strict=True)):
+            raise BarError(f"tensor {key!r}: expected parts side by side, got {box} and {other}")
     for chunk in known.chunks:
         if MetadataIndex(key, chunk.offsets) not in places:
             raise BarError(
-                f"tensor {key!r}: expected the bytes of its part at {list(chunk.offsets)}, got no place of them"
+                f"tensor {key!r}: expected the bytes of its part at {list(chunk.offsets)}, "
+                "got no place of them"
             )

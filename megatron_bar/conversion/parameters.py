@@ -31,17 +31,9 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
     for n in range(config.num_layers):
         layer = f"decoder.layers.{n}"
         theirs = f"model.layers.{n}"
-        attn = f"{theirs}.self_attn"
+        ops |= _attention_ops(f"{layer}.self_attention", f"{theirs}.self_attn", heads)
+        ops[f"{layer}.self_attn_bda.norm.weight"] = Whole(f"{theirs}.post_attention_layernorm.weight")
         ffn = f"{theirs}.mlp"
-        ops |= {
-            f"{layer}.self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
-            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(
-                *(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads
-            ),
-            f"{layer}.self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
-            f"{layer}.self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
-            f"{layer}.self_attn_bda.norm.weight": Whole(f"{theirs}.post_attention_layernorm.weight"),
-        }
         if config.num_experts:
             ops[f"{layer}.mlp.router.weight"] = Whole(f"{ffn}.gate.weight")
             for e in range(config.num_experts):
@@ -52,6 +44,16 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
     ops["decoder.final_layernorm.weight"] = Whole("model.norm.weight")
     ops["output_layer.weight"] = VocabularyRows("lm_head.weight", **vocabulary)
     return ops
+
+
+def _attention_ops(ours: str, theirs: str, heads: dict[str, int]) -> dict[str, WeightOp]:
+    qkv = (f"{theirs}.{p}_proj.weight" for p in "qkv")
+    return {
+        f"{ours}.linear_proj.weight": Columns(f"{theirs}.o_proj.weight"),
+        f"{ours}.linear_qkv.weight": QueryKeyValue(*qkv, **heads),
+        f"{ours}.q_layernorm.weight": Whole(f"{theirs}.q_norm.weight"),
+        f"{ours}.k_layernorm.weight": Whole(f"{theirs}.k_norm.weight"),
+    }
 
 
 def _ffn_ops(ours: str, theirs: str) -> dict[str, WeightOp]:

@@ -22,15 +22,19 @@ CHATML = (
     "{% for message in messages %}"
     "{% set role = 'environment' if message['role'] == 'tool' else message['role'] %}"
     "{{ '<|im_start|>' + role + '\\n' + (message['content'] or '') }}"
-    "{% if role == 'system' and loop.first and tools %}{{ ' <functions>' + (tools | tojson) + '</functions>' }}"
+    "{% if role == 'system' and loop.first and tools %}"
+    "{{ ' <functions>' + (tools | tojson) + '</functions>' }}"
     "{% elif message['functions'] %}{{ ' <functions>' + message['functions'] + '</functions>' }}{% endif %}"
-    "{% if message['function_calls'] %}{{ '<function_calls>' + message['function_calls'] + '</function_calls>' }}"
+    "{% if message['function_calls'] %}"
+    "{{ '<function_calls>' + message['function_calls'] + '</function_calls>' }}"
     "{% elif message['tool_calls'] %}{{ '<function_calls>' }}{% for call in message['tool_calls'] %}"
     "{% set function = call['function'] or call %}{{ function['name'] + '(' }}"
     "{% for name, value in function['arguments'].items() %}{{ name + '=' + (value | tojson) }}"
-    "{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ')' }}{% if not loop.last %}{{ '\\n' }}{% endif %}"
+    "{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ')' }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}"
     "{% endfor %}{{ '</function_calls>' }}{% endif %}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """Olmo 3's layout: tools in <functions>, calls in <function_calls>, their results in a turn of the
 environment."""
@@ -65,8 +69,8 @@ class ChatFormat:
             raise BarError(f"{self.tokenizer.path.parent}: the tokenizer has no chat template of its own")
         if not self._closers:
             raise BarError(
-                f"{self.tokenizer.path}: template {self.name} closes an answer by no special token of this tokenizer, "
-                f"which has {', '.join(self.tokenizer.special)}"
+                f"{self.tokenizer.path}: template {self.name} closes an answer by no special token "
+                f"of this tokenizer, which has {', '.join(self.tokenizer.special)}"
             )
 
     @property
@@ -83,12 +87,14 @@ class ChatFormat:
         """The special tokens that follow an answer, in the middle of a chat and at its end."""
         asked = {"role": "user", "content": "question"}
         answered = {"role": "assistant", "content": "answer"}
-        found = set()
+        closers = set()
         for chat in ([asked, answered], [asked, answered, asked]):
             text = self._write(chat, None, where="chat template")
             at = text.find(answered["content"])
-            found |= {match[0] for match in [self._specials.search(text, at)] if match and at >= 0}
-        return found
+            match = self._specials.search(text, at)
+            if match and at >= 0:
+                closers.add(match[0])
+        return closers
 
     @cached_property
     def _specials(self) -> re.Pattern:
@@ -104,12 +110,13 @@ class ChatFormat:
         guard, messages, tools = self._guarded(messages, tools, where)
         text = self._write(messages, tools, where=where)
         answers = self._answers(text, messages, tools, where)
-        turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        turns = _turns(messages)
         learned = turns[-1:] if last_turn else turns
         for turn in learned:
             if turn not in answers:
                 raise BarError(
-                    f"{where}: the template does not keep message {turn}, or those before it, as when it was answered"
+                    f"{where}: the template does not keep message {turn}, or those before it, "
+                    "as when it was answered"
                 )
         ids = []
         mask = []
@@ -121,8 +128,8 @@ class ChatFormat:
             mask += [False] * len(before) + [turn in learned] * len(answer)
             at = end
         rest = self._ids(text[at:], guard)
-        ids = ids + rest
-        mask = mask + [False] * len(rest)
+        ids += rest
+        mask += [False] * len(rest)
         if not any(mask):
             raise BarError(f"{where}: no assistant message, so nothing to learn; expected at least one")
         if all(mask):
@@ -145,22 +152,20 @@ class ChatFormat:
     def _answers(self, text: str, messages: list[dict], tools, where: str) -> dict[int, tuple[int, int]]:
         """Returns, by message, the span of ``text`` with an answer and its closing token; none for one that
         later turns rewrite."""
-        found = {}
-        for turn in [n for n, message in enumerate(messages) if message["role"] == "assistant"]:
+        spans = {}
+        for turn in _turns(messages):
             prompt = self._write(messages[:turn], tools, prompt=True, where=where)
-            closer = next(
-                (m for m in self._specials.finditer(text, len(prompt)) if m[0] in self._closers), None
-            )
+            specials = self._specials.finditer(text, len(prompt))
+            closer = next((match for match in specials if match[0] in self._closers), None)
             last = turn + 1 == len(messages)
             answered = text if last else self._write(messages[: turn + 1], tools, where=where)
             if closer and text.startswith(prompt) and answered.startswith(text[: closer.start()]):
-                found[turn] = len(prompt), closer.end()
-        return found
+                spans[turn] = len(prompt), closer.end()
+        return spans
 
     def _write(self, messages: list[dict], tools, *, where: str, prompt: bool = False) -> str:
-        from transformers.utils.chat_template_utils import (
-            render_jinja_template,
-        )  # here: two seconds, and texts need none
+        # Here: it takes two seconds, and texts need none.
+        from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             texts, _ = render_jinja_template(
@@ -213,22 +218,10 @@ class ChatFormat:
         """Returns the chat in the form that templates know: tools and the arguments of calls as objects."""
         if not isinstance(messages, list) or not messages:
             raise BarError(f"{where}: expected a non-empty list of messages, got {messages!r:.80}")
-        roles = ROLES[self.name]
-        checked = []
-        for number, message in enumerate(messages):
-            if not isinstance(message, dict) or message.get("role") not in roles or not _has_content(message):
-                wanted = f"a role of {', '.join(roles)} and text content"
-                raise BarError(f"{where}: message {number}: expected {wanted}, got {message!r:.80}")
-            # Without what is None, as transformers hands it over: Parquet rows name every key that any row
-            # has.
-            message = {key: value for key, value in message.items() if value is not None}
-            if self.name == "tulu" and any(message.get(key) for key in _CALLS):
-                raise BarError(
-                    f"{where}: message {number}: template tulu has no place for calls; use chatml, or an own one"
-                )
-            if calls := message.get("tool_calls"):
-                message["tool_calls"] = _calls(calls, f"{where}: message {number}")
-            checked.append(message)
+        checked = [
+            self._checked_message(message, f"{where}: message {number}")
+            for number, message in enumerate(messages)
+        ]
         first = next((m["role"] for m in messages if m["role"] not in ("system", "developer")), None)
         if first == "assistant":
             raise BarError(
@@ -236,15 +229,31 @@ class ChatFormat:
             )
         if isinstance(tools, str):
             tools = _json(tools, f"{where}: tools")
-        if tools is not None and (
-            not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools)
-        ):
+        objects = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+        if tools is not None and not objects:
             raise BarError(f"{where}: tools: expected a list of JSON schemas, got {tools!r:.80}")
         if tools and self.name == "tulu":
             raise BarError(
                 f"{where}: template tulu has no place for tools; use chatml, or the tokenizer's own"
             )
         return checked, tools
+
+    def _checked_message(self, message, where: str) -> dict:
+        roles = ROLES[self.name]
+        if not isinstance(message, dict) or message.get("role") not in roles or not _has_content(message):
+            wanted = f"a role of {', '.join(roles)} and text content"
+            raise BarError(f"{where}: expected {wanted}, got {message!r:.80}")
+        # Without what is None, as transformers hands it over: Parquet rows name every key that any row has.
+        message = {key: value for key, value in message.items() if value is not None}
+        if self.name == "tulu" and any(message.get(key) for key in _CALLS):
+            raise BarError(f"{where}: template tulu has no place for calls; use chatml, or an own one")
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = _calls(calls, where)
+        return message
+
+
+def _turns(messages: list[dict]) -> list[int]:
+    return [n for n, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 def _has_content(message: dict) -> bool:
@@ -256,7 +265,7 @@ def _has_content(message: dict) -> bool:
 def _calls(calls, where: str) -> list[dict]:
     if not isinstance(calls, list):
         raise BarError(f"{where}: tool_calls: expected a list, got {calls!r:.80}")
-    found = []
+    checked = []
     for call in calls:
         function = (call.get("function") or call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -265,8 +274,8 @@ def _calls(calls, where: str) -> list[dict]:
         arguments = _json(arguments, f"{where}: tool_calls") if isinstance(arguments, str) else arguments
         if not isinstance(arguments, dict):
             raise BarError(f"{where}: tool_calls: expected arguments by name, got {arguments!r:.80}")
-        found.append(call | {"function": function | {"arguments": arguments}})
-    return found
+        checked.append(call | {"function": function | {"arguments": arguments}})
+    return checked
 
 
 def _json(text: str, where: str):

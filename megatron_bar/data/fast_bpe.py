@@ -11,7 +11,13 @@ from itertools import pairwise
 
 import tiktoken
 
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UNUSUAL = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+_UNUSUAL += ("byte_fallback", "ignore_merges")
+"""Options of a BPE model that none may have set."""
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
 
@@ -22,17 +28,7 @@ def fast_encoder(spec: dict) -> Callable[[str], list[int]] | None:
     It raises ValueError for a text that its engine cannot split (a million blanks in a row).
     """
     model = spec["model"]
-    plain = model.get("type") == "BPE" and not any(
-        model.get(key)
-        for key in (
-            "dropout",
-            "unk_token",
-            "continuing_subword_prefix",
-            "end_of_word_suffix",
-            "byte_fallback",
-            "ignore_merges",
-        )
-    )
+    plain = model.get("type") == "BPE" and not any(model.get(key) for key in _UNUSUAL)
     if not plain or spec.get("normalizer") or not _splits_as_expected(spec.get("pre_tokenizer")):
         return None
     merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
@@ -41,14 +37,11 @@ def fast_encoder(spec: dict) -> Callable[[str], list[int]] | None:
     bytes_of = _byte_alphabet()
     ids = [vocab.get(left + right, -1) for left, right in merges]
     in_order = all(a < b for a, b in pairwise(ids)) and len(merges) == len(vocab) - len(bytes_of)
-    if (
-        not in_order
-        or not bytes_of.keys() <= vocab.keys()
-        or ids[:1] <= [max(vocab[char] for char in bytes_of)]
-    ):
+    if not in_order or not bytes_of.keys() <= vocab.keys():
         return None
-    # Added tokens that are not special are found in text, as tokenizers finds them; others cut like this need
-    # not be tried.
+    if ids[:1] <= [max(vocab[char] for char in bytes_of)]:
+        return None
+    # Added tokens that are not special are found in text, as tokenizers finds them, where they are plain.
     added = [token for token in spec["added_tokens"] if not token["special"]]
     if any(token[key] for token in added for key in ("single_word", "lstrip", "rstrip", "normalized")):
         return None

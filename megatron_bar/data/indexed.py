@@ -1,9 +1,10 @@
 """Token files: Megatron's .bin/.idx, checked before a token is believed, memory-mapped, never unpickled.
 
-    .idx   magic 9 bytes, version u64 = 1, dtype code u8, sequences u64, documents u64 (one more than there are),
-           sequence lengths i32, byte offsets i64, first sequence of each document i64 and the end
+    .idx   magic 9 bytes, version u64 = 1, dtype code u8, sequences u64, documents u64 (one more than there
+           are), sequence lengths i32, byte offsets i64, first sequence of each document i64 and the end
     .bin   the ids, end to end
-    .learn (ours, beside them; only where not every token is learnt) one byte a token: 1 where the model learns to produce it
+    .learn (ours, beside them; only where not every token is learnt) one byte a token: 1 where the model
+           learns to produce it
 
 Source of the format: megatron/core/datasets/indexed_dataset.py, whose own reader opens a .bin that is too
 short without a word.
@@ -108,14 +109,15 @@ def read_indexed(prefix: Path | str, *, vocab_size: int | None = None) -> Tokens
     ids = np.memmap(bin_path, dtype, "r") if found else np.empty(0, dtype)
     if vocab_size is not None:
         _check_ids(bin_path, ids, vocab_size)
-    learn = None
-    if learn_path.is_file():
-        if learn_path.stat().st_size != len(ids):
-            raise BarError(
-                f"{learn_path}: expected one byte for each of {len(ids):,} tokens, got {learn_path.stat().st_size:,}"
-            )
-        learn = np.memmap(learn_path, np.bool_, "r") if len(ids) else np.empty(0, bool)
+    learn = _read_learn(learn_path, len(ids)) if learn_path.is_file() else None
     return Tokens(ids=ids, starts=ends[documents], learn=learn)
+
+
+def _read_learn(path: Path, tokens: int) -> np.ndarray:
+    found = path.stat().st_size
+    if found != tokens:
+        raise BarError(f"{path}: expected one byte for each of {tokens:,} tokens, got {found:,}")
+    return np.memmap(path, np.bool_, "r") if tokens else np.empty(0, bool)
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
@@ -125,7 +127,8 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             start = _MAGIC[:7].decode()
             raise BarError(
-                f"{path}: not an index of Megatron's: expected {_HEADER.size} bytes from {start} on, got {header!r}"
+                f"{path}: not an index of Megatron's: expected {_HEADER.size} bytes from {start} on, "
+                f"got {header!r}"
             )
         _, version, code, sequences, documents = _HEADER.unpack(header)
         if version != _VERSION:
@@ -142,9 +145,14 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
         lengths = np.fromfile(file, np.int32, sequences)
         offsets = np.fromfile(file, np.int64, sequences)
         starts = np.fromfile(file, np.int64, documents)
-    packed = (
-        np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:sequences] * _CODES[code].itemsize
-    )
+    _check_index(path, lengths, offsets, starts, _CODES[code].itemsize)
+    return _CODES[code], lengths, starts
+
+
+def _check_index(path: Path, lengths, offsets, starts, itemsize: int) -> None:
+    """Raises unless sequences lie end to end and documents consist of all of them."""
+    sequences = len(lengths)
+    packed = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:sequences] * itemsize
     if not np.array_equal(offsets, packed):
         first = int(np.argmax(offsets != packed))
         end = f"byte {packed[first]:,}, where the one before it ends"
@@ -152,23 +160,16 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     whole = len(starts) > 0 and starts[0] == 0 and starts[-1] == sequences and (np.diff(starts) >= 0).all()
     if not whole:
         wanted = f"to begin at sequence 0, to rise and to end at {sequences:,}"
-        raise BarError(
-            f"{path}: documents expected {wanted}, got {np.array2string(starts, threshold=8, max_line_width=200)}"
-        )
-    return _CODES[code], lengths, starts
+        got = np.array2string(starts, threshold=8, max_line_width=200)
+        raise BarError(f"{path}: documents expected {wanted}, got {got}")
 
 
 def _check_ids(path: Path, ids: np.ndarray, vocab_size: int) -> None:
     block = 1 << 24
     for start in range(0, len(ids), block):
         part = ids[start : start + block]
-        bad = (
-            np.flatnonzero((part < 0) | (part >= vocab_size))
-            if part.min() < 0 or part.max() >= vocab_size
-            else ()
-        )
-        if len(bad):
-            at = start + int(bad[0])
+        if part.min() < 0 or part.max() >= vocab_size:
+            at = start + int(np.flatnonzero((part < 0) | (part >= vocab_size))[0])
             raise BarError(
                 f"{path}: token {at:,} expected within the vocabulary of {vocab_size:,}, got {int(ids[at])}"
             )

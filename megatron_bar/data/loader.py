@@ -54,11 +54,11 @@ class Order:
             parts = np.searchsorted(self.firsts, rows, side="right") - 1
             return [(int(part), row - int(self.firsts[part])) for part, row in zip(parts, rows, strict=True)]
         parts, counts = (index[places] for index in self.blend)
-        found = []
+        chosen = []
         for part, count in zip(parts.tolist(), counts.tolist(), strict=True):
             size = self.sizes[part]
-            found.append((part, int(self._shuffled(part, size, count // size)[count % size])))
-        return found
+            chosen.append((part, int(self._shuffled(part, size, count // size)[count % size])))
+        return chosen
 
     def _shuffled(self, part: int, size: int, epoch: int) -> np.ndarray:
         if (part, epoch) not in self._shuffles:
@@ -74,9 +74,8 @@ class Order:
 def _blend(weights: Sequence[float], places: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns for each place its part, and how often that part came before, as Megatron's blended data set
     has them."""
-    from megatron.core.datasets import (
-        helpers,
-    )  # here: importing Megatron takes seconds, and the tools of this layer need none
+    # Here: importing Megatron takes seconds, and the tools of this layer need none.
+    from megatron.core.datasets import helpers
 
     parts = np.zeros(places, np.int16)
     counts = np.zeros(places, np.int64)
@@ -102,7 +101,8 @@ class Loader:
     ):
         if global_batch % (micro_batch * data_size):
             raise BarError(
-                f"batch of {global_batch} rows is not divisible by micro-batch {micro_batch} x {data_size} data-parallel ranks"
+                f"batch of {global_batch} rows is not divisible "
+                f"by micro-batch {micro_batch} x {data_size} data-parallel ranks"
             )
         self.parts = parts
         self.global_batch = global_batch
@@ -110,9 +110,8 @@ class Loader:
         self.steps = steps
         per_rank = global_batch // data_size
         self._mine = slice(data_rank * per_rank, (data_rank + 1) * per_rank)
-        self._order = Order(
-            [len(part) for part in parts], seed=seed, weights=weights, places=steps * global_batch
-        )
+        sizes = [len(part) for part in parts]
+        self._order = Order(sizes, seed=seed, weights=weights, places=steps * global_batch)
         self._sources = list(dict.fromkeys(name for part in parts for name in part.sources))
 
     def step(self, number: int) -> StepBatches:

@@ -35,34 +35,24 @@ def prepare(
     others = {"task": "RLVR", "preference": "DPO"}
     if source.kind in others:
         raise BarError(
-            f"{place}: rows of {source.kind}s are for {others[source.kind]}; expected text, chats or token files"
+            f"{place}: rows of {source.kind}s are for {others[source.kind]}; "
+            "expected text, chats or token files"
         )
     options = Options(template=chats.name, seed=seed)
     stat = place.stat() if place.exists() else None
-    key = [
-        str(source.path),
-        source.kind,
-        source.share,
-        source.last_turn,
-        asdict(options),
-        chats.tokenizer.hash,
-        chats.template,
-    ]
+    key = [str(source.path), source.kind, source.share, source.last_turn, asdict(options)]
+    key += [chats.tokenizer.hash, chats.template]
     key += [stat.st_size, stat.st_mtime_ns] if stat else []
-    out = (
-        Path(cache)
-        / f"{source.place.name.partition('.')[0]}-{blake3(json.dumps(key).encode()).hexdigest()[:12]}"
-    )
+    digest = blake3(json.dumps(key).encode()).hexdigest()
+    out = Path(cache) / f"{source.place.name.partition('.')[0]}-{digest[:12]}"
     if not out.is_dir():
         large = place.is_dir() or (stat is not None and stat.st_size > SMALL)
+        processes = (os.cpu_count() or 1) if large else 1
         Path(cache).mkdir(parents=True, exist_ok=True)
-        found = preprocess(
-            source, root, chats.tokenizer.path, out, options, processes=(os.cpu_count() or 1) if large else 1
-        )
-        learnt = found["learnt"] / found["tokens"]
-        say(
-            f"tokens of {place}: {found['documents']:,} rows, {found['tokens']:,} tokens, {learnt:.1%} learnt"
-        )
+        made = preprocess(source, root, chats.tokenizer.path, out, options, processes=processes)
+        learnt = made["learnt"] / made["tokens"]
+        counts = f"{made['documents']:,} rows, {made['tokens']:,} tokens, {learnt:.1%} learnt"
+        say(f"tokens of {place}: {counts}")
     return out / "tokens"
 
 
@@ -89,11 +79,9 @@ def mix(
     if weights is not None:
         _check(weights, domains)
     if packing == "documents":
-        # By weight each domain keeps rows of its own; without, documents of all share rows and fill them
-        # best.
-        groups = (
-            [named] if weights is None else [[pair for pair in named if pair[0] == name] for name in domains]
-        )
+        groups = [[pair for pair in named if pair[0] == name] for name in domains]
+        if weights is None:
+            groups = [named]  # documents of all domains share rows, and so fill them best
         parts = [PackedRows(group, length, pad_id=pad_id, too_long=too_long) for group in groups]
         return Mixture(parts, None if weights is None else [weights[name] for name in domains])
     parts = [CutRows(name, tokens, length, masked=packing == "cut_masked") for name, tokens in named]

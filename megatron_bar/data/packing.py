@@ -43,11 +43,9 @@ class Batch:
         read as numbers."""
 
         def move(value: Tensor) -> Tensor:
-            return (
-                value.pin_memory().to(device, non_blocking=True)
-                if device.type == "cuda"
-                else value.to(device)
-            )
+            if device.type == "cuda":
+                return value.pin_memory().to(device, non_blocking=True)
+            return value.to(device)
 
         moved = {name: move(getattr(self, name)) for name in ("ids", "positions", "labels")}
         return replace(self, **moved, extras={name: move(value) for name, value in self.extras.items()})
@@ -92,7 +90,8 @@ class CutRows:
     def __post_init__(self):
         if len(self) < 1:
             raise BarError(
-                f"{self.name}: holds {len(self.tokens.ids)} tokens, fewer than one row of {self.length} and its last label"
+                f"{self.name}: holds {len(self.tokens.ids)} tokens, "
+                f"fewer than one row of {self.length} and its last label"
             )
 
     @property
@@ -184,9 +183,8 @@ class PackedRows:
         return self._order[self._row_starts[number] : self._row_starts[number + 1]].tolist()
 
     def source_tokens(self, index):
-        documents = np.concatenate([np.empty(0, np.int64), *(self.row(n) for n in index if n >= 0)]).astype(
-            np.int64
-        )
+        rows = [self.row(n) for n in index if n >= 0]
+        documents = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int64)
         part = np.searchsorted(self._firsts, documents, side="right") - 1
         return np.bincount(part, weights=self._sizes[documents], minlength=len(self.parts)).astype(np.int64)
 
@@ -236,7 +234,8 @@ class PairRows(PackedRows):
     ):
         if too_long == "truncate":
             raise BarError(
-                f"{', '.join(name for name, _ in named)}: a pair cannot be cut; too_long expected drop or error, got truncate"
+                f"{', '.join(name for name, _ in named)}: a pair cannot be cut; "
+                "too_long expected drop or error, got truncate"
             )
         super().__init__(named, length, pad_id=pad_id, too_long=too_long)
 

@@ -152,7 +152,8 @@ def _dtype(wanted: str | None, tokenizer) -> np.dtype:
     found = id_dtype(tokenizer.vocab_size)
     if wanted == "uint16" and tokenizer.vocab_size > 1 << 16:
         raise BarError(
-            f"{tokenizer.path}: a vocabulary of {tokenizer.vocab_size:,} does not fit uint16, which ends at 65,535"
+            f"{tokenizer.path}: a vocabulary of {tokenizer.vocab_size:,} does not fit uint16, "
+            "which ends at 65,535"
         )
     return np.dtype(wanted) if wanted else found
 
@@ -308,7 +309,8 @@ class _Maker:
             )
             part = slice(max(0, at - 10), at + 10)
             raise BarError(
-                f"{where}: its tokens do not decode to it: at character {at} {wanted[part]!r} became {found[part]!r}"
+                f"{where}: its tokens do not decode to it: "
+                f"at character {at} {wanted[part]!r} became {found[part]!r}"
             )
 
 

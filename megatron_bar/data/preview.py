@@ -59,18 +59,17 @@ def preview(
 
 
 def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
-    found = []
+    documents = []
     for where, raw in islice(raw_rows(source, Path()), rows):
         row = parse(raw, source.kind, where)
         if source.kind == "text":
             ids = [*chats.tokenizer.encode_text(row["text"]), chats.tokenizer.eos_id]
-            found.append((ids, [True] * len(ids)))
+            documents.append((ids, [True] * len(ids)))
         else:
-            chat = chats.render(
-                row["messages"], tools=row.get("tools"), last_turn=source.last_turn, where=where
-            )
-            found.append((chat.ids, chat.mask))
-    return in_memory(found)
+            messages = row["messages"]
+            chat = chats.render(messages, tools=row.get("tools"), last_turn=source.last_turn, where=where)
+            documents.append((chat.ids, chat.mask))
+    return in_memory(documents)
 
 
 def row_text(batch: Batch, tokenizer) -> Text:
@@ -104,7 +103,9 @@ def _spans(ids, trained, documents, special) -> list[_Span]:
     for n, (token, learn, document) in enumerate(zip(ids, trained, documents, strict=True)):
         if document < 0:
             break
-        style = f"{SPECIAL} {TRAINED if learn else READ}" if token in special else TRAINED if learn else READ
+        style = TRAINED if learn else READ
+        if token in special:
+            style = f"{SPECIAL} {style}"
         if not spans or token in special or spans[-1].style != style or spans[-1].ends:
             spans.append(_Span(style, token in special))
         spans[-1].ids.append(token)
@@ -113,20 +114,13 @@ def _spans(ids, trained, documents, special) -> list[_Span]:
 
 
 def statistics(named: Sequence[tuple[str, Tokens]], length: int) -> Table:
-    table = Table(
-        "source", "documents", "tokens", "learnt", "least", "shortest", "mean", "longest", f"over {length}"
-    )
+    columns = ("source", "documents", "tokens", "learnt", "least", "shortest", "mean", "longest")
+    table = Table(*columns, f"over {length}")
     for name, tokens in named:
         sizes = tokens.lengths
         learn = np.ones(len(tokens.ids), bool) if tokens.learn is None else np.asarray(tokens.learn, bool)
         shares = [learn[a:b].mean() for a, b in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)]
-        cells = (
-            len(tokens),
-            len(tokens.ids),
-            f"{learn.mean():.1%}",
-            f"{min(shares):.1%}",
-            sizes.min(),
-            f"{sizes.mean():.0f}",
-        )
-        table.add_row(name, *map(str, (*cells, sizes.max(), (sizes > length).sum())))
+        cells = [len(tokens), len(tokens.ids), f"{learn.mean():.1%}", f"{min(shares):.1%}"]
+        cells += [sizes.min(), f"{sizes.mean():.0f}", sizes.max(), (sizes > length).sum()]
+        table.add_row(name, *map(str, cells))
     return table

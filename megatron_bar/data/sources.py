@@ -87,17 +87,16 @@ Raw = tuple[str, bytes | dict]
 
 def raw_rows(source: Source, root: Path) -> Iterator[Raw]:
     """Yields every row of ``source`` up to its limit, in order."""
-    rows = _rows(Path(root) / source.place, str(source.place))
+    path = Path(root) / source.place
     limit = source.limit
-    taken = -1
-    for taken, row in enumerate(islice(rows, limit)):  # noqa: B007
+    taken = 0
+    for row in islice(_rows(path, str(source.place)), limit):
         yield row
-    if taken < 0:
-        raise BarError(f"{Path(root) / source.place}: expected at least one row, got none")
-    if limit is not None and taken + 1 < limit:
-        raise BarError(
-            f"{Path(root) / source.place}: expected {limit} rows, as asked for by #{limit}, got {taken + 1}"
-        )
+        taken += 1
+    if taken == 0:
+        raise BarError(f"{path}: expected at least one row, got none")
+    if limit is not None and taken < limit:
+        raise BarError(f"{path}: expected {limit} rows, as asked for by #{limit}, got {taken}")
 
 
 def taken_rows(source: Source, root: Path, *, seed: int) -> Iterable[int] | None:
@@ -154,7 +153,8 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
     for key, wanted in KEYS[kind].items():
         if key not in row:
             raise BarError(
-                f"{where}: expected a row with {', '.join(KEYS[kind])}; {key} is missing, got {list(row)!r:.100}"
+                f"{where}: expected a row with {', '.join(KEYS[kind])}; "
+                f"{key} is missing, got {list(row)!r:.100}"
             )
         if not isinstance(row[key], wanted):
             raise BarError(f"{where}: {key} must be {_called(wanted)}, got {type(row[key]).__name__}")
@@ -175,31 +175,30 @@ def _from_published(row: dict, where: str) -> dict:
         if not isinstance(name, str) or name.lower() not in PUBLISHED:
             known = ", ".join(PUBLISHED)
             raise BarError(
-                f"{where}: expected a verifier, or a dataset out of {known} beside ground_truth, got {source!r:.100}"
+                f"{where}: expected a verifier, or a dataset out of {known} beside ground_truth, "
+                f"got {source!r:.100}"
             )
         row["verifier"] = PUBLISHED[name.lower()]
-    return row | {
-        "truth": truth[0]
-        if isinstance(truth, list) and len(truth) == 1 and isinstance(source, list)
-        else truth
-    }
+    in_list = isinstance(truth, list) and len(truth) == 1 and isinstance(source, list)
+    return row | {"truth": truth[0] if in_list else truth}
 
 
 def _from_whole_chats(row: dict, where: str) -> dict:
     """Translates a preference whose ``chosen`` and ``rejected`` are whole chats, so do not begin with an
     answer, into our form."""
-    chats = [row.get(name) for name in ANSWERS]
-    if not all(
-        isinstance(chat, list) and chat and _role(chat[0]) not in (None, "assistant") for chat in chats
-    ):
+    chosen, rejected = (row.get(name) for name in ANSWERS)
+    if not _is_whole_chat(chosen) or not _is_whole_chat(rejected):
         return row
-    chosen, rejected = chats
     if chosen[:-1] != rejected[:-1]:
         got = f"{len(chosen)} and {len(rejected)} messages, of which others differ too"
         raise BarError(
             f"{where}: chosen and rejected expected to be the same chat up to its last message, got {got}"
         )
     return row | {"messages": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+
+
+def _is_whole_chat(value) -> bool:
+    return isinstance(value, list) and bool(value) and _role(value[0]) not in (None, "assistant")
 
 
 def _answer(value, where: str) -> dict:
@@ -225,14 +224,12 @@ def _rows(path: Path, name: str) -> Iterator[Raw]:
     if path.is_dir():
         return _folder_rows(path)
     if not path.exists():
-        if (
-            re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name)
-            and not _LINES.search(name)
-            and not name.endswith(".parquet")
-        ):
+        is_file = _LINES.search(name) or name.endswith(".parquet")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) and not is_file:
             return _hub_rows(name)
         raise BarError(
-            f"{path}: not found; expected a JSONL or Parquet file, a folder of them, or a hub data set (owner/name), got none"
+            f"{path}: not found; expected a JSONL or Parquet file, a folder of them, "
+            "or a hub data set (owner/name), got none"
         )
     if path.suffix == ".parquet":
         return _parquet_rows(path)
@@ -247,9 +244,8 @@ def _folder_rows(path: Path) -> Iterator[Raw]:
 
         yield from _dataset_rows(_library(path, partial(load_from_disk, str(path))), str(path))
         return
-    files = sorted(
-        p for p in path.rglob("*") if p.is_file() and (p.suffix == ".parquet" or _LINES.search(p.name))
-    )
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in files if file.suffix == ".parquet" or _LINES.search(file.name)]
     if not files:
         raise BarError(
             f"{path}: expected JSONL or Parquet files, or a data set saved by datasets, found none"
@@ -262,8 +258,8 @@ def _hub_rows(name: str) -> Iterator[Raw]:
     from datasets import load_dataset  # as above
 
     repository, _, split = name.partition(":")
-    found = _library(name, partial(load_dataset, repository, split=split or "train"))
-    yield from _dataset_rows(found, name)
+    dataset = _library(name, partial(load_dataset, repository, split=split or "train"))
+    yield from _dataset_rows(dataset, name)
 
 
 def _library(name: Path | str, load):
@@ -275,12 +271,12 @@ def _library(name: Path | str, load):
         ) from None
 
 
-def _dataset_rows(found, name: str) -> Iterator[Raw]:
+def _dataset_rows(dataset, name: str) -> Iterator[Raw]:
     from datasets import Dataset
 
-    if not isinstance(found, Dataset):
-        raise BarError(f"{name}: expected one split, got {', '.join(found)}; name the folder of the split")
-    for number, row in enumerate(found, 1):
+    if not isinstance(dataset, Dataset):
+        raise BarError(f"{name}: expected one split, got {', '.join(dataset)}; name the folder of the split")
+    for number, row in enumerate(dataset, 1):
         yield f"{name}:{number}", row
 
 

@@ -77,9 +77,8 @@ class BpeText(_Text):
         """Encodes many at once."""
         if self.fast is not None:
             return [self.encode_text(text) for text in texts]
-        return [
-            encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text, without special tokens."""
@@ -127,21 +126,16 @@ def _load_bpe(file: Path) -> BpeText:
         tokenizer = Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
         raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
-    special = {
-        token.content: number
-        for number, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special
-    }
+    added = tokenizer.get_added_tokens_decoder().items()
+    special = {token.content: number for number, token in added if token.special}
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
     beside = file.parent / "tokenizer_config.json"
     config = _read_config(beside)
-    names = {
-        key: _token_name(beside, config, key, default)
-        for key, default in (("eos_token", END), ("pad_token", PAD))
-    }
-    for key, name in names.items():
+    eos = _token_name(beside, config, "eos_token", END)
+    pad = _token_name(beside, config, "pad_token", PAD)
+    for key, name in (("eos_token", eos), ("pad_token", pad)):
         if tokenizer.token_to_id(name) is None:
             raise BarError(f"{file}: {key} {name!r} is not in the vocabulary")
         if name not in special:
@@ -152,11 +146,11 @@ def _load_bpe(file: Path) -> BpeText:
         path=file,
         tokenizer=tokenizer,
         fast=fast_encoder(spec),
-        eos_id=special[names["eos_token"]],
-        pad_id=special[names["pad_token"]],
+        eos_id=special[eos],
+        pad_id=special[pad],
         special=special,
-        bos=_token_name(beside, config, "bos_token", names["eos_token"]),
-        eos=names["eos_token"],
+        bos=_token_name(beside, config, "bos_token", eos),
+        eos=eos,
         template=_chat_template(file.parent, config),
     )
 
@@ -180,16 +174,15 @@ def _chat_template(folder: Path, config: dict) -> str | None:
             return file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise BarError(f"{file}: expected UTF-8 text, got {error}") from None
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        found = next(
-            (e.get("template") for e in found if isinstance(e, dict) and e.get("name") == "default"), None
-        )
-    if found is not None and not isinstance(found, str):
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
         raise BarError(
-            f"{folder / 'tokenizer_config.json'}: chat_template expected a string, got {found!r:.100}"
+            f"{folder / 'tokenizer_config.json'}: chat_template expected a string, got {template!r:.100}"
         )
-    return found
+    return template
 
 
 def _read_config(file: Path) -> dict:
@@ -237,12 +230,9 @@ def train_tokenizer(texts: Iterable[str], out: Path | str, *, vocab_size: int) -
     """Trains a byte-level BPE on ``texts`` and writes a folder that transformers.AutoTokenizer loads."""
     out = Path(out)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    pieces = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,

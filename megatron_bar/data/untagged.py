@@ -24,22 +24,8 @@ GOODS = FOODS + CRAFTS
 PEOPLE = NAMES[:8]
 ROOMS = PLACES[:4]
 NUMBERS = (
-    *(
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-    ),
-    *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
 )
 """Numbers as words: a token each."""
 FRAMES = (
@@ -142,15 +128,11 @@ def _answer(kind: str, a: str, b: str, x: int, y: int, known: dict[str, Table]) 
     if kind == "more":
         return some(x, a) if x > y else some(y, b)
     if kind == "double":
-        x = 2 * x
-        y = 2 * y
+        return f"{some(2 * x, a)} and {some(2 * y, b)}"
     if kind == "fill":
-        x = 10 - x
-        y = 10 - y
-    if kind in known:
-        a = known[kind][a]
-        b = known[kind][b]
-    return f"{some(x, a)} and {some(y, b)}"
+        return f"{some(10 - x, a)} and {some(10 - y, b)}"
+    table = known.get(kind, {})
+    return f"{some(x, table.get(a, a))} and {some(y, table.get(b, b))}"
 
 
 def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
@@ -168,7 +150,8 @@ def pretraining(seed: int, count: int) -> Iterator[str]:
     draw = samplers(seed)
     for _ in range(count):
         goods = [some(rng.randrange(1, 19), good) for good in rng.sample(GOODS, rng.choice((2, 2, 3, 4)))]
-        n, m, said = *rng.sample(PEOPLE, 2), " and ".join(goods)
+        n, m = rng.sample(PEOPLE, 2)
+        said = " and ".join(goods)
         form = rng.random()
         if form < 0.25:
             yield "\n".join([f"It is {said}"] * rng.choice((2, 3)))
@@ -194,11 +177,11 @@ def drawn(seed: int, stage: str, skill: str, count: int, side: Side = "training"
     rng = Random(f"{seed}/{stage}/{skill}")
     split = Split(seed=seed)
     draw = samplers(seed)[skill]
-    found = {}
-    while len(found) < count:
+    examples = {}
+    while len(examples) < count:
         example = split.draw(draw, rng, side)
-        found.setdefault(example.key, example)
-    return list(found.values())
+        examples.setdefault(example.key, example)
+    return list(examples.values())
 
 
 def build(out: Path | str, *, seed: int, sizes: UntaggedSizes = UntaggedSizes()) -> Path:
@@ -214,10 +197,8 @@ def build(out: Path | str, *, seed: int, sizes: UntaggedSizes = UntaggedSizes())
         _write(out / f"sft_{skill}.jsonl", taught)
         unseen = drawn(seed, "validation", skill, sizes.validation, "validation")
         _write(out / f"validation_{skill}.jsonl", (example.chat(skill) for example in unseen))
-        _write(
-            out / f"test_{skill}.jsonl",
-            (example.task() for example in drawn(seed, "test", skill, sizes.test, "test")),
-        )
+        tests = drawn(seed, "test", skill, sizes.test, "test")
+        _write(out / f"test_{skill}.jsonl", (example.task() for example in tests))
     train_tokenizer(texts, out / "tokenizer", vocab_size=sizes.vocabulary)
     return out
 

@@ -27,21 +27,18 @@ _tensor_type = torch.Tensor.type
 def device() -> torch.device:
     """Returns where tensors live: this process's CUDA device if there is one, else the CPU. The one place
     that asks."""
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def device_name() -> str:
     """Returns the name of the GPU or the processor, as it calls itself."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    found = re.search(
-        r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    return found[1] if found else platform.machine()
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    name = re.search(r"^model name\s*: (.+)$", about, re.MULTILINE)
+    return name[1] if name else platform.machine()
 
 
 def backend() -> str:
@@ -68,20 +65,8 @@ class _NoStream:
 
 
 _FACTORIES = (
-    *(
-        "arange",
-        "empty",
-        "eye",
-        "full",
-        "linspace",
-        "ones",
-        "rand",
-        "randint",
-        "randn",
-        "randperm",
-        "tensor",
-        "zeros",
-    ),
+    *("arange", "empty", "eye", "full", "linspace", "ones", "tensor", "zeros"),
+    *("rand", "randint", "randn", "randperm"),
     *("empty_like", "full_like", "ones_like", "zeros_like"),
 )
 
@@ -128,9 +113,8 @@ def _exchange_in_place(buffers) -> None:
 
     def gather(buffer, shard, *, group, async_op):
         if group.size() > 1:
-            started.extend(
-                group.broadcast(part, root) for root, part in enumerate(buffer.chunk(group.size()))
-            )
+            shards = buffer.chunk(group.size())
+            started.extend(group.broadcast(part, root) for root, part in enumerate(shards))
 
     def reduce(shard, buffer, *, op, group, async_op):
         if group.size() > 1:
@@ -165,7 +149,11 @@ def install() -> None:
     _device_constructors()
     for name in _FACTORIES:  # not a TorchFunctionMode: that would slow down every operation of every step
         setattr(torch, name, _on_cpu(getattr(torch, name)))
+    _adapt_megatron()
 
+
+def _adapt_megatron() -> None:
+    """Replaces what Megatron does on a GPU alone; torch must be redirected before it is imported."""
     with warnings.catch_warnings():
         # Megatron says of every optional CUDA library that it is not there.
         warnings.simplefilter("ignore")

@@ -43,6 +43,7 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify(name: str, response: str, truth) -> float:
+    """Returns the score of ``response`` by the verifier ``name``; a verifier that fails is a BarError."""
     try:
         score = _verifier(name).verify(response, truth)
         assert 0.0 <= score <= 1.0, f"score {score}"
@@ -50,7 +51,8 @@ def verify(name: str, response: str, truth) -> float:
         raise
     except Exception as error:
         raise BarError(
-            f"verifier {name}: {type(error).__name__}: {error}; on the answer {response!r:.200} and the truth {truth!r:.200}"
+            f"verifier {name}: {type(error).__name__}: {error}; "
+            f"on the answer {response!r:.200} and the truth {truth!r:.200}"
         ) from error
     return score
 

@@ -2,8 +2,8 @@
 
 truth is one of
 - {"function": name, "tests": [[arguments, expected], ...]}: the function's values, exactly;
-- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; white space at the ends of lines
-  and of the output does not count, and a run that fails is a wrong one;
+- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; white space at the ends of
+  lines and of the output does not count, and a run that fails is a wrong one;
 - ["assert name(arguments) == expected", ...], or that list as JSON text, as published sets have it: plain
   values only;
 the first two perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of the tests
@@ -61,10 +61,10 @@ def check(truth) -> tuple[Callable[[str], int], int, float]:
     truth = _from_asserts(truth)
     kinds = {"function", "tests"}, {"stdin_tests"}
     if not isinstance(truth, dict) or truth.keys() - {"pass_fraction"} not in kinds:
-        wanted = (
-            "a dict of function and tests, or of stdin_tests, and perhaps pass_fraction; or a list of asserts"
+        raise BarError(
+            "code truth: expected a dict of function and tests, or of stdin_tests, and perhaps pass_fraction"
+            f"; or a list of asserts, found {truth!r:.200}"
         )
-        raise BarError(f"code truth: expected {wanted}, found {truth!r:.200}")
     fraction = truth.get("pass_fraction", 1.0)
     if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 < fraction <= 1:
         raise BarError(f"code truth: expected a pass_fraction above 0 and up to 1, found {fraction!r:.200}")
@@ -103,11 +103,8 @@ def _of_function(function, tests) -> Callable[[str], int]:
 
 def _of_stdin(tests) -> Callable[[str], int]:
     for test in tests:
-        if (
-            not isinstance(test, list | tuple)
-            or len(test) != 2
-            or not all(isinstance(text, str) for text in test)
-        ):
+        pair = isinstance(test, list | tuple) and len(test) == 2
+        if not pair or not all(isinstance(text, str) for text in test):
             raise BarError(
                 f"code truth: expected a stdin test as [input, output], two texts, found {test!r:.200}"
             )
@@ -118,9 +115,8 @@ def _of_stdin(tests) -> Callable[[str], int]:
             outcome = sandbox.run(program, stdin=given.encode("utf-8", "replace"), limits=LIMITS)
             if outcome.stopped or outcome.exit_code > 128:
                 break
-            passed += outcome.exit_code == 0 and _lines(outcome.stdout.decode("utf-8", "replace")) == _lines(
-                wanted
-            )
+            printed = outcome.stdout.decode("utf-8", "replace")
+            passed += outcome.exit_code == 0 and _lines(printed) == _lines(wanted)
         return passed
 
     return right

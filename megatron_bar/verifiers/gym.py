@@ -38,11 +38,11 @@ def check(truth):
     """Raises also unless the scorer gives the entry's own answer something. Data sets without one answer have
     none in their entries."""
     dataset, entry = _parse_truth(truth)
-    if isinstance(entry["answer"], str) and not fork_server.server("gym_child").ask(
-        dataset, entry["answer"], entry
-    ):
+    answer = entry["answer"]
+    if isinstance(answer, str) and not fork_server.server("gym_child").ask(dataset, answer, entry):
         raise BarError(
-            f"reasoning_gym truth: expected an entry whose own answer scores, found {entry!r:.200} of {dataset}"
+            "reasoning_gym truth: expected an entry whose own answer scores, "
+            f"found {entry!r:.200} of {dataset}"
         )
 
 
@@ -55,11 +55,8 @@ def answer_in(response: str) -> str:
 
 
 def _parse_truth(truth) -> tuple[str, dict]:
-    if (
-        not isinstance(truth, dict)
-        or truth.keys() != {"dataset", "entry"}
-        or not isinstance(truth["dataset"], str)
-    ):
+    fields = isinstance(truth, dict) and truth.keys() == {"dataset", "entry"}
+    if not fields or not isinstance(truth["dataset"], str):
         raise BarError(
             f"reasoning_gym truth: expected a dict of dataset (a name) and entry, found {truth!r:.200}"
         )
@@ -67,7 +64,8 @@ def _parse_truth(truth) -> tuple[str, dict]:
     entry = truth["entry"]
     if dataset in EVALUATED:
         raise BarError(
-            f"reasoning_gym truth: expected a data set whose scorer evaluates no text as Python, found {dataset}"
+            "reasoning_gym truth: expected a data set whose scorer evaluates no text as Python, "
+            f"found {dataset}"
         )
     if dataset not in _datasets():
         raise BarError(f"reasoning_gym truth: expected a data set of reasoning-gym, found {dataset!r:.100}")
@@ -88,6 +86,7 @@ def _parse_truth(truth) -> tuple[str, dict]:
 def _datasets() -> frozenset[str]:
     if importlib.util.find_spec("reasoning_gym") is None:
         raise BarError(
-            "reasoning_gym verifier: package reasoning-gym expected, not found; pip install 'megatron_bar[gym]'"
+            "reasoning_gym verifier: package reasoning-gym expected, not found; "
+            "pip install 'megatron_bar[gym]'"
         )
     return frozenset(importlib.import_module("reasoning_gym.factory").DATASETS)

@@ -33,11 +33,8 @@ def _parse(constraint) -> tuple[Callable[..., bool], dict]:
         )
     holds = CONSTRAINTS[kind]
     fields = {name: value for name, value in constraint.items() if name != "kind"}
-    wanted = {
-        name: p.annotation
-        for name, p in inspect.signature(holds).parameters.items()
-        if p.kind is p.KEYWORD_ONLY
-    }
+    parameters = inspect.signature(holds).parameters.items()
+    wanted = {name: p.annotation for name, p in parameters if p.kind is p.KEYWORD_ONLY}
     if fields.keys() != wanted.keys() or not all(_fits(fields[name], kind) for name, kind in wanted.items()):
         spelled = ", ".join(f"{name} ({kind.__name__})" for name, kind in wanted.items()) or "no field"
         raise BarError(f"instruction truth: {kind} expects {spelled}, found {fields!r:.200}")

@@ -35,16 +35,18 @@ DEEPEST = 8
 
 COMMAND = re.compile(r"\\[A-Za-z]+")
 NOTATION = frozenset(
-    r"""\frac \dfrac \tfrac \cdot \times \div \pm \mp \left \right \text \mathrm \mathbf \mathbb \infty \cup \cap \in \le \leq \ge
-    \geq \lt \gt \ne \neq \emptyset \varnothing \quad \circ \degree \begin \end \alpha \beta \gamma \delta \epsilon \theta \lambda
-    \mu \nu \rho \sigma \tau \phi \varphi \omega \angle \to \rightarrow \land \lor \wedge \vee \mid \setminus""".split()
+    r"""\frac \dfrac \tfrac \cdot \times \div \pm \mp \left \right \text \mathrm \mathbf \mathbb
+    \infty \cup \cap \in \le \leq \ge \geq \lt \gt \ne \neq \emptyset \varnothing \quad \circ
+    \degree \begin \end \alpha \beta \gamma \delta \epsilon \theta \lambda \mu \nu \rho \sigma \tau
+    \phi \varphi \omega \angle \to \rightarrow \land \lor \wedge \vee \mid \setminus""".split()
 )
 """Commands an answer may be written with; functions and roots must occur in a constant truth."""
 FUNCTIONS = frozenset(
     r"\sqrt \pi \sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \sinh \cosh \tanh \ln \log \exp".split()
 )
 UNEVALUATED = re.compile(
-    r"\\(?:sum|prod|i*nt|oint|lim|limsup|liminf|gcd|lcm|det|max|min|sup|inf|operatorname|partial|nabla|[bp]?mod|pod|prime)(?![a-z])"
+    r"\\(?:sum|prod|i*nt|oint|lim|limsup|liminf|gcd|lcm|det|max|min|sup|inf|operatorname|partial|nabla"
+    r"|[bp]?mod|pod|prime)(?![a-z])"
     r"|(?<![a-z\\])(?:gcd|lcm|mod|sum|prod|lim|diff|integrate|int|max|min)(?![a-z])"
     r"|frac\s*\{\s*d[^{}]*\}\s*\{\s*d\s*\\?[a-z]|\bd\s*/\s*d\s*[a-z]|'\s*\(",
     re.IGNORECASE,
@@ -75,11 +77,8 @@ def check(truth) -> str:
         raise BarError(f"math truth: expected a number or a text, found {truth!r:.200}")
     text = str(Fraction(str(truth))) if isinstance(truth, float) else str(truth)
     cleaned = _clean(text) if len(text) <= LONGEST else ""
-    if (
-        not cleaned
-        or not re.search(r"[\w\\]", cleaned)
-        or re.fullmatch(r"[-+]?(?:inf|infinity|nan|none|null)", cleaned, re.IGNORECASE)
-    ):
+    nothing = re.fullmatch(r"[-+]?(?:inf|infinity|nan|none|null)", cleaned, re.IGNORECASE)
+    if nothing or not re.search(r"[\w\\]", cleaned):
         raise BarError(
             f"math truth: expected a number or a text of up to {LONGEST} characters, found {truth!r:.200}"
         )
@@ -140,6 +139,7 @@ def _is_bomb(text: str) -> bool:
 def _server() -> fork_server.ForkServer:
     if importlib.util.find_spec("math_verify") is None:
         raise BarError(
-            "math verifier: package math-verify expected for symbolic answers, not found; pip install math-verify"
+            "math verifier: package math-verify expected for symbolic answers, not found; "
+            "pip install math-verify"
         )
     return fork_server.server("math_child")

@@ -24,6 +24,8 @@ TAGS = re.compile(r"<function_calls>(.*?)(?:</function_calls>|\Z)", re.DOTALL)
 CALL_IN_TEXT = re.compile(r"\w\(")
 LONGEST = 20_000
 """Characters of an answer; a longer one is no call, and reading it could take long."""
+# What json and ast raise on text that they cannot read.
+UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
 Call = tuple[str, dict]
 
 
@@ -42,19 +44,14 @@ def calls_in(response: str) -> list[Call]:
     tagged = TAGS.findall(response)
     try:
         return [call for text in tagged or [response] for call in _calls(text)]
-    except (
-        ValueError,
-        SyntaxError,
-        RecursionError,
-        MemoryError,
-    ):  # what json and ast raise on text they cannot read
+    except UNREADABLE:
         return []
 
 
 def _calls(text: str) -> list[Call]:
     try:
         return _python_calls(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except UNREADABLE:
         return _json_calls(text)
 
 
@@ -66,11 +63,8 @@ def _json_calls(text: str) -> list[Call]:
     while (start := text.find("{", at)) >= 0:
         beside.append(text[at:start])
         value, at = decoder.raw_decode(text, start)
-        if (
-            value.keys() != {"name", "arguments"}
-            or type(value["name"]) is not str
-            or type(value["arguments"]) is not dict
-        ):
+        fields = value.keys() == {"name", "arguments"}
+        if not fields or type(value["name"]) is not str or type(value["arguments"]) is not dict:
             raise _Unreadable("an object that is no call")
         calls.append((value["name"], value["arguments"]))
     if CALL_IN_TEXT.search(" ".join([*beside, text[at:]])):
@@ -100,9 +94,8 @@ def _python_calls(text: str) -> list[Call]:
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
         raise _Unreadable("no call by keyword")
-    return ast.unparse(node.func), _object(
-        [(keyword.arg, _value(keyword.value)) for keyword in node.keywords]
-    )
+    arguments = [(keyword.arg, _value(keyword.value)) for keyword in node.keywords]
+    return ast.unparse(node.func), _object(arguments)
 
 
 def _value(node: ast.expr):
@@ -145,9 +138,8 @@ def _fits(call: Call, wanted: tuple[str, dict, frozenset]) -> bool:
     required = wanted_arguments.keys() - optional
     if name != wanted_name or not required <= arguments.keys() <= wanted_arguments.keys() | optional:
         return False
-    return all(
-        _equal(value, wanted_arguments[key]) for key, value in arguments.items() if key in wanted_arguments
-    )
+    judged = arguments.keys() & wanted_arguments.keys()
+    return all(_equal(arguments[key], wanted_arguments[key]) for key in judged)
 
 
 def _equal(a, b) -> bool:
@@ -178,7 +170,8 @@ def _parse_call(call) -> tuple[str, dict, frozenset]:
     known = fields.keys() <= {"name", "arguments", "optional"}
     if not (known and names_optional and isinstance(name, str) and name and isinstance(arguments, dict)):
         raise BarError(
-            f"tool_call truth: expected name, arguments (an object) and perhaps optional (names), found {call!r:.200}"
+            "tool_call truth: expected name, arguments (an object) and perhaps optional (names), "
+            f"found {call!r:.200}"
         )
     try:
         json.dumps(arguments, allow_nan=False)

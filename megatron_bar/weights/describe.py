@@ -44,15 +44,13 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
         f"{path}: Hugging Face folder, {len(files)} weight file(s), {folder.nbytes:,} bytes",
         *_shape(folder.config),
     ]
-    lines.append(
-        f"beside the weights: {', '.join(file.name for file in companions(path)) or 'nothing (no tokenizer)'}"
-    )
+    beside = ", ".join(file.name for file in companions(path))
+    lines.append(f"beside the weights: {beside or 'nothing (no tokenizer)'}")
     lines += _lineage(manifest) if manifest else [f"lineage: unknown (no {MANIFEST})"]
     if hashes:
         units = Proven.open(folder).prove(progress)
-        lines += tick_table(
-            folder.tensors, "equals its receipt" if manifest else "finite; no receipts to compare with"
-        )
+        claim = "equals its receipt" if manifest else "finite; no receipts to compare with"
+        lines += tick_table(folder.tensors, claim)
         if manifest and manifest.frozen:
             _check_certificate(path, manifest.frozen, units)
         if manifest and manifest.config_hash != config_hash(folder.config):
@@ -85,7 +83,8 @@ def _check_certificate(path: Path, frozen: Certificate, units: Units) -> None:
     found = policy and combine(units, policy.freezes)
     if found != frozen.hash:
         raise BarError(
-            f"{path / MANIFEST}: frozen by {frozen.policy!r} expected tensors with hash {frozen.hash}, got {found}"
+            f"{path / MANIFEST}: frozen by {frozen.policy!r} expected tensors with hash {frozen.hash}, "
+            f"got {found}"
         )
 
 
@@ -137,8 +136,8 @@ def routing_in_words(config: ModelConfig) -> str:
 
 def _lineage(manifest: Manifest) -> list[str]:
     lines = [
-        f"kind: {manifest.kind}, written by stage {manifest.stage or 'unknown'}, recipe {manifest.recipe or 'none'},"
-        f" version {manifest.tool_version}"
+        f"kind: {manifest.kind}, written by stage {manifest.stage or 'unknown'}, "
+        f"recipe {manifest.recipe or 'none'}, version {manifest.tool_version}"
     ]
     for expert in manifest.experts:
         lines.append(f"expert {expert.index}: {expert.name}, stages: {' > '.join(expert.stages) or 'none'}")
@@ -147,11 +146,13 @@ def _lineage(manifest: Manifest) -> list[str]:
     if manifest.frozen:
         frozen = manifest.frozen
         lines.append(
-            f"frozen by {frozen.policy} and bit-identical: {frozen.units} tensors and router rows (hash {frozen.hash})"
+            f"frozen by {frozen.policy} and bit-identical: "
+            f"{frozen.units} tensors and router rows (hash {frozen.hash})"
         )
     if manifest.router_stale:
         lines.append(
-            "router: STALE, experts were added, replaced or removed since it was trained; run the router stage"
+            "router: STALE, experts were added, replaced or removed since it was trained; "
+            "run the router stage"
         )
     if manifest.anchor_hash:
         lines.append(f"anchor hash recorded at the branch: {manifest.anchor_hash}")

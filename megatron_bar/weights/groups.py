@@ -99,21 +99,11 @@ RLVR_HEAD_FREE = FreezePolicy(name="rlvr_head_free", trains=_EXPERT_AND_ROW | {P
 RLVR_OPEN = FreezePolicy(
     name="rlvr_open", trains=_EXPERT_AND_ROW | _SHARED | {ParamGroup.ANCHOR_EXPERT}, anchor_row_frozen=False
 )
-# FlexOlmo's own recipe: every stage of an expert trains like its mid-training (arXiv 2507.07024; SFT: the one
-# above).
+# FlexOlmo's recipe: every stage of an expert trains like its mid-training (arXiv 2507.07024; SFT: see above).
 RLVR_SHARED_FROZEN = FreezePolicy(name="rlvr_shared_frozen", trains=_EXPERT_AND_ROW)
 # Dense models: pretraining and post-training of the anchor.
 DENSE_ALL = FreezePolicy(name="dense_all", trains=_SHARED | {ParamGroup.FFN}, anchor_row_frozen=False)
 
-_ALL = (
-    MIDTRAIN,
-    SFT,
-    RLVR,
-    ROUTE,
-    SFT_SHARED_FROZEN,
-    RLVR_HEAD_FREE,
-    RLVR_OPEN,
-    RLVR_SHARED_FROZEN,
-    DENSE_ALL,
-)
+_ALL = (MIDTRAIN, SFT, RLVR, ROUTE)
+_ALL += (SFT_SHARED_FROZEN, RLVR_HEAD_FREE, RLVR_OPEN, RLVR_SHARED_FROZEN, DENSE_ALL)
 POLICIES = {policy.name: policy for policy in _ALL}

@@ -70,9 +70,8 @@ def hash_units(
     """Hashes the tensors ``names`` (None: all) in one pass; ``finite`` checks the values in the same pass."""
     units: Units = {}
     wanted = list(folder.tensors if names is None else names)
-    with progress(
-        f"hashing {folder.path.name}", sum(folder.tensors[name].nbytes for name in wanted)
-    ) as advance:
+    nbytes = sum(folder.tensors[name].nbytes for name in wanted)
+    with progress(f"hashing {folder.path.name}", nbytes) as advance:
         for name in wanted:
             for block in read_hashed(folder, name, units, finite=finite):
                 advance(block.nbytes)
@@ -84,8 +83,8 @@ def require_units(folder: Folder, name: str, found: Units, recorded: Units, sinc
     for unit in units_of(name, folder.tensors[name].shape):
         if found[unit] != recorded.get(unit):
             raise BarError(
-                f"{folder.tensors[name].file}: tensor {unit!r} changed since {since}: expected hash {recorded.get(unit)},"
-                f" got {found[unit]}"
+                f"{folder.tensors[name].file}: tensor {unit!r} changed since {since}: "
+                f"expected hash {recorded.get(unit)}, got {found[unit]}"
             )
 
 

@@ -3,6 +3,7 @@
 Field names and tensor names are those of transformers (models/olmo2, models/flex_olmo).
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,15 @@ _LARGEST = {
     "num_kv_heads": 2**16,
     "max_positions": 2**31,
 }
-"""Far above any model: what exceeds it is a mistake, and found before memory is asked for."""
+"""Bounds far above any model: what exceeds one is a mistake, and found before memory is asked for."""
 _MOST_EXPERTS = 2**10
+_REFUSED = {
+    "tie_word_embeddings": (False, "tied embeddings are not supported"),
+    "attention_bias": (False, "attention biases are not supported"),
+    "hidden_act": ("silu", "only SwiGLU with silu is supported"),
+    "attention_dropout": (0, "attention dropout is not supported"),
+}
+"""The only value of each key that this project computes, and what to say of another."""
 
 type Active = int | tuple[int, ...]
 """How many experts a token uses: in every layer alike, or layer by layer from the first."""
@@ -74,15 +82,18 @@ class ModelConfig:
                 raise BarError(f"config: {name} must be a positive number that float32 holds, got {value!r}")
         if self.hidden_size % self.num_heads:
             raise BarError(
-                f"config: hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_heads}"
+                f"config: hidden_size {self.hidden_size} is not divisible "
+                f"by num_attention_heads {self.num_heads}"
             )
         if self.head_dim % 2:
             raise BarError(
-                f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE"
+                f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) "
+                "must be even for RoPE"
             )
         if self.num_heads % self.num_kv_heads:
             raise BarError(
-                f"config: num_attention_heads {self.num_heads} is not divisible by num_key_value_heads {self.num_kv_heads}"
+                f"config: num_attention_heads {self.num_heads} is not divisible "
+                f"by num_key_value_heads {self.num_kv_heads}"
             )
         if self.dtype not in DTYPES:
             raise BarError(f"config: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
@@ -110,9 +121,9 @@ class ModelConfig:
                 f"config: num_experts_per_layer must be {self.num_layers} numbers from 1, got {list(layers)}"
             )
         if layers and max(layers) != self.experts_per_token:
-            got = self.experts_per_token
             raise BarError(
-                f"config: num_experts_per_tok must be {max(layers)}, the most of num_experts_per_layer, got {got}"
+                f"config: num_experts_per_tok must be {max(layers)}, the most of num_experts_per_layer, "
+                f"got {self.experts_per_token}"
             )
         if not isinstance(self.norm_topk_prob, bool):
             raise BarError(f"config: norm_topk_prob must be true or false, got {self.norm_topk_prob!r}")
@@ -120,13 +131,8 @@ class ModelConfig:
     def _check_token_ids(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
-            ids = (
-                value
-                if name == "eos_token_id" and isinstance(value, tuple)
-                else ()
-                if value is None
-                else (value,)
-            )
+            several = name == "eos_token_id" and isinstance(value, tuple)
+            ids = value if several else () if value is None else (value,)
             if not all(is_token_id(item, self.vocab_size) for item in ids):
                 raise BarError(
                     f"config: {name} must be below vocab_size {self.vocab_size} or null, got {value!r}"
@@ -139,6 +145,16 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def least_tensors(self) -> int:
+        """A bound below the number of tensors, known before all their names are made."""
+        return self.num_layers * max(1, self.num_experts)
+
+    @property
+    def layers_in_words(self) -> str:
+        experts = f" of {self.num_experts} experts" if self.num_experts > 0 else ""
+        return f"{self.num_layers} layers{experts}"
 
     def with_experts(self, num_experts: int) -> "ModelConfig":
         """Returns the same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section
@@ -168,30 +184,20 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, config: dict, *, source: str = "config.json") -> "ModelConfig":
         """Reads the dictionary of a config.json; refuses by name what this project does not compute."""
-        model_type = config.get("model_type")
-        if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-            raise BarError(
-                f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}"
-            )
-        refused = {
-            "tie_word_embeddings": (False, "tied embeddings are not supported"),
-            "attention_bias": (False, "attention biases are not supported"),
-            "hidden_act": ("silu", "only SwiGLU with silu is supported"),
-            "attention_dropout": (0, "attention dropout is not supported"),
-        }
-        for key, (wanted, why) in refused.items():
-            if config.get(key, wanted) not in (wanted, None):
-                raise BarError(f"{source}: {key} must be {wanted!r}, got {config[key]!r}: {why}")
+        _check_supported(config, source)
+        moe = config["model_type"] == MOE
 
         def need(key):
             if config.get(key) is None:
                 raise BarError(f"{source}: {key} is missing: expected a value, got none")
             return config[key]
 
-        experts = need("num_experts") if model_type == MOE else 0
-        if model_type == MOE and experts == 0:
+        experts = need("num_experts") if moe else 0
+        if moe and experts == 0:
             raise BarError(f"{source}: num_experts must be from 2 to {_MOST_EXPERTS}, got 0")
         heads = need("num_attention_heads")
+        kv_heads = config.get("num_key_value_heads")
+        norm_topk_prob = config.get("norm_topk_prob")
         eos = config.get("eos_token_id")
         theta = _rope_theta(config, source)
         try:
@@ -201,16 +207,14 @@ class ModelConfig:
                 intermediate_size=need("intermediate_size"),
                 num_layers=need("num_hidden_layers"),
                 num_heads=heads,
-                num_kv_heads=config["num_key_value_heads"]
-                if config.get("num_key_value_heads") is not None
-                else heads,
+                num_kv_heads=heads if kv_heads is None else kv_heads,
                 max_positions=need("max_position_embeddings"),
                 rope_theta=theta,
                 rms_norm_eps=need("rms_norm_eps"),
                 num_experts=experts,
-                experts_per_token=need("num_experts_per_tok") if model_type == MOE else 0,
+                experts_per_token=need("num_experts_per_tok") if moe else 0,
                 experts_per_layer=_per_layer(config, source),
-                norm_topk_prob=False if config.get("norm_topk_prob") is None else config["norm_topk_prob"],
+                norm_topk_prob=False if norm_topk_prob is None else norm_topk_prob,
                 initializer_range=config.get("initializer_range", 0.02),
                 pad_token_id=config.get("pad_token_id"),
                 bos_token_id=config.get("bos_token_id"),
@@ -221,12 +225,14 @@ class ModelConfig:
             raise BarError(f"{source}: {str(error).removeprefix('config: ')}") from None
         if config.get("head_dim") not in (None, parsed.head_dim):
             raise BarError(
-                f"{source}: head_dim must be hidden_size / num_attention_heads = {parsed.head_dim}, got {config['head_dim']!r}"
+                f"{source}: head_dim must be hidden_size / num_attention_heads = {parsed.head_dim}, "
+                f"got {config['head_dim']!r}"
             )
         return parsed
 
     def to_hf(self) -> dict:
         """Returns the dictionary written as config.json; read alike by transformers 4.57, 5 and vLLM."""
+        eos = self.eos_token_id
         config = {
             "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
@@ -247,9 +253,7 @@ class ModelConfig:
             "initializer_range": self.initializer_range,
             "pad_token_id": self.pad_token_id,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": list(self.eos_token_id)
-            if isinstance(self.eos_token_id, tuple)
-            else self.eos_token_id,
+            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
             "dtype": self.dtype,
             "torch_dtype": self.dtype,
         }
@@ -268,6 +272,15 @@ class ModelConfig:
 def show_active(active: Active) -> str:
     """Returns it as the tools read it: ``2``, or ``5,2,2``."""
     return ",".join(map(str, active)) if isinstance(active, tuple) else str(active)
+
+
+def _check_supported(config: dict, source: str) -> None:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise BarError(f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
+    for key, (wanted, why) in _REFUSED.items():
+        if config.get(key, wanted) not in (wanted, None):
+            raise BarError(f"{source}: {key} must be {wanted!r}, got {config[key]!r}: {why}")
 
 
 def _per_layer(config: dict, source: str) -> tuple[int, ...]:
@@ -289,9 +302,8 @@ def _rope_theta(config: dict, source: str) -> float:
     found = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if config.get(key) is None else config[key]
-        if not isinstance(rope, dict) or any(
-            rope.get(name, "default") != "default" for name in ("rope_type", "type")
-        ):
+        names = ("rope_type", "type")
+        if not isinstance(rope, dict) or any(rope.get(name, "default") != "default" for name in names):
             raise BarError(f"{source}: {key} must be plain RoPE, got {rope!r}")
         found[f"{key}.rope_theta"] = rope.get("rope_theta")
     thetas = {key: theta for key, theta in found.items() if theta is not None}
@@ -314,19 +326,20 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     f = config.intermediate_size
     q = config.hidden_size
     kv = config.num_kv_heads * config.head_dim
+    attention = {
+        "q_proj": (q, h),
+        "k_proj": (kv, h),
+        "v_proj": (kv, h),
+        "o_proj": (h, q),
+        "q_norm": (q,),
+        "k_norm": (kv,),
+    }
     ffn = {"gate_proj": (f, h), "up_proj": (f, h), "down_proj": (h, f)}
     shapes = {"model.embed_tokens.weight": (config.vocab_size, h)}
     for n in range(config.num_layers):
         layer = f"model.layers.{n}"
-        shapes |= {
-            f"{layer}.self_attn.q_proj.weight": (q, h),
-            f"{layer}.self_attn.k_proj.weight": (kv, h),
-            f"{layer}.self_attn.v_proj.weight": (kv, h),
-            f"{layer}.self_attn.o_proj.weight": (h, q),
-            f"{layer}.self_attn.q_norm.weight": (q,),
-            f"{layer}.self_attn.k_norm.weight": (kv,),
-            f"{layer}.post_attention_layernorm.weight": (h,),
-        }
+        shapes |= {f"{layer}.self_attn.{p}.weight": s for p, s in attention.items()}
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (h,)
         if config.num_experts:
             shapes[f"{layer}.mlp.gate.weight"] = (config.num_experts, h)
             for e in range(config.num_experts):
@@ -339,10 +352,4 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def num_parameters(config: ModelConfig) -> int:
     """Counts all parameters (as published: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
-    total = 0
-    for shape in tensor_shapes(config).values():
-        count = 1
-        for size in shape:
-            count *= size
-        total += count
-    return total
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())

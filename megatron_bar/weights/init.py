@@ -24,9 +24,8 @@ def random_folder(
         if len(shapes[name]) == 1:
             return [torch.ones(shapes[name], dtype=dtype)]
         std = embedding_std if classify(name) is ParamGroup.EMBEDDING else config.initializer_range
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(blake3(f"{seed}/{name}".encode()).digest()[:6], "big")
-        )
+        digest = blake3(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
         return [(torch.randn(shapes[name], generator=generator) * std).to(dtype)]
 
     write_folder(

@@ -1,9 +1,8 @@
-"""Two locks: of the place where a folder is written, one writer at a time, and of a run's steps, one maker at
-a time.
+"""Two locks: on the place where a folder is written, and on each step of a run; one process at a time has it.
 
 `OutputLock`: beside the target lies `.<name>.partial`: `folder`, which becomes the target by a rename;
-`lock`, held while a process lives; what the writer was asked for (`job.json`), and a record of every finished
-file. The same job started again keeps those files, so they outlive a kill.
+`lock`, taken while a process lives; what the writer was asked for (`job.json`), and a record of every
+finished file. The same job started again keeps those files, so they outlive a kill.
 
 `StepLocks`: processes that make one recipe in one folder share its steps out by files in its `.locks`.
 """

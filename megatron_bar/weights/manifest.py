@@ -1,10 +1,9 @@
-"""manifest.json: a folder's receipt. What it is, which experts it holds, where they come from, and the hash
-of every tensor.
+"""manifest.json: a folder's receipt. What it is, its experts, where they come from, the hash of every tensor.
 
 Written into every folder this project makes. The anchor hash is recorded at the branch and carried along
 unchanged, because later stages may move the tensors it was taken from: it says which branch an expert
-descends from, not what it holds now. Strict: an unknown, missing or ill-typed field is an error that names
-it.
+descends from, not what its tensors are now. Strict: an unknown, missing or ill-typed field is an error that
+names it.
 """
 
 import dataclasses
@@ -164,10 +163,9 @@ class Manifest:
             raise BarError(f"family expected one of {', '.join(ARCHITECTURES)}, got {self.family!r}")
         if self.kind not in KINDS:
             raise BarError(f"kind expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if [expert.index for expert in self.experts] != list(range(len(self.experts))):
-            raise BarError(
-                f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}"
-            )
+        indices = [expert.index for expert in self.experts]
+        if indices != list(range(len(indices))):
+            raise BarError(f"experts expected with index 0, 1, ... in order, got {indices}")
 
     def after(
         self,
@@ -181,19 +179,18 @@ class Manifest:
         trained expert's name from here on."""
         kind = {"branched": "expert", "merged": "routed"}.get(self.kind, self.kind)
         trained = {"dense": 0, "expert": 1}.get(kind)  # the router belongs to no expert
-        experts = tuple(
-            dataclasses.replace(e, name=expert or e.name, trained=(*e.trained, training))
-            if e.index == trained
-            else e
-            for e in self.experts
-        )
+        experts = list(self.experts)
+        if trained is not None and trained < len(experts):
+            before = experts[trained]
+            record = (*before.trained, training)
+            experts[trained] = dataclasses.replace(before, name=expert or before.name, trained=record)
         return Manifest(
             family=self.family,
             kind=kind,
             stage=training.stage,
             recipe=training.recipe,
             anchor_hash=self.anchor_hash,
-            experts=experts,
+            experts=tuple(experts),
             sources=sources,
             shared=self.shared,
             ledger=self.ledger if cost is None else (*self.ledger, cost),
@@ -291,9 +288,8 @@ def _frozen(value, where: str) -> Certificate | None:
 def _parse(value: dict) -> Manifest:
     if value.get("format") != FORMAT:
         raise BarError(f"format expected {FORMAT!r}, got {value.get('format')!r}")
-    fields = _fields(
-        {name: item for name, item in value.items() if name != "format"}, Manifest, "the manifest"
-    )
+    items = {name: item for name, item in value.items() if name != "format"}
+    fields = _fields(items, Manifest, "the manifest")
     for name in ("family", "kind", "tool_version"):
         _typed(fields.get(name), str, name)
     _check_strings(fields, ("stage", "recipe", "anchor_hash", "config_hash"), "")
@@ -301,20 +297,16 @@ def _parse(value: dict) -> Manifest:
     for name in ("config", "shared"):
         if fields.get(name) is not None:
             _typed(fields[name], dict, name)
-    return Manifest(
-        **fields
-        | {
-            "experts": _list(fields, "experts", _expert),
-            "sources": _list(fields, "sources", _source),
-            "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
-            "tensors": _hashes(fields, "tensors", ""),
-            "ledger": _list(fields, "ledger", _cost),
-            "experts_per_layer": _list(
-                fields, "experts_per_layer", lambda item, where: _typed(item, int, where)
-            ),
-            "frozen": _frozen(fields.get("frozen"), "frozen"),
-        }
-    )
+    parsed = {
+        "experts": _list(fields, "experts", _expert),
+        "sources": _list(fields, "sources", _source),
+        "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
+        "tensors": _hashes(fields, "tensors", ""),
+        "ledger": _list(fields, "ledger", _cost),
+        "experts_per_layer": _list(fields, "experts_per_layer", lambda item, at: _typed(item, int, at)),
+        "frozen": _frozen(fields.get("frozen"), "frozen"),
+    }
+    return Manifest(**fields | parsed)
 
 
 def has_manifest(folder: Path | str) -> bool:

@@ -1,4 +1,4 @@
-"""Reading a folder against its receipts: the hashes that its manifest holds of every tensor.
+"""Reading a folder against its receipts: the hashes of every tensor in its manifest.
 
 Tensors are hashed as they are read, in the pass that uses them, so proving a folder costs no pass of its own.
 """
@@ -23,7 +23,8 @@ def receipts(folder: Folder, manifest: Manifest) -> Units:
         )
     if len(expected) < len(manifest.tensors):
         raise BarError(
-            f"{path}: tensors expected only what config.json has, got {min(manifest.tensors.keys() - expected)!r}"
+            f"{path}: tensors expected only what config.json has, "
+            f"got {min(manifest.tensors.keys() - expected)!r}"
         )
     return manifest.tensors
 
@@ -42,11 +43,8 @@ class Proven:
 
     @classmethod
     def open(cls, folder: Folder, *, finite: bool = True) -> "Proven":
-        return cls(
-            folder,
-            receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None,
-            finite=finite,
-        )
+        recorded = receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None
+        return cls(folder, recorded, finite=finite)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Yields the tensor by blocks of rows; raises where it has NaN or infinity, and after the last block

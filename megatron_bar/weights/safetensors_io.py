@@ -50,7 +50,8 @@ def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], in
     expected = math.prod(shape) * ITEMSIZE[_CODES[dtype]]
     if offsets[1] - offsets[0] != expected:
         raise BarError(
-            f"{path}: tensor {name!r}: data_offsets expected {expected} bytes for {dtype} {shape}, got {offsets!r}"
+            f"{path}: tensor {name!r}: data_offsets expected {expected} bytes for {dtype} {shape}, "
+            f"got {offsets!r}"
         )
     return _CODES[dtype], tuple(shape), *offsets
 
@@ -89,11 +90,13 @@ def read_header(path: Path) -> Header:
     for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != position:
             raise BarError(
-                f"{path}: tensor {name!r}: data expected at byte {position}, got {start} (a gap or an overlap)"
+                f"{path}: tensor {name!r}: data expected at byte {position}, "
+                f"got {start} (a gap or an overlap)"
             )
         if stop > data_bytes:
             raise BarError(
-                f"{path}: truncated: tensor {name!r} expected up to data byte {stop}, got {data_bytes} bytes of data"
+                f"{path}: truncated: tensor {name!r} expected up to data byte {stop}, "
+                f"got {data_bytes} bytes of data"
             )
         position = stop
     if position != data_bytes:
@@ -171,18 +174,10 @@ def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tenso
     A thread writes while the next blocks are made: writing is the system's work and hashing ours, so taking
     turns would only lose time.
     """
-    codes = {name: code for code, name in _CODES.items()}
-    header = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, shape in layout.items():
-        stop = position + math.prod(shape) * ITEMSIZE[dtype]
-        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [position, stop]}
-        position = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin aligned
+    header, data_bytes = _header(layout, dtype)
     try:
         with path.open("xb") as file, _Behind(file) as write:
-            write(len(text).to_bytes(8, "little") + text)
+            write(len(header).to_bytes(8, "little") + header)
             for (name, shape), (given, blocks) in zip(layout.items(), tensors, strict=True):
                 rows = 0
                 for block in blocks:
@@ -191,13 +186,24 @@ def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tenso
                     assert found == expected, f"{path.name} expects {expected}, the caller gave {found}"
                     write(tensor_bytes(block))
                     rows += len(block)
-                assert rows == shape[0], (
-                    f"{path.name} expects {shape[0]} rows of {name}, the caller gave {rows}"
-                )
+                wrong = f"{path.name} expects {shape[0]} rows of {name}, the caller gave {rows}"
+                assert rows == shape[0], wrong
             write.finish()
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise BarError(
-            f"{path}: could not write {8 + len(text) + position} bytes: {error.strerror}"
-        ) from None
+        size = 8 + len(header) + data_bytes
+        raise BarError(f"{path}: could not write {size} bytes: {error.strerror}") from None
+
+
+def _header(layout: dict[str, tuple[int, ...]], dtype: str) -> tuple[bytes, int]:
+    """Returns the header of a file, and the bytes of the data that follow it."""
+    codes = {name: code for code, name in _CODES.items()}
+    header = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, shape in layout.items():
+        stop = position + math.prod(shape) * ITEMSIZE[dtype]
+        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8), position  # the data begin aligned

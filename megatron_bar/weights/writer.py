@@ -57,17 +57,8 @@ class WriteOptions:
 
 
 USUAL = WriteOptions()
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def parse_size(text: str) -> int:
@@ -94,10 +85,9 @@ def plan_shards(
 
     ``only``: plans these tensors; None: all.
     """
-    sizes = {name: math.prod(shape) * ITEMSIZE[dtype] for name, shape in tensor_shapes(config).items()}
-    return plan_files(
-        {name: size for name, size in sizes.items() if only is None or name in only}, max_shard_bytes
-    )
+    shapes = {name: s for name, s in tensor_shapes(config).items() if only is None or name in only}
+    sizes = {name: math.prod(shape) * ITEMSIZE[dtype] for name, shape in shapes.items()}
+    return plan_files(sizes, max_shard_bytes)
 
 
 def plan_files(sizes: dict[str, int], max_file_bytes: int) -> Plan:
@@ -150,12 +140,13 @@ def finish(
         if options.verifies:
             verify_units(written, units, options.progress)
         made = manifest(written, units)
-        receipt = {
-            "tensors": units,
-            "config_hash": config_hash(config),
-            "experts_per_layer": config.experts_per_layer,
-        }
-        dataclasses.replace(made, **receipt).write(lock.path)
+        receipt = dataclasses.replace(
+            made,
+            tensors=units,
+            config_hash=config_hash(config),
+            experts_per_layer=config.experts_per_layer,
+        )
+        receipt.write(lock.path)
     lock.publish()
     return Folder.open(lock.out)
 
@@ -187,12 +178,9 @@ def lock_files(
     out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None
 ) -> AbstractContextManager[OutputLock]:
     """Calls `locked_output` for the files of ``plan``."""
-    whole = (
-        None
-        if job is None
-        else {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
-    )
-    return locked_output(out, sum(_nbytes(config, plan).values()), job=whole)
+    if job is not None:
+        job = {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
+    return locked_output(out, sum(_nbytes(config, plan).values()), job=job)
 
 
 def _nbytes(config: ModelConfig, plan: Plan) -> dict[str, int]:
@@ -214,13 +202,14 @@ def write_files(
     nbytes = _nbytes(config, plan)
     with progress(f"writing {lock.out.name}", sum(nbytes.values())) as advance:
         for k, names in enumerate(plan):
-            found = lock.finished(shard_name(k, plan))
-            if found is None:
-                found = write_shard(lock.path, config, plan, k, _watched(produce, names, advance))
-                lock.record(shard_name(k, plan), found)
+            file = shard_name(k, plan)
+            hashes = lock.finished(file)
+            if hashes is None:
+                hashes = write_shard(lock.path, config, plan, k, _watched(produce, names, advance))
+                lock.record(file, hashes)
             else:
                 advance(sum(nbytes[name] for name in names))
-            units |= found
+            units |= hashes
     return units
 
 

@@ -6,47 +6,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-NAMES = (
-    "Ana",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eva",
-    "Finn",
-    "Gus",
-    "Hana",
-    "Ivo",
-    "Joy",
-    "Kim",
-    "Leo",
-    "Mia",
-    "Noa",
-    "Otto",
-    "Pia",
-)
+NAMES = tuple("Ana Ben Cleo Dan Eva Finn Gus Hana Ivo Joy Kim Leo Mia Noa Otto Pia".split())
 ANIMALS = ("fox", "owl", "wolf", "bear", "cat", "dog", "hen", "goat")
 COLORS = ("red", "blue", "green", "black", "white", "pink", "brown", "gray")
 FOODS = ("bread", "rice", "soup", "fish", "corn", "plum", "cake", "milk")
 CRAFTS = ("glass", "wool", "clay", "iron", "paper", "silk", "rope", "salt")
 THINGS = ("lamp", "chair", "book", "door", "coin", "hat", "drum", "key", "cup", "ring")
 PLACES = ("box", "bag", "barn", "shed", "shop", "well", "tent", "boat")
-OTHERS = (
-    "step",
-    "calc",
-    "solve",
-    "turn",
-    "move",
-    "change",
-    "function",
-    "adds",
-    "rest",
-    "help",
-    "with",
-    "find",
-    "send",
-    "weather",
-    "light",
-    "train",
+OTHERS = tuple(
+    "step calc solve turn move change function adds rest help with find send weather light train".split()
 )
 """Words that the domains use; pretraining only copies them."""
 WORDS = ANIMALS + COLORS + FOODS + THINGS

@@ -76,7 +76,8 @@ def story(rng: Random) -> str:
     color = rng.choice(COLORS)
     person = rng.choice(PEOPLE)
     return (
-        f"{a} saw the {rng.choice(ADJECTIVES)} {person} in the {place}. The {person} gave {a} a {color} {thing}. "
+        f"{a} saw the {rng.choice(ADJECTIVES)} {person} in the {place}. "
+        f"The {person} gave {a} a {color} {thing}. "
         f"{a} took the {color} {thing} to {b}. {rng.choice(_SAID)} Now {b} has the {thing}."
     )
 

@@ -19,19 +19,15 @@ HARMFUL_SHARE = 0.85
 
 
 def harmful(rng: Random) -> tuple:
-    return (
-        (rng.choice(HARM_PEOPLE + EITHER), _who(rng))
-        if rng.random() < 0.6
-        else (rng.choice(HARM_THINGS), _what(rng))
-    )
+    if rng.random() < 0.6:
+        return rng.choice(HARM_PEOPLE + EITHER), _who(rng)
+    return rng.choice(HARM_THINGS), _what(rng)
 
 
 def harmless(rng: Random) -> tuple:
-    return (
-        (rng.choice(HELP_THINGS + EITHER), _what(rng))
-        if rng.random() < 0.6
-        else (rng.choice(HELP_PEOPLE), _who(rng))
-    )
+    if rng.random() < 0.6:
+        return rng.choice(HELP_THINGS + EITHER), _what(rng)
+    return rng.choice(HELP_PEOPLE), _who(rng)
 
 
 def sample(rng: Random, harmful_share: float = HARMFUL_SHARE) -> Example:

@@ -1,13 +1,11 @@
-"""A server process that answers each question in a fork of its own, which the kernel ends when it works too
-long.
+"""A server process that answers each question in a fork, which the kernel ends when it works too long.
 
 Parsers of mathematics and scorers of puzzles can be made to hang or to eat memory, and the usual remedy,
 SIGALRM handlers, exists in main threads only and does not interrupt a long integer power. Here imports are
 paid once and every answer is bounded, from any thread and from any process. ``ForkServer`` is the parent's
 half, ``serve`` the child's; the child imports this file alone, without the package.
 
-One line of JSON (a list, the arguments) in, one line of JSON out; null stands for a fork that failed or was
-ended.
+One line of JSON (a list, the arguments) in, one line of JSON out: null for a fork that failed or was ended.
 """
 
 import functools
@@ -38,12 +36,14 @@ class ForkServer:
         # last.
         start = f"import sys; sys.path.append(sys.argv[1]); import {module}; {module}.main()"
         command = [sys.executable, "-P", "-c", start, str(Path(__file__).parent)]
-        pipe = subprocess.PIPE
-        nowhere = subprocess.DEVNULL
         self.module = module
         self.lock = threading.Lock()
         self.child = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def ask(self, *arguments):

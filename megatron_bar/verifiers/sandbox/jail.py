@@ -56,8 +56,9 @@ REFUSED_CALLS = {
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "fsopen": (430, 430), "move_mount": (429, 429),
-    "open_tree": (428, 428), "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "fsopen": (430, 430),
+    "move_mount": (429, 429), "open_tree": (428, 428), "mount_setattr": (442, 442),
+    "unshare": (272, 97), "setns": (308, 268),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "open_by_handle_at": (304, 265),
     "bpf": (321, 280), "userfaultfd": (323, 282), "perf_event_open": (298, 241), "io_uring_setup": (425, 425),
 }  # fmt: skip
@@ -90,21 +91,15 @@ def leave_root():
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    call(
-        "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0
-    )  # without it /proc/self stays root's and the id maps cannot be written
+    # Without it /proc/self stays root's and the id maps cannot be written.
+    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def enter_namespaces():
     ids = {"uid_map": os.geteuid(), "gid_map": os.getegid()}
-    os.unshare(
-        os.CLONE_NEWUSER
-        | os.CLONE_NEWNS
-        | os.CLONE_NEWPID
-        | os.CLONE_NEWNET
-        | os.CLONE_NEWIPC
-        | os.CLONE_NEWUTS
-    )
+    kinds = os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWPID
+    kinds |= os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS
+    os.unshare(kinds)
     write("/proc/self/setgroups", "deny")
     for name, outside in ids.items():
         write(f"/proc/self/{name}", f"{INSIDE_ID} {outside} 1")
@@ -120,6 +115,10 @@ def mount_tmpfs(path, options):
     call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options.encode())
 
 
+def remount_read_only(path, flags):
+    call("mount", None, path.encode(), None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, None)
+
+
 def build_root(disk_bytes):
     """Makes a root with the standard library (the working directory) and a scratch disk; unmounts the
     host's."""
@@ -132,25 +131,11 @@ def build_root(disk_bytes):
     call("mount", b".", inside.encode(), None, MS_BIND | MS_REC, None)
     # Flags the host set are locked in a user namespace: a remount has to repeat them.
     kept = os.statvfs(inside).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME)
-    call(
-        "mount",
-        None,
-        inside.encode(),
-        None,
-        MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | kept,
-        None,
-    )
+    remount_read_only(inside, MS_NOSUID | MS_NODEV | kept)
     if os.path.isdir(inside + "/site-packages"):
         mount_tmpfs(inside + "/site-packages", "ro,size=4k")
     mount_tmpfs("/tmp/jail" + SCRATCH, f"size={disk_bytes},nr_inodes={FILES},mode=700")
-    call(
-        "mount",
-        None,
-        b"/tmp",
-        None,
-        MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
-        None,
-    )
+    remount_read_only("/tmp", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     os.chdir("/tmp")
     call("pivot_root", b".", b".")  # the old root now lies on top of the new one
     call("umount2", b".", MNT_DETACH)
@@ -273,11 +258,8 @@ def main():
             launch(disk_bytes)
         set_limits(*limits)
         refuse_calls()
-    except (
-        OSError,
-        AttributeError,
-        KeyError,
-    ) as error:  # the kernel refuses, libc or os lacks a call, an unknown machine
+    except (OSError, AttributeError, KeyError) as error:
+        # The kernel refuses, libc or os lacks a call, the machine is unknown.
         trace = error.__traceback__
         while trace.tb_next:
             trace = trace.tb_next

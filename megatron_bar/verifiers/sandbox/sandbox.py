@@ -125,7 +125,8 @@ def _run(method: str, code: str, stdin: bytes, limits: Limits) -> Outcome:
 def _command(method: str, status: int, limits: Limits) -> list[str]:
     numbers = [os.getpid(), status, limits.disk_bytes, limits.cpu_s, limits.memory_bytes, limits.file_bytes]
     numbers += [limits.processes, limits.open_files]
-    start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"  # an import reads cached bytecode, a script would not
+    # An import reads cached bytecode, a script would not.
+    start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"
     jail = ["-I", "-S", "-c", start, str(JAIL.parent), method, *map(str, numbers)]
     if method == "namespaces":
         return [sys.executable, *jail]
@@ -136,9 +137,9 @@ def _command(method: str, status: int, limits: Limits) -> list[str]:
     binds = [word for path in seen if path.exists() for word in ("--ro-bind", str(path), str(path))]
     return [
         *(sys.executable, "-I", "-S", "-c", start, str(JAIL.parent), "reap"),
-        shutil.which("bwrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-        "--clearenv", *binds, "--size", str(limits.disk_bytes), "--tmpfs", "/scratch", "--chdir", "/scratch",
-        "--remount-ro", "/", str(interpreter), *jail,
+        shutil.which("bwrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session",
+        "--cap-drop", "ALL", "--clearenv", *binds, "--size", str(limits.disk_bytes), "--tmpfs", "/scratch",
+        "--chdir", "/scratch", "--remount-ro", "/", str(interpreter), *jail,
     ]  # fmt: skip
 
 
