@@ -8,11 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.weights.hf_fields import (
+    ARCHITECTURES,
+    DENSE,
+    MOE,
+    experts_per_layer,
+    require_supported,
+    rope_theta,
+)
 from megatron_bar.weights.json_file import read_object
 
-DENSE = "olmo2"
-MOE = "flex_olmo"
-ARCHITECTURES = {DENSE: "Olmo2ForCausalLM", MOE: "FlexOlmoForCausalLM"}
 DTYPES = ("float32", "bfloat16", "float16")
 _LARGEST = {
     "vocab_size": 2**31,
@@ -25,13 +30,6 @@ _LARGEST = {
 }
 """Bounds far above any model: what exceeds one is a mistake, and found before memory is asked for."""
 _MOST_EXPERTS = 2**10
-_REFUSED = {
-    "tie_word_embeddings": (False, "tied embeddings are not supported"),
-    "attention_bias": (False, "attention biases are not supported"),
-    "hidden_act": ("silu", "only SwiGLU with silu is supported"),
-    "attention_dropout": (0, "attention dropout is not supported"),
-}
-"""The only value of each key that this project computes, and what to say of another."""
 
 type Active = int | tuple[int, ...]
 """How many experts a token uses: in every layer alike, or layer by layer from the first."""
@@ -184,7 +182,7 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, config: dict, *, source: str = "config.json") -> "ModelConfig":
         """Reads the dictionary of a config.json; refuses by name what this project does not compute."""
-        _check_supported(config, source)
+        require_supported(config, source)
         moe = config["model_type"] == MOE
 
         def need(key):
@@ -199,7 +197,7 @@ class ModelConfig:
         kv_heads = config.get("num_key_value_heads")
         norm_topk_prob = config.get("norm_topk_prob")
         eos = config.get("eos_token_id")
-        theta = _rope_theta(config, source)
+        theta = rope_theta(config, source)
         try:
             parsed = cls(
                 vocab_size=need("vocab_size"),
@@ -213,7 +211,7 @@ class ModelConfig:
                 rms_norm_eps=need("rms_norm_eps"),
                 num_experts=experts,
                 experts_per_token=need("num_experts_per_tok") if moe else 0,
-                experts_per_layer=_per_layer(config, source),
+                experts_per_layer=experts_per_layer(config, source),
                 norm_topk_prob=False if norm_topk_prob is None else norm_topk_prob,
                 initializer_range=config.get("initializer_range", 0.02),
                 pad_token_id=config.get("pad_token_id"),
@@ -274,47 +272,10 @@ def show_active(active: Active) -> str:
     return ",".join(map(str, active)) if isinstance(active, tuple) else str(active)
 
 
-def _check_supported(config: dict, source: str) -> None:
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise BarError(f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
-    for key, (wanted, why) in _REFUSED.items():
-        if config.get(key, wanted) not in (wanted, None):
-            raise BarError(f"{source}: {key} must be {wanted!r}, got {config[key]!r}: {why}")
-
-
-def _per_layer(config: dict, source: str) -> tuple[int, ...]:
-    layers = config.get("num_experts_per_layer") or []
-    if not isinstance(layers, list):
-        raise BarError(f"{source}: num_experts_per_layer must be a list of numbers, got {layers!r}")
-    return tuple(layers)
-
-
 def read_config(folder: Path | str) -> ModelConfig:
     """Returns the config of a Hugging Face folder; raises one line that says what is wrong with it."""
     path = Path(folder) / "config.json"
     return ModelConfig.from_hf(read_object(path, expected="a Hugging Face model folder"), source=str(path))
-
-
-def _rope_theta(config: dict, source: str) -> float:
-    """Returns the theta of plain RoPE. Versions of transformers read different ones of three places, so all
-    that say it must agree."""
-    found = {"rope_theta": config.get("rope_theta")}
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = {} if config.get(key) is None else config[key]
-        names = ("rope_type", "type")
-        if not isinstance(rope, dict) or any(rope.get(name, "default") != "default" for name in names):
-            raise BarError(f"{source}: {key} must be plain RoPE, got {rope!r}")
-        found[f"{key}.rope_theta"] = rope.get("rope_theta")
-    thetas = {key: theta for key, theta in found.items() if theta is not None}
-    if not thetas:
-        why = "defaults differ between OLMo 2 and FlexOlmo, so it is never guessed"
-        raise BarError(f"{source}: rope_theta is missing: expected a number, got none ({why})")
-    (first, theta), *others = thetas.items()
-    for key, other in others:
-        if other != theta:
-            raise BarError(f"{source}: {key} must be {theta!r} as {first} says, got {other!r}")
-    return theta
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
