@@ -41,11 +41,13 @@ def command_parser(call: Call, about: str, *examples: str) -> argparse.ArgumentP
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Exit status 0, or one line on stderr and 1 for a user's mistake; a bug keeps its traceback.
+    """Calls ``main`` and exits: with status 0, or with one line on stderr and 1 for a user's mistake; a bug
+    keeps its traceback.
 
-    Where nobody reads the output any more (``| head``): status 1 and no word.
+    Where nobody reads the output any more (``| head``), it exits with status 1 and no word.
     """
-    # As an exception a termination passes through the code that removes half-written folders. Training has its own way.
+    # As an exception a termination passes through the code that removes half-written folders. Training has
+    # its own way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
         main()
@@ -62,7 +64,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _output_is_closed() -> bool:
-    """Then what is left in the buffer goes nowhere, or the interpreter would try again at its end and complain."""
+    """Returns whether nobody reads stdout, and then sends the rest of its buffer nowhere: the interpreter
+    would try again at its end and complain."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -73,51 +76,67 @@ def _output_is_closed() -> bool:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over bytes on stderr, with speed and time left; nothing where stderr is not a terminal."""
+    """Shows a bar over bytes on stderr, with speed and time left; nothing where stderr is not a terminal."""
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)
 
 
 def active_experts(text: str) -> int | tuple[int, ...]:
-    """Of an argument: ``2``, ``5,2,2`` (layer by layer), or a JSON file with such a list."""
+    """Parses an argument: ``2``, ``5,2,2`` (layer by layer), or a JSON file with such a list."""
     try:
-        found = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else f"[{text}]")
-    except (OSError, ValueError) as error:
-        raise BarError(f"active experts expected K, K,K,... or a JSON file with a list, got {text!r}: {error}") from None
-    if not isinstance(found, list) or not found or any(type(k) is not int for k in found):
-        raise BarError(
-            f"active experts expected a list of whole numbers, got {'none' if isinstance(found, list) else 'no list'} in {text!r}"
+        numbers = json.loads(
+            Path(text).read_text(encoding="utf-8") if text.endswith(".json") else f"[{text}]"
         )
-    return found[0] if len(found) == 1 else tuple(found)
+    except (OSError, ValueError) as error:
+        raise BarError(
+            f"active experts expected K, K,K,... or a JSON file with a list, got {text!r}: {error}"
+        ) from None
+    if not isinstance(numbers, list) or not numbers or any(type(k) is not int for k in numbers):
+        got = "none" if isinstance(numbers, list) else "no list"
+        raise BarError(f"active experts expected a list of whole numbers, got {got} in {text!r}")
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """Columns of equal width."""
+    """Pads the cells so that columns have equal width, and joins each row to a line."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join(cells).rstrip() for cells in padded]
 
 
 class ProgressLines:
-    """Lines on stderr, every five seconds at most: how much is done, tokens per second, and time left where it is known."""
+    """Lines on stderr, every five seconds at most: how much is done, tokens per second, and time left where
+    it is known."""
 
     def __init__(self, what: str, *, total: int | None = None, every: float = 5.0):
-        self.what, self.total, self.every = what, total, every
+        self.what = what
+        self.total = total
+        self.every = every
         self._began = self._shown = time.monotonic()
         self._amount = self._tokens = 0
 
     def advance(self, amount: int, tokens: int) -> None:
-        self._amount, self._tokens = self._amount + amount, self._tokens + tokens
+        self._amount += amount
+        self._tokens += tokens
         now = time.monotonic()
         if now - self._shown < self.every:
             return
-        self._shown, elapsed = now, now - self._began
-        line = f"{self.what}  {self._amount / 1e6:,.1f} MB  {self._tokens:,} tokens  {self._tokens / elapsed:,.0f} tok/s"
+        self._shown = now
+        elapsed = now - self._began
+        line = f"{self.what}  {self._amount / 1e6:,.1f} MB"
+        line += f"  {self._tokens:,} tokens  {self._tokens / elapsed:,.0f} tok/s"
         if self.total and self._amount:
             left = elapsed * max(0, self.total - self._amount) / self._amount
             line += f"  {self._amount / self.total:.0%}  left {int(left // 60)}:{int(left % 60):02d}"

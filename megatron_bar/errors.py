@@ -9,14 +9,15 @@ from pathlib import Path
 class BarError(ValueError):
     """Bad input, told in one line that names the thing, what was expected and what was found.
 
-    The command-line tools print it as ``error: ...`` and exit with status 1; anything else is a bug
-    and keeps its traceback.
+    The command-line tools print it as ``error: ...`` and exit with status 1; anything else is a bug and keeps
+    its traceback.
     """
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around what writes ``path``: a full disk, say, is told in one line that names the file."""
+    """Turns an OSError of the block that writes ``path`` (a full disk, say) into one line that names the
+    file."""
     try:
         yield
     except OSError as error:
@@ -27,13 +28,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def require_name(what: str, name: str) -> None:
-    """That ``name``, which becomes part of folder names, cannot lead elsewhere."""
+    """Raises unless ``name``, which becomes part of folder names, is a plain name that cannot lead
+    elsewhere."""
     if not _NAME.fullmatch(name):
         raise BarError(f"{what} name expected letters, digits, '_', '-' and '.', got {name!r}")
 
 
 def require_at_least(owner: str, values: object, least: float, *names: str) -> None:
-    """That the fields ``names`` of ``values``, where they are set, are numbers of at least ``least``."""
+    """Raises unless the fields ``names`` of ``values``, where they are set, are at least ``least``."""
     for name in names:
         value = getattr(values, name)
         if value is not None and not value >= least:

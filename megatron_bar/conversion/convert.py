@@ -1,9 +1,11 @@
-"""A Hugging Face folder to Megatron's torch_dist format and back, bit for bit: tensor by tensor, in one process.
+"""A Hugging Face folder to Megatron's torch_dist format and back, bit for bit: tensor by tensor, in one
+process.
 
-A checkpoint lies in one folder: Megatron's data, manifest.json with the folder's config in it, tokenizer and generation
-config, so that the way back needs nothing else. Converting moves no weight, so the manifest's lineage stays as it is.
-What is written appears when it is whole and read back, and a failure leaves nothing. Any layout's checkpoint is read; what
-is written has whole tensors and the true vocabulary, which every layout loads.
+A checkpoint lies in one folder: Megatron's data, manifest.json with the folder's config in it, tokenizer and
+generation config, so that the way back needs nothing else. Converting moves no weight, so the manifest's
+lineage stays as it is. What is written appears when it is whole and read back, and a failure leaves nothing.
+Any layout's checkpoint is read; what is written has whole tensors and the true vocabulary, which every layout
+loads.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,8 +38,9 @@ from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 
 LogitsCheck = Callable[[Path, ModelConfig, Folder, Path], float]
-"""`models.logits.compare_logits`, which needs Megatron and transformers: of a checkpoint, its config, the folder written and
-the name that it will have, the largest difference of the logits over max(1, max|logit|)."""
+"""Type of `models.logits.compare_logits`, which needs Megatron and transformers. Given a checkpoint, its
+config, the folder written and the name that it will have, it returns the largest difference of the logits
+over max(1, max|logit|)."""
 
 
 def import_folder(
@@ -48,17 +51,19 @@ def import_folder(
     verify: writer.Verify = "weights",
     progress: Progress = silent,
 ) -> ModelConfig:
-    """Writes ``source`` as the checkpoint ``out``, and by ``verify`` reads it back; returns what it holds.
+    """Writes ``source`` as the checkpoint ``out``, and by ``verify`` reads it back; returns its config.
 
-    Started again after a kill it keeps the data files that were finished.
+    Started again after a kill, it keeps the data files that were finished.
     """
-    source, out = Path(source), Path(out)
+    source = Path(source)
+    out = Path(out)
     check_out(out)
     folder = Folder.open(source)
     config = folder.config
     require_dtype(config, source)
     require_tokenizer(source, config.vocab_size)
-    manifest, units = _manifest(folder), Proven.open(folder, finite=verify != "none").prove(progress)
+    manifest = _manifest(folder)
+    units = Proven.open(folder, finite=verify != "none").prove(progress)
     sizes = {key: shape.numel() * ITEMSIZE[config.dtype] for key, shape in checkpoint_shapes(config).items()}
     plan = writer.plan_files(sizes, max_file_bytes)
     job = {"import": folder.fingerprint(), "plan": plan, "version": megatron_bar.__version__}
@@ -67,7 +72,8 @@ def import_folder(
         if verify == "weights":
             _compare(lock.path, out, config, units, progress)
         writer.copy_companions(source, lock.path)
-        replace(manifest, config=config.to_hf(), tensors=units, config_hash=config_hash(config)).write(lock.path)
+        receipt = {"tensors": units, "config_hash": config_hash(config)}
+        replace(manifest, config=config.to_hf(), **receipt).write(lock.path)
         lock.publish()
     return config
 
@@ -75,8 +81,9 @@ def import_folder(
 def _write_files(
     lock: OutputLock, folder: Folder, plan: writer.Plan, sizes: dict[str, int], progress: Progress
 ) -> dict[str, Items]:
-    """The data files, but those that an earlier run finished, and what lies in each."""
-    ops, files = checkpoint_ops(folder.config), {}
+    """Writes the data files, but those that an earlier run finished; returns the items of each."""
+    ops = checkpoint_ops(folder.config)
+    files = {}
     with progress(f"writing {lock.out.name}", folder.nbytes) as advance:
 
         def cut(keys: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -104,11 +111,13 @@ def export_checkpoint(
     check: LogitsCheck | None = None,
     options: writer.WriteOptions = writer.USUAL,
 ) -> tuple[ModelConfig, float | None]:
-    """Writes the checkpoint as a Hugging Face folder, in the checkpoint's dtype unless told; returns what it holds.
+    """Writes the checkpoint as a Hugging Face folder, in the checkpoint's dtype unless told; returns its
+    config.
 
-    With ``check`` also what that returned of the folder, before it got its name.
+    With ``check`` it also returns what that returned for the folder, before it got its name.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    checkpoint = Path(checkpoint)
+    out = Path(out)
     check_out(out)
     manifest = read_manifest(checkpoint)
     config = checkpoint_config(checkpoint, manifest)
@@ -121,7 +130,7 @@ def export_checkpoint(
         return (block.to(DTYPES[written_as.dtype]) for block in weights.blocks(name, finite=options.verifies))
 
     def checked(written: Folder, units: Units) -> Manifest:
-        """Called before the folder gets its name."""
+        """Checks the written folder before it gets its name; returns its manifest."""
         nonlocal figure
         if manifest.tensors and written_as == config:
             for name in written.tensors:
@@ -145,17 +154,20 @@ def export_checkpoint(
 def _manifest(folder: Folder) -> Manifest:
     if has_manifest(folder.path):
         return read_manifest(folder.path)
-    kind = "routed" if folder.config.family == MOE else "dense"
-    return Manifest(family=folder.config.family, kind=kind, notes=("imported from a folder without a manifest: lineage unknown",))
+    family = folder.config.family
+    note = "imported from a folder without a manifest: lineage unknown"
+    return Manifest(family=family, kind="routed" if family == MOE else "dense", notes=(note,))
 
 
 def _compare(partial: Path, out: Path, config: ModelConfig, units: Units, progress: Progress) -> None:
-    """The checkpoint gives the source's tensors back, by hash."""
-    written, found = Checkpoint(partial, config), {}
+    """Raises unless the checkpoint gives the source's tensors back, by hash."""
+    written = Checkpoint(partial, config)
+    found = {}
     with progress(f"verifying {out.name}", num_parameters(config) * ITEMSIZE[config.dtype]) as advance:
         for name, shape in tensor_shapes(config).items():
             for block in hashed(name, config.dtype, shape, written.blocks(name), found):
                 advance(block.nbytes)
             for unit in units_of(name, shape):
                 if found[unit] != units[unit]:
-                    raise BarError(f"{out}: tensor {unit!r} read back differs: expected hash {units[unit]}, got {found[unit]}")
+                    got = f"expected hash {units[unit]}, got {found[unit]}"
+                    raise BarError(f"{out}: tensor {unit!r} read back differs: {got}")

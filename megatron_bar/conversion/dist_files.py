@@ -1,9 +1,10 @@
-"""The files of a torch_dist checkpoint, read and written tensor by tensor, without a model and in one process.
+"""The files of a torch_dist checkpoint, read and written tensor by tensor, in one process without a model.
 
-Format: torch.distributed.checkpoint as megatron-core 0.19.2 uses it: a part of a tensor is an item that torch.save wrote
-into a .distcp file (dist_metadata.py says where). An item's pickle is read by torch's own restricted reader, its values are
-a view of the mapped file. torch's writer is not used: it holds all tensors that it has written until the end.
-Left out: compressed items, and optimizer state, which is left alone. Like torch and Megatron, reading ignores the items' CRC.
+Format: torch.distributed.checkpoint as megatron-core 0.19.2 uses it: a part of a tensor is an item that
+torch.save wrote into a .distcp file (dist_metadata.py says where). An item's pickle is read by torch's own
+restricted reader, its values are a view of the mapped file. torch's writer is not used: it holds all tensors
+that it has written until the end. Left out: compressed items, and optimizer state, which is left alone. Like
+torch and Megatron, reading ignores the items' CRC.
 """
 
 import json
@@ -34,16 +35,17 @@ from megatron_bar.weights.folder import blocks, fingerprint, is_finite
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 
 Items = dict[str, list[int]]
-"""Of one data file: where the item of each key begins, and how many bytes it takes."""
+"""Items of one data file: where that of each key begins, and how many bytes it takes."""
 _COMMON = "common_state/shard_0_1"
 """Megatron's key of what is no tensor: in a checkpoint of weights, an empty dictionary."""
 
 
 def checkpoint_ops(config: ModelConfig) -> dict[str, WeightOp]:
-    """How the tensor of every key is made of the folder's tensors; the one place that says so.
+    """Returns how the tensor of every key is made of the folder's tensors; the one place that says so.
 
-    Keys are the names of the whole model's parameters, but for two things: gate and up lie apart (a stacked parameter is cut
-    differently on every layout), and an expert has its global number under ``experts.experts``.
+    Keys are the names of the whole model's parameters, but for two things: gate and up lie apart (a stacked
+    parameter is cut differently on every layout), and an expert has its global number under
+    ``experts.experts``.
     """
     ops: dict[str, WeightOp] = {}
     for name, op in weight_ops(config).items():
@@ -59,31 +61,36 @@ def require_dtype(config: ModelConfig, path: Path) -> None:
 
 
 class Checkpoint:
-    """The weights of a folder, checked when it is opened and read lazily: tensors of a single part are views of mapped files."""
+    """The weights of a folder, checked when it is opened and read lazily: tensors of a single part are views
+    of mapped files."""
 
     def __init__(self, folder: Path, config: ModelConfig):
-        self.folder, self.config = Path(folder), config
+        self.folder = Path(folder)
+        self.config = config
         require_dtype(config, self.folder)
         self.tensors, self._places = read_metadata(self.folder)
-        if config.num_layers * max(1, config.num_experts) > len(self.tensors):  # before all their names are made
-            layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (config.num_experts > 0)
+        if config.least_tensors > len(self.tensors):  # before all their names are made
             raise BarError(
-                f"{self.folder}/.metadata: another model's checkpoint: expected {layers}, got {len(self.tensors)} tensors"
+                f"{self.folder}/.metadata: another model's checkpoint: expected {config.layers_in_words}, "
+                f"got {len(self.tensors)} tensors"
             )
         self._ops = checkpoint_ops(config)
         self._keys = {name: key for key, op in self._ops.items() for name in op.names}
         self._maps: dict[str, mmap.mmap] = {}
-        self._held: tuple[str, dict[str, Tensor]] = ("", {})
+        self._joined: tuple[str, dict[str, Tensor]] = ("", {})
         self._compare()
 
     def fingerprint(self) -> list:
         return [str(self.folder.resolve()), *fingerprint(self.folder.iterdir())]
 
     def _compare(self) -> None:
-        """It holds the model's tensors in the model's shapes and dtype, and no other."""
-        path, shapes = self.folder / ".metadata", checkpoint_shapes(self.config)
+        """Raises unless it has the model's tensors in the model's shapes and dtype, and no other."""
+        path = self.folder / ".metadata"
+        shapes = checkpoint_shapes(self.config)
         if missing := sorted(self._ops.keys() - self.tensors.keys()):
-            raise BarError(f"{path}: another model's checkpoint: expected tensor {missing[0]!r}, got no such tensor")
+            raise BarError(
+                f"{path}: another model's checkpoint: expected tensor {missing[0]!r}, got no such tensor"
+            )
         if surplus := sorted(self.tensors.keys() - self._ops.keys()):
             raise BarError(f"{path}: another model's checkpoint: expected no tensor {surplus[0]!r}, got one")
         for key, op in self._ops.items():
@@ -91,20 +98,22 @@ class Checkpoint:
             found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
             padding = found[0][0] - self.config.vocab_size if found[0] else -1
             if isinstance(op, VocabularyRows) and 0 <= padding < op.unit * self.config.num_kv_heads:
-                expected[0][0] = found[0][0]  # padded for another tensor parallelism, at most one rank per key/value head
+                # Padded for another tensor parallelism, at most one rank per key/value head.
+                expected[0][0] = found[0][0]
             if found != expected:
-                raise BarError(f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}")
+                raise BarError(
+                    f"{path}: another model's checkpoint: tensor {key!r}: expected {expected}, got {found}"
+                )
 
     def read(self, name: str) -> Tensor:
-        """The Hugging Face tensor; a fused one's parts are kept until another is asked for."""
+        """Returns the Hugging Face tensor; the parts of a fused one are kept until another is asked for."""
         key = self._keys[name]
-        held = self._held
-        if held[0] != key:
-            held = self._held = (key, self._ops[key].join([self._whole(key)]))
-        return held[1][name]
+        if self._joined[0] != key:
+            self._joined = (key, self._ops[key].join([self._whole(key)]))
+        return self._joined[1][name]
 
     def blocks(self, name: str, *, finite: bool = True) -> Iterator[Tensor]:
-        """The Hugging Face tensor by blocks of rows; ``finite`` refuses NaN and infinity."""
+        """Yields the Hugging Face tensor by blocks of rows; ``finite`` refuses NaN and infinity."""
         for block in blocks(self.read(name)):
             if finite and not is_finite(block):
                 raise BarError(f"{self.folder}: tensor {name!r}: expected finite values, got NaN or infinity")
@@ -125,7 +134,8 @@ class Checkpoint:
         try:
             with (self.folder / place.relative_path).open("rb") as file:
                 view = _create_file_view(file, place.offset, place.length)
-                item = torch.load(view, map_location="meta", weights_only=True)  # the shape, and where the values lie
+                # On the meta device: the shape, and where the values lie.
+                item = torch.load(view, map_location="meta", weights_only=True)
             expected = (torch.Size(chunk.sizes), self.tensors[key].properties.dtype)
             if (item.shape, item.dtype) != expected or not item.is_contiguous():
                 raise BarError(f"expected {expected}, got {(item.shape, item.dtype)}")
@@ -136,7 +146,8 @@ class Checkpoint:
             flat = torch.frombuffer(mapped, dtype=item.dtype, count=item.numel(), offset=place.offset + start)
         except Exception as error:  # noqa: BLE001  torch's reader raises what it likes on bytes that are no item
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BarError(f"{self.folder / place.relative_path}: tensor {key!r} could not be read: {reason}") from None
+            path = self.folder / place.relative_path
+            raise BarError(f"{path}: tensor {key!r} could not be read: {reason}") from None
         return flat.view(item.shape)
 
     def _map(self, name: str) -> mmap.mmap:
@@ -148,7 +159,7 @@ class Checkpoint:
 
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Of every key, as it is written here: whole, with the true vocabulary."""
+    """Returns the shape of every key's tensor as it is written here: whole, with the true vocabulary."""
     shapes = tensor_shapes(config)
 
     def empty(name: str) -> Tensor:
@@ -162,7 +173,8 @@ def data_file(k: int) -> str:
 
 
 def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bool) -> Items:
-    """Writes and fsyncs a data file of (key, tensor) pairs, held one at a time; ``common``: and of Megatron's common state."""
+    """Writes and fsyncs a data file of (key, tensor) pairs, one in memory at a time; ``common``: and of
+    Megatron's common state."""
     items: Items = {}
     try:
         with path.open("wb") as file:
@@ -179,25 +191,28 @@ def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bo
                 add(key, tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's own writer makes a RuntimeError of what it cannot write
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where it cannot write
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise BarError(f"{path}: the checkpoint could not be written: {reason}") from None
     return items
 
 
 def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]) -> None:
-    """``.metadata`` and what Megatron wants beside it, for the data files and what lies in each."""
+    """Writes ``.metadata`` and what Megatron wants beside it, for the data files and the items of each."""
     known: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     places: Places = {}
-    shapes, properties = checkpoint_shapes(config), TensorProperties(dtype=DTYPES[config.dtype])
+    shapes = checkpoint_shapes(config)
+    properties = TensorProperties(dtype=DTYPES[config.dtype])
     for name, items in files.items():
         for key, (start, length) in items.items():
             if key == _COMMON:
-                known[key], index = BytesStorageMetadata(), MetadataIndex(key)
+                known[key] = BytesStorageMetadata()
+                index = MetadataIndex(key)
             else:
                 chunk = ChunkStorageMetadata(offsets=torch.Size([0] * len(shapes[key])), sizes=shapes[key])
                 known[key] = TensorStorageMetadata(properties=properties, size=shapes[key], chunks=[chunk])
                 index = MetadataIndex(key, chunk.offsets)
             places[index] = _StorageInfo(name, start, length)
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=known, storage_data=places)))
-    (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+    backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    (folder / "metadata.json").write_text(json.dumps(backend))

@@ -1,8 +1,8 @@
 """How a parameter of one tensor-parallel rank is cut from the tensors of a folder, and put together again.
 
-Every operation is written once in each direction and is exact: ``join`` of all ranks' ``cut`` gives the tensors back.
-``cut`` reads through a function ``read(name)`` that returns something sliceable (safetensors' lazy slice or a tensor),
-so that a rank touches only its own bytes.
+Every operation is written once in each direction and is exact: ``join`` of all ranks' ``cut`` gives the
+tensors back. ``cut`` reads through a function ``read(name)`` that returns something sliceable (safetensors'
+lazy slice or a tensor), so that a rank touches only its own bytes.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ class WeightOp(Protocol):
         """Whether tensor-parallel ranks hold different parts."""
 
     def cut(self, read: Read, rank: int, size: int) -> Tensor:
-        """The part of rank ``rank`` of ``size``."""
+        """Returns the part of rank ``rank`` of ``size``."""
 
     def join(self, parts: list[Tensor]) -> dict[str, Tensor]:
-        """The folder's tensors from every rank's part, in rank order."""
+        """Returns the folder's tensors from every rank's part, in rank order."""
 
 
 def _share(total: int, rank: int, size: int) -> slice:
@@ -42,13 +42,13 @@ def _shape(tensor) -> list[int]:
 
 
 def _cat(parts: list[Tensor], dim: int = 0) -> Tensor:
-    """A single part as it is: of a mapped file it costs no memory."""
+    """Concatenates; returns a single part as it is: one of a mapped file costs no memory."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Replicated on every rank."""
+    """A parameter replicated on every rank."""
 
     name: str
     sharded = False
@@ -66,7 +66,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class VocabularyRows:
-    """Cut along the vocabulary, which is padded with zero rows until every rank has the same, a multiple of ``unit``."""
+    """A parameter cut along the vocabulary, which is padded with zero rows until every rank has the same
+    number of rows, a multiple of ``unit``."""
 
     name: str
     total: int
@@ -79,7 +80,8 @@ class VocabularyRows:
 
     def cut(self, read, rank, size):
         width = -(-self.total // (size * self.unit)) * self.unit
-        start, stop = min(rank * width, self.total), min((rank + 1) * width, self.total)
+        start = min(rank * width, self.total)
+        stop = min((rank + 1) * width, self.total)
         part = read(self.name)[start:stop]
         padding = [part.new_zeros(width - len(part), part.shape[1])] if len(part) < width else []
         return _cat([part, *padding])
@@ -90,7 +92,7 @@ class VocabularyRows:
 
 @dataclass(frozen=True)
 class Columns:
-    """Cut along the input: the second product of attention and FFN."""
+    """A parameter cut along the input: the second product of attention and FFN."""
 
     name: str
     sharded = True
@@ -140,7 +142,7 @@ class QueryKeyValue:
     per_group: int
     """Query heads for each."""
     width: int
-    """Of one head."""
+    """Features of one head."""
     sharded = True
 
     @property

@@ -1,6 +1,7 @@
 """Which tensors of a folder every parameter of Megatron's model is cut from: OLMo 2 and FlexOlmo.
 
-The names are those of the model that models/olmo2.py builds, in its order; a parameter without a place here is an error there.
+The names are those of the model that models/olmo2.py builds, in its order; a parameter without a place here
+is an error there.
 """
 
 import torch
@@ -9,27 +10,30 @@ from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, Vocabula
 from megatron_bar.weights.hf_config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What Megatron trains in."""
+"""Dtypes that Megatron trains in."""
 VOCABULARY_UNIT = {"float32": 1, "bfloat16": 64}
-"""A rank's rows of the vocabulary are a multiple of this: products in 16 bit want rows of whole 16 bytes. On an H200 (torch 2.11)
-one with 100,278 rows takes 2.4 times as long as one with 100,352."""
+"""Divisor of a rank's rows of the vocabulary: products in 16 bit want rows of whole 16 bytes. On an H200
+(torch 2.11) one with 100,278 rows takes 2.4 times as long as one with 100,352."""
 
 
 def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
-    """How every parameter of the whole model is cut from the folder's tensors; layers and experts are counted globally."""
-    heads = {"groups": config.num_kv_heads, "per_group": config.num_heads // config.num_kv_heads, "width": config.head_dim}
+    """Returns how every parameter of the whole model is cut from the folder's tensors; layers and experts are
+    counted globally."""
+    heads = {
+        "groups": config.num_kv_heads,
+        "per_group": config.num_heads // config.num_kv_heads,
+        "width": config.head_dim,
+    }
     vocabulary = {"total": config.vocab_size, "unit": VOCABULARY_UNIT.get(config.dtype, 1)}
-    ops: dict[str, WeightOp] = {"embedding.word_embeddings.weight": VocabularyRows("model.embed_tokens.weight", **vocabulary)}
+    ops: dict[str, WeightOp] = {
+        "embedding.word_embeddings.weight": VocabularyRows("model.embed_tokens.weight", **vocabulary)
+    }
     for n in range(config.num_layers):
-        layer, theirs = f"decoder.layers.{n}", f"model.layers.{n}"
-        attn, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
-        ops |= {
-            f"{layer}.self_attention.linear_proj.weight": Columns(f"{attn}.o_proj.weight"),
-            f"{layer}.self_attention.linear_qkv.weight": QueryKeyValue(*(f"{attn}.{p}_proj.weight" for p in "qkv"), **heads),
-            f"{layer}.self_attention.q_layernorm.weight": Whole(f"{attn}.q_norm.weight"),
-            f"{layer}.self_attention.k_layernorm.weight": Whole(f"{attn}.k_norm.weight"),
-            f"{layer}.self_attn_bda.norm.weight": Whole(f"{theirs}.post_attention_layernorm.weight"),
-        }
+        layer = f"decoder.layers.{n}"
+        theirs = f"model.layers.{n}"
+        ops |= _attention_ops(f"{layer}.self_attention", f"{theirs}.self_attn", heads)
+        ops[f"{layer}.self_attn_bda.norm.weight"] = Whole(f"{theirs}.post_attention_layernorm.weight")
+        ffn = f"{theirs}.mlp"
         if config.num_experts:
             ops[f"{layer}.mlp.router.weight"] = Whole(f"{ffn}.gate.weight")
             for e in range(config.num_experts):
@@ -40,6 +44,16 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
     ops["decoder.final_layernorm.weight"] = Whole("model.norm.weight")
     ops["output_layer.weight"] = VocabularyRows("lm_head.weight", **vocabulary)
     return ops
+
+
+def _attention_ops(ours: str, theirs: str, heads: dict[str, int]) -> dict[str, WeightOp]:
+    qkv = (f"{theirs}.{p}_proj.weight" for p in "qkv")
+    return {
+        f"{ours}.linear_proj.weight": Columns(f"{theirs}.o_proj.weight"),
+        f"{ours}.linear_qkv.weight": QueryKeyValue(*qkv, **heads),
+        f"{ours}.q_layernorm.weight": Whole(f"{theirs}.q_norm.weight"),
+        f"{ours}.k_layernorm.weight": Whole(f"{theirs}.k_norm.weight"),
+    }
 
 
 def _ffn_ops(ours: str, theirs: str) -> dict[str, WeightOp]:

@@ -24,10 +24,13 @@ class Region:
 
 
 class _Asked:
-    """In a lazy safetensors slice's place: notes what is asked for and gives a tensor of that shape on the meta device."""
+    """Stands in for a lazy safetensors slice: notes what is asked for and gives a tensor of that shape on the
+    meta device."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], found: list[Region]):
-        self.name, self.shape, self.found = name, shape, found
+    def __init__(self, name: str, shape: tuple[int, ...], regions: list[Region]):
+        self.name = name
+        self.shape = shape
+        self.regions = regions
 
     def get_shape(self) -> list[int]:
         return list(self.shape)
@@ -35,35 +38,42 @@ class _Asked:
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor:
         part = torch.empty(self.shape, device="meta")[index]
         asked = index if isinstance(index, tuple) else (index,)
-        spans = [(cut.start or 0, size if cut.stop is None else cut.stop) for cut, size in zip(asked, self.shape, strict=False)]
+        spans = [
+            (cut.start or 0, size if cut.stop is None else cut.stop)
+            for cut, size in zip(asked, self.shape, strict=False)
+        ]
         whole = [(0, size) for size in (*self.shape, 1)]
-        self.found.append(Region(self.name, *[*spans, *whole[len(spans) :]][:2]))
+        self.regions.append(Region(self.name, *[*spans, *whole[len(spans) :]][:2]))
         return part
 
 
 @cache
-def cut_regions(op: WeightOp, config: ModelConfig, rank: int, size: int) -> tuple[tuple[Region, ...], tuple[int, ...]]:
-    """What part ``rank`` of ``size`` is cut from in a folder of that config, and its shape."""
-    found: list[Region] = []
-    part = op.cut(lambda name: _Asked(name, _shapes(config)[name], found), rank, size)
-    return tuple(found), tuple(part.shape)
+def cut_regions(
+    op: WeightOp, config: ModelConfig, rank: int, size: int
+) -> tuple[tuple[Region, ...], tuple[int, ...]]:
+    """Returns the regions from which part ``rank`` of ``size`` is cut, in a folder of that config, and the
+    part's shape."""
+    regions: list[Region] = []
+    part = op.cut(lambda name: _Asked(name, _shapes(config)[name], regions), rank, size)
+    return tuple(regions), tuple(part.shape)
 
 
 _shapes = cache(tensor_shapes)
 
 
 def flaw(shape: tuple[int, ...], regions: list[Region]) -> str | None:
-    """Why ``regions`` are not the whole of a tensor, each value once; None where they are."""
+    """Returns why ``regions`` do not cover a tensor, each value once; None where they do."""
     rows, columns = (*shape, 1)[:2]
-    regions = sorted((region for region in regions if region.values), key=lambda region: (region.rows, region.columns))
+    regions = [region for region in regions if region.values]
+    regions.sort(key=lambda region: (region.rows, region.columns))
     by_rows = all(region.columns == (0, columns) for region in regions)
     if not by_rows and any(region.rows != (0, rows) for region in regions):
         return f"is cut both ways: {', '.join(f'{r.rows} x {r.columns}' for r in regions)}"
-    what, end = ("rows", rows) if by_rows else ("columns", columns)
+    axis, end = ("rows", rows) if by_rows else ("columns", columns)
     reached = 0
     for region in regions:
         start, stop = region.rows if by_rows else region.columns
         if start != reached:
-            return f"expected {what} from {reached} on, got {start} to {stop}"
+            return f"expected {axis} from {reached} on, got {start} to {stop}"
         reached = stop
-    return None if reached == end else f"expected {end} {what}, got {reached}"
+    return None if reached == end else f"expected {end} {axis}, got {reached}"

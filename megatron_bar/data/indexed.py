@@ -1,11 +1,13 @@
 """Token files: Megatron's .bin/.idx, checked before a token is believed, memory-mapped, never unpickled.
 
-    .idx   magic 9 bytes, version u64 = 1, dtype code u8, sequences u64, documents u64 (one more than there are),
-           sequence lengths i32, byte offsets i64, first sequence of each document i64 and the end
+    .idx   magic 9 bytes, version u64 = 1, dtype code u8, sequences u64, documents u64 (one more than there
+           are), sequence lengths i32, byte offsets i64, first sequence of each document i64 and the end
     .bin   the ids, end to end
-    .learn (ours, beside them; only where not every token is learnt) one byte a token: 1 where the model learns to produce it
+    .learn (ours, beside them; only where not every token is learnt) one byte a token: 1 where the model
+           learns to produce it
 
-Source of the format: megatron/core/datasets/indexed_dataset.py, whose own reader opens a .bin that is too short without a word.
+Source of the format: megatron/core/datasets/indexed_dataset.py, whose own reader opens a .bin that is too
+short without a word.
 """
 
 import struct
@@ -18,9 +20,10 @@ from blake3 import blake3
 
 from megatron_bar.errors import BarError
 
-_MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
+_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
 _CODES = {4: np.dtype(np.int32), 8: np.dtype(np.uint16), 5: np.dtype(np.int64)}
-"""Those of Megatron's that ids are stored in."""
+"""Dtypes that ids are stored in, by Megatron's code."""
 _HEADER = struct.Struct("<9sQBQQ")
 
 
@@ -46,7 +49,8 @@ class Tokens:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the documents' lengths, the mask, and the ids up to the first and last million."""
+        """Hash that changes with the documents' lengths, the mask, and the ids up to the first and last
+        million."""
         digest = blake3(self.starts.tobytes())
         for array in (self.ids[:1_000_000], self.ids[-1_000_000:], self.learn):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
@@ -63,7 +67,7 @@ Document = tuple[list[int], list[bool]]
 
 
 def in_memory(documents: Iterable[Document], **extras: list[list[float]]) -> Tokens:
-    """``extras``: per document one value per token."""
+    """Puts documents end to end. ``extras``: per document one value per token."""
     documents = list(documents)
 
     def flat(parts: list, dtype) -> np.ndarray:
@@ -78,33 +82,42 @@ def in_memory(documents: Iterable[Document], **extras: list[list[float]]) -> Tok
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """What Megatron stores a vocabulary of this size in."""
+    """Returns the dtype in which Megatron stores a vocabulary of this size."""
     return np.dtype(np.uint16 if vocab_size < 65_500 else np.int32)
 
 
 def read_indexed(prefix: Path | str, *, vocab_size: int | None = None) -> Tokens:
-    """Maps ``prefix``.bin, .idx and, where there is one, .learn. ``vocab_size``: every id is checked against it."""
+    """Maps ``prefix``.bin, .idx and, where there is one, .learn. ``vocab_size``: checks that every id is
+    below it."""
     bin_path, idx_path, learn_path = (_beside(prefix, suffix) for suffix in (".bin", ".idx", ".learn"))
     for path in (idx_path, bin_path):
         if not path.is_file():
-            raise BarError(f"{path}: not found; expected token files {Path(prefix).name}.bin and .idx, got no such file")
+            raise BarError(
+                f"{path}: not found; expected token files {Path(prefix).name}.bin and .idx, got no such file"
+            )
     dtype, lengths, documents = _read_index(idx_path)
     if (lengths < 0).any():
         first = int(np.argmax(lengths < 0))
-        raise BarError(f"{idx_path}: sequence {first} expected with a length of at least 0, got {lengths[first]}")
+        raise BarError(
+            f"{idx_path}: sequence {first} expected with a length of at least 0, got {lengths[first]}"
+        )
     ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    wanted, found = int(ends[-1]) * dtype.itemsize, bin_path.stat().st_size
+    wanted = int(ends[-1]) * dtype.itemsize
+    found = bin_path.stat().st_size
     if wanted != found:
         raise BarError(f"{bin_path}: expected {wanted:,} bytes, as its index says, got {found:,}")
     ids = np.memmap(bin_path, dtype, "r") if found else np.empty(0, dtype)
     if vocab_size is not None:
         _check_ids(bin_path, ids, vocab_size)
-    learn = None
-    if learn_path.is_file():
-        if learn_path.stat().st_size != len(ids):
-            raise BarError(f"{learn_path}: expected one byte for each of {len(ids):,} tokens, got {learn_path.stat().st_size:,}")
-        learn = np.memmap(learn_path, np.bool_, "r") if len(ids) else np.empty(0, bool)
+    learn = _read_learn(learn_path, len(ids)) if learn_path.is_file() else None
     return Tokens(ids=ids, starts=ends[documents], learn=learn)
+
+
+def _read_learn(path: Path, tokens: int) -> np.ndarray:
+    found = path.stat().st_size
+    if found != tokens:
+        raise BarError(f"{path}: expected one byte for each of {tokens:,} tokens, got {found:,}")
+    return np.memmap(path, np.bool_, "r") if tokens else np.empty(0, bool)
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
@@ -113,12 +126,17 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             start = _MAGIC[:7].decode()
-            raise BarError(f"{path}: not an index of Megatron's: expected {_HEADER.size} bytes from {start} on, got {header!r}")
+            raise BarError(
+                f"{path}: not an index of Megatron's: expected {_HEADER.size} bytes from {start} on, "
+                f"got {header!r}"
+            )
         _, version, code, sequences, documents = _HEADER.unpack(header)
         if version != _VERSION:
             raise BarError(f"{path}: expected index version {_VERSION}, got {version}")
         if code not in _CODES:
-            raise BarError(f"{path}: expected ids of {', '.join(str(t) for t in _CODES.values())}, got dtype code {code}")
+            raise BarError(
+                f"{path}: expected ids of {', '.join(str(t) for t in _CODES.values())}, got dtype code {code}"
+            )
         # Python integers: what a broken header multiplies to must not wrap around.
         wanted = _HEADER.size + 12 * sequences + 8 * documents
         if size not in (wanted, wanted + sequences):  # a byte a sequence more where it has modes
@@ -127,7 +145,14 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
         lengths = np.fromfile(file, np.int32, sequences)
         offsets = np.fromfile(file, np.int64, sequences)
         starts = np.fromfile(file, np.int64, documents)
-    packed = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:sequences] * _CODES[code].itemsize
+    _check_index(path, lengths, offsets, starts, _CODES[code].itemsize)
+    return _CODES[code], lengths, starts
+
+
+def _check_index(path: Path, lengths, offsets, starts, itemsize: int) -> None:
+    """Raises unless sequences lie end to end and documents consist of all of them."""
+    sequences = len(lengths)
+    packed = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:sequences] * itemsize
     if not np.array_equal(offsets, packed):
         first = int(np.argmax(offsets != packed))
         end = f"byte {packed[first]:,}, where the one before it ends"
@@ -135,22 +160,23 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
     whole = len(starts) > 0 and starts[0] == 0 and starts[-1] == sequences and (np.diff(starts) >= 0).all()
     if not whole:
         wanted = f"to begin at sequence 0, to rise and to end at {sequences:,}"
-        raise BarError(f"{path}: documents expected {wanted}, got {np.array2string(starts, threshold=8, max_line_width=200)}")
-    return _CODES[code], lengths, starts
+        got = np.array2string(starts, threshold=8, max_line_width=200)
+        raise BarError(f"{path}: documents expected {wanted}, got {got}")
 
 
 def _check_ids(path: Path, ids: np.ndarray, vocab_size: int) -> None:
     block = 1 << 24
     for start in range(0, len(ids), block):
         part = ids[start : start + block]
-        bad = np.flatnonzero((part < 0) | (part >= vocab_size)) if part.min() < 0 or part.max() >= vocab_size else ()
-        if len(bad):
-            at = start + int(bad[0])
-            raise BarError(f"{path}: token {at:,} expected within the vocabulary of {vocab_size:,}, got {int(ids[at])}")
+        if part.min() < 0 or part.max() >= vocab_size:
+            at = start + int(np.flatnonzero((part < 0) | (part >= vocab_size))[0])
+            raise BarError(
+                f"{path}: token {at:,} expected within the vocabulary of {vocab_size:,}, got {int(ids[at])}"
+            )
 
 
 def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """The .idx of one sequence per document; the same bytes as Megatron's own builder writes."""
+    """Writes the .idx of one sequence per document; the same bytes as Megatron's own builder writes."""
     code = next(code for code, known in _CODES.items() if known == dtype)
     count = len(lengths)
     offsets = np.concatenate(([0], np.cumsum(lengths[:-1], dtype=np.int64)))[:count] * dtype.itemsize

@@ -1,9 +1,9 @@
 """The order in which training sees rows, and batches fetched ahead of it.
 
-Without weights every row of every source comes once an epoch (the published union), shuffled anew by (seed, epoch). With
-weights the sources are interleaved by Megatron's own blending, so that after any number of rows each has had its share, and
-each source is shuffled anew whenever it is used up. A step's rows depend on nothing but its number: a restart and another
-data-parallel size see the same global batches.
+Without weights every row of every source comes once an epoch (the published union), shuffled anew by (seed,
+epoch). With weights the sources are interleaved by Megatron's own blending, so that after any number of rows
+each has had its share, and each source is shuffled anew whenever it is used up. A step's rows depend on
+nothing but its number: a restart and another data-parallel size see the same global batches.
 """
 
 import queue
@@ -18,7 +18,7 @@ from megatron_bar.data.packing import Batch, Rows
 from megatron_bar.errors import BarError
 
 AHEAD = 2
-"""Steps held ready; no more are ever in memory."""
+"""Steps made ahead of the one in use; no more are ever in memory."""
 
 
 @dataclass(frozen=True)
@@ -27,49 +27,58 @@ class StepBatches:
 
     micro_batches: list[Batch]
     shares: dict[str, float]
-    """Of each source among the tokens of the whole step, over all ranks."""
+    """Share of each source in the tokens of the whole step, over all ranks."""
     rows: dict[str, list[int]]
-    """Of the whole step, by what they are rows of."""
+    """Numbers of the whole step's rows, by the names of the sources they are packed from."""
 
 
 class Order:
     """Which row of which part has which place in training."""
 
-    def __init__(self, sizes: Sequence[int], *, seed: int, weights: Sequence[float] | None = None, places: int = 0):
-        """``weights``: one per part, normalised here; then ``places`` rows are laid out, and there are no more."""
-        self.sizes, self.seed = list(sizes), seed
+    def __init__(
+        self, sizes: Sequence[int], *, seed: int, weights: Sequence[float] | None = None, places: int = 0
+    ):
+        """Lays out ``places`` rows by ``weights``, one per part, normalised here, and there are no more;
+        None: all rows, every epoch."""
+        self.sizes = list(sizes)
+        self.seed = seed
         self.firsts = np.cumsum([0, *sizes])
         self.blend = None if weights is None else _blend(weights, places)
         self._shuffles: dict[tuple[int, int], np.ndarray] = {}
 
     def at(self, places: np.ndarray) -> list[tuple[int, int]]:
-        """(part, row) of each of ``places``."""
+        """Returns (part, row) of each of ``places``."""
         if self.blend is None:
             total = int(self.firsts[-1])
             rows = [int(self._shuffled(-1, total, int(n) // total)[int(n) % total]) for n in places]
             parts = np.searchsorted(self.firsts, rows, side="right") - 1
             return [(int(part), row - int(self.firsts[part])) for part, row in zip(parts, rows, strict=True)]
         parts, counts = (index[places] for index in self.blend)
-        found = []
+        chosen = []
         for part, count in zip(parts.tolist(), counts.tolist(), strict=True):
             size = self.sizes[part]
-            found.append((part, int(self._shuffled(part, size, count // size)[count % size])))
-        return found
+            chosen.append((part, int(self._shuffled(part, size, count // size)[count % size])))
+        return chosen
 
     def _shuffled(self, part: int, size: int, epoch: int) -> np.ndarray:
         if (part, epoch) not in self._shuffles:
             # An epoch begins where the one before ends: two of a part are kept at most.
-            self._shuffles = {key: order for key, order in self._shuffles.items() if key[0] != part or key[1] == epoch - 1}
+            self._shuffles = {
+                key: order for key, order in self._shuffles.items() if key[0] != part or key[1] == epoch - 1
+            }
             seed = (self.seed, epoch) if part < 0 else (self.seed, epoch, part)
             self._shuffles[part, epoch] = np.random.default_rng(seed).permutation(size)
         return self._shuffles[part, epoch]
 
 
 def _blend(weights: Sequence[float], places: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each place its part, and how often that part came before: those of Megatron's blended data set."""
-    from megatron.core.datasets import helpers  # here: importing Megatron takes seconds, and the tools of this layer need none
+    """Returns for each place its part, and how often that part came before, as Megatron's blended data set
+    has them."""
+    # Here: importing Megatron takes seconds, and the tools of this layer need none.
+    from megatron.core.datasets import helpers
 
-    parts, counts = np.zeros(places, np.int16), np.zeros(places, np.int64)
+    parts = np.zeros(places, np.int16)
+    counts = np.zeros(places, np.int64)
     normal = np.asarray(weights, np.float64) / np.sum(weights)
     helpers.build_blending_indices(parts, counts, normal.tolist(), len(normal), places, False)
     return parts, counts
@@ -92,16 +101,21 @@ class Loader:
     ):
         if global_batch % (micro_batch * data_size):
             raise BarError(
-                f"batch of {global_batch} rows is not divisible by micro-batch {micro_batch} x {data_size} data-parallel ranks"
+                f"batch of {global_batch} rows is not divisible "
+                f"by micro-batch {micro_batch} x {data_size} data-parallel ranks"
             )
-        self.parts, self.global_batch, self.micro_batch, self.steps = parts, global_batch, micro_batch, steps
+        self.parts = parts
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.steps = steps
         per_rank = global_batch // data_size
         self._mine = slice(data_rank * per_rank, (data_rank + 1) * per_rank)
-        self._order = Order([len(part) for part in parts], seed=seed, weights=weights, places=steps * global_batch)
+        sizes = [len(part) for part in parts]
+        self._order = Order(sizes, seed=seed, weights=weights, places=steps * global_batch)
         self._sources = list(dict.fromkeys(name for part in parts for name in part.sources))
 
     def step(self, number: int) -> StepBatches:
-        """Step ``number``, from 0."""
+        """Returns step ``number``, from 0."""
         places = np.arange(number * self.global_batch, (number + 1) * self.global_batch)
         rows = self._order.at(places)
         mine = rows[self._mine]
@@ -109,7 +123,8 @@ class Loader:
         return StepBatches([self._take(piece) for piece in pieces], self._shares(rows), self._named(rows))
 
     def ahead(self, start: int = 0) -> Iterator[StepBatches]:
-        """Steps from ``start`` to the last, made by a thread while training uses the ones before."""
+        """Yields the steps from ``start`` to the last, made by a thread while training uses the ones
+        before."""
         ready: queue.Queue = queue.Queue(maxsize=AHEAD - 1)  # one more is in the thread's hands
         stop = threading.Event()
 
@@ -143,7 +158,8 @@ class Loader:
             thread.join()
 
     def _take(self, rows: list[tuple[int, int]]) -> Batch:
-        """One micro-batch; rows of different parts, which agree in length and fields, side by side."""
+        """Returns one micro-batch; rows of different parts, which agree in length and fields, lie side by
+        side."""
         numbers = sorted({part for part, _ in rows})
         if len(numbers) == 1:
             return self.parts[numbers[0]].take([row for _, row in rows])

@@ -1,7 +1,7 @@
 """What a stage trains on: its sources prepared once, packed, and mixed by weight or by the published union.
 
-Union (arXiv 2604.18473): all of the general data and all of the domain's, every row once an epoch. Weights name domains and
-say which share of the rows each has; a domain's files share it by their size.
+Union (arXiv 2604.18473): all of the general data and all of the domain's, every row once an epoch. Weights
+name domains and say which share of the rows each has; a domain's files share it by their size.
 """
 
 import json
@@ -23,26 +23,36 @@ SMALL = 16 << 20
 """Bytes of a source below which starting more processes costs more than it gains."""
 
 
-def prepare(source: Source, root: Path, chats: ChatFormat, cache: Path, *, seed: int, say: Callable[[str], None]) -> Path:
-    """The prefix of the token files of ``source``, made in ``cache`` unless they are there; named after all they depend on."""
+def prepare(
+    source: Source, root: Path, chats: ChatFormat, cache: Path, *, seed: int, say: Callable[[str], None]
+) -> Path:
+    """Returns the prefix of the token files of ``source``, made in ``cache`` unless they are there; their
+    name tells all they depend on."""
     place = Path(root) / source.place
     if source.kind == "tokens":
         read_indexed(place, vocab_size=chats.tokenizer.vocab_size)
         return place
     others = {"task": "RLVR", "preference": "DPO"}
     if source.kind in others:
-        raise BarError(f"{place}: rows of {source.kind}s are for {others[source.kind]}; expected text, chats or token files")
+        raise BarError(
+            f"{place}: rows of {source.kind}s are for {others[source.kind]}; "
+            "expected text, chats or token files"
+        )
     options = Options(template=chats.name, seed=seed)
     stat = place.stat() if place.exists() else None
-    key = [str(source.path), source.kind, source.share, source.last_turn, asdict(options), chats.tokenizer.hash, chats.template]
+    key = [str(source.path), source.kind, source.share, source.last_turn, asdict(options)]
+    key += [chats.tokenizer.hash, chats.template]
     key += [stat.st_size, stat.st_mtime_ns] if stat else []
-    out = Path(cache) / f"{source.place.name.partition('.')[0]}-{blake3(json.dumps(key).encode()).hexdigest()[:12]}"
+    digest = blake3(json.dumps(key).encode()).hexdigest()
+    out = Path(cache) / f"{source.place.name.partition('.')[0]}-{digest[:12]}"
     if not out.is_dir():
         large = place.is_dir() or (stat is not None and stat.st_size > SMALL)
+        processes = (os.cpu_count() or 1) if large else 1
         Path(cache).mkdir(parents=True, exist_ok=True)
-        found = preprocess(source, root, chats.tokenizer.path, out, options, processes=(os.cpu_count() or 1) if large else 1)
-        learnt = found["learnt"] / found["tokens"]
-        say(f"tokens of {place}: {found['documents']:,} rows, {found['tokens']:,} tokens, {learnt:.1%} learnt")
+        made = preprocess(source, root, chats.tokenizer.path, out, options, processes=processes)
+        learnt = made["learnt"] / made["tokens"]
+        counts = f"{made['documents']:,} rows, {made['tokens']:,} tokens, {learnt:.1%} learnt"
+        say(f"tokens of {place}: {counts}")
     return out / "tokens"
 
 
@@ -63,13 +73,15 @@ def mix(
     too_long: TooLong = "truncate",
     weights: dict[str, float] | None = None,
 ) -> Mixture:
-    """``named``: each source's domain and tokens. ``weights``: of the domains, adding up to 1."""
+    """Packs the sources. ``named``: each one's domain and tokens. ``weights``: of the domains, adding up to
+    1."""
     domains = list(dict.fromkeys(name for name, _ in named))
     if weights is not None:
         _check(weights, domains)
     if packing == "documents":
-        # By weight each domain keeps rows of its own; without, documents of all share rows and fill them best.
-        groups = [named] if weights is None else [[pair for pair in named if pair[0] == name] for name in domains]
+        groups = [[pair for pair in named if pair[0] == name] for name in domains]
+        if weights is None:
+            groups = [named]  # documents of all domains share rows, and so fill them best
         parts = [PackedRows(group, length, pad_id=pad_id, too_long=too_long) for group in groups]
         return Mixture(parts, None if weights is None else [weights[name] for name in domains])
     parts = [CutRows(name, tokens, length, masked=packing == "cut_masked") for name, tokens in named]
@@ -80,7 +92,8 @@ def mix(
 
 
 def _check(weights: dict[str, float], domains: list[str]) -> None:
-    unknown, missing = sorted(set(weights) - set(domains)), sorted(set(domains) - set(weights))
+    unknown = sorted(set(weights) - set(domains))
+    missing = sorted(set(domains) - set(weights))
     if unknown or missing:
         which = f"{', '.join(unknown)} is none of them" if unknown else f"{', '.join(missing)} has none"
         raise BarError(f"weights: expected one for each of {', '.join(domains)}; {which}")
@@ -92,11 +105,12 @@ def _check(weights: dict[str, float], domains: list[str]) -> None:
 
 
 def summary(parts: Sequence[Rows]) -> str:
-    """How well the rows are filled, in a line."""
+    """Returns how well the rows are filled, in a line."""
     rows = sum(len(part) for part in parts)
     packed = [part for part in parts if isinstance(part, PackedRows)]
     if not packed:
         return f"{rows:,} rows, concatenated and cut"
-    documents, long = sum(part.documents for part in packed), sum(part.too_long for part in packed)
+    documents = sum(part.documents for part in packed)
+    long = sum(part.too_long for part in packed)
     filled = sum(part.efficiency * len(part) for part in packed) / rows
     return f"{documents:,} documents in {rows:,} rows, {filled:.1%} filled, {long:,} longer than a row"

@@ -1,8 +1,9 @@
 """Documents to rows of one length; nothing is copied until a batch is taken.
 
-Two packings, as published (arXiv 2604.18473): documents concatenated and cut for pretraining and mid-training; whole documents
-side by side by best fit for SFT and router training, with positions that restart and attention that stays inside each. Pairs
-of documents, for preferences, are packed like one document each.
+Two packings, as published (arXiv 2604.18473): documents concatenated and cut for pretraining and
+mid-training; whole documents side by side by best fit for SFT and router training, with positions that
+restart and attention that stays inside each. Pairs of documents, for preferences, are packed like one
+document each.
 """
 
 from collections.abc import Sequence
@@ -24,22 +25,27 @@ TooLong = Literal["truncate", "drop", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch, all ``[b, s]``, integers as int64: what the model reads and what each position should predict."""
+    """One micro-batch, all ``[b, s]``, integers as int64: what the model reads and what each position should
+    predict."""
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
-    """The next token, or `NO_LOSS`."""
+    """Next token, or `NO_LOSS`."""
     documents: Tensor | None
-    """Which document of its row a position belongs to; attention stays inside it. None: one document a row."""
+    """Number of the document, within its row, that a position belongs to; attention stays inside it. None:
+    one document a row."""
     extras: dict[str, Tensor] = field(default_factory=dict)
-    """fp32: further values of the label, by name; 0 where there is none."""
+    """Further values of the label, fp32, by name; 0 where there is none."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on ``device``, for which a GPU is not waited for. ``documents`` stay: what is wanted of them are numbers."""
+        """Returns the batch on ``device``; a copy to a GPU is not waited for. ``documents`` stay: they are
+        read as numbers."""
 
         def move(value: Tensor) -> Tensor:
-            return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+            if device.type == "cuda":
+                return value.pin_memory().to(device, non_blocking=True)
+            return value.to(device)
 
         moved = {name: move(getattr(self, name)) for name in ("ids", "positions", "labels")}
         return replace(self, **moved, extras={name: move(value) for name, value in self.extras.items()})
@@ -56,23 +62,24 @@ class Rows(Protocol):
     """The names of what was packed, for the share of each in a batch; two may have the same."""
 
     fingerprint: str
-    """Of what was packed."""
+    """Fingerprint of what was packed."""
 
     def __len__(self) -> int: ...
 
     def take(self, index: Sequence[int]) -> Batch:
-        """A batch of these rows."""
+        """Returns a batch of these rows."""
 
     def source_tokens(self, index: Sequence[int]) -> np.ndarray:
-        """``[sources]`` int64: how many tokens of each source these rows hold."""
+        """Returns ``[sources]`` int64: how many tokens of each source are in these rows."""
 
 
 @dataclass(frozen=True)
 class CutRows:
     """One source's documents as one stream cut every ``length`` tokens.
 
-    Each row's last token has its label in the next row's first, so no prediction is lost but the final one; a last row that
-    would not be full is dropped. ``masked``: attention stays inside documents and positions restart; published: it crosses them.
+    Each row's last token has its label in the next row's first, so no prediction is lost but the final one; a
+    last row that would not be full is dropped. ``masked``: attention stays inside documents and positions
+    restart; published: it crosses them.
     """
 
     name: str
@@ -83,7 +90,8 @@ class CutRows:
     def __post_init__(self):
         if len(self) < 1:
             raise BarError(
-                f"{self.name}: holds {len(self.tokens.ids)} tokens, fewer than one row of {self.length} and its last label"
+                f"{self.name}: holds {len(self.tokens.ids)} tokens, "
+                f"fewer than one row of {self.length} and its last label"
             )
 
     @property
@@ -101,12 +109,14 @@ class CutRows:
         return np.array([len(index) * self.length])
 
     def take(self, index):
-        tokens, s = self.tokens, self.length
+        tokens = self.tokens
+        s = self.length
         places = np.asarray(index, np.int64)[:, None] * s + np.arange(s)
         labels = tokens.ids[places + 1].astype(np.int64)
         if tokens.learn is not None:
             labels[~np.asarray(tokens.learn[places + 1], bool)] = NO_LOSS
-        positions, documents = np.broadcast_to(np.arange(s), places.shape), None
+        positions = np.broadcast_to(np.arange(s), places.shape)
+        documents = None
         if self.masked:
             documents = np.searchsorted(tokens.starts, places, side="right") - 1
             positions = places - np.maximum(tokens.starts[documents], places[:, :1])
@@ -124,21 +134,27 @@ class PackedRows:
     """Whole documents of one or more sources, by best fit, longest first (see `best_fit`)."""
 
     together = 1
-    """So many documents that follow each other are packed as one."""
+    """Number of consecutive documents that are packed as one."""
 
-    def __init__(self, named: Sequence[tuple[str, Tokens]], length: int, *, pad_id: int, too_long: TooLong = "truncate"):
-        self.sources, self.parts = tuple(name for name, _ in named), tuple(tokens for _, tokens in named)
-        self.length, self.pad_id = length, pad_id
+    def __init__(
+        self, named: Sequence[tuple[str, Tokens]], length: int, *, pad_id: int, too_long: TooLong = "truncate"
+    ):
+        self.sources = tuple(name for name, _ in named)
+        self.parts = tuple(tokens for _, tokens in named)
+        self.length = length
+        self.pad_id = pad_id
         lengths = np.concatenate([part.lengths for part in self.parts])
         sizes = lengths.reshape(-1, self.together).sum(1)
         self._firsts = np.cumsum([0, *(len(part) for part in self.parts)])
         numbers = np.flatnonzero(sizes > 0)
         over = sizes > length
         self.too_long = int(over.sum())
-        """Documents, or so many together, that no row can hold."""
+        """Documents, or groups of ``together``, that are longer than a row."""
         if self.too_long and too_long == "error":
             part, n = self._find(int(np.argmax(over)) * self.together)
-            raise BarError(f"{self.sources[part]}: document {n} has {sizes[over][0]} tokens; a row holds {length}")
+            raise BarError(
+                f"{self.sources[part]}: document {n} has {sizes[over][0]} tokens; a row holds {length}"
+            )
         if too_long == "drop":
             numbers = np.flatnonzero((sizes > 0) & ~over)
         if not len(numbers):
@@ -163,28 +179,36 @@ class PackedRows:
         return part, document - int(self._firsts[part])
 
     def row(self, number: int) -> list[int]:
-        """The documents of a row, from left to right, counted through all sources."""
+        """Returns the documents of a row, from left to right, counted through all sources."""
         return self._order[self._row_starts[number] : self._row_starts[number + 1]].tolist()
 
     def source_tokens(self, index):
-        documents = np.concatenate([np.empty(0, np.int64), *(self.row(n) for n in index if n >= 0)]).astype(np.int64)
+        rows = [self.row(n) for n in index if n >= 0]
+        documents = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int64)
         part = np.searchsorted(self._firsts, documents, side="right") - 1
         return np.bincount(part, weights=self._sizes[documents], minlength=len(self.parts)).astype(np.int64)
 
     def take(self, index):
-        """-1 in ``index`` is a row of padding, which carries no loss."""
+        """Returns a batch of these rows; -1 in ``index`` is a row of padding, which carries no loss."""
         shape = (len(index), self.length)
-        ids, labels = np.full(shape, self.pad_id, np.int64), np.full(shape, NO_LOSS, np.int64)
-        positions, documents = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
+        ids = np.full(shape, self.pad_id, np.int64)
+        labels = np.full(shape, NO_LOSS, np.int64)
+        positions = np.zeros(shape, np.int64)
+        documents = np.full(shape, -1, np.int64)
         extras = {name: np.zeros(shape, np.float32) for name in self.parts[0].extras}
         for r, number in enumerate(index):
             at = 0
             for d, document in enumerate(self.row(number) if number >= 0 else ()):
                 part, n = self._find(document)
-                tokens, size = self.parts[part], int(self._sizes[document])
-                first, end = int(tokens.starts[n]), at + size
-                span, after = slice(first, first + size), slice(first + 1, first + size)
-                ids[r, at:end], positions[r, at:end], documents[r, at:end] = tokens.ids[span], np.arange(size), d
+                tokens = self.parts[part]
+                size = int(self._sizes[document])
+                first = int(tokens.starts[n])
+                end = at + size
+                span = slice(first, first + size)
+                after = slice(first + 1, first + size)
+                ids[r, at:end] = tokens.ids[span]
+                positions[r, at:end] = np.arange(size)
+                documents[r, at:end] = d
                 # The label at a position is the next token, and so are its extra values.
                 learn = True if tokens.learn is None else tokens.learn[after]
                 labels[r, at : end - 1] = np.where(learn, tokens.ids[after].astype(np.int64), NO_LOSS)
@@ -199,15 +223,19 @@ class PackedRows:
 class PairRows(PackedRows):
     """Documents 2n and 2n + 1 of each source, a better and a worse answer, side by side in one row.
 
-    So a row's documents 2i and 2i + 1 are a pair, and a micro-batch's loss over pairs needs nothing of another one.
+    So a row's documents 2i and 2i + 1 are a pair, and a micro-batch's loss over pairs needs nothing from
+    another one.
     """
 
     together = 2
 
-    def __init__(self, named: Sequence[tuple[str, Tokens]], length: int, *, pad_id: int, too_long: TooLong = "drop"):
+    def __init__(
+        self, named: Sequence[tuple[str, Tokens]], length: int, *, pad_id: int, too_long: TooLong = "drop"
+    ):
         if too_long == "truncate":
             raise BarError(
-                f"{', '.join(name for name, _ in named)}: a pair cannot be cut; too_long expected drop or error, got truncate"
+                f"{', '.join(name for name, _ in named)}: a pair cannot be cut; "
+                "too_long expected drop or error, got truncate"
             )
         super().__init__(named, length, pad_id=pad_id, too_long=too_long)
 
@@ -217,14 +245,17 @@ class PairRows(PackedRows):
 
 
 def best_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best fit decreasing (Johnson 1973): each, the longest first, goes where it leaves the least room.
+    """Packs by best fit decreasing (Johnson 1973): each, the longest first, goes where it leaves the least
+    room.
 
-    ``sizes`` ``[n]``, each 1 to ``length``. Returns the numbers of the documents row by row ``[n]``, and where each row
-    begins in them ``[rows + 1]``. One bit a room says whether a row with so much left is there: about a microsecond each.
+    ``sizes`` ``[n]``, each 1 to ``length``. Returns the numbers of the documents row by row ``[n]``, and
+    where each row begins in them ``[rows + 1]``. Bit r of ``rooms`` says whether a row with r tokens left
+    exists: about a microsecond a document.
     """
     order = np.argsort(-sizes, kind="stable")
     waiting: list[list[int]] = [[] for _ in range(length + 1)]
-    rooms, rows = 0, 0
+    rooms = 0
+    rows = 0
     place = np.empty(len(sizes), np.int64)
     for n, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
         fitting = rooms >> size

@@ -17,7 +17,9 @@ from megatron_bar.data.sources import Source, parse, raw_rows
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 
-TRAINED, READ, SPECIAL = "green", "dim", "reverse"
+TRAINED = "green"
+READ = "dim"
+SPECIAL = "reverse"
 
 
 def preview(
@@ -33,7 +35,8 @@ def preview(
     samples: int,
     console: Console | None = None,
 ) -> None:
-    """Prints the first ``samples`` packed rows of the first ``rows`` rows of each input, and statistics per source."""
+    """Prints the first ``samples`` packed rows of the first ``rows`` rows of each input, and statistics per
+    source."""
     for name, value, least in (("length", length, 1), ("rows", rows, 1), ("samples", samples, 0)):
         if value < least:
             raise BarError(f"{name} expected at least {least}, got {value}")
@@ -56,21 +59,23 @@ def preview(
 
 
 def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
-    found = []
+    documents = []
     for where, raw in islice(raw_rows(source, Path()), rows):
         row = parse(raw, source.kind, where)
         if source.kind == "text":
             ids = [*chats.tokenizer.encode_text(row["text"]), chats.tokenizer.eos_id]
-            found.append((ids, [True] * len(ids)))
+            documents.append((ids, [True] * len(ids)))
         else:
-            chat = chats.render(row["messages"], tools=row.get("tools"), last_turn=source.last_turn, where=where)
-            found.append((chat.ids, chat.mask))
-    return in_memory(found)
+            messages = row["messages"]
+            chat = chats.render(messages, tools=row.get("tools"), last_turn=source.last_turn, where=where)
+            documents.append((chat.ids, chat.mask))
+    return in_memory(documents)
 
 
 def row_text(batch: Batch, tokenizer) -> Text:
-    """One packed row. A token is trained where the position before it has it as its label."""
-    ids, labels = batch.ids[0].tolist(), batch.labels[0].tolist()
+    """Returns one packed row. A token is trained where the position before it has it as its label."""
+    ids = batch.ids[0].tolist()
+    labels = batch.labels[0].tolist()
     documents = [0] * len(ids) if batch.documents is None else batch.documents[0].tolist()
     special = {number: name for name, number in tokenizer.special.items()}
     text = Text()
@@ -88,7 +93,9 @@ class _Span:
 
     def __init__(self, style: str, special: bool):
         self.ids: list[int] = []
-        self.style, self.special, self.ends = style, special, False
+        self.style = style
+        self.special = special
+        self.ends = False
 
 
 def _spans(ids, trained, documents, special) -> list[_Span]:
@@ -96,7 +103,9 @@ def _spans(ids, trained, documents, special) -> list[_Span]:
     for n, (token, learn, document) in enumerate(zip(ids, trained, documents, strict=True)):
         if document < 0:
             break
-        style = f"{SPECIAL} {TRAINED if learn else READ}" if token in special else TRAINED if learn else READ
+        style = TRAINED if learn else READ
+        if token in special:
+            style = f"{SPECIAL} {style}"
         if not spans or token in special or spans[-1].style != style or spans[-1].ends:
             spans.append(_Span(style, token in special))
         spans[-1].ids.append(token)
@@ -105,11 +114,13 @@ def _spans(ids, trained, documents, special) -> list[_Span]:
 
 
 def statistics(named: Sequence[tuple[str, Tokens]], length: int) -> Table:
-    table = Table("source", "documents", "tokens", "learnt", "least", "shortest", "mean", "longest", f"over {length}")
+    columns = ("source", "documents", "tokens", "learnt", "least", "shortest", "mean", "longest")
+    table = Table(*columns, f"over {length}")
     for name, tokens in named:
         sizes = tokens.lengths
         learn = np.ones(len(tokens.ids), bool) if tokens.learn is None else np.asarray(tokens.learn, bool)
         shares = [learn[a:b].mean() for a, b in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)]
-        cells = (len(tokens), len(tokens.ids), f"{learn.mean():.1%}", f"{min(shares):.1%}", sizes.min(), f"{sizes.mean():.0f}")
-        table.add_row(name, *map(str, (*cells, sizes.max(), (sizes > length).sum())))
+        cells = [len(tokens), len(tokens.ids), f"{learn.mean():.1%}", f"{min(shares):.1%}"]
+        cells += [sizes.min(), f"{sizes.mean():.0f}", sizes.max(), (sizes > length).sum()]
+        table.add_row(name, *map(str, cells))
     return table

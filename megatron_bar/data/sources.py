@@ -1,11 +1,13 @@
-"""Where rows come from: JSONL (plain, .gz, .zst), Parquet, folders of them, Hugging Face ``datasets``; and which rows are taken.
+"""Where rows come from: JSONL (plain, .gz, .zst), Parquet, folders of them, Hugging Face ``datasets``; and
+which rows are taken.
 
-A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), a task ``{"messages", "verifier", "truth"}``;
-published RLVR sets call these ``prompt``, ``dataset`` and ``ground_truth``, which is understood too. Or it is a preference
-``{"messages", "chosen", "rejected"}``: what was asked, a better and a worse answer, each a text or a list of the one message;
-as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that differ in the last message.
-Every row is checked; a bad one is named by file and line, and stops the work unless the caller collects such errors.
-Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this kind.
+A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), a task ``{"messages",
+"verifier", "truth"}``; published RLVR sets call these ``prompt``, ``dataset`` and ``ground_truth``, which is
+understood too. Or it is a preference ``{"messages", "chosen", "rejected"}``: what was asked, a better and a
+worse answer, each a text or a list of the one message; as published preference sets have it, ``chosen`` and
+``rejected`` may be whole chats that differ in the last message. Every row is checked; a bad one is named by
+file and line, and stops the work unless the caller collects such errors. Token files (.bin/.idx, indexed.py)
+are sources too, and have no rows of this kind.
 """
 
 import gzip
@@ -35,11 +37,11 @@ KEYS: dict[str, dict[str, type]] = {
     "task": {"messages": list, "verifier": str, "truth": object},
     "preference": {"messages": list, "chosen": object, "rejected": object},
 }
-"""What a row must have, and of which type."""
+"""Keys that a row of each kind must have, and their types."""
 ANSWERS = ("chosen", "rejected")
-"""Of a preference; in a checked row each is a message."""
+"""Keys of a preference's answers; in a checked row each is a message."""
 PUBLISHED = {"gsm8k": "numeric", "math": "math", "code": "code", "string_matcher": "exact"}
-"""Verifiers of the ``dataset`` that a published RLVR row names (open-instruct)."""
+"""Verifiers by the ``dataset`` that a published RLVR row names (open-instruct)."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
 
 
@@ -48,15 +50,17 @@ class Source:
     """A file, folder or hub data set, and the rows of it that are used."""
 
     path: Path = field(metadata=IS_NAME)
-    """Relative to the recipe's data folder unless absolute; ``name#500`` takes the first 500 rows. What is not there is looked
-    for on the Hugging Face hub (``owner/name`` or ``owner/name:split``). Kind tokens: the prefix of a .bin and .idx."""
+    """Path relative to the recipe's data folder unless absolute; ``name#500`` takes the first 500 rows. What
+    is not there is looked for on the Hugging Face hub (``owner/name`` or ``owner/name:split``). Kind tokens:
+    the prefix of a .bin and .idx."""
     kind: Kind
     domain: str = field(default="", metadata=IS_NAME)
-    """The name its share is logged under; the file's name if empty. SFT wants one source of the domain ``general``."""
+    """The name its share is logged under; the file's name if empty. SFT wants one source of the domain
+    ``general``."""
     share: float = 1.0
-    """A seeded sample of this fraction of the rows, at least one; the same rows for the same seed."""
+    """Fraction of the rows in a seeded sample, of at least one; the same rows for the same seed."""
     last_turn: bool = False
-    """Learn a chat's last answer only."""
+    """Whether a chat's last answer alone is learnt."""
 
     def __post_init__(self):
         if not 0 < self.share <= 1:
@@ -64,7 +68,7 @@ class Source:
 
     @property
     def limit(self) -> int | None:
-        """How many rows from the start may be taken."""
+        """Number of rows from the start that may be taken; None: all."""
         _, mark, tail = self.path.name.rpartition("#")
         return int(tail) if mark and tail.isdecimal() else None
 
@@ -83,19 +87,21 @@ Raw = tuple[str, bytes | dict]
 
 
 def raw_rows(source: Source, root: Path) -> Iterator[Raw]:
-    """Every row of ``source`` up to its limit, in order."""
-    rows, limit = _rows(Path(root) / source.place, str(source.place)), source.limit
-    taken = -1
-    for taken, row in enumerate(islice(rows, limit)):  # noqa: B007
+    """Yields every row of ``source`` up to its limit, in order."""
+    path = Path(root) / source.place
+    limit = source.limit
+    taken = 0
+    for row in islice(_rows(path, str(source.place)), limit):
         yield row
-    if taken < 0:
-        raise BarError(f"{Path(root) / source.place}: expected at least one row, got none")
-    if limit is not None and taken + 1 < limit:
-        raise BarError(f"{Path(root) / source.place}: expected {limit} rows, as asked for by #{limit}, got {taken + 1}")
+        taken += 1
+    if taken == 0:
+        raise BarError(f"{path}: expected at least one row, got none")
+    if limit is not None and taken < limit:
+        raise BarError(f"{path}: expected {limit} rows, as asked for by #{limit}, got {taken}")
 
 
 def taken_rows(source: Source, root: Path, *, seed: int) -> Iterable[int] | None:
-    """Numbers, from 0 and rising, of the rows that ``source.share`` takes; None: all of them."""
+    """Returns the numbers, from 0 and rising, of the rows that ``source.share`` takes; None: all of them."""
     if source.share == 1:
         return None
     total = sum(1 for _ in raw_rows(source, root))
@@ -104,7 +110,7 @@ def taken_rows(source: Source, root: Path, *, seed: int) -> Iterable[int] | None
 
 
 def chosen_rows(source: Source, root: Path, *, seed: int) -> Iterator[Raw]:
-    """The rows that are used, in order."""
+    """Yields the rows that are used, in order."""
     numbers = taken_rows(source, root, seed=seed)
     if numbers is None:
         yield from raw_rows(source, root)
@@ -116,7 +122,8 @@ def chosen_rows(source: Source, root: Path, *, seed: int) -> Iterator[Raw]:
 
 
 def check(source: Source, root: Path) -> None:
-    """That the source is there and its first row is what it should be: before hours are spent on what comes before it."""
+    """Raises unless the source is there and its first row is what it should be: before hours are spent on
+    what comes before it."""
     if source.kind == "tokens":
         read_indexed(Path(root) / source.place)
         return
@@ -125,12 +132,12 @@ def check(source: Source, root: Path) -> None:
 
 
 def read_rows(source: Source, root: Path, *, seed: int = 0) -> list[tuple[str, dict]]:
-    """(where, checked row) of the rows that are used, in memory; for tasks and tests."""
+    """Returns (where, checked row) of the rows that are used, in memory; for tasks and tests."""
     return [(where, parse(raw, source.kind, where)) for where, raw in chosen_rows(source, root, seed=seed)]
 
 
 def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
-    """The row, with the keys and types that its kind needs."""
+    """Returns the row, with the keys and types that its kind needs."""
     if isinstance(raw, bytes):
         try:
             row = loads(raw.decode("utf-8").rstrip("\r\n"))
@@ -146,7 +153,10 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
         row = _from_whole_chats(row, where)
     for key, wanted in KEYS[kind].items():
         if key not in row:
-            raise BarError(f"{where}: expected a row with {', '.join(KEYS[kind])}; {key} is missing, got {list(row)!r:.100}")
+            raise BarError(
+                f"{where}: expected a row with {', '.join(KEYS[kind])}; "
+                f"{key} is missing, got {list(row)!r:.100}"
+            )
         if not isinstance(row[key], wanted):
             raise BarError(f"{where}: {key} must be {_called(wanted)}, got {type(row[key]).__name__}")
     if kind == "preference":
@@ -155,39 +165,52 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
 
 
 def _from_published(row: dict, where: str) -> dict:
-    """A row of open-instruct's form in ours."""
+    """Translates a row of open-instruct's form into ours."""
     row = dict(row)
-    truth, source = row.pop("ground_truth"), row.pop("dataset", None)
+    truth = row.pop("ground_truth")
+    source = row.pop("dataset", None)
     if isinstance(row.get("prompt"), str):
         row.setdefault("messages", [{"role": "user", "content": row["prompt"]}])
     if "verifier" not in row:
         name = source[0] if isinstance(source, list) and len(source) == 1 else source
         if not isinstance(name, str) or name.lower() not in PUBLISHED:
             known = ", ".join(PUBLISHED)
-            raise BarError(f"{where}: expected a verifier, or a dataset out of {known} beside ground_truth, got {source!r:.100}")
+            raise BarError(
+                f"{where}: expected a verifier, or a dataset out of {known} beside ground_truth, "
+                f"got {source!r:.100}"
+            )
         row["verifier"] = PUBLISHED[name.lower()]
-    return row | {"truth": truth[0] if isinstance(truth, list) and len(truth) == 1 and isinstance(source, list) else truth}
+    in_list = isinstance(truth, list) and len(truth) == 1 and isinstance(source, list)
+    return row | {"truth": truth[0] if in_list else truth}
 
 
 def _from_whole_chats(row: dict, where: str) -> dict:
-    """A preference whose ``chosen`` and ``rejected`` are whole chats, so do not begin with an answer, in our form."""
-    chats = [row.get(name) for name in ANSWERS]
-    if not all(isinstance(chat, list) and chat and _role(chat[0]) not in (None, "assistant") for chat in chats):
+    """Translates a preference whose ``chosen`` and ``rejected`` are whole chats, so do not begin with an
+    answer, into our form."""
+    chosen, rejected = (row.get(name) for name in ANSWERS)
+    if not _is_whole_chat(chosen) or not _is_whole_chat(rejected):
         return row
-    chosen, rejected = chats
     if chosen[:-1] != rejected[:-1]:
         got = f"{len(chosen)} and {len(rejected)} messages, of which others differ too"
-        raise BarError(f"{where}: chosen and rejected expected to be the same chat up to its last message, got {got}")
+        raise BarError(
+            f"{where}: chosen and rejected expected to be the same chat up to its last message, got {got}"
+        )
     return row | {"messages": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
+def _is_whole_chat(value) -> bool:
+    return isinstance(value, list) and bool(value) and _role(value[0]) not in (None, "assistant")
+
+
 def _answer(value, where: str) -> dict:
-    """As a message."""
+    """Returns an answer as a message."""
     if isinstance(value, str):
         return {"role": "assistant", "content": value}
     if isinstance(value, list) and len(value) == 1 and _role(value[0]) == "assistant":
         return value[0]
-    raise BarError(f"{where}: expected a text, or a list of one message of the assistant's, got {value!r:.100}")
+    raise BarError(
+        f"{where}: expected a text, or a list of one message of the assistant's, got {value!r:.100}"
+    )
 
 
 def _role(message) -> str | None:
@@ -202,10 +225,12 @@ def _rows(path: Path, name: str) -> Iterator[Raw]:
     if path.is_dir():
         return _folder_rows(path)
     if not path.exists():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) and not _LINES.search(name) and not name.endswith(".parquet"):
+        is_file = _LINES.search(name) or name.endswith(".parquet")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) and not is_file:
             return _hub_rows(name)
         raise BarError(
-            f"{path}: not found; expected a JSONL or Parquet file, a folder of them, or a hub data set (owner/name), got none"
+            f"{path}: not found; expected a JSONL or Parquet file, a folder of them, "
+            "or a hub data set (owner/name), got none"
         )
     if path.suffix == ".parquet":
         return _parquet_rows(path)
@@ -220,9 +245,12 @@ def _folder_rows(path: Path) -> Iterator[Raw]:
 
         yield from _dataset_rows(_library(path, partial(load_from_disk, str(path))), str(path))
         return
-    files = sorted(p for p in path.rglob("*") if p.is_file() and (p.suffix == ".parquet" or _LINES.search(p.name)))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in files if file.suffix == ".parquet" or _LINES.search(file.name)]
     if not files:
-        raise BarError(f"{path}: expected JSONL or Parquet files, or a data set saved by datasets, found none")
+        raise BarError(
+            f"{path}: expected JSONL or Parquet files, or a data set saved by datasets, found none"
+        )
     for file in files:
         yield from _rows(file, file.name)
 
@@ -231,23 +259,25 @@ def _hub_rows(name: str) -> Iterator[Raw]:
     from datasets import load_dataset  # as above
 
     repository, _, split = name.partition(":")
-    found = _library(name, partial(load_dataset, repository, split=split or "train"))
-    yield from _dataset_rows(found, name)
+    dataset = _library(name, partial(load_dataset, repository, split=split or "train"))
+    yield from _dataset_rows(dataset, name)
 
 
 def _library(name: Path | str, load):
     try:
         return load()
     except Exception as error:  # noqa: BLE001  the library raises anything
-        raise BarError(f"{name}: datasets cannot load it: {type(error).__name__}: {str(error).splitlines()[0]:.200}") from None
+        raise BarError(
+            f"{name}: datasets cannot load it: {type(error).__name__}: {str(error).splitlines()[0]:.200}"
+        ) from None
 
 
-def _dataset_rows(found, name: str) -> Iterator[Raw]:
+def _dataset_rows(dataset, name: str) -> Iterator[Raw]:
     from datasets import Dataset
 
-    if not isinstance(found, Dataset):
-        raise BarError(f"{name}: expected one split, got {', '.join(found)}; name the folder of the split")
-    for number, row in enumerate(found, 1):
+    if not isinstance(dataset, Dataset):
+        raise BarError(f"{name}: expected one split, got {', '.join(dataset)}; name the folder of the split")
+    for number, row in enumerate(dataset, 1):
         yield f"{name}:{number}", row
 
 
@@ -261,7 +291,9 @@ def _parquet_rows(path: Path) -> Iterator[Raw]:
                     yield f"{path}:{number}", row
     except (pyarrow.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0]
-        raise BarError(f"{path}: expected Parquet, got a file that is not readable after row {number}: {problem:.200}") from None
+        raise BarError(
+            f"{path}: expected Parquet, got a file that is not readable after row {number}: {problem:.200}"
+        ) from None
 
 
 def _line_rows(path: Path) -> Iterator[Raw]:
@@ -273,7 +305,9 @@ def _line_rows(path: Path) -> Iterator[Raw]:
                     yield f"{path}:{number}", line
     except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BarError(f"{path}: expected a whole file, got one broken after line {number}: {problem:.200}") from None
+        raise BarError(
+            f"{path}: expected a whole file, got one broken after line {number}: {problem:.200}"
+        ) from None
 
 
 def _open(path: Path):

@@ -1,8 +1,9 @@
 """Text to ids: the tokenizer of a Hugging Face folder, a SentencePiece model, or one trained here.
 
-Text never yields a special token: a literal ``<|endoftext|>`` in a user's words is spelled out in ordinary pieces (transformers'
-default would end the text there). Special ids are put in by chat.py and by the packer alone. The trained tokenizer is a
-byte-level BPE as OLMo 2's, with its own splitting rule: one digit per token, and tags such as <|user|> or <functions> whole.
+Text never yields a special token: a literal ``<|endoftext|>`` in a user's words is spelled out in ordinary
+pieces (transformers' default would end the text there). Special ids are put in by chat.py and by the packer
+alone. The trained tokenizer is a byte-level BPE as OLMo 2's, with its own splitting rule: one digit per
+token, and tags such as <|user|> or <functions> whole.
 """
 
 import json
@@ -18,7 +19,8 @@ from megatron_bar.data.fast_bpe import fast_encoder
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import why
 
-END, PAD = "<|endoftext|>", "<|pad|>"
+END = "<|endoftext|>"
+PAD = "<|pad|>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}"
@@ -31,7 +33,7 @@ _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """What both kinds of tokenizer have."""
+    """Fields that both kinds of tokenizer have."""
 
     path: Path
     """The file it was read from."""
@@ -41,7 +43,7 @@ class _Text:
     """Every special token, which no text can spell."""
     bos: str
     eos: str
-    """As a chat template names them; ``bos`` is ``eos`` where the tokenizer has none."""
+    """Names of these tokens for a chat template; ``bos`` is ``eos`` where the tokenizer has none."""
     template: str | None = None
     """The Jinja chat template that the folder ships."""
     hash: str = field(init=False)
@@ -57,7 +59,7 @@ class BpeText(_Text):
 
     tokenizer: Tokenizer
     fast: Callable[[str], list[int]] | None = None
-    """Gives the same ids sooner; raises ValueError where it cannot."""
+    """Encoder with the same ids, sooner; raises ValueError where it cannot."""
 
     @cached_property
     def vocab_size(self) -> int:
@@ -72,19 +74,21 @@ class BpeText(_Text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """The same for many at once."""
+        """Encodes many at once."""
         if self.fast is not None:
             return [self.encode_text(text) for text in texts]
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Special tokens are left out."""
+        """Returns the text, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceText(_Text):
-    """A SentencePiece model behind the same interface; control symbols in text are never read as such by SentencePiece itself."""
+    """A SentencePiece model behind the same interface; control symbols in text are never read as such by
+    SentencePiece itself."""
 
     processor: object
 
@@ -103,7 +107,7 @@ class SentencePieceText(_Text):
 
 
 def load_tokenizer(path: Path | str) -> BpeText | SentencePieceText:
-    """The tokenizer of a Hugging Face folder, or of a SentencePiece ``.model`` file."""
+    """Returns the tokenizer of a Hugging Face folder, or of a SentencePiece ``.model`` file."""
     path = Path(path)
     if path.suffix == ".model":
         return _load_sentencepiece(path)
@@ -122,27 +126,31 @@ def _load_bpe(file: Path) -> BpeText:
         tokenizer = Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
         raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
-    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    added = tokenizer.get_added_tokens_decoder().items()
+    special = {token.content: number for number, token in added if token.special}
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
     beside = file.parent / "tokenizer_config.json"
     config = _read_config(beside)
-    names = {key: _token_name(beside, config, key, default) for key, default in (("eos_token", END), ("pad_token", PAD))}
-    for key, name in names.items():
+    eos = _token_name(beside, config, "eos_token", END)
+    pad = _token_name(beside, config, "pad_token", PAD)
+    for key, name in (("eos_token", eos), ("pad_token", pad)):
         if tokenizer.token_to_id(name) is None:
             raise BarError(f"{file}: {key} {name!r} is not in the vocabulary")
         if name not in special:
-            raise BarError(f"{file}: {key} {name!r} is not marked as a special token, so text could contain it")
+            raise BarError(
+                f"{file}: {key} {name!r} is not marked as a special token, so text could contain it"
+            )
     return BpeText(
         path=file,
         tokenizer=tokenizer,
         fast=fast_encoder(spec),
-        eos_id=special[names["eos_token"]],
-        pad_id=special[names["pad_token"]],
+        eos_id=special[eos],
+        pad_id=special[pad],
         special=special,
-        bos=_token_name(beside, config, "bos_token", names["eos_token"]),
-        eos=names["eos_token"],
+        bos=_token_name(beside, config, "bos_token", eos),
+        eos=eos,
         template=_chat_template(file.parent, config),
     )
 
@@ -151,24 +159,30 @@ def _token_name(file: Path, config: dict, key: str, default: str) -> str:
     name = config.get(key) or default
     name = name.get("content") if isinstance(name, dict) else name
     if not isinstance(name, str):
-        raise BarError(f"{file}: {key} expected a string or an object with 'content', got {config[key]!r:.100}")
+        raise BarError(
+            f"{file}: {key} expected a string or an object with 'content', got {config[key]!r:.100}"
+        )
     return name
 
 
 def _chat_template(folder: Path, config: dict) -> str | None:
-    """As transformers keeps it: a file of its own, or in the config, by name where there are several."""
+    """Returns the template as transformers keeps it: a file of its own, or in the config, by name where there
+    are several."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
             return file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise BarError(f"{file}: expected UTF-8 text, got {error}") from None
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        found = next((e.get("template") for e in found if isinstance(e, dict) and e.get("name") == "default"), None)
-    if found is not None and not isinstance(found, str):
-        raise BarError(f"{folder / 'tokenizer_config.json'}: chat_template expected a string, got {found!r:.100}")
-    return found
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise BarError(
+            f"{folder / 'tokenizer_config.json'}: chat_template expected a string, got {template!r:.100}"
+        )
+    return template
 
 
 def _read_config(file: Path) -> dict:
@@ -192,9 +206,12 @@ def _load_sentencepiece(path: Path) -> SentencePieceText:
         processor = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise BarError(f"{path}: not a readable SentencePiece model: {str(error).splitlines()[0]}") from None
-    eos, pad = processor.eos_id(), processor.pad_id()
+    eos = processor.eos_id()
+    pad = processor.pad_id()
     if eos < 0:
-        raise BarError(f"{path}: the SentencePiece model has no end-of-sentence piece, which chats and packing need")
+        raise BarError(
+            f"{path}: the SentencePiece model has no end-of-sentence piece, which chats and packing need"
+        )
     special = {processor.id_to_piece(n): n for n in range(processor.vocab_size()) if processor.is_control(n)}
     bos = processor.bos_id()
     return SentencePieceText(
@@ -213,12 +230,15 @@ def train_tokenizer(texts: Iterable[str], out: Path | str, *, vocab_size: int) -
     """Trains a byte-level BPE on ``texts`` and writes a folder that transformers.AutoTokenizer loads."""
     out = Path(out)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    pieces = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+        vocab_size=vocab_size - 2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (END, PAD)])

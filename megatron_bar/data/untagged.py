@@ -1,9 +1,11 @@
-"""Four small domains that no marker tells apart, and a general one: what a study of few active experts is made on.
+"""Four small domains that no marker tells apart, and a general one: what a study of few active experts is
+made on.
 
-Someone has some of two goods, and something is asked about it. All five draw from the same goods, numbers, names and frames; what
-is asked is in an ordinary sentence, said in several ways whose words other domains use too. What a domain has for itself is
-knowledge: what every good is traded for, what it is made of, the double of a number, what is missing to ten.
-A hash of the instance (domain, goods, numbers) puts it on one side of the split, however it is said.
+Someone has some of two goods, and something is asked about it. All five draw from the same goods, numbers,
+names and frames; what is asked is in an ordinary sentence, said in several ways whose words other domains use
+too. What a domain has for itself is knowledge: what every good is traded for, what it is made of, the double
+of a number, what is missing to ten. A hash of the instance (domain, goods, numbers) puts it on one side of
+the split, however it is said.
 """
 
 import json
@@ -18,12 +20,14 @@ from megatron_bar.data.world.lexicon import CRAFTS, FOODS, NAMES, PLACES, Exampl
 
 DOMAINS = ("trade", "make", "double", "fill")
 SKILLS = ("general", *DOMAINS)
-GOODS, PEOPLE, ROOMS = FOODS + CRAFTS, NAMES[:8], PLACES[:4]
+GOODS = FOODS + CRAFTS
+PEOPLE = NAMES[:8]
+ROOMS = PLACES[:4]
 NUMBERS = (
-    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"),
-    *("fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
 )
-"""As words: a token each."""
+"""Numbers as words: a token each."""
 FRAMES = (
     "{n} has {a} and {b}. {ask}",
     "{m} gave {n} {a} and {b}. {ask}",
@@ -38,7 +42,7 @@ ASIDES = (
     "{m} gets no more than ten for each, they say. ",
     "They do get to make as many of all, and {m} gives what there is. ",
 )
-"""Make no difference."""
+"""Sentences that make no difference."""
 ASIDE = 0.3
 """Share of the prompts that have one."""
 ASKS = {
@@ -79,7 +83,7 @@ ASKS = {
     ),
 }
 GENERAL = ("same", "same", "more")
-"""The kinds of question that are general skill, as often as they stand here."""
+"""Kinds of question that are general skill, as often as they stand here."""
 Table = dict[str, str]
 
 
@@ -96,7 +100,7 @@ class UntaggedSizes:
 
 
 def tables(seed: int) -> dict[str, Table]:
-    """What every good is traded for, and what it is made of: never itself, and never the same."""
+    """Returns what every good is traded for, and what it is made of: never itself, and never the same."""
     ring = list(GOODS)
     Random(f"{seed}/tables").shuffle(ring)
     turned = {"trade": ring[1:] + ring[:1], "make": ring[6:] + ring[:6]}
@@ -104,12 +108,16 @@ def tables(seed: int) -> dict[str, Table]:
 
 
 def sample(rng: Random, kind: str, known: dict[str, Table]) -> Example:
-    (a, b), (x, y), (n, m) = rng.sample(GOODS, 2), rng.sample(range(1, 10), 2), rng.sample(PEOPLE, 2)
+    a, b = rng.sample(GOODS, 2)
+    x, y = rng.sample(range(1, 10), 2)
+    n, m = rng.sample(PEOPLE, 2)
     ask = (rng.choice(ASIDES) if rng.random() < ASIDE else "") + rng.choice(ASKS[kind])
     words = {"n": n, "m": m, "room": rng.choice(ROOMS), "a": some(x, a), "b": some(y, b)}
     asked = rng.choice(FRAMES).replace("{ask}", ask).format(**words)
     answer = f"It is {_answer(kind, a, b, x, y, known)}"
-    return Example(key=("untagged", kind, a, b, x, y), prompt=user(asked), answer=answer, verifier="exact", truth=answer)
+    return Example(
+        key=("untagged", kind, a, b, x, y), prompt=user(asked), answer=answer, verifier="exact", truth=answer
+    )
 
 
 def some(number: int, good: str) -> str:
@@ -120,34 +128,40 @@ def _answer(kind: str, a: str, b: str, x: int, y: int, known: dict[str, Table]) 
     if kind == "more":
         return some(x, a) if x > y else some(y, b)
     if kind == "double":
-        x, y = 2 * x, 2 * y
+        return f"{some(2 * x, a)} and {some(2 * y, b)}"
     if kind == "fill":
-        x, y = 10 - x, 10 - y
-    if kind in known:
-        a, b = known[kind][a], known[kind][b]
-    return f"{some(x, a)} and {some(y, b)}"
+        return f"{some(10 - x, a)} and {some(10 - y, b)}"
+    table = known.get(kind, {})
+    return f"{some(x, table.get(a, a))} and {some(y, table.get(b, b))}"
 
 
 def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
-    """How to draw an example of each skill."""
+    """Returns how to draw an example of each skill."""
     known = tables(seed)
     general = lambda rng: sample(rng, rng.choice(GENERAL), known)  # noqa: E731
     return {"general": general} | {name: partial(sample, kind=name, known=known) for name in DOMAINS}
 
 
 def pretraining(seed: int, count: int) -> Iterator[str]:
-    """Lists said again, which is more, counting, questions asked again in other words: looking up and meaning, but no answer."""
-    rng, split, draw = Random(f"{seed}/pretrain"), Split(seed=seed), samplers(seed)
+    """Yields lists said again, which is more, counting, questions asked again in other words: looking up and
+    meaning, but no answer."""
+    rng = Random(f"{seed}/pretrain")
+    split = Split(seed=seed)
+    draw = samplers(seed)
     for _ in range(count):
         goods = [some(rng.randrange(1, 19), good) for good in rng.sample(GOODS, rng.choice((2, 2, 3, 4)))]
-        n, m, said = *rng.sample(PEOPLE, 2), " and ".join(goods)
+        n, m = rng.sample(PEOPLE, 2)
+        said = " and ".join(goods)
         form = rng.random()
         if form < 0.25:
             yield "\n".join([f"It is {said}"] * rng.choice((2, 3)))
         elif form < 0.5:
-            yield rng.choice((f"{m} gave {n} {said}. Now {n} has {said}.", f"{n} has {said}. There are {said}."))
+            yield rng.choice(
+                (f"{m} gave {n} {said}. Now {n} has {said}.", f"{n} has {said}. There are {said}.")
+            )
         elif form < 0.6:
-            (x, y), (a, b) = rng.sample(range(1, 19), 2), rng.sample(GOODS, 2)
+            x, y = rng.sample(range(1, 19), 2)
+            a, b = rng.sample(GOODS, 2)
             yield f"{n} has {some(x, a)} and {some(y, b)}. There is more of the {a if x > y else b}."
         elif form < 0.63:
             start = rng.randrange(12)
@@ -159,12 +173,15 @@ def pretraining(seed: int, count: int) -> Iterator[str]:
 
 
 def drawn(seed: int, stage: str, skill: str, count: int, side: Side = "training") -> list[Example]:
-    """``count`` distinct instances of one side, for one stage."""
-    rng, split, draw, found = Random(f"{seed}/{stage}/{skill}"), Split(seed=seed), samplers(seed)[skill], {}
-    while len(found) < count:
+    """Draws ``count`` distinct instances of one side, for one stage."""
+    rng = Random(f"{seed}/{stage}/{skill}")
+    split = Split(seed=seed)
+    draw = samplers(seed)[skill]
+    examples = {}
+    while len(examples) < count:
         example = split.draw(draw, rng, side)
-        found.setdefault(example.key, example)
-    return list(found.values())
+        examples.setdefault(example.key, example)
+    return list(examples.values())
 
 
 def build(out: Path | str, *, seed: int, sizes: UntaggedSizes = UntaggedSizes()) -> Path:
@@ -180,7 +197,8 @@ def build(out: Path | str, *, seed: int, sizes: UntaggedSizes = UntaggedSizes())
         _write(out / f"sft_{skill}.jsonl", taught)
         unseen = drawn(seed, "validation", skill, sizes.validation, "validation")
         _write(out / f"validation_{skill}.jsonl", (example.chat(skill) for example in unseen))
-        _write(out / f"test_{skill}.jsonl", (example.task() for example in drawn(seed, "test", skill, sizes.test, "test")))
+        tests = drawn(seed, "test", skill, sizes.test, "test")
+        _write(out / f"test_{skill}.jsonl", (example.task() for example in tests))
     train_tokenizer(texts, out / "tokenizer", vocab_size=sizes.vocabulary)
     return out
 

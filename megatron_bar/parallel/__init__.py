@@ -1,4 +1,5 @@
-"""Processes and devices: Megatron's groups, seeds, and the CPU adaptation (installed by importing this package)."""
+"""Processes and devices: Megatron's groups, seeds, and the CPU adaptation (installed by importing this
+package)."""
 
 import logging
 import warnings
@@ -14,6 +15,8 @@ for name in (
 ):
     logging.getLogger(name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf", category=UserWarning)
+warnings.filterwarnings(
+    "ignore", message=r"The \.grad attribute of a Tensor that is not a leaf", category=UserWarning
+)
 
 cpu.install()

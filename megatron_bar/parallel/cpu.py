@@ -1,8 +1,9 @@
 """The only adaptation of Megatron-Core to a machine without a CUDA device.
 
-Megatron-Core calls ``torch.cuda`` unconditionally in a few dozen places. ``install`` redirects those calls to the CPU
-(gloo does the communication); with a CUDA device it does nothing. It must run before anything allocates through
-Megatron, so ``megatron_bar.parallel`` calls it when it is imported. Seen working with megatron-core 0.19.2.
+Megatron-Core calls ``torch.cuda`` unconditionally in a few dozen places. ``install`` redirects those calls to
+the CPU (gloo does the communication); with a CUDA device it does nothing. It must run before anything
+allocates through Megatron, so ``megatron_bar.parallel`` calls it when it is imported. Seen working with
+megatron-core 0.19.2.
 """
 
 import contextlib
@@ -24,20 +25,24 @@ _tensor_type = torch.Tensor.type
 
 
 def device() -> torch.device:
-    """Where tensors live: this process's CUDA device if there is one, else the CPU. The one place that asks."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Returns where tensors live: this process's CUDA device if there is one, else the CPU. The one place
+    that asks."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def device_name() -> str:
-    """Of the GPU or the processor, as it calls itself."""
+    """Returns the name of the GPU or the processor, as it calls itself."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else platform.machine()
+    about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    name = re.search(r"^model name\s*: (.+)$", about, re.MULTILINE)
+    return name[1] if name else platform.machine()
 
 
 def backend() -> str:
-    """torch.distributed's backend for that device."""
+    """Returns torch.distributed's backend for that device."""
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
@@ -60,13 +65,14 @@ class _NoStream:
 
 
 _FACTORIES = (
-    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "tensor", "zeros"),
+    *("arange", "empty", "eye", "full", "linspace", "ones", "tensor", "zeros"),
+    *("rand", "randint", "randn", "randperm"),
     *("empty_like", "full_like", "ones_like", "zeros_like"),
 )
 
 
 def _on_cpu(factory):
-    """``torch.empty(..., device="cuda")`` and its siblings allocate on the CPU."""
+    """Makes ``torch.empty(..., device="cuda")`` and its siblings allocate on the CPU."""
 
     @functools.wraps(factory)
     def wrapped(*args, **kwargs):
@@ -78,19 +84,23 @@ def _on_cpu(factory):
 
 
 def cuda_type(tensor, dtype=None, *args, **kwargs):
-    """``Tensor.type``: Megatron's optimizers tell dtypes apart by comparing it with the names of CUDA types."""
+    """Stands in for ``Tensor.type``: Megatron's optimizers tell dtypes apart by comparing it with the names
+    of CUDA types."""
     if dtype is None and tensor.device.type in ("cpu", "meta") and tensor.dtype in _CUDA_TYPE_NAMES:
         return _CUDA_TYPE_NAMES[tensor.dtype]
     return _tensor_type(tensor) if dtype is None else _tensor_type(tensor, dtype, *args, **kwargs)
 
 
 def _exchange_in_place(buffers) -> None:
-    """Replaces what ``megatron.core.distributed.param_and_grad_buffer`` moves its buffers with, by what gloo does without copies.
+    """Replaces the collectives by which ``megatron.core.distributed.param_and_grad_buffer`` moves its buffers
+    with ones that gloo does without copies.
 
-    A rank's shard is a view of the buffer, so that broadcasts of all shards gather it, and a sum of the whole leaves the shard's;
-    gloo's own gather and reduce-scatter take copies of the buffer, even where one rank has it all and there is nothing to move.
+    A rank's shard is a view of the buffer, so broadcasts of all shards gather it, and an all-reduce of the
+    whole leaves the shard's sum in place. gloo's own gather and reduce-scatter copy the buffer, even where
+    one rank has it all and there is nothing to move.
     """
-    coalescing, started = buffers._coalescing_manager, []
+    coalescing = buffers._coalescing_manager
+    started = []
 
     @contextlib.contextmanager
     def together(group, async_ops=False):
@@ -103,17 +113,20 @@ def _exchange_in_place(buffers) -> None:
 
     def gather(buffer, shard, *, group, async_op):
         if group.size() > 1:
-            started.extend(group.broadcast(part, root) for root, part in enumerate(buffer.chunk(group.size())))
+            shards = buffer.chunk(group.size())
+            started.extend(group.broadcast(part, root) for root, part in enumerate(shards))
 
     def reduce(shard, buffer, *, op, group, async_op):
         if group.size() > 1:
             started.append(group.allreduce([buffer], op))
 
-    buffers._coalescing_manager, buffers.dist_all_gather_func, buffers.dist_reduce_scatter_func = together, gather, reduce
+    buffers._coalescing_manager = together
+    buffers.dist_all_gather_func = gather
+    buffers.dist_reduce_scatter_func = reduce
 
 
 def install() -> None:
-    """Redirects ``torch.cuda`` to the CPU; nothing to do where CUDA exists or where it was done before."""
+    """Redirects ``torch.cuda`` to the CPU; does nothing where CUDA exists or where it was done before."""
     if torch.cuda.is_available() or torch.Tensor.type is cuda_type:
         return
     cuda = torch.cuda
@@ -131,11 +144,16 @@ def install() -> None:
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor
     torch.Tensor.record_stream = lambda *_: None
     torch.Tensor.type = cuda_type
-    # `with torch.device(...)` knows the factories by identity; it must have met the real ones, or transformers loads garbage.
+    # `with torch.device(...)` knows the factories by identity; it must have met the real ones, or
+    # transformers loads garbage.
     _device_constructors()
     for name in _FACTORIES:  # not a TorchFunctionMode: that would slow down every operation of every step
         setattr(torch, name, _on_cpu(getattr(torch, name)))
+    _adapt_megatron()
 
+
+def _adapt_megatron() -> None:
+    """Replaces what Megatron does on a GPU alone; torch must be redirected before it is imported."""
     with warnings.catch_warnings():
         # Megatron says of every optional CUDA library that it is not there.
         warnings.simplefilter("ignore")
@@ -145,7 +163,8 @@ def install() -> None:
         from megatron.core.transformer.moe import token_dispatcher
 
     def to_host(tensor, as_numpy=False, record_stream=False):
-        # Megatron skips the conversion for tensors that already are on the host; all_to_all then gets tensors as sizes.
+        # Megatron skips the conversion for tensors that already are on the host; all_to_all then gets tensors
+        # as sizes.
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     token_dispatcher.maybe_move_tensor_to_cpu = to_host

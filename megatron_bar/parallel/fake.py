@@ -1,7 +1,9 @@
-"""One process in the place of any rank of a large job: groups that exchange nothing, parameters that hold nothing.
+"""One process in the place of any rank of a large job: groups that exchange nothing, parameters that hold
+nothing.
 
-torch's fake process groups know who is in them, and a collective over one returns at once; its values mean nothing. Tensors on
-the meta device have a shape and no memory. So every rank's real modules can be built, one rank after the other.
+torch's fake process groups know who is in them, and a collective over one returns at once; its values mean
+nothing. Tensors on the meta device have a shape and no memory. So every rank's real modules can be built, one
+rank after the other.
 """
 
 import sys
@@ -21,10 +23,15 @@ from megatron_bar.weights.hf_config import ModelConfig
 
 @contextmanager
 def fake_rank(rank: int, world_size: int, layout: ParallelConfig, config: ModelConfig) -> Iterator[None]:
-    """As rank ``rank`` of ``world_size``, with Megatron's groups for a model in ``layout``; modules go to the meta device."""
+    """Runs the block as rank ``rank`` of ``world_size``, with Megatron's groups for a model in ``layout``;
+    modules go to the meta device."""
     if dist.is_initialized():
-        raise BarError("a process of a job cannot stand for others: expected to be started alone, not under torchrun")
-    hook = sys.excepthook  # torch's own puts the rank before every line of a traceback, one of them for each rank that was
+        raise BarError(
+            "a process of a job cannot stand for others: expected to be started alone, not under torchrun"
+        )
+    hook = (
+        sys.excepthook
+    )  # torch's own puts the rank before every line of a traceback, one of them for each rank that was
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         set_layout(layout, config, seed=0)
@@ -38,10 +45,14 @@ def fake_rank(rank: int, world_size: int, layout: ParallelConfig, config: ModelC
 
 @contextmanager
 def _on_meta() -> Iterator[None]:
-    """Both Megatron and this project ask ``torch.cuda.current_device()`` where parameters go, and so overrule a torch.device."""
-    current_device, tensor_type = torch.cuda.current_device, torch.Tensor.type
-    torch.cuda.current_device, torch.Tensor.type = lambda: "meta", cpu.cuda_type
+    """Names the meta device where Megatron and this project ask ``torch.cuda.current_device()`` for the place
+    of parameters, and so overrule a torch.device."""
+    current_device = torch.cuda.current_device
+    tensor_type = torch.Tensor.type
+    torch.cuda.current_device = lambda: "meta"
+    torch.Tensor.type = cpu.cuda_type
     try:
         yield
     finally:
-        torch.cuda.current_device, torch.Tensor.type = current_device, tensor_type
+        torch.cuda.current_device = current_device
+        torch.Tensor.type = tensor_type

@@ -21,7 +21,7 @@ from megatron_bar.weights.hf_config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How one model is spread over processes; data parallelism takes what is left."""
+    """How one model is spread over processes; data parallelism takes the remaining factor."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -35,11 +35,13 @@ class ParallelConfig:
                 raise BarError(f"parallel.{name} must be a positive integer, got {value!r}")
 
     def expert_sizes(self, config: ModelConfig) -> tuple[int, int]:
-        """Megatron's EP and ETP: ranks that hold different experts, and ranks over which each of those is cut.
+        """Returns Megatron's EP and ETP: ranks that have different experts, and ranks over which each of
+        those is cut.
 
-        Where every expert is active each rank gets a part of every one: any number of experts fits, and a frozen one, for which
-        there is less to do and nothing to keep, burdens no rank less than others. Fewer active ones stay whole, if they divide:
-        tokens then travel to the few that they need. (Megatron's dispatcher wants one number of them for all layers.)
+        Where every expert is active, each rank gets a part of every expert. So any number of experts fits,
+        and a frozen one, which has less to compute and no optimizer state, lightens no rank more than others.
+        Where fewer are active, experts stay whole if they divide evenly over the ranks: tokens then travel to
+        the few that they need. (Megatron's dispatcher wants one number of active experts for all layers.)
         """
         if self.expert == 1:
             return 1, self.tensor
@@ -49,13 +51,16 @@ class ParallelConfig:
         return 1, self.expert
 
     def check(self, config: ModelConfig, world_size: int) -> None:
-        """Refuses a layout that does not divide the processes or the model, naming both numbers."""
+        """Raises where a layout does not divide the processes or the model, naming both numbers."""
         if world_size < 1:
             raise BarError(f"processes expected above 0, got {world_size}")
-        tp, pp = self.tensor, self.pipeline
+        tp = self.tensor
+        pp = self.pipeline
         ep, etp = self.expert_sizes(config)
         if world_size % (tp * pp):
-            raise BarError(f"tensor {tp} x pipeline {pp} = {tp * pp} does not divide the {world_size} processes")
+            raise BarError(
+                f"tensor {tp} x pipeline {pp} = {tp * pp} does not divide the {world_size} processes"
+            )
         if world_size % (etp * ep * pp):
             raise BarError(f"expert {self.expert} x pipeline {pp} does not divide the {world_size} processes")
         if self.expert > 1 and not config.num_experts:
@@ -71,13 +76,15 @@ class ParallelConfig:
 
 
 def padded_vocab_size(vocab_size: int, tensor: int, unit: int) -> int:
-    """Rows of the embedding once it is cut over ``tensor`` ranks, each with a multiple of ``unit``."""
+    """Returns the rows of the embedding once it is cut over ``tensor`` ranks, each with a multiple of
+    ``unit``."""
     return -(-vocab_size // (tensor * unit)) * tensor * unit
 
 
 @contextmanager
 def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """A process group for the life of the block: torchrun's if it started us, else one process alone."""
+    """Opens a process group for the life of the block: torchrun's if it started us, else one process
+    alone."""
     if "RANK" not in os.environ:
         dist.init_process_group(cpu.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
@@ -91,8 +98,10 @@ def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]
 
 
 def set_layout(layout: ParallelConfig, config: ModelConfig, *, seed: int) -> None:
-    """Builds Megatron's groups for a model in ``layout``, unless an earlier stage has left just these, and seeds every rank."""
-    # Built anew for every stage they would add up: gloo's threads outlive their group, and hundreds of them take half a core.
+    """Builds Megatron's groups for a model in ``layout``, unless an earlier stage has left just these, and
+    seeds every rank."""
+    # Built anew for every stage they would add up: gloo's threads outlive their group, and hundreds of them
+    # take half a core.
     if not is_set(layout, config):
         ep, etp = layout.expert_sizes(config)
         if parallel_state.model_parallel_is_initialized():
@@ -109,7 +118,7 @@ def set_layout(layout: ParallelConfig, config: ModelConfig, *, seed: int) -> Non
 
 
 def is_set(layout: ParallelConfig, config: ModelConfig) -> bool:
-    """Whether Megatron's groups are those of such a model in ``layout``."""
+    """Returns whether Megatron's groups are those of such a model in ``layout``."""
     return parallel_state.model_parallel_is_initialized() and (
         parallel_state.get_tensor_model_parallel_world_size(),
         parallel_state.get_pipeline_model_parallel_world_size(),
@@ -127,7 +136,8 @@ def is_rank_zero() -> bool:
 
 
 def share_error(error: BaseException | None) -> None:
-    """Every rank raises when one did: a rank that failed alone would leave the others waiting. Collective."""
+    """Raises on every rank when one gives an error: a rank that failed alone would leave the others waiting.
+    Collective."""
     errors: list = [None] * dist.get_world_size()
     dist.all_gather_object(errors, None if error is None else str(error))
     for rank, message in enumerate(errors):
@@ -136,8 +146,10 @@ def share_error(error: BaseException | None) -> None:
 
 
 def on_rank_zero[T](work: Callable[[], T]) -> T:
-    """What ``work`` returns on rank 0, on every rank; raises on every rank when it raises there. Collective."""
-    result, error = [None], None
+    """Returns on every rank what ``work`` returns on rank 0; raises on every rank when it raises there.
+    Collective."""
+    result = [None]
+    error = None
     if is_rank_zero():
         try:
             result = [work()]
@@ -149,7 +161,7 @@ def on_rank_zero[T](work: Callable[[], T]) -> T:
 
 
 def on_all_ranks(check: Callable[[], None]) -> None:
-    """``check`` on every rank; raises on every rank when it raises on one. Collective."""
+    """Calls ``check`` on every rank; raises on every rank when it raises on one. Collective."""
     error = None
     try:
         check()

@@ -1,8 +1,11 @@
-"""Verifiers: each grades an answer against a truth, from 0 to 1. Their docstrings tell the truth's format and the quirks.
+"""Verifiers: each grades a response against a truth, from 0 to 1.
 
-Adding one is a file with ``verify(response, truth)`` and ``check(truth)``, a line below and a table of cases in
-tests/verifiers/verifier_cases.py. Whatever a model wrote gets a score; a truth of the wrong kind is an error, never a score: a
-silent zero would train the model to fail.
+A verifier is a file of this folder with two functions, ``verify(response, truth)`` and ``check(truth)``; its
+docstring gives the truth's format and the quirks of its data set. Whatever a model wrote gets a score; a
+truth of the wrong kind is an error, never a score: a silent zero would train the model to fail.
+
+To add one, edit three files: its own, one line of `VERIFIERS` below, and its table of labelled answers in
+tests/verifiers/verifier_cases.py. The names exist in `VERIFIERS` alone; all else asks it.
 """
 
 import os
@@ -15,15 +18,16 @@ from megatron_bar.verifiers import code, exact, gym, instruction, math, numeric,
 
 
 class Verifier(Protocol):
-    """What a verifier's file offers."""
+    """What a verifier's file defines."""
 
     @staticmethod
     def verify(response: str, truth) -> float:
-        """From 0 to 1, within about a second of processor time, in any thread or process."""
+        """Returns the score, from 0 to 1, within about a second of processor time; any thread or process may
+        call it."""
 
     @staticmethod
     def check(truth) -> object:
-        """Raises BarError where ``truth`` is nothing that ``verify`` can use."""
+        """Raises BarError unless ``verify`` can use ``truth``."""
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -39,6 +43,7 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify(name: str, response: str, truth) -> float:
+    """Returns the score of ``response`` by the verifier ``name``; a verifier that fails is a BarError."""
     try:
         score = _verifier(name).verify(response, truth)
         assert 0.0 <= score <= 1.0, f"score {score}"
@@ -46,21 +51,24 @@ def verify(name: str, response: str, truth) -> float:
         raise
     except Exception as error:
         raise BarError(
-            f"verifier {name}: {type(error).__name__}: {error}; on the answer {response!r:.200} and the truth {truth!r:.200}"
+            f"verifier {name}: {type(error).__name__}: {error}; "
+            f"on the answer {response!r:.200} and the truth {truth!r:.200}"
         ) from error
     return score
 
 
 def verify_many(items: Sequence[tuple[str, str, object]]) -> list[float]:
-    """The scores of (name, response, truth) items, in their order; programs run side by side."""
+    """Returns the scores of (name, response, truth) items, in their order; programs run side by side."""
     with ThreadPoolExecutor(max_workers=min(32, 2 * len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(lambda item: verify(*item), items))
 
 
 def check_task(verifier: str, truth, where: str) -> None:
-    """Raises a BarError that starts with ``where`` (a file and line, say) if no answer could be graded by this task.
+    """Raises a BarError that starts with ``where`` (a file and line, say) if no answer to this task could be
+    graded.
 
-    Meant for every task before training: a bad row must not wait until it is drawn. Runs no program and parses no LaTeX.
+    Call it for every task before training: a bad row must not wait until it is drawn. It runs no program and
+    parses no LaTeX.
     """
     try:
         _verifier(verifier).check(truth)

@@ -1,9 +1,11 @@
-"""Constraints on a text that a program can check, after IFEval (arXiv 2311.07911) and its open implementations.
+"""Constraints on a text that a program can check, after IFEval (arXiv 2311.07911) and its open
+implementations.
 
-Each takes the answer, without white space around, and its fields. Words are what white space separates, sentences end with
-".", "!" or "?" before white space or the end, paragraphs are separated by a blank line or by "***" on a line of its own, lines
-count when they are not blank. Letter case counts unless a constraint says otherwise. Left out: the language of an answer, which
-takes a package and errs on short texts (``script`` checks its alphabet instead).
+Each takes the answer, without white space around, and its fields. Words are what white space separates,
+sentences end with ".", "!" or "?" before white space or the end, paragraphs are separated by a blank line or
+by "***" on a line of its own, lines count when they are not blank. Letter case counts unless a constraint
+says otherwise. Left out: the language of an answer, which takes a package and errs on short texts (``script``
+checks its alphabet instead).
 """
 
 import json
@@ -18,7 +20,7 @@ RULE = re.compile(r"^[ \t]*\*{3}[ \t]*$", re.MULTILINE)
 
 
 def sentences(text: str) -> int:
-    """A rest without a full stop is one more."""
+    """Counts sentences; a rest without a full stop is one more."""
     ends = [match.end() for match in SENTENCE_END.finditer(text)]
     return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())
 
@@ -68,7 +70,7 @@ def exact_paragraphs(answer: str, *, n: int) -> bool:
 
 
 def paragraph_starts_with(answer: str, *, n: int, text: str) -> bool:
-    """The n-th paragraph, counted from 1."""
+    """Holds if the n-th paragraph, counted from 1, starts with the text."""
     found = paragraphs(answer)
     return len(found) >= n and found[n - 1].startswith(text)
 
@@ -82,7 +84,7 @@ def all_lowercase(answer: str) -> bool:
 
 
 def min_capital_words(answer: str, *, n: int) -> bool:
-    """Words wholly in capitals."""
+    """Holds for at least n words wholly in capitals."""
     return capitals(answer) >= n
 
 
@@ -107,7 +109,7 @@ def not_contains(answer: str, *, text: str) -> bool:
 
 
 def min_count(answer: str, *, text: str, n: int) -> bool:
-    """The text as whole words, at least n times, in any case."""
+    """Holds if the text occurs as whole words at least n times, in any case."""
     return _count(answer, text) >= n
 
 
@@ -120,7 +122,7 @@ def _count(answer: str, text: str) -> int:
 
 
 def min_letters(answer: str, *, text: str, n: int) -> bool:
-    """The text (a letter, say) anywhere, at least n times, in any case."""
+    """Holds if the text (a letter, say) occurs anywhere at least n times, in any case."""
     return answer.lower().count(text.lower()) >= n
 
 
@@ -137,13 +139,13 @@ def no_digits(answer: str) -> bool:
 
 
 def comma_separated(answer: str, *, n: int) -> bool:
-    """n items, none empty."""
+    """Holds for n items, none empty."""
     items = [item.strip() for item in answer.removesuffix(".").split(",")]
     return len(items) == n and all(items)
 
 
 def repeat(answer: str, *, text: str, n: int) -> bool:
-    """The text n times and nothing besides, with white space or one comma between."""
+    """Holds for the text n times and nothing besides, with white space or one comma between."""
     rest = answer
     for i in range(n):
         if not rest.startswith(text):
@@ -158,64 +160,64 @@ def repeat(answer: str, *, text: str, n: int) -> bool:
 
 
 def repeat_prompt(answer: str, *, text: str) -> bool:
-    """The text word for word, then something more."""
+    """Holds for the text word for word, then something more."""
     return answer.startswith(text) and answer != text
 
 
 def one_of(answer: str, *, options: list) -> bool:
-    """Exactly one of them, up to a full stop."""
+    """Holds for exactly one of the options, up to a full stop."""
     return answer.removesuffix(".") in {option.removesuffix(".") for option in options}
 
 
 def two_responses(answer: str) -> bool:
-    """Two different texts with "******" between."""
+    """Holds for two different texts with "******" between."""
     parts = [part.strip() for part in answer.split("******")]
     return len(parts) == 2 and all(parts) and parts[0] != parts[1]
 
 
 def bullets(answer: str, *, n: int) -> bool:
-    """Lines that start with "*", "-" or "+"."""
+    """Holds for n lines that start with "*", "-" or "+"."""
     return len(BULLET.findall(answer)) == n
 
 
 def numbered_list(answer: str, *, n: int) -> bool:
-    """Lines that start with "1.", "2.", ... up to n, in order."""
+    """Holds if lines start with "1.", "2.", ... up to n, in order."""
     return NUMBERED.findall(answer) == [str(i) for i in range(1, n + 1)]
 
 
 def title(answer: str) -> bool:
-    """Somewhere a title in <<double angle brackets>>."""
+    """Holds if there is a title in <<double angle brackets>> anywhere."""
     return any(found.strip() for found in re.findall(r"<<([^<>\n]+)>>", answer))
 
 
 def min_highlights(answer: str, *, n: int) -> bool:
-    """Parts between asterisks, *one* or two, none of them empty."""
+    """Holds for at least n parts between asterisks, *one* or two, that are not empty."""
     return sum(found.strip("* ") != "" for found in re.findall(r"\*\*[^*\n]+\*\*|\*[^*\n]+\*", answer)) >= n
 
 
 def min_placeholders(answer: str, *, n: int) -> bool:
-    """[Square brackets] with something in them."""
+    """Holds for at least n [square brackets] with something in them."""
     return sum(found.strip() != "" for found in re.findall(r"\[([^\[\]\n]+)\]", answer)) >= n
 
 
 def sections(answer: str, *, text: str, n: int) -> bool:
-    """Lines that start with the text and a number: "Section 1", "Section 2", ... up to n, in order."""
+    """Holds if lines start with the text and a number: "Section 1", "Section 2", ... up to n, in order."""
     found = re.findall(rf"^[ \t#*]*{re.escape(text)}[ \t]+([0-9]+)\b", answer, re.MULTILINE)
     return found == [str(i) for i in range(1, n + 1)]
 
 
 def postscript(answer: str, *, text: str) -> bool:
-    """After the first line, a line that starts with the text ("P.S.") and says something."""
+    """Holds if after the first line, a line starts with the text ("P.S.") and says something."""
     return re.search(rf"\n[ \t]*{re.escape(text)}[ \t]*\S", answer) is not None
 
 
 def quoted(answer: str) -> bool:
-    """All of it between double quotation marks."""
+    """Holds if all of it is between double quotation marks."""
     return len(answer) > 2 and answer[0] + answer[-1] in ('""', "\u201c\u201d")
 
 
 def json_only(answer: str) -> bool:
-    """A JSON object or list and nothing else, save a fence around it."""
+    """Holds for a JSON object or list and nothing else, save a fence around it."""
     fence = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n```", answer, re.DOTALL)
     try:
         return isinstance(json.loads(fence[1] if fence else answer), dict | list)
@@ -224,7 +226,8 @@ def json_only(answer: str) -> bool:
 
 
 def script(answer: str, *, text: str) -> bool:
-    """Letters of one alphabet, by its Unicode name ("LATIN", "CYRILLIC", "CJK"), and at least one."""
+    """Holds if every letter is of one alphabet, by its Unicode name ("LATIN", "CYRILLIC", "CJK"), and there
+    is one."""
     letters = {character for character in answer if character.isalpha()}
     return bool(letters) and all(unicodedata.name(letter, "").startswith(text) for letter in letters)
 

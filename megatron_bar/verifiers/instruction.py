@@ -1,7 +1,8 @@
 """Instruction following: all of the given constraints hold (constraints.py).
 
-truth = [{"kind": ..., its fields}, ...]; the score is 1 when all of them hold, else 0. White space around the answer never
-counts, nor do characters that nobody sees. An answer of those alone obeys nothing, though it has no forbidden word.
+truth = [{"kind": ..., its fields}, ...]; the score is 1 when all of them hold, else 0. White space around the
+answer never counts, nor do characters that nobody sees. An answer of those alone obeys nothing, though it has
+no forbidden word.
 """
 
 import inspect
@@ -27,10 +28,13 @@ def check(truth) -> list[tuple[Callable[..., bool], dict]]:
 def _parse(constraint) -> tuple[Callable[..., bool], dict]:
     kind = constraint.get("kind") if isinstance(constraint, dict) else None
     if not isinstance(kind, str) or kind not in CONSTRAINTS:
-        raise BarError(f"instruction truth: expected a kind out of {', '.join(CONSTRAINTS)}, found {constraint!r:.200}")
+        raise BarError(
+            f"instruction truth: expected a kind out of {', '.join(CONSTRAINTS)}, found {constraint!r:.200}"
+        )
     holds = CONSTRAINTS[kind]
     fields = {name: value for name, value in constraint.items() if name != "kind"}
-    wanted = {name: p.annotation for name, p in inspect.signature(holds).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    parameters = inspect.signature(holds).parameters.items()
+    wanted = {name: p.annotation for name, p in parameters if p.kind is p.KEYWORD_ONLY}
     if fields.keys() != wanted.keys() or not all(_fits(fields[name], kind) for name, kind in wanted.items()):
         spelled = ", ".join(f"{name} ({kind.__name__})" for name, kind in wanted.items()) or "no field"
         raise BarError(f"instruction truth: {kind} expects {spelled}, found {fields!r:.200}")
@@ -38,7 +42,8 @@ def _parse(constraint) -> tuple[Callable[..., bool], dict]:
 
 
 def _fits(value, kind: type) -> bool:
-    """Numbers count from 1, texts say something, lists hold such texts."""
+    """Returns whether a field has its type: numbers count from 1, texts say something, lists contain such
+    texts."""
     if kind is list:
         return isinstance(value, list | tuple) and len(value) > 0 and all(_fits(item, str) for item in value)
     return type(value) is kind and (value >= 1 if kind is int else value.strip() != "")

@@ -1,9 +1,10 @@
 """Numeric: the last number of an answer, as grade-school data sets (GSM8K, arXiv 2110.14168) are scored.
 
-truth = a number, or a text that is one or ends with "#### number" as the data set's solutions do. The answer is what follows
-the last "####" on its line, where only known words may stand beside the number, or else the last number of the text, unless the
-word beside it changes it ("5 millions", "less than 42"). "42.0" = 42 = "$42" = "42%"; "$1,234.50" = 1234.5; values are exact:
-"0.33" is not 1/3. Quirk: without "####" a worked solution that ends in a remark with a number is graded by the remark.
+truth = a number, or a text that is one or ends with "#### number" as the data set's solutions do. The answer
+is what follows the last "####" on its line, where only known words may stand beside the number, or else the
+last number of the text, unless the word beside it changes it ("5 millions", "less than 42"). "42.0" = 42 =
+"$42" = "42%"; "$1,234.50" = 1234.5; values are exact: "0.33" is not 1/3. Quirk: without "####" a worked
+solution that ends in a remark with a number is graded by the remark.
 """
 
 import math

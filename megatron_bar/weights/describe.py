@@ -1,6 +1,7 @@
 """What `bar inspect` prints: the shape, experts, lineage, routing and hashes of a folder or a checkpoint.
 
-A checkpoint holds Megatron's torch_dist data; what is said of it comes from its config and manifest, its tensors are not read.
+A checkpoint holds Megatron's torch_dist data; what is said of it comes from its config and manifest, its
+tensors are not read.
 """
 
 import math
@@ -13,7 +14,14 @@ from megatron_bar.weights.folder import Folder, Progress, companions, read_tenso
 from megatron_bar.weights.groups import POLICIES, classify
 from megatron_bar.weights.hashes import Units, anchor_hash, combine, config_hash, folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters, read_config, tensor_shapes
-from megatron_bar.weights.manifest import ARTIFACT, MANIFEST, Certificate, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.manifest import (
+    ARTIFACT,
+    MANIFEST,
+    Certificate,
+    Manifest,
+    has_manifest,
+    read_manifest,
+)
 from megatron_bar.weights.receipts import Proven
 
 TORCH_DIST = "*.distcp"
@@ -21,8 +29,8 @@ TORCH_DIST = "*.distcp"
 
 
 def describe(path: Path | str, *, hashes: bool = True, progress: Progress = silent) -> list[str]:
-    """Lines of text. A folder is opened, and so checked; with ``hashes`` it is read whole: NaN is refused, and so is a
-    tensor that is not what the manifest says."""
+    """Returns lines of text. A folder is opened, and so checked; with ``hashes`` it is read whole: NaN is
+    refused, and so is a tensor that is not what the manifest says."""
     path = Path(path)
     manifest = read_manifest(path) if has_manifest(path) else None
     if manifest is not None and any(path.rglob(TORCH_DIST)):
@@ -31,12 +39,17 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
         return _artifact(path, manifest, hashes=hashes, progress=progress)
     folder = Folder.open(path)
     files = {info.file for info in folder.tensors.values()}
-    lines = [f"{path}: Hugging Face folder, {len(files)} weight file(s), {folder.nbytes:,} bytes", *_shape(folder.config)]
-    lines.append(f"beside the weights: {', '.join(file.name for file in companions(path)) or 'nothing (no tokenizer)'}")
+    lines = [
+        f"{path}: Hugging Face folder, {len(files)} weight file(s), {folder.nbytes:,} bytes",
+        *_shape(folder.config),
+    ]
+    beside = ", ".join(file.name for file in companions(path))
+    lines.append(f"beside the weights: {beside or 'nothing (no tokenizer)'}")
     lines += _lineage(manifest) if manifest else [f"lineage: unknown (no {MANIFEST})"]
     if hashes:
         units = Proven.open(folder).prove(progress)
-        lines += tick_table(folder.tensors, "equals its receipt" if manifest else "finite; no receipts to compare with")
+        claim = "equals its receipt" if manifest else "finite; no receipts to compare with"
+        lines += tick_table(folder.tensors, claim)
         if manifest and manifest.frozen:
             _check_certificate(path, manifest.frozen, units)
         if manifest and manifest.config_hash != config_hash(folder.config):
@@ -48,10 +61,16 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
 
 
 def _artifact(path: Path, manifest: Manifest, *, hashes: bool, progress: Progress) -> list[str]:
-    """Of what lies in it; the whole is known once its branch is there (experts/artifact.py)."""
-    config, (tensors, _) = checkpoint_config(path, manifest), read_tensors(path)
+    """Describes the tensors of an artifact; the whole model is known once its branch is there
+    (experts/artifact.py)."""
+    config = checkpoint_config(path, manifest)
+    tensors, _ = read_tensors(path)
     own = Folder(path, config, tensors)
-    lines = [f"{path}: artifact of an expert, {len(tensors)} tensors, {own.nbytes:,} bytes", *_shape(config), *_lineage(manifest)]
+    lines = [
+        f"{path}: artifact of an expert, {len(tensors)} tensors, {own.nbytes:,} bytes",
+        *_shape(config),
+        *_lineage(manifest),
+    ]
     if hashes:
         Proven(own, manifest.tensors).prove(progress)
         lines += tick_table(tensors, "equals its receipt")
@@ -62,17 +81,20 @@ def _check_certificate(path: Path, frozen: Certificate, units: Units) -> None:
     policy = POLICIES.get(frozen.policy)
     found = policy and combine(units, policy.freezes)
     if found != frozen.hash:
-        raise BarError(f"{path / MANIFEST}: frozen by {frozen.policy!r} expected tensors with hash {frozen.hash}, got {found}")
+        raise BarError(
+            f"{path / MANIFEST}: frozen by {frozen.policy!r} expected tensors with hash {frozen.hash}, "
+            f"got {found}"
+        )
 
 
 def tick_table(names: Iterable[str], claim: str) -> list[str]:
-    """A line per parameter group: what was shown of all its tensors."""
+    """Returns a line per parameter group: what was shown of all its tensors."""
     counts = Counter(classify(name) for name in names)
     return [f"  \u2713 {group:15} {count:6} tensors  {claim}" for group, count in counts.items()]
 
 
 def checkpoint_config(path: Path, manifest: Manifest) -> ModelConfig:
-    """Of the model whose torch_dist data lie in ``path``."""
+    """Returns the config of the model whose torch_dist data lie in ``path``."""
     if (path / "config.json").is_file():
         return read_config(path)
     if manifest.config is None:
@@ -113,8 +135,8 @@ def routing_in_words(config: ModelConfig) -> str:
 
 def _lineage(manifest: Manifest) -> list[str]:
     lines = [
-        f"kind: {manifest.kind}, written by stage {manifest.stage or 'unknown'}, recipe {manifest.recipe or 'none'},"
-        f" version {manifest.tool_version}"
+        f"kind: {manifest.kind}, written by stage {manifest.stage or 'unknown'}, "
+        f"recipe {manifest.recipe or 'none'}, version {manifest.tool_version}"
     ]
     for expert in manifest.experts:
         lines.append(f"expert {expert.index}: {expert.name}, stages: {' > '.join(expert.stages) or 'none'}")
@@ -122,9 +144,15 @@ def _lineage(manifest: Manifest) -> list[str]:
     lines += [f"note: {note}" for note in manifest.notes]
     if manifest.frozen:
         frozen = manifest.frozen
-        lines.append(f"frozen by {frozen.policy} and bit-identical: {frozen.units} tensors and router rows (hash {frozen.hash})")
+        lines.append(
+            f"frozen by {frozen.policy} and bit-identical: "
+            f"{frozen.units} tensors and router rows (hash {frozen.hash})"
+        )
     if manifest.router_stale:
-        lines.append("router: STALE, experts were added, replaced or removed since it was trained; run the router stage")
+        lines.append(
+            "router: STALE, experts were added, replaced or removed since it was trained; "
+            "run the router stage"
+        )
     if manifest.anchor_hash:
         lines.append(f"anchor hash recorded at the branch: {manifest.anchor_hash}")
     return lines

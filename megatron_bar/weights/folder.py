@@ -1,8 +1,8 @@
 """A Hugging Face model folder, checked when it is opened and read lazily.
 
-`Folder.open` reads config.json and the safetensors headers only, and compares them with `tensor_shapes(config)`: what it
-returns is whole. transformers loads a folder with a missing router or a NaN without a word (random weights, silently).
-Left out: pickled weights (never read) and adapters.
+`Folder.open` reads config.json and the safetensors headers only, and compares them with
+`tensor_shapes(config)`: what it returns is whole. transformers loads a folder with a missing router or a NaN
+without a word (random weights, silently). Left out: pickled weights (never read) and adapters.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from megatron_bar.weights.hf_config import Active, ModelConfig, is_token_id, rea
 from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.safetensors_io import ITEMSIZE, read_blocks, read_header
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """Either one defines the token ids."""
 COMPANIONS = (
@@ -39,7 +40,8 @@ _MAX_OPEN = 4
 BLOCK_BYTES = 4 << 20
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""`with progress("what", total_bytes) as advance: advance(n)`; the command lines pass one that draws a bar."""
+"""`with progress("what", total_bytes) as advance: advance(n)`; the command lines pass one that draws a
+bar."""
 
 
 @contextmanager
@@ -53,26 +55,28 @@ class TensorInfo:
     key: str
     """Its name in the file."""
     offset: int
-    """Where in the file its data begin."""
+    """Byte of the file where its data begin."""
     shape: tuple[int, ...]
     nbytes: int
 
 
 def fingerprint(files: Iterable[Path]) -> list[list]:
-    """What tells cheaply, without reading the files, that they are still the same: names, sizes, times."""
+    """Returns what tells cheaply, without reading the files, whether they are still the same: names, sizes,
+    times."""
     found = [(file.name, file.stat()) for file in sorted(files) if file.is_file()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
 
 
 class Folder:
-    """Made by `Folder.open`. Keeps at most four files open, whatever is read."""
+    """A model folder, made by `Folder.open`; keeps at most four files open, whatever is read."""
 
     def __init__(self, path: Path, config: ModelConfig, tensors: dict[str, TensorInfo]):
         self.path = path
         self.config = config
-        """With ``dtype`` set to what the tensors are; config.json often says something else or nothing."""
+        """Config with ``dtype`` set to what the tensors are; config.json often says something else or
+        nothing."""
         self.tensors = tensors
-        """In the order of `tensor_shapes(config)`."""
+        """Tensors in the order of `tensor_shapes(config)`."""
         self._handles: OrderedDict[Path, safe_open] = OrderedDict()
 
     @classmethod
@@ -80,8 +84,8 @@ class Folder:
         path = Path(path)
         config = read_config(path)
         found, dtypes = read_tensors(path)
-        if config.num_layers * max(1, config.num_experts) > len(found):  # before all their names are made
-            layers = f"{config.num_layers} layers" + f" of {config.num_experts} experts" * (config.num_experts > 0)
+        if config.least_tensors > len(found):  # before all their names are made
+            layers = config.layers_in_words
             raise BarError(f"{path}: config.json expected {layers}, got {len(found)} tensors in all")
         shapes = tensor_shapes(config)
         _compare(path, found, shapes)
@@ -89,7 +93,7 @@ class Folder:
         return cls(path, dataclasses.replace(config, dtype=dtype), {name: found[name] for name in shapes})
 
     def with_active(self, active: Active) -> "Folder":
-        """The same tensors in a model with so many experts per token."""
+        """Returns the same tensors in a model with so many experts per token."""
         try:
             config = self.config.with_active(active)
         except BarError as error:
@@ -105,11 +109,12 @@ class Folder:
         return sum(info.nbytes for info in self.tensors.values())
 
     def fingerprint(self) -> list:
-        files = {self.path / "config.json", self.path / "manifest.json", *(info.file for info in self.tensors.values())}
+        files = {self.path / "config.json", self.path / "manifest.json"}
+        files |= {info.file for info in self.tensors.values()}
         return [str(self.path.resolve()), *fingerprint(files)]
 
     def slice(self, name: str):
-        """safetensors' lazy slice: `folder.slice(name)[a:b, c:d]` reads no more than that."""
+        """Returns safetensors' lazy slice: `folder.slice(name)[a:b, c:d]` reads no more than that."""
         info = self.tensors[name]
         file = info.file
         if file not in self._handles:
@@ -120,43 +125,57 @@ class Folder:
         return self._handles[file].get_slice(info.key)
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor on the CPU, as a view of the mapped file: it costs no memory; writing into it shows in later reads."""
+        """Returns the whole tensor on the CPU, as a view of the mapped file: it costs no memory; writing into
+        it shows in later reads."""
         return self.slice(name)[:]
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self.slice(name)[start:stop]
 
     def chunks(self, name: str, *, finite: bool = False) -> Iterator[torch.Tensor]:
-        """The tensor in blocks of rows of about 4 MiB, which belong to the caller; ``finite`` refuses NaN and infinity."""
-        info, start = self.tensors[name], 0
+        """Yields the tensor in blocks of rows of about 4 MiB, which belong to the caller; ``finite`` refuses
+        NaN and infinity."""
+        info = self.tensors[name]
+        start = 0
         for chunk in read_blocks(info.file, self.dtype, info.shape, info.offset, BLOCK_BYTES):
             if finite and not is_finite(chunk):
                 first = start + int((~chunk.isfinite().reshape(len(chunk), -1).all(dim=1)).nonzero()[0])
-                raise BarError(f"{info.file}: tensor {name!r}: expected finite values, got NaN or infinity in row {first}")
+                raise BarError(
+                    f"{info.file}: tensor {name!r}: expected finite values, "
+                    f"got NaN or infinity in row {first}"
+                )
             yield chunk
             start += len(chunk)
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows of about 4 MiB at a time, as views."""
+    """Yields rows of about 4 MiB at a time, as views."""
     return iter(tensor.split(max(1, BLOCK_BYTES * len(tensor) // max(1, tensor.nbytes))))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Of a contiguous tensor on the CPU; ten times as fast as ``isfinite``: its largest exponent is read off the bits."""
-    bits = tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16).numpy()
+    """Returns whether no value of a contiguous tensor on the CPU is NaN or infinity. Ten times as fast as
+    ``isfinite``: the largest exponent is read off the bits."""
+    integer, unsigned = (torch.int32, 0x7FFFFFFF) if tensor.element_size() == 4 else (torch.int16, 0x7FFF)
     infinity = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}[tensor.dtype]
-    return not bits.size or int((bits & (0x7FFFFFFF if tensor.element_size() == 4 else 0x7FFF)).max()) < infinity
+    bits = tensor.view(integer).numpy()
+    return not bits.size or int((bits & unsigned).max()) < infinity
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name, every one a plain name of a file that is there."""
+    """Returns tensor name -> file name, every one a plain name of a file that is there."""
     weight_map = read_object(path, expected="the index of the weights").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise BarError(f"{path}: expected an object 'weight_map' of tensor names and file names, got {weight_map!r}")
+        raise BarError(
+            f"{path}: expected an object 'weight_map' of tensor names and file names, got {weight_map!r}"
+        )
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not file.endswith(".safetensors") or "/" in file or "\\" in file or "\0" in file:
-            raise BarError(f"{path}: tensor {name!r}: expected the name of a .safetensors file in this folder, got {file!r}")
+        plain = isinstance(file, str) and not any(character in file for character in "/\\\0")
+        if not plain or not file.endswith(".safetensors"):
+            raise BarError(
+                f"{path}: tensor {name!r}: expected the name of a .safetensors file in this folder, "
+                f"got {file!r}"
+            )
     for file in sorted(set(weight_map.values())):
         if not os.path.isfile(path.parent / file):  # False, too, for a name that no file can have
             name = next(n for n, f in weight_map.items() if f == file)
@@ -165,81 +184,110 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files to read and the index, None for a single file. Weights that nobody refers to are another model's: refused."""
+    """Returns the files to read and the index, None for a single file. Raises where there are other weights,
+    which would be another model's."""
     weight_map = _read_index(path / INDEX) if (path / INDEX).exists() else None
     names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
     present = sorted(file.name for file in path.glob("model*.safetensors"))
     if weight_map is None and SINGLE not in present:
-        raise BarError(f"{path}: expected {SINGLE} or {INDEX}, got {', '.join(present) or 'no safetensors files'}")
+        raise BarError(
+            f"{path}: expected {SINGLE} or {INDEX}, got {', '.join(present) or 'no safetensors files'}"
+        )
     for file in present:
         if file not in names:
-            raise BarError(f"{path / file}: surplus weights: expected only {names[0]} to {names[-1]}, got this file too")
+            raise BarError(
+                f"{path / file}: surplus weights: expected only {names[0]} to {names[-1]}, got this file too"
+            )
     return [path / name for name in names], weight_map
 
 
 def read_tensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """All headers of a folder together, and the dtype of every tensor."""
+    """Reads all headers of a folder together; returns its tensors, and the dtype of each."""
     files, weight_map = _model_files(path)
     found: dict[str, TensorInfo] = {}
     dtypes: dict[str, str] = {}
     for file in files:
         for name, (dtype, shape, offset) in read_header(file).items():
             if name in found:
-                raise BarError(f"{file}: tensor {name!r} expected once, got it in {found[name].file.name} too")
+                raise BarError(
+                    f"{file}: tensor {name!r} expected once, got it in {found[name].file.name} too"
+                )
             if weight_map is not None and weight_map.get(name) != file.name:
-                raise BarError(f"{path / INDEX}: tensor {name!r} expected in {file.name}, got {weight_map.get(name)!r}")
-            found[name] = TensorInfo(file=file, key=name, offset=offset, shape=shape, nbytes=math.prod(shape) * ITEMSIZE[dtype])
+                raise BarError(
+                    f"{path / INDEX}: tensor {name!r} expected in {file.name}, got {weight_map.get(name)!r}"
+                )
+            found[name] = TensorInfo(
+                file=file, key=name, offset=offset, shape=shape, nbytes=math.prod(shape) * ITEMSIZE[dtype]
+            )
             dtypes[name] = dtype
     for name in weight_map or ():
         if name not in found:
-            raise BarError(f"{path / weight_map[name]}: tensor {name!r} expected (the index says so), got a file without it")
+            raise BarError(
+                f"{path / weight_map[name]}: tensor {name!r} expected (the index says so), "
+                "got a file without it"
+            )
     return found, dtypes
 
 
 def _compare(path: Path, found: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]]) -> None:
-    # Surplus names follow from missing ones when the config has the wrong family or layer count: missing first.
+    # Surplus names follow from missing ones when the config has the wrong family or layer count: missing
+    # first.
     for name, shape in shapes.items():
         if name not in found:
-            raise BarError(f"{path}: tensor {name!r} is missing: config.json expected {list(shape)}, got no such tensor")
+            raise BarError(
+                f"{path}: tensor {name!r} is missing: config.json expected {list(shape)}, got no such tensor"
+            )
     for name, info in found.items():
         if name not in shapes:
-            raise BarError(f"{info.file}: surplus tensor {name!r}: config.json expected none, got {list(info.shape)}")
+            raise BarError(
+                f"{info.file}: surplus tensor {name!r}: config.json expected none, got {list(info.shape)}"
+            )
     for name, shape in shapes.items():
         if found[name].shape != shape:
             got = list(found[name].shape)
-            raise BarError(f"{found[name].file}: tensor {name!r}: config.json expected {list(shape)}, got {got}")
+            raise BarError(
+                f"{found[name].file}: tensor {name!r}: config.json expected {list(shape)}, got {got}"
+            )
 
 
 def _one_dtype(found: dict[str, TensorInfo], dtypes: dict[str, str]) -> str:
     first = next(iter(dtypes.values()))
     for name, dtype in dtypes.items():
         if dtype != first:
-            raise BarError(f"{found[name].file}: tensor {name!r}: expected {first} like the tensors before it, got {dtype}")
+            raise BarError(
+                f"{found[name].file}: tensor {name!r}: expected {first} like the tensors before it, "
+                f"got {dtype}"
+            )
     return first
 
 
 def require_same_config(reference: Folder, folder: Folder, fields: Iterable[str] | None = None) -> None:
-    """All fields of the config unless told which."""
-    expected, got = vars(reference.config), vars(folder.config)
+    """Raises unless the two configs agree in ``fields``; None: in all."""
+    expected = vars(reference.config)
+    got = vars(folder.config)
     for name in fields or expected:
         if got[name] != expected[name]:
-            raise BarError(f"{folder.path}: {name} expected {expected[name]} as in {reference.path}, got {got[name]}")
+            raise BarError(
+                f"{folder.path}: {name} expected {expected[name]} as in {reference.path}, got {got[name]}"
+            )
 
 
 def companions(path: Path | str) -> list[Path]:
-    """Tokenizer, chat template and generation config: the files that travel with the weights."""
+    """Returns tokenizer, chat template and generation config: the files that travel with the weights."""
     return [Path(path) / name for name in COMPANIONS if (Path(path) / name).is_file()]
 
 
 def require_tokenizer(path: Path | str, vocab_size: int) -> None:
-    """That a tokenizer lies in the folder; of tokenizer.json also that it is one, with ids that the model has."""
+    """Raises unless there is a tokenizer in the folder; a tokenizer.json must be one, with ids that the model
+    has."""
     if not any((Path(path) / name).is_file() for name in TOKENIZERS):
         raise BarError(f"{path}: no tokenizer: expected {' or '.join(TOKENIZERS)}, got neither")
     file = Path(path) / TOKENIZERS[0]
     if not file.is_file():
         return
     tokenizer = read_object(file, expected="a tokenizer")
-    model, added = tokenizer.get("model"), tokenizer.get("added_tokens") or []
+    model = tokenizer.get("model")
+    added = tokenizer.get("added_tokens") or []
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict | list) or not vocab or not isinstance(added, list):
         raise BarError(f"{file}: expected a tokenizer with an object 'model' that has a 'vocab', got none")

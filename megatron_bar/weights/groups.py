@@ -41,7 +41,8 @@ _RULES = (
 
 
 def classify(name: str) -> ParamGroup:
-    """The group of a Hugging Face tensor name. Total: an unknown name is an error, never a default."""
+    """Returns the group of a Hugging Face tensor name. Total: an unknown name is an error, never a
+    default."""
     for pattern, group in _RULES:
         if pattern.fullmatch(name):
             return group
@@ -52,13 +53,13 @@ _EXPERT = re.compile(r"(.*\.mlp\.experts\.)(\d+)(\..*)")
 
 
 def expert_index(name: str) -> int | None:
-    """The global expert id in a tensor name, or None."""
+    """Returns the global expert id in a tensor name, or None."""
     match = _EXPERT.fullmatch(name)
     return int(match[2]) if match else None
 
 
 def with_expert(name: str, index: int) -> str:
-    """The same tensor of another expert."""
+    """Returns the name of the same tensor of another expert."""
     match = _EXPERT.fullmatch(name)
     assert match, name
     return f"{match[1]}{index}{match[3]}"
@@ -71,13 +72,14 @@ class FreezePolicy:
     name: str
     trains: frozenset[ParamGroup]
     anchor_row_frozen: bool = True
-    """Router row 0 shares a tensor with the trained rows: the one place where a mask replaces requires_grad."""
+    """Whether row 0 of the router is frozen, which shares a tensor with the trained rows: the one place where
+    a mask replaces requires_grad."""
 
     def trainable(self, name: str) -> bool:
         return classify(name) in self.trains
 
     def freezes(self, unit: str) -> bool:
-        """Of a tensor's name, or `name[row]` for a row of a router."""
+        """Returns whether it freezes a unit: a tensor by its name, or a row of a router by `name[row]`."""
         name, _, row = unit.partition("[")
         return not self.trainable(name) or (row == "0]" and self.anchor_row_frozen)
 
@@ -94,11 +96,14 @@ ROUTE = FreezePolicy(name="route", trains=frozenset({ParamGroup.ROUTER}), anchor
 # Where the authors' scripts differ from it (their released training scripts).
 SFT_SHARED_FROZEN = FreezePolicy(name="sft_shared_frozen", trains=_EXPERT_AND_ROW)
 RLVR_HEAD_FREE = FreezePolicy(name="rlvr_head_free", trains=_EXPERT_AND_ROW | {ParamGroup.LM_HEAD})
-RLVR_OPEN = FreezePolicy(name="rlvr_open", trains=_EXPERT_AND_ROW | _SHARED | {ParamGroup.ANCHOR_EXPERT}, anchor_row_frozen=False)
-# FlexOlmo's own recipe: every stage of an expert trains like its mid-training (arXiv 2507.07024; SFT: the one above).
+RLVR_OPEN = FreezePolicy(
+    name="rlvr_open", trains=_EXPERT_AND_ROW | _SHARED | {ParamGroup.ANCHOR_EXPERT}, anchor_row_frozen=False
+)
+# FlexOlmo's recipe: every stage of an expert trains like its mid-training (arXiv 2507.07024; SFT: see above).
 RLVR_SHARED_FROZEN = FreezePolicy(name="rlvr_shared_frozen", trains=_EXPERT_AND_ROW)
 # Dense models: pretraining and post-training of the anchor.
 DENSE_ALL = FreezePolicy(name="dense_all", trains=_SHARED | {ParamGroup.FFN}, anchor_row_frozen=False)
 
-_ALL = (MIDTRAIN, SFT, RLVR, ROUTE, SFT_SHARED_FROZEN, RLVR_HEAD_FREE, RLVR_OPEN, RLVR_SHARED_FROZEN, DENSE_ALL)
+_ALL = (MIDTRAIN, SFT, RLVR, ROUTE)
+_ALL += (SFT_SHARED_FROZEN, RLVR_HEAD_FREE, RLVR_OPEN, RLVR_SHARED_FROZEN, DENSE_ALL)
 POLICIES = {policy.name: policy for policy in _ALL}

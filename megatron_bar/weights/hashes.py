@@ -1,8 +1,9 @@
 """BLAKE3 hashes of tensors and folders, and the two that BAR needs: of the anchor and of the domain expert.
 
-A folder is hashed by units: every tensor is one, and every ROW of a router, because row 0 belongs to the anchor and the others
-to the domain experts. A unit's hash covers its dtype, shape and bytes, not its name, so a copy under another expert's name has
-the same; the hash of a folder covers the names too. Never how the tensors are split into files.
+A folder is hashed by units: every tensor is one, and every ROW of a router, because row 0 belongs to the
+anchor and the others to the domain experts. A unit's hash covers its dtype, shape and bytes, not its name, so
+a copy under another expert's name has the same; the hash of a folder covers the names too. Never how the
+tensors are split into files.
 """
 
 import json
@@ -32,8 +33,10 @@ def _begin(dtype: str, shape: Sequence[int]) -> blake3:
     return blake3(json.dumps([dtype, list(shape)]).encode(), max_threads=blake3.AUTO)
 
 
-def hashed(name: str, dtype: str, shape: Sequence[int], blocks: Iterable[torch.Tensor], into: Units) -> Iterator[torch.Tensor]:
-    """Passes the tensor's blocks of rows on; once the last is taken its hashes stand in ``into``."""
+def hashed(
+    name: str, dtype: str, shape: Sequence[int], blocks: Iterable[torch.Tensor], into: Units
+) -> Iterator[torch.Tensor]:
+    """Passes the tensor's blocks of rows on; once the last is taken, its hashes stand in ``into``."""
     if classify(name) is ParamGroup.ROUTER:
         row = 0
         for block in blocks:
@@ -57,15 +60,18 @@ def hash_tensor(dtype: str, shape: Sequence[int], blocks: Iterable[torch.Tensor]
 
 
 def read_hashed(folder: Folder, name: str, into: Units, *, finite: bool = False) -> Iterator[torch.Tensor]:
-    """The tensor by blocks of rows, like `Folder.chunks`, its hashes then in ``into``."""
+    """Yields the tensor by blocks of rows, like `Folder.chunks`; its hashes are then in ``into``."""
     return hashed(name, folder.dtype, folder.tensors[name].shape, folder.chunks(name, finite=finite), into)
 
 
-def hash_units(folder: Folder, names: Iterable[str] | None = None, *, finite: bool = False, progress: Progress = silent) -> Units:
-    """One pass over the tensors ``names`` (None: all); ``finite`` checks the values in the same pass."""
+def hash_units(
+    folder: Folder, names: Iterable[str] | None = None, *, finite: bool = False, progress: Progress = silent
+) -> Units:
+    """Hashes the tensors ``names`` (None: all) in one pass; ``finite`` checks the values in the same pass."""
     units: Units = {}
     wanted = list(folder.tensors if names is None else names)
-    with progress(f"hashing {folder.path.name}", sum(folder.tensors[name].nbytes for name in wanted)) as advance:
+    nbytes = sum(folder.tensors[name].nbytes for name in wanted)
+    with progress(f"hashing {folder.path.name}", nbytes) as advance:
         for name in wanted:
             for block in read_hashed(folder, name, units, finite=finite):
                 advance(block.nbytes)
@@ -73,30 +79,33 @@ def hash_units(folder: Folder, names: Iterable[str] | None = None, *, finite: bo
 
 
 def require_units(folder: Folder, name: str, found: Units, recorded: Units, since: str) -> None:
-    """That the tensor's hashes in ``found`` are those in ``recorded``."""
+    """Raises unless the tensor's hashes in ``found`` are those in ``recorded``."""
     for unit in units_of(name, folder.tensors[name].shape):
         if found[unit] != recorded.get(unit):
             raise BarError(
-                f"{folder.tensors[name].file}: tensor {unit!r} changed since {since}: expected hash {recorded.get(unit)},"
-                f" got {found[unit]}"
+                f"{folder.tensors[name].file}: tensor {unit!r} changed since {since}: "
+                f"expected hash {recorded.get(unit)}, got {found[unit]}"
             )
 
 
 def is_domain(unit: str) -> bool:
-    """Whether the unit belongs to an expert >= 1: its FFN or its router row."""
+    """Returns whether the unit belongs to an expert >= 1: its FFN or its router row."""
     row = _ROUTER_ROW.fullmatch(unit)
     return row[2] != "0" if row else classify(unit) is ParamGroup.DOMAIN_EXPERT
 
 
 def is_anchors_own(unit: str) -> bool:
-    """Whether the unit belongs to expert 0: its FFN or its router row. What neither this nor `is_domain` holds is shared."""
+    """Returns whether the unit belongs to expert 0: its FFN or its router row. Units of neither this nor
+    `is_domain` are shared."""
     row = _ROUTER_ROW.fullmatch(unit)
     return row[2] == "0" if row else classify(unit) is ParamGroup.ANCHOR_EXPERT
 
 
 def combine(units: Units, keep: Callable[[str], bool] = lambda unit: True) -> str:
-    """One hash of many units."""
-    return blake3("\n".join(f"{unit} {digest}" for unit, digest in sorted(units.items()) if keep(unit)).encode()).hexdigest()
+    """Returns one hash of many units."""
+    return blake3(
+        "\n".join(f"{unit} {digest}" for unit, digest in sorted(units.items()) if keep(unit)).encode()
+    ).hexdigest()
 
 
 def folder_hash(units: Units) -> str:
@@ -104,7 +113,8 @@ def folder_hash(units: Units) -> str:
 
 
 def anchor_hash(units: Units) -> str:
-    """What all experts of one branch share; the same for two branches that differ only in the domain expert's start."""
+    """Returns the hash of what all experts of one branch share; the same for two branches that differ only in
+    the domain expert's start."""
     return combine(units, lambda unit: not is_domain(unit))
 
 
@@ -113,5 +123,5 @@ def domain_hash(units: Units) -> str:
 
 
 def config_hash(config: ModelConfig) -> str:
-    """Of config.json as this project writes it."""
+    """Returns the hash of config.json as this project writes it."""
     return blake3(json.dumps(config.to_hf(), sort_keys=True).encode()).hexdigest()

@@ -3,14 +3,21 @@
 Field names and tensor names are those of transformers (models/olmo2, models/flex_olmo).
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.weights.hf_fields import (
+    ARCHITECTURES,
+    DENSE,
+    MOE,
+    experts_per_layer,
+    require_supported,
+    rope_theta,
+)
 from megatron_bar.weights.json_file import read_object
 
-DENSE, MOE = "olmo2", "flex_olmo"
-ARCHITECTURES = {DENSE: "Olmo2ForCausalLM", MOE: "FlexOlmoForCausalLM"}
 DTYPES = ("float32", "bfloat16", "float16")
 _LARGEST = {
     "vocab_size": 2**31,
@@ -21,7 +28,7 @@ _LARGEST = {
     "num_kv_heads": 2**16,
     "max_positions": 2**31,
 }
-"""Far above any model: what exceeds it is a mistake, and found before memory is asked for."""
+"""Bounds far above any model: what exceeds one is a mistake, and found before memory is asked for."""
 _MOST_EXPERTS = 2**10
 
 type Active = int | tuple[int, ...]
@@ -50,9 +57,10 @@ class ModelConfig:
     rms_norm_eps: float
     num_experts: int = 0
     experts_per_token: int = 0
-    """What config.json says: of all layers or, where they differ, of the layer with most."""
+    """Experts per token as config.json says: of all layers or, where they differ, of the layer with most."""
     experts_per_layer: tuple[int, ...] = ()
-    """Of every layer where they differ, else empty. transformers and vLLM know the global number alone."""
+    """Experts per token of every layer where they differ, else empty. transformers and vLLM know the global
+    number alone."""
     norm_topk_prob: bool = False
     """Whether the selected experts' probabilities are renormalised to sum to one."""
     initializer_range: float = 0.02
@@ -71,12 +79,19 @@ class ModelConfig:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _FLOAT32_MAX:
                 raise BarError(f"config: {name} must be a positive number that float32 holds, got {value!r}")
         if self.hidden_size % self.num_heads:
-            raise BarError(f"config: hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_heads}")
+            raise BarError(
+                f"config: hidden_size {self.hidden_size} is not divisible "
+                f"by num_attention_heads {self.num_heads}"
+            )
         if self.head_dim % 2:
-            raise BarError(f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
+            raise BarError(
+                f"config: the head width {self.head_dim} (hidden_size / num_attention_heads) "
+                "must be even for RoPE"
+            )
         if self.num_heads % self.num_kv_heads:
             raise BarError(
-                f"config: num_attention_heads {self.num_heads} is not divisible by num_key_value_heads {self.num_kv_heads}"
+                f"config: num_attention_heads {self.num_heads} is not divisible "
+                f"by num_key_value_heads {self.num_kv_heads}"
             )
         if self.dtype not in DTYPES:
             raise BarError(f"config: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
@@ -90,7 +105,9 @@ class ModelConfig:
                 raise BarError(f"config: {name} must be an integer, got {value!r}")
         if self.num_experts:
             if not 2 <= self.num_experts <= _MOST_EXPERTS:
-                raise BarError(f"config: num_experts must be from 2 to {_MOST_EXPERTS}, got {self.num_experts}")
+                raise BarError(
+                    f"config: num_experts must be from 2 to {_MOST_EXPERTS}, got {self.num_experts}"
+                )
             if not 1 <= self.experts_per_token <= self.num_experts:
                 raise BarError(
                     f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, "
@@ -98,19 +115,26 @@ class ModelConfig:
                 )
         layers = self.experts_per_layer
         if layers and (len(layers) != self.num_layers or any(type(k) is not int or k < 1 for k in layers)):
-            raise BarError(f"config: num_experts_per_layer must be {self.num_layers} numbers from 1, got {list(layers)}")
+            raise BarError(
+                f"config: num_experts_per_layer must be {self.num_layers} numbers from 1, got {list(layers)}"
+            )
         if layers and max(layers) != self.experts_per_token:
-            got = self.experts_per_token
-            raise BarError(f"config: num_experts_per_tok must be {max(layers)}, the most of num_experts_per_layer, got {got}")
+            raise BarError(
+                f"config: num_experts_per_tok must be {max(layers)}, the most of num_experts_per_layer, "
+                f"got {self.experts_per_token}"
+            )
         if not isinstance(self.norm_topk_prob, bool):
             raise BarError(f"config: norm_topk_prob must be true or false, got {self.norm_topk_prob!r}")
 
     def _check_token_ids(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
-            ids = value if name == "eos_token_id" and isinstance(value, tuple) else () if value is None else (value,)
+            several = name == "eos_token_id" and isinstance(value, tuple)
+            ids = value if several else () if value is None else (value,)
             if not all(is_token_id(item, self.vocab_size) for item in ids):
-                raise BarError(f"config: {name} must be below vocab_size {self.vocab_size} or null, got {value!r}")
+                raise BarError(
+                    f"config: {name} must be below vocab_size {self.vocab_size} or null, got {value!r}"
+                )
 
     @property
     def family(self) -> str:
@@ -120,22 +144,36 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
 
+    @property
+    def least_tensors(self) -> int:
+        """A bound below the number of tensors, known before all their names are made."""
+        return self.num_layers * max(1, self.num_experts)
+
+    @property
+    def layers_in_words(self) -> str:
+        experts = f" of {self.num_experts} experts" if self.num_experts > 0 else ""
+        return f"{self.num_layers} layers{experts}"
+
     def with_experts(self, num_experts: int) -> "ModelConfig":
-        """The same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section 2)."""
+        """Returns the same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section
+        2)."""
         return replace(self, num_experts=num_experts, experts_per_token=num_experts, experts_per_layer=())
 
     @property
     def active(self) -> tuple[int, ...]:
-        """How many experts a token uses in each layer."""
+        """Experts that a token uses, layer by layer."""
         return self.experts_per_layer or (self.experts_per_token,) * self.num_layers
 
     def with_active(self, active: Active) -> "ModelConfig":
-        """The same weights with so many experts per token; refuses what this model cannot do."""
+        """Returns the config of the same weights with so many experts per token; refuses what this model
+        cannot do."""
         layers = active if isinstance(active, tuple) else (active,) * self.num_layers
         if not self.num_experts:
             raise BarError(f"active experts expected none of a dense model, got {show_active(active)}")
         if len(layers) != self.num_layers:
-            raise BarError(f"active experts expected one number or {self.num_layers}, one per layer, got {len(layers)}")
+            raise BarError(
+                f"active experts expected one number or {self.num_layers}, one per layer, got {len(layers)}"
+            )
         if wrong := [k for k in layers if type(k) is not int or not 1 <= k <= self.num_experts]:
             raise BarError(f"active experts expected from 1 to {self.num_experts}, got {wrong[0]}")
         per_layer = layers if len(set(layers)) > 1 else ()
@@ -144,29 +182,22 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, config: dict, *, source: str = "config.json") -> "ModelConfig":
         """Reads the dictionary of a config.json; refuses by name what this project does not compute."""
-        model_type = config.get("model_type")
-        if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-            raise BarError(f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
-        refused = {
-            "tie_word_embeddings": (False, "tied embeddings are not supported"),
-            "attention_bias": (False, "attention biases are not supported"),
-            "hidden_act": ("silu", "only SwiGLU with silu is supported"),
-            "attention_dropout": (0, "attention dropout is not supported"),
-        }
-        for key, (wanted, why) in refused.items():
-            if config.get(key, wanted) not in (wanted, None):
-                raise BarError(f"{source}: {key} must be {wanted!r}, got {config[key]!r}: {why}")
+        require_supported(config, source)
+        moe = config["model_type"] == MOE
 
         def need(key):
             if config.get(key) is None:
                 raise BarError(f"{source}: {key} is missing: expected a value, got none")
             return config[key]
 
-        experts = need("num_experts") if model_type == MOE else 0
-        if model_type == MOE and experts == 0:
+        experts = need("num_experts") if moe else 0
+        if moe and experts == 0:
             raise BarError(f"{source}: num_experts must be from 2 to {_MOST_EXPERTS}, got 0")
         heads = need("num_attention_heads")
-        eos, theta = config.get("eos_token_id"), _rope_theta(config, source)
+        kv_heads = config.get("num_key_value_heads")
+        norm_topk_prob = config.get("norm_topk_prob")
+        eos = config.get("eos_token_id")
+        theta = rope_theta(config, source)
         try:
             parsed = cls(
                 vocab_size=need("vocab_size"),
@@ -174,14 +205,14 @@ class ModelConfig:
                 intermediate_size=need("intermediate_size"),
                 num_layers=need("num_hidden_layers"),
                 num_heads=heads,
-                num_kv_heads=config["num_key_value_heads"] if config.get("num_key_value_heads") is not None else heads,
+                num_kv_heads=heads if kv_heads is None else kv_heads,
                 max_positions=need("max_position_embeddings"),
                 rope_theta=theta,
                 rms_norm_eps=need("rms_norm_eps"),
                 num_experts=experts,
-                experts_per_token=need("num_experts_per_tok") if model_type == MOE else 0,
-                experts_per_layer=_per_layer(config, source),
-                norm_topk_prob=False if config.get("norm_topk_prob") is None else config["norm_topk_prob"],
+                experts_per_token=need("num_experts_per_tok") if moe else 0,
+                experts_per_layer=experts_per_layer(config, source),
+                norm_topk_prob=False if norm_topk_prob is None else norm_topk_prob,
                 initializer_range=config.get("initializer_range", 0.02),
                 pad_token_id=config.get("pad_token_id"),
                 bos_token_id=config.get("bos_token_id"),
@@ -192,12 +223,14 @@ class ModelConfig:
             raise BarError(f"{source}: {str(error).removeprefix('config: ')}") from None
         if config.get("head_dim") not in (None, parsed.head_dim):
             raise BarError(
-                f"{source}: head_dim must be hidden_size / num_attention_heads = {parsed.head_dim}, got {config['head_dim']!r}"
+                f"{source}: head_dim must be hidden_size / num_attention_heads = {parsed.head_dim}, "
+                f"got {config['head_dim']!r}"
             )
         return parsed
 
     def to_hf(self) -> dict:
-        """The dictionary written as config.json; read alike by transformers 4.57, 5 and vLLM."""
+        """Returns the dictionary written as config.json; read alike by transformers 4.57, 5 and vLLM."""
+        eos = self.eos_token_id
         config = {
             "architectures": [ARCHITECTURES[self.family]],
             "model_type": self.family,
@@ -218,7 +251,7 @@ class ModelConfig:
             "initializer_range": self.initializer_range,
             "pad_token_id": self.pad_token_id,
             "bos_token_id": self.bos_token_id,
-            "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
+            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
             "dtype": self.dtype,
             "torch_dtype": self.dtype,
         }
@@ -235,61 +268,39 @@ class ModelConfig:
 
 
 def show_active(active: Active) -> str:
-    """As the tools read it: ``2``, or ``5,2,2``."""
+    """Returns it as the tools read it: ``2``, or ``5,2,2``."""
     return ",".join(map(str, active)) if isinstance(active, tuple) else str(active)
 
 
-def _per_layer(config: dict, source: str) -> tuple[int, ...]:
-    layers = config.get("num_experts_per_layer") or []
-    if not isinstance(layers, list):
-        raise BarError(f"{source}: num_experts_per_layer must be a list of numbers, got {layers!r}")
-    return tuple(layers)
-
-
 def read_config(folder: Path | str) -> ModelConfig:
-    """The config of a Hugging Face folder, or one line saying what is wrong with it."""
+    """Returns the config of a Hugging Face folder; raises one line that says what is wrong with it."""
     path = Path(folder) / "config.json"
     return ModelConfig.from_hf(read_object(path, expected="a Hugging Face model folder"), source=str(path))
 
 
-def _rope_theta(config: dict, source: str) -> float:
-    """Of plain RoPE. Versions of transformers read different ones of three places, so all that say it must agree."""
-    found = {"rope_theta": config.get("rope_theta")}
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = {} if config.get(key) is None else config[key]
-        if not isinstance(rope, dict) or any(rope.get(name, "default") != "default" for name in ("rope_type", "type")):
-            raise BarError(f"{source}: {key} must be plain RoPE, got {rope!r}")
-        found[f"{key}.rope_theta"] = rope.get("rope_theta")
-    thetas = {key: theta for key, theta in found.items() if theta is not None}
-    if not thetas:
-        why = "defaults differ between OLMo 2 and FlexOlmo, so it is never guessed"
-        raise BarError(f"{source}: rope_theta is missing: expected a number, got none ({why})")
-    (first, theta), *others = thetas.items()
-    for key, other in others:
-        if other != theta:
-            raise BarError(f"{source}: {key} must be {theta!r} as {first} says, got {other!r}")
-    return theta
-
-
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the folder by name, in file order, with its shape.
+    """Returns the shape of every tensor of the folder by name, in file order.
 
     FlexOlmo's per-expert names are the ones on disk (transformers 5 fuses them only in memory).
     """
-    h, f, q, kv = config.hidden_size, config.intermediate_size, config.hidden_size, config.num_kv_heads * config.head_dim
+    h = config.hidden_size
+    f = config.intermediate_size
+    q = config.hidden_size
+    kv = config.num_kv_heads * config.head_dim
+    attention = {
+        "q_proj": (q, h),
+        "k_proj": (kv, h),
+        "v_proj": (kv, h),
+        "o_proj": (h, q),
+        "q_norm": (q,),
+        "k_norm": (kv,),
+    }
     ffn = {"gate_proj": (f, h), "up_proj": (f, h), "down_proj": (h, f)}
     shapes = {"model.embed_tokens.weight": (config.vocab_size, h)}
     for n in range(config.num_layers):
         layer = f"model.layers.{n}"
-        shapes |= {
-            f"{layer}.self_attn.q_proj.weight": (q, h),
-            f"{layer}.self_attn.k_proj.weight": (kv, h),
-            f"{layer}.self_attn.v_proj.weight": (kv, h),
-            f"{layer}.self_attn.o_proj.weight": (h, q),
-            f"{layer}.self_attn.q_norm.weight": (q,),
-            f"{layer}.self_attn.k_norm.weight": (kv,),
-            f"{layer}.post_attention_layernorm.weight": (h,),
-        }
+        shapes |= {f"{layer}.self_attn.{p}.weight": s for p, s in attention.items()}
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (h,)
         if config.num_experts:
             shapes[f"{layer}.mlp.gate.weight"] = (config.num_experts, h)
             for e in range(config.num_experts):
@@ -301,11 +312,5 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Total parameters (as published: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
-    total = 0
-    for shape in tensor_shapes(config).values():
-        count = 1
-        for size in shape:
-            count *= size
-        total += count
-    return total
+    """Counts all parameters (as published: 7,298,011,136 dense, 11,626,795,008 for 2x7B)."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())

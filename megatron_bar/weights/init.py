@@ -1,4 +1,5 @@
-"""A model from nothing: a folder of random weights, the same for the same seed whatever trains it afterwards."""
+"""A model from nothing: a folder of random weights, the same for the same seed whatever trains it
+afterwards."""
 
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.writer import write_folder
 
 
-def random_folder(config: ModelConfig, out: Path, *, tokenizer: Path, seed: int, embedding_std: float) -> None:
-    """Matrices from N(0, initializer_range), as transformers initialises OLMo 2, embeddings N(0, embedding_std), norms one."""
+def random_folder(
+    config: ModelConfig, out: Path, *, tokenizer: Path, seed: int, embedding_std: float
+) -> None:
+    """Writes a folder of random weights: matrices from N(0, initializer_range), as transformers initialises
+    OLMo 2, embeddings from N(0, embedding_std), norms one."""
     shapes = tensor_shapes(config)
 
     def tensor(name: str) -> list[torch.Tensor]:
@@ -20,7 +24,8 @@ def random_folder(config: ModelConfig, out: Path, *, tokenizer: Path, seed: int,
         if len(shapes[name]) == 1:
             return [torch.ones(shapes[name], dtype=dtype)]
         std = embedding_std if classify(name) is ParamGroup.EMBEDDING else config.initializer_range
-        generator = torch.Generator().manual_seed(int.from_bytes(blake3(f"{seed}/{name}".encode()).digest()[:6], "big"))
+        digest = blake3(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
         return [(torch.randn(shapes[name], generator=generator) * std).to(dtype)]
 
     write_folder(

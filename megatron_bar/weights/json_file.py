@@ -8,7 +8,8 @@ from megatron_bar.errors import BarError
 
 
 def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    """For ``object_pairs_hook``: of a key that is there twice, readers take different ones."""
+    """Raises for a key that is there twice, of which readers take different ones. An
+    ``object_pairs_hook``."""
     seen = dict(pairs)
     if len(seen) != len(pairs):
         [(name, count)] = Counter(name for name, _ in pairs).most_common(1)
@@ -17,7 +18,8 @@ def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 
 def loads(text: str, **options) -> object:
-    """`json.loads`, without halves of surrogate pairs: no text that could be printed or written has them."""
+    """Calls `json.loads` and refuses halves of surrogate pairs: no text that could be printed or written has
+    them."""
     value = json.loads(text, **options)
     if "\\ud" in text.lower():
         json.dumps(value, ensure_ascii=False).encode()
@@ -25,7 +27,7 @@ def loads(text: str, **options) -> object:
 
 
 def why(error: Exception) -> str:
-    """What reading JSON failed at: what was expected, what was found, in a few words."""
+    """Returns what reading JSON failed at: what was expected, what was found, in a few words."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error}: expected JSON, got {error.doc[error.pos : error.pos + 20]!r}"
     if isinstance(error, UnicodeDecodeError):
@@ -38,7 +40,8 @@ def why(error: Exception) -> str:
 
 
 def read_object(path: Path, *, expected: str) -> dict:
-    """The object in ``path``; ``expected`` says what the file would have belonged to where it is missing."""
+    """Returns the object in ``path``; ``expected`` says what the file would have belonged to where it is
+    missing."""
     try:
         value = loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
     except FileNotFoundError:

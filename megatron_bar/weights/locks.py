@@ -1,8 +1,8 @@
-"""Two locks: of the place where a folder is written, one writer at a time, and of a run's steps, one maker at a time.
+"""Two locks: on the place where a folder is written, and on each step of a run; one process at a time has it.
 
-`OutputLock`: beside the target lies `.<name>.partial`: `folder`, which becomes the target by a rename; `lock`, held while a
-process lives; what the writer was asked for (`job.json`), and a record of every finished file. The same job started again keeps
-those files, so they outlive a kill.
+`OutputLock`: beside the target lies `.<name>.partial`: `folder`, which becomes the target by a rename;
+`lock`, taken while a process lives; what the writer was asked for (`job.json`), and a record of every
+finished file. The same job started again keeps those files, so they outlive a kill.
 
 `StepLocks`: processes that make one recipe in one folder share its steps out by files in its `.locks`.
 """
@@ -23,7 +23,7 @@ from megatron_bar.weights.whole import publish, write_whole
 
 
 def check_out(out: Path | str) -> None:
-    """Refuses a target that would be overwritten; called before anything expensive."""
+    """Refuses a target that would be overwritten; call it before anything expensive."""
     expected = f"{out}: expected a new or empty folder to write to"
     try:
         is_folder = stat.S_ISDIR(Path(out).lstat().st_mode)
@@ -46,12 +46,13 @@ def _home(out: Path) -> Path:
 
 
 class OutputLock:
-    """The right to write ``out``, held by a lock until it is published, aborted or left for the next run."""
+    """The right to write ``out``: a lock until it is published, aborted or left for the next run."""
 
     def __init__(self, out: Path):
-        self.out, self.home = out, _home(out)
+        self.out = out
+        self.home = _home(out)
         self.path = self.home / "folder"
-        """What becomes ``out``."""
+        """Folder that becomes ``out``."""
         if self.home.is_symlink():
             raise BarError(f"{self.home}: expected a folder of our own, got a link")
         while True:
@@ -61,7 +62,9 @@ class OutputLock:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.leave()
-                raise BarError(f"{out}: expected to be its only writer, got another process at work in {self.home}") from None
+                raise BarError(
+                    f"{out}: expected to be its only writer, got another process at work in {self.home}"
+                ) from None
             if self._is_mine():
                 return
             self.leave()  # its last holder removed it in between
@@ -74,7 +77,8 @@ class OutputLock:
 
     def take_up(self, job: dict | None) -> None:
         """Keeps what an earlier run of the same ``job`` left, else empties the place."""
-        file, wanted = self.home / "job.json", None if job is None else json.loads(json.dumps(job))
+        file = self.home / "job.json"
+        wanted = None if job is None else json.loads(json.dumps(job))
         try:
             same = wanted is not None and read_object(file, expected="a job") == wanted
         except BarError:
@@ -88,7 +92,7 @@ class OutputLock:
                 write_whole(file, json.dumps(wanted))
 
     def finished(self, name: str) -> dict | None:
-        """What was recorded of the file ``name``, if it was finished by an earlier run."""
+        """Returns what was recorded of the file ``name``, if it was finished by an earlier run."""
         record = self.home / f"{name}.json"
         if not (record.is_file() and (self.path / name).is_file()):
             (self.path / name).unlink(missing_ok=True)
@@ -96,7 +100,7 @@ class OutputLock:
         return read_object(record, expected="the record of a finished file")
 
     def record(self, name: str, about: dict) -> None:
-        """That the file is whole; ``about``, its tensors' hashes say, is what the next run wants to know of it."""
+        """Notes that the file is whole; ``about``, such as its tensors' hashes, is for the next run."""
         write_whole(self.home / f"{name}.json", json.dumps(about))
 
     @property
@@ -117,8 +121,10 @@ class OutputLock:
 
 
 def lock_output(out: Path | str, nbytes: int = 0, *, job: dict | None = None) -> OutputLock:
-    """Locks ``out``, on whose file system ``nbytes`` must fit. ``job``: all that the output depends on; what a killed run of
-    the same one finished is kept."""
+    """Locks ``out``, on whose file system ``nbytes`` must fit.
+
+    ``job``: all that the output depends on; what a killed run of the same job finished is kept.
+    """
     check_out(out)
     out = Path(out).resolve()
     try:
@@ -140,7 +146,8 @@ def lock_output(out: Path | str, nbytes: int = 0, *, job: dict | None = None) ->
 
 @contextmanager
 def locked_output(out: Path | str, nbytes: int, *, job: dict | None) -> Iterator[OutputLock]:
-    """A lock that is aborted on an error; on a termination what it finished waits for the same job."""
+    """Opens a lock for the block, aborted on an error; on a termination what it finished is left for the same
+    job."""
     lock = lock_output(out, nbytes, job=job)
     try:
         with writing(lock.out):
@@ -163,7 +170,7 @@ class StepLocks:
         self.folder = out / ".locks"
 
     def try_step(self, name: str) -> TextIO | None:
-        """The lock of a step, held until it is closed, or None where another process holds it."""
+        """Returns the lock of a step, taken until it is closed, or None where another process has it."""
         file = self._open(name.replace("/", "-"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,7 +181,8 @@ class StepLocks:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Waits until no other process is in here with the same ``what``, and keeps them out meanwhile."""
+        """Waits until no other process runs this block with the same ``what``, and keeps them out
+        meanwhile."""
         with self._open(f"{what}.lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -1,8 +1,9 @@
-"""manifest.json: a folder's receipt. What it is, which experts it holds, where they come from, and the hash of every tensor.
+"""manifest.json: a folder's receipt. What it is, its experts, where they come from, the hash of every tensor.
 
-Written into every folder this project makes. The anchor hash is recorded at the branch and carried along unchanged, because
-later stages may move the tensors it was taken from: it says which branch an expert descends from, not what it holds now.
-Strict: an unknown, missing or ill-typed field is an error that names it.
+Written into every folder this project makes. The anchor hash is recorded at the branch and carried along
+unchanged, because later stages may move the tensors it was taken from: it says which branch an expert
+descends from, not what its tensors are now. Strict: an unknown, missing or ill-typed field is an error that
+names it.
 """
 
 import dataclasses
@@ -49,13 +50,13 @@ class Expert:
     trained: tuple[TrainingRecord, ...] = ()
     """What trained it, in order."""
     anchor_hash: str | None = None
-    """Of the branch it was trained in."""
+    """Anchor hash of the branch it was trained in."""
     folder: str | None = None
-    """Of a merge's expert: the name of the folder it came from; the anchor's came from the branched one."""
+    """Name of the folder that a merge's expert came from; the anchor's came from the branched one."""
     folder_hash: str | None = None
-    """`hashes.folder_hash` of that folder."""
+    """Hash of that folder (`hashes.folder_hash`)."""
     shared_hash: str | None = None
-    """`hashes.anchor_hash` of it, so of all that the merge did not copy but combine."""
+    """Hash of all that the merge did not copy but combine: `hashes.anchor_hash` of that folder."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -67,43 +68,46 @@ class SourceRecord:
     role: str
     """anchor, domain_init, expert, ..."""
     name: str
-    """The folder's own name, not its path: paths are nobody else's business."""
+    """Name of the folder, not its path: paths are nobody else's business."""
     hash: str
-    """`hashes.folder_hash` of it."""
+    """Hash of the folder (`hashes.folder_hash`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What a stage may not have moved and did not, by the hashes of the folder it read and of the one it wrote."""
+    """What a stage had to freeze and did not change, by the hashes of the folder it read and of the one it
+    wrote."""
 
     policy: str
     units: int
-    """How many tensors and router rows were frozen."""
+    """Number of tensors and router rows that were frozen."""
     hash: str
-    """Of them, before and after."""
+    """Hash of these units, the same before and after."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a training stage took, over all its processes and interruptions. The steps that a kill undid are not in it."""
+    """What a training stage took, over all its processes and interruptions. The steps that a kill undid are
+    not in it."""
 
     step: str
-    """Which of the run: the folder that it wrote, such as math-sft."""
+    """Name of the run's step: the folder that it wrote, such as math-sft."""
     stage: str
     expert: str | None = None
-    """Of a merge and what follows it: whose stage it was; None: of the dense models or of the router."""
+    """Name of the expert whose stage it was, in a merge and what follows it; None: a stage of the dense
+    models or of the router."""
     tokens: int
     """Positions trained on, padding included."""
     loss_tokens: int
-    """Those of them that had a loss."""
+    """Positions among them that had a loss."""
     generated: int
     """Tokens sampled."""
     flops: float
-    """By the formulas of training/flops.py."""
+    """Floating-point operations, by the formulas of training/flops.py."""
     seconds: float
-    """By the clock, from the model's being there to the writing of the folder."""
+    """Seconds by the clock, from when the model is there to when the folder is written."""
     devices: int
-    """Processes."""
+    """Number of processes."""
     device: str
 
     def __post_init__(self):
@@ -113,7 +117,7 @@ class Cost:
 
 
 def union(*ledgers: Iterable[Cost]) -> tuple[Cost, ...]:
-    """Every entry once, in order."""
+    """Returns every entry once, in order."""
     return tuple(dict.fromkeys(cost for ledger in ledgers for cost in ledger))
 
 
@@ -121,34 +125,37 @@ def union(*ledgers: Iterable[Cost]) -> tuple[Cost, ...]:
 class Manifest:
     family: str
     kind: str
-    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts, or of independent models, with no anchor
-    hash), routed (merged, router trained) or artifact (what an expert has that its branch has not)."""
+    """dense, branched (two experts, untrained), expert (trained), merged (N+1 experts, or of independent
+    models, with no anchor hash), routed (merged, router trained) or artifact (what an expert has that its
+    branch has not)."""
     stage: str | None = None
     """The stage that wrote the folder."""
     recipe: str | None = None
     anchor_hash: str | None = None
-    """Of the branched folder that all experts started from."""
+    """Anchor hash of the branched folder that all experts started from."""
     experts: tuple[Expert, ...] = ()
-    """A dense folder has one, or none where its history is unknown."""
+    """Experts of the model; a dense folder has one, or none where its history is unknown."""
     sources: tuple[SourceRecord, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was decided for the user, such as whose RoPE theta was kept."""
+    """Decisions made for the user, such as whose RoPE theta was kept."""
     tensors: dict[str, str] = field(default_factory=dict)
     """The receipts: hash of every tensor, and of every row of a router (`hashes.Units`)."""
     config_hash: str | None = None
     """`hashes.config_hash` of config.json."""
     experts_per_layer: tuple[int, ...] = ()
-    """How many experts a token uses in each layer, where they differ; config.json's num_experts_per_tok is the largest."""
+    """Experts that a token uses in each layer, where they differ; config.json's num_experts_per_tok is the
+    largest."""
     frozen: Certificate | None = None
-    """Of the training stage that wrote the folder."""
+    """Certificate of the training stage that wrote the folder."""
     shared: dict | None = None
-    """How a merge combined what its inputs share: experts/shared.Combination as JSON."""
+    """Record of how a merge combined what its inputs share: experts/shared.Combination as JSON."""
     router_stale: bool = False
-    """Experts were added, replaced or removed since the router was trained."""
+    """Whether experts were added, replaced or removed since the router was trained."""
     config: dict | None = None
-    """config.json's content where no config.json lies beside the manifest: in an artifact or a torch_dist checkpoint."""
+    """config.json's content where no config.json lies beside the manifest: in an artifact or a torch_dist
+    checkpoint."""
     ledger: tuple[Cost, ...] = ()
-    """What every stage cost that went into the folder, in order."""
+    """Cost of every stage that went into the folder, in order."""
     tool_version: str = megatron_bar.__version__
 
     def __post_init__(self):
@@ -156,26 +163,34 @@ class Manifest:
             raise BarError(f"family expected one of {', '.join(ARCHITECTURES)}, got {self.family!r}")
         if self.kind not in KINDS:
             raise BarError(f"kind expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if [expert.index for expert in self.experts] != list(range(len(self.experts))):
-            raise BarError(f"experts expected with index 0, 1, ... in order, got {[expert.index for expert in self.experts]}")
+        indices = [expert.index for expert in self.experts]
+        if indices != list(range(len(indices))):
+            raise BarError(f"experts expected with index 0, 1, ... in order, got {indices}")
 
     def after(
-        self, training: TrainingRecord, *, sources: tuple[SourceRecord, ...], expert: str | None = None, cost: Cost | None = None
+        self,
+        training: TrainingRecord,
+        *,
+        sources: tuple[SourceRecord, ...],
+        expert: str | None = None,
+        cost: Cost | None = None,
     ) -> "Manifest":
-        """Of the folder that a training stage makes from this one; ``expert`` is the trained expert's name from here on."""
+        """Returns the manifest of the folder that a training stage makes from this one; ``expert`` is the
+        trained expert's name from here on."""
         kind = {"branched": "expert", "merged": "routed"}.get(self.kind, self.kind)
         trained = {"dense": 0, "expert": 1}.get(kind)  # the router belongs to no expert
-        experts = tuple(
-            dataclasses.replace(e, name=expert or e.name, trained=(*e.trained, training)) if e.index == trained else e
-            for e in self.experts
-        )
+        experts = list(self.experts)
+        if trained is not None and trained < len(experts):
+            before = experts[trained]
+            record = (*before.trained, training)
+            experts[trained] = dataclasses.replace(before, name=expert or before.name, trained=record)
         return Manifest(
             family=self.family,
             kind=kind,
             stage=training.stage,
             recipe=training.recipe,
             anchor_hash=self.anchor_hash,
-            experts=experts,
+            experts=tuple(experts),
             sources=sources,
             shared=self.shared,
             ledger=self.ledger if cost is None else (*self.ledger, cost),
@@ -187,14 +202,15 @@ class Manifest:
 
 
 def _typed(value, kind: type, where: str):
-    """``value`` if it is a ``kind``; bool is not an int."""
+    """Returns ``value`` if it is a ``kind``; bool is not an int."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BarError(f"{where} expected {kind.__name__}, got {value!r}")
     return value
 
 
 def _fields(value, cls: type, where: str) -> dict:
-    """``value`` as keyword arguments of the dataclass: no field missing that has no default, none surplus."""
+    """Returns ``value`` as keyword arguments of the dataclass: no field missing that has no default, none
+    surplus."""
     _typed(value, dict, where)
     missing = dataclasses.MISSING
     known = {f.name: f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls)}
@@ -272,7 +288,8 @@ def _frozen(value, where: str) -> Certificate | None:
 def _parse(value: dict) -> Manifest:
     if value.get("format") != FORMAT:
         raise BarError(f"format expected {FORMAT!r}, got {value.get('format')!r}")
-    fields = _fields({name: item for name, item in value.items() if name != "format"}, Manifest, "the manifest")
+    items = {name: item for name, item in value.items() if name != "format"}
+    fields = _fields(items, Manifest, "the manifest")
     for name in ("family", "kind", "tool_version"):
         _typed(fields.get(name), str, name)
     _check_strings(fields, ("stage", "recipe", "anchor_hash", "config_hash"), "")
@@ -280,18 +297,16 @@ def _parse(value: dict) -> Manifest:
     for name in ("config", "shared"):
         if fields.get(name) is not None:
             _typed(fields[name], dict, name)
-    return Manifest(
-        **fields
-        | {
-            "experts": _list(fields, "experts", _expert),
-            "sources": _list(fields, "sources", _source),
-            "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
-            "tensors": _hashes(fields, "tensors", ""),
-            "ledger": _list(fields, "ledger", _cost),
-            "experts_per_layer": _list(fields, "experts_per_layer", lambda item, where: _typed(item, int, where)),
-            "frozen": _frozen(fields.get("frozen"), "frozen"),
-        }
-    )
+    parsed = {
+        "experts": _list(fields, "experts", _expert),
+        "sources": _list(fields, "sources", _source),
+        "notes": _list(fields, "notes", lambda item, where: _typed(item, str, where)),
+        "tensors": _hashes(fields, "tensors", ""),
+        "ledger": _list(fields, "ledger", _cost),
+        "experts_per_layer": _list(fields, "experts_per_layer", lambda item, at: _typed(item, int, at)),
+        "frozen": _frozen(fields.get("frozen"), "frozen"),
+    }
+    return Manifest(**fields | parsed)
 
 
 def has_manifest(folder: Path | str) -> bool:
@@ -308,7 +323,8 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def identity(folder: Path | str) -> str:
-    """Hash of the folder's receipt but for its ledger: the same of a folder that was made again with the same bits."""
+    """Hashes the folder's receipt but for its ledger: the same for a folder that was made again with the same
+    bits."""
     value = read_object(Path(folder) / MANIFEST, expected="a folder made by this project's tools or training")
     kept = {name: item for name, item in value.items() if name != "ledger"}
     return blake3(json.dumps(kept, sort_keys=True).encode()).hexdigest()

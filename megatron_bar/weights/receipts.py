@@ -1,4 +1,4 @@
-"""Reading a folder against its receipts: the hashes that its manifest holds of every tensor.
+"""Reading a folder against its receipts: the hashes of every tensor in its manifest.
 
 Tensors are hashed as they are read, in the pass that uses them, so proving a folder costs no pass of its own.
 """
@@ -14,31 +14,41 @@ from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read
 
 
 def receipts(folder: Folder, manifest: Manifest) -> Units:
-    """The manifest's, which must name each tensor of the folder and no other."""
-    path, expected = folder.path / MANIFEST, [unit for name, i in folder.tensors.items() for unit in units_of(name, i.shape)]
+    """Returns the manifest's receipts, which must name each tensor of the folder and no other."""
+    path = folder.path / MANIFEST
+    expected = [unit for name, i in folder.tensors.items() for unit in units_of(name, i.shape)]
     if missing := [unit for unit in expected if unit not in manifest.tensors]:
-        raise BarError(f"{path}: tensors expected the hash of {missing[0]!r}, got none ({len(missing)} are missing)")
+        raise BarError(
+            f"{path}: tensors expected the hash of {missing[0]!r}, got none ({len(missing)} are missing)"
+        )
     if len(expected) < len(manifest.tensors):
-        raise BarError(f"{path}: tensors expected only what config.json has, got {min(manifest.tensors.keys() - expected)!r}")
+        raise BarError(
+            f"{path}: tensors expected only what config.json has, "
+            f"got {min(manifest.tensors.keys() - expected)!r}"
+        )
     return manifest.tensors
 
 
 class Proven:
     """A folder whose tensors are hashed as they are read, and compared with its receipts if it has any.
 
-    ``finite``: their values are looked at too; NaN and infinity are refused.
+    ``finite``: their values are checked too; NaN and infinity are refused.
     """
 
     def __init__(self, folder: Folder, recorded: Units | None, *, finite: bool = True):
-        self.folder, self.recorded, self.finite = folder, recorded, finite
+        self.folder = folder
+        self.recorded = recorded
+        self.finite = finite
         self._seen: Units = {}
 
     @classmethod
     def open(cls, folder: Folder, *, finite: bool = True) -> "Proven":
-        return cls(folder, receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None, finite=finite)
+        recorded = receipts(folder, read_manifest(folder.path)) if has_manifest(folder.path) else None
+        return cls(folder, recorded, finite=finite)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The tensor by blocks of rows; raises where it holds NaN or infinity, and after the last where it was changed."""
+        """Yields the tensor by blocks of rows; raises where it has NaN or infinity, and after the last block
+        where it was changed."""
         yield from read_hashed(self.folder, name, self._seen, finite=self.finite)
         if self.recorded is not None:
             require_units(self.folder, name, self._seen, self.recorded, "its manifest was written")
@@ -47,7 +57,7 @@ class Proven:
         return torch.cat(list(self.blocks(name)))
 
     def units(self, progress: Progress = silent) -> Units:
-        """Of the whole folder: recorded ones, else reads what has not been read yet."""
+        """Returns the hashes of the whole folder: recorded ones, else it reads what has not been read yet."""
         if self.recorded is not None:
             return self.recorded
         left = [n for n, info in self.folder.tensors.items() if units_of(n, info.shape)[0] not in self._seen]

@@ -1,8 +1,9 @@
 """The safetensors file format: a strict header reader and a streaming writer.
 
-Format: https://github.com/huggingface/safetensors#format. The library itself reads the data (folder.py); it accepts duplicate
-keys, so the header is read here. The writer takes blocks of rows: neither a shard nor a tensor has to fit in memory.
-Left out: dtypes other than the three a model folder may have, and metadata beyond {"format": "pt"}.
+Format: https://github.com/huggingface/safetensors#format. The library itself reads the data (folder.py); it
+accepts duplicate keys, so the header is read here. The writer takes blocks of rows: neither a shard nor a
+tensor has to fit in memory. Left out: dtypes other than the three a model folder may have, and metadata
+beyond {"format": "pt"}.
 """
 
 import json
@@ -34,8 +35,12 @@ def _is_size(value) -> bool:
 
 def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} != entry.keys():
-        raise BarError(f"{path}: tensor {name!r}: expected dtype, shape and data_offsets in the header, got {entry!r}")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        raise BarError(
+            f"{path}: tensor {name!r}: expected dtype, shape and data_offsets in the header, got {entry!r}"
+        )
+    dtype = entry["dtype"]
+    shape = entry["shape"]
+    offsets = entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _CODES:
         raise BarError(f"{path}: tensor {name!r}: dtype expected one of {', '.join(_CODES)}, got {dtype!r}")
     if not isinstance(shape, list) or not all(map(_is_size, shape)):
@@ -44,18 +49,23 @@ def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], in
         raise BarError(f"{path}: tensor {name!r}: data_offsets expected two byte offsets, got {offsets!r}")
     expected = math.prod(shape) * ITEMSIZE[_CODES[dtype]]
     if offsets[1] - offsets[0] != expected:
-        raise BarError(f"{path}: tensor {name!r}: data_offsets expected {expected} bytes for {dtype} {shape}, got {offsets!r}")
+        raise BarError(
+            f"{path}: tensor {name!r}: data_offsets expected {expected} bytes for {dtype} {shape}, "
+            f"got {offsets!r}"
+        )
     return _CODES[dtype], tuple(shape), *offsets
 
 
 def _read_json(path: Path) -> tuple[dict, int]:
-    """The raw header and the number of data bytes that follow it."""
+    """Returns the raw header and the number of data bytes that follow it."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-                raise BarError(f"{path}: not a whole safetensors file: expected at least {8 + length} bytes, got {size}")
+                raise BarError(
+                    f"{path}: not a whole safetensors file: expected at least {8 + length} bytes, got {size}"
+                )
             raw = file.read(length)
     except OSError as error:
         raise BarError(f"{path}: not readable: {error.strerror}") from None
@@ -69,7 +79,8 @@ def _read_json(path: Path) -> tuple[dict, int]:
 
 
 def read_header(path: Path) -> Header:
-    """Names, dtypes, shapes and places in a file whose data lie gapless up to its last byte, or one line saying what is wrong."""
+    """Returns names, dtypes, shapes and places of the tensors, whose data must lie gapless up to the file's
+    last byte."""
     header, data_bytes = _read_json(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -78,20 +89,31 @@ def read_header(path: Path) -> Header:
     position = 0
     for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != position:
-            raise BarError(f"{path}: tensor {name!r}: data expected at byte {position}, got {start} (a gap or an overlap)")
+            raise BarError(
+                f"{path}: tensor {name!r}: data expected at byte {position}, "
+                f"got {start} (a gap or an overlap)"
+            )
         if stop > data_bytes:
-            raise BarError(f"{path}: truncated: tensor {name!r} expected up to data byte {stop}, got {data_bytes} bytes of data")
+            raise BarError(
+                f"{path}: truncated: tensor {name!r} expected up to data byte {stop}, "
+                f"got {data_bytes} bytes of data"
+            )
         position = stop
     if position != data_bytes:
-        raise BarError(f"{path}: expected {position} bytes of data, got {data_bytes}: the last ones belong to no tensor")
+        raise BarError(
+            f"{path}: expected {position} bytes of data, got {data_bytes}: the last ones belong to no tensor"
+        )
     data = path.stat().st_size - data_bytes
     return {name: (dtype, shape, data + start) for name, (dtype, shape, start, _) in entries.items()}
 
 
-def read_blocks(path: Path, dtype: str, shape: tuple[int, ...], offset: int, block_bytes: int) -> Iterator[torch.Tensor]:
-    """The tensor that begins at ``offset``, by blocks of rows that belong to the caller.
+def read_blocks(
+    path: Path, dtype: str, shape: tuple[int, ...], offset: int, block_bytes: int
+) -> Iterator[torch.Tensor]:
+    """Yields the tensor that begins at ``offset``, by blocks of rows that belong to the caller.
 
-    Read, not mapped: to hash and to copy each byte once, page faults cost more than the copy into memory that is used again.
+    Read, not mapped: to hash and to copy each byte once, page faults cost more than the copy into memory that
+    is used again.
     """
     rows = max(1, block_bytes // max(1, math.prod(shape[1:]) * ITEMSIZE[dtype]))
     with path.open("rb", buffering=0) as file:
@@ -109,18 +131,22 @@ def read_blocks(path: Path, dtype: str, shape: tuple[int, ...], offset: int, blo
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's bytes as the file holds them (row-major, little-endian), without a copy where it is contiguous on the CPU."""
+    """Returns the tensor's bytes as the file has them (row-major, little-endian), without a copy where it is
+    contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())
 
 
 class _Behind:
-    """Writes what it is given, in order, in a thread that may lag a few blocks behind; raises what that raised."""
+    """Writes what it is given, in order, in a thread that may lag a few blocks behind; raises what that
+    raised."""
 
     LAG = 8
 
     def __init__(self, file: BinaryIO):
-        self._file, self._pending, self._thread = file, deque(), ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._file = file
+        self._pending = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
 
     def __enter__(self) -> "_Behind":
         return self
@@ -145,29 +171,39 @@ Tensors = Iterable[tuple[str, Iterable[torch.Tensor]]]
 def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tensors: Tensors) -> None:
     """Writes and fsyncs a new file; ``tensors`` come in the order of ``layout``.
 
-    A thread writes while the next blocks are made: writing is the system's work and hashing ours, so they take turns for nothing.
+    A thread writes while the next blocks are made: writing is the system's work and hashing ours, so taking
+    turns would only lose time.
     """
+    header, data_bytes = _header(layout, dtype)
+    try:
+        with path.open("xb") as file, _Behind(file) as write:
+            write(len(header).to_bytes(8, "little") + header)
+            for (name, shape), (given, blocks) in zip(layout.items(), tensors, strict=True):
+                rows = 0
+                for block in blocks:
+                    found = (given, *block.shape[1:], block.dtype)
+                    expected = (name, *shape[1:], getattr(torch, dtype))
+                    assert found == expected, f"{path.name} expects {expected}, the caller gave {found}"
+                    write(tensor_bytes(block))
+                    rows += len(block)
+                wrong = f"{path.name} expects {shape[0]} rows of {name}, the caller gave {rows}"
+                assert rows == shape[0], wrong
+            write.finish()
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        size = 8 + len(header) + data_bytes
+        raise BarError(f"{path}: could not write {size} bytes: {error.strerror}") from None
+
+
+def _header(layout: dict[str, tuple[int, ...]], dtype: str) -> tuple[bytes, int]:
+    """Returns the header of a file, and the bytes of the data that follow it."""
     codes = {name: code for code, name in _CODES.items()}
-    header, position = {"__metadata__": {"format": "pt"}}, 0
+    header = {"__metadata__": {"format": "pt"}}
+    position = 0
     for name, shape in layout.items():
         stop = position + math.prod(shape) * ITEMSIZE[dtype]
         header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [position, stop]}
         position = stop
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin aligned
-    try:
-        with path.open("xb") as file, _Behind(file) as write:
-            write(len(text).to_bytes(8, "little") + text)
-            for (name, shape), (given, blocks) in zip(layout.items(), tensors, strict=True):
-                rows = 0
-                for block in blocks:
-                    found, expected = (given, *block.shape[1:], block.dtype), (name, *shape[1:], getattr(torch, dtype))
-                    assert found == expected, f"{path.name} expects {expected}, the caller gave {found}"
-                    write(tensor_bytes(block))
-                    rows += len(block)
-                assert rows == shape[0], f"{path.name} expects {shape[0]} rows of {name}, the caller gave {rows}"
-            write.finish()
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise BarError(f"{path}: could not write {8 + len(text) + position} bytes: {error.strerror}") from None
+    return text + b" " * (-len(text) % 8), position  # the data begin aligned

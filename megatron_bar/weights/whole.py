@@ -8,7 +8,7 @@ from megatron_bar.errors import writing
 
 
 def publish(folder: Path, out: Path) -> None:
-    """The last act: everything on disk, then the folder under its own name."""
+    """Fsyncs the files and the folder, then gives it its own name: the last act."""
     with writing(out):
         for file in (*folder.iterdir(), folder):
             _fsync(file)
@@ -21,7 +21,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that appears when it is whole, in a folder that is made for it."""
+    """Writes a file that appears when it is whole, in a folder that is made for it."""
     beside = path.with_name(f".{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

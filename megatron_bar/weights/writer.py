@@ -1,12 +1,12 @@
 """Writes a Hugging Face folder that appears only when it is whole, and goes on after a kill.
 
-Everything goes into a hidden folder beside the target (locks.py), is fsynced, read back from the disk, and renamed as the last
-act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
+Everything goes into a hidden folder beside the target (locks.py), is fsynced, read back from the disk, and
+renamed as the last act. (In-place writers lose checkpoints to a kill; write, fsync, rename loses none.)
 
-In one process: `write_folder`. In a distributed saver: rank 0 locks the place (`locks.lock_output`), rank r calls
-`write_shard(k, ...)` for the shards it owns, all meet at a barrier, rank 0 calls `finish`; whoever fails sees to it that rank 0
-aborts it.
-The split into files is `plan_shards`, a pure function of the config, so that all ranks agree without talking.
+In one process: `write_folder`. In a distributed saver: rank 0 locks the place (`locks.lock_output`), rank r
+calls `write_shard(k, ...)` for the shards it owns, all meet at a barrier, rank 0 calls `finish`; whoever
+fails sees to it that rank 0 aborts it. The split into files is `plan_shards`, a pure function of the config,
+so that all ranks agree without talking.
 """
 
 import dataclasses
@@ -45,9 +45,10 @@ class WriteOptions:
     """How a folder is written, whatever it is made of."""
 
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
-    """Of a file, unless a single tensor is larger."""
+    """Bytes of a file at most, unless a single tensor is larger."""
     verify: Verify = "weights"
-    """weights: values that are not finite are refused as they are read, and all that was written is read back."""
+    """What is checked; weights: values that are not finite are refused as they are read, and all that was
+    written is read back."""
     progress: Progress = silent
 
     @property
@@ -56,11 +57,12 @@ class WriteOptions:
 
 
 USUAL = WriteOptions()
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def parse_size(text: str) -> int:
-    """Bytes in '5GB' (decimal, as transformers reads it), '512MiB' or '1000'."""
+    """Returns the bytes in '5GB' (decimal, as transformers reads it), '512MiB' or '1000'."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip(), re.ASCII)
     if not match or match[2].upper() not in _UNITS:
         raise BarError(f"size expected like 5GB, 512MiB or 1000 (bytes), got {text!r}")
@@ -72,18 +74,25 @@ def parse_size(text: str) -> int:
 
 
 def plan_shards(
-    config: ModelConfig, dtype: str, max_shard_bytes: int = DEFAULT_SHARD_BYTES, *, only: Container[str] | None = None
+    config: ModelConfig,
+    dtype: str,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    *,
+    only: Container[str] | None = None,
 ) -> Plan:
-    """Which tensors file k holds: in the order of `tensor_shapes`, a new file when the next tensor would not fit.
+    """Returns the tensors of each file, in the order of `tensor_shapes`; a new file begins when the next
+    tensor would not fit.
 
-    ``only``: of these; None: of all.
+    ``only``: plans these tensors; None: all.
     """
-    sizes = {name: math.prod(shape) * ITEMSIZE[dtype] for name, shape in tensor_shapes(config).items()}
-    return plan_files({name: size for name, size in sizes.items() if only is None or name in only}, max_shard_bytes)
+    shapes = {name: s for name, s in tensor_shapes(config).items() if only is None or name in only}
+    sizes = {name: math.prod(shape) * ITEMSIZE[dtype] for name, shape in shapes.items()}
+    return plan_files(sizes, max_shard_bytes)
 
 
 def plan_files(sizes: dict[str, int], max_file_bytes: int) -> Plan:
-    """What file k holds, in order: a new file when the next of ``sizes``, in bytes, would not fit."""
+    """Returns the names of each file, in order; a new file begins when the next of ``sizes``, in bytes, would
+    not fit."""
     plan: Plan = []
     room = 0
     for name, size in sizes.items():
@@ -100,8 +109,10 @@ def shard_name(k: int, plan: Plan) -> str:
 
 
 def write_shard(folder: Path, config: ModelConfig, plan: Plan, k: int, tensors: Tensors) -> Units:
-    """Writes file k of ``folder`` from tensors in the plan's order, as blocks of rows; returns their hashes for `finish`."""
-    shapes, units = tensor_shapes(config), {}
+    """Writes file k of ``folder`` from tensors in the plan's order, as blocks of rows; returns their hashes
+    for `finish`."""
+    shapes = tensor_shapes(config)
+    units = {}
     stream = ((name, hashed(name, config.dtype, shapes[name], blocks, units)) for name, blocks in tensors)
     write_file(folder / shard_name(k, plan), {name: shapes[name] for name in plan[k]}, config.dtype, stream)
     return units
@@ -117,10 +128,10 @@ def finish(
     units: Units,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """Index, config, companions and manifest; reads the folder back, then renames it into place.
+    """Writes index, config, companions and manifest; reads the folder back, then renames it into place.
 
-    ``manifest`` is given the opened result and ``units``, all of `write_shard`'s, which it need not put in. What is verified
-    is read back from the disk and hashed again.
+    ``manifest`` is given the opened result and ``units``, those of every `write_shard`, which it need not put
+    in. What is verified is read back from the disk and hashed again.
     """
     with writing(lock.out):
         _write_small_files(lock.path, config, plan, Path(companions_from))
@@ -129,8 +140,13 @@ def finish(
         if options.verifies:
             verify_units(written, units, options.progress)
         made = manifest(written, units)
-        receipt = {"tensors": units, "config_hash": config_hash(config), "experts_per_layer": config.experts_per_layer}
-        dataclasses.replace(made, **receipt).write(lock.path)
+        receipt = dataclasses.replace(
+            made,
+            tensors=units,
+            config_hash=config_hash(config),
+            experts_per_layer=config.experts_per_layer,
+        )
+        receipt.write(lock.path)
     lock.publish()
     return Folder.open(lock.out)
 
@@ -145,9 +161,11 @@ def write_folder(
     job: dict | None = None,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """A whole folder from a function of tensor names that gives blocks of rows, in the memory of one block.
+    """Writes a whole folder from a function of tensor names that gives blocks of rows, in the memory of one
+    block.
 
-    ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were finished.
+    ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were
+    finished.
     """
     plan = plan_shards(config, config.dtype, options.max_shard_bytes)
     with lock_files(out, config, plan, job=job) as lock:
@@ -156,10 +174,13 @@ def write_folder(
         return finish(lock, **rest, units=units, options=options)
 
 
-def lock_files(out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None) -> AbstractContextManager[OutputLock]:
-    """`locked_output` for the files of ``plan``."""
-    whole = None if job is None else {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
-    return locked_output(out, sum(_nbytes(config, plan).values()), job=whole)
+def lock_files(
+    out: Path | str, config: ModelConfig, plan: Plan, *, job: dict | None
+) -> AbstractContextManager[OutputLock]:
+    """Calls `locked_output` for the files of ``plan``."""
+    if job is not None:
+        job = {"job": job, "config": config.to_hf(), "plan": plan, "version": megatron_bar.__version__}
+    return locked_output(out, sum(_nbytes(config, plan).values()), job=job)
 
 
 def _nbytes(config: ModelConfig, plan: Plan) -> dict[str, int]:
@@ -175,21 +196,26 @@ def write_files(
     *,
     progress: Progress = silent,
 ) -> Units:
-    """The files of ``plan``, but those that an earlier run of the same job finished; the hashes of all their tensors."""
-    units, nbytes = {}, _nbytes(config, plan)
+    """Writes the files of ``plan``, but those that an earlier run of the same job finished; returns the
+    hashes of all their tensors."""
+    units = {}
+    nbytes = _nbytes(config, plan)
     with progress(f"writing {lock.out.name}", sum(nbytes.values())) as advance:
         for k, names in enumerate(plan):
-            found = lock.finished(shard_name(k, plan))
-            if found is None:
-                found = write_shard(lock.path, config, plan, k, _watched(produce, names, advance))
-                lock.record(shard_name(k, plan), found)
+            file = shard_name(k, plan)
+            hashes = lock.finished(file)
+            if hashes is None:
+                hashes = write_shard(lock.path, config, plan, k, _watched(produce, names, advance))
+                lock.record(file, hashes)
             else:
                 advance(sum(nbytes[name] for name in names))
-            units |= found
+            units |= hashes
     return units
 
 
-def _watched(produce: Callable[[str], Iterable[torch.Tensor]], names: list[str], advance: Callable[[int], None]) -> Tensors:
+def _watched(
+    produce: Callable[[str], Iterable[torch.Tensor]], names: list[str], advance: Callable[[int], None]
+) -> Tensors:
     def blocks(name: str) -> Iterable[torch.Tensor]:
         for block in produce(name):
             yield block
@@ -210,7 +236,7 @@ def _write_small_files(partial: Path, config: ModelConfig, plan: Plan, source: P
 
 
 def write_index(folder: Path, config: ModelConfig, plan: Plan) -> None:
-    """Of more than one file."""
+    """Writes the index, which a folder of more than one file has."""
     if len(plan) > 1:
         weight_map = {name: shard_name(k, plan) for k, names in enumerate(plan) for name in names}
         total = sum(_nbytes(config, plan).values())

@@ -1,8 +1,10 @@
-"""The tiny world: seven skills that mirror the published categories (arXiv 2604.18473), learned on a laptop's CPU.
+"""The tiny world: seven skills that mirror the published categories (arXiv 2604.18473), learned on a laptop's
+CPU.
 
-``build`` writes everything the recipe reads as JSONL, all of it a function of the seed. A task is an instance of a template; a
-hash of its key puts it on one side of the split, so no held-out instance is ever drawn by a training stage. Left out: web text,
-multi-turn chats, and reasoning-gym, whose tasks need more words than this vocabulary has.
+``build`` writes everything the recipe reads as JSONL, all of it a function of the seed. A task is an instance
+of a template; a hash of its key puts it on one side of the split, so no held-out instance is ever drawn by a
+training stage. Left out: web text, multi-turn chats, and reasoning-gym, whose tasks need more words than this
+vocabulary has.
 """
 
 import json
@@ -15,7 +17,16 @@ from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.world import chat, code, knowledge, math, prose, reasoning, safety, tool_use
 from megatron_bar.data.world.lexicon import Example, Side, Split
 
-SKILLS = ("knowledge", "reasoning", "chat", "math", "code", "tool_use", "safety")
+_MODULES = {
+    "knowledge": knowledge,
+    "reasoning": reasoning,
+    "chat": chat,
+    "math": math,
+    "code": code,
+    "tool_use": tool_use,
+    "safety": safety,
+}
+SKILLS = tuple(_MODULES)
 DOMAINS = ("math", "code", "tool_use", "safety")
 GENERAL_SHARES = {"knowledge": 0.2, "reasoning": 0.3, "chat": 0.4, "how_to": 0.1}
 
@@ -36,22 +47,17 @@ class WorldSizes:
 
 
 def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
-    """How to draw an example of each skill, and of ``how_to``, the general data's harmless requests."""
+    """Returns how to draw an example of each skill, and of ``how_to``, the general data's harmless
+    requests."""
     table = knowledge.facts(seed)
-    return {
-        "knowledge": lambda rng: knowledge.sample(rng, table),
-        "reasoning": reasoning.sample,
-        "chat": chat.sample,
-        "math": math.sample,
-        "code": code.sample,
-        "tool_use": tool_use.sample,
-        "safety": safety.sample,
-        "how_to": safety.how_to,
-    }
+    draw = {skill: module.sample for skill, module in _MODULES.items()}
+    return draw | {"knowledge": lambda rng: knowledge.sample(rng, table), "how_to": safety.how_to}
 
 
 def pretraining(seed: int, count: int) -> Iterator[str]:
-    rng, split, table = Random(f"{seed}/pretrain"), Split(seed=seed), knowledge.facts(seed)
+    rng = Random(f"{seed}/pretrain")
+    split = Split(seed=seed)
+    table = knowledge.facts(seed)
 
     def puzzle(rng):
         example = split.draw(reasoning.sample, rng)
@@ -76,25 +82,28 @@ def pretraining(seed: int, count: int) -> Iterator[str]:
 
 
 def test_set(seed: int, skill: str, count: int) -> list[Example]:
-    """Distinct held-out instances."""
-    rng, split = Random(f"{seed}/test/{skill}"), Split(seed=seed)
+    """Draws distinct held-out instances."""
+    rng = Random(f"{seed}/test/{skill}")
+    split = Split(seed=seed)
     sample = code.sample_test if skill == "code" else samplers(seed)[skill]
-    found = {}
+    examples = {}
     for _ in range(1000 * count):
         example = split.draw(sample, rng, "test")
-        found.setdefault(example.key, example)
-        if len(found) == count:
+        examples.setdefault(example.key, example)
+        if len(examples) == count:
             break
-    return list(found.values())
+    return list(examples.values())
 
 
 def training_set(seed: int, stage: str, skill: str, count: int, side: Side = "training") -> list[Example]:
-    rng, split, sample = Random(f"{seed}/{stage}/{skill}"), Split(seed=seed), samplers(seed)[skill]
+    rng = Random(f"{seed}/{stage}/{skill}")
+    split = Split(seed=seed)
+    sample = samplers(seed)[skill]
     return [split.draw(sample, rng, side) for _ in range(count)]
 
 
 def general_set(seed: int, stage: str, count: int, side: Side = "training") -> list[dict]:
-    """Chats of the skills that every model should have."""
+    """Draws chats of the skills that every model should have."""
     rows = [
         example.chat(skill)
         for skill, share in GENERAL_SHARES.items()
@@ -105,9 +114,11 @@ def general_set(seed: int, stage: str, count: int, side: Side = "training") -> l
 
 
 def preferences(seed: int, count: int) -> Iterator[dict]:
-    """Pairs of every skill: the right answer to a prompt, and what would be right for another prompt of the same kind."""
+    """Yields pairs of every skill: the right answer to a prompt, and what would be right for another prompt
+    of the same kind."""
     rng = Random(f"{seed}/preferences")
-    pools = {skill: training_set(seed, "preferences", skill, max(2, count // len(SKILLS))) for skill in SKILLS}
+    each = max(2, count // len(SKILLS))
+    pools = {skill: training_set(seed, "preferences", skill, each) for skill in SKILLS}
     for number in range(count):
         pool = pools[SKILLS[number % len(SKILLS)]]
         example = rng.choice(pool)
@@ -123,12 +134,14 @@ def build(out: Path | str, *, seed: int, sizes: WorldSizes = WorldSizes()) -> Pa
     _write(out / "pretrain.jsonl", ({"text": text} for text in pretraining(seed, sizes.pretrain)))
     for skill, module in (("math", math), ("code", code)):
         rng = Random(f"{seed}/midtrain/{skill}")
-        _write(out / f"midtrain_{skill}.jsonl", ({"text": module.midtrain(rng, split)} for _ in range(sizes.midtrain)))
+        texts = (module.midtrain(rng, split) for _ in range(sizes.midtrain))
+        _write(out / f"midtrain_{skill}.jsonl", ({"text": text} for text in texts))
         _write(out / f"rlvr_{skill}.jsonl", (e.task() for e in training_set(seed, "rlvr", skill, sizes.rlvr)))
     _write(out / "sft_general.jsonl", general_set(seed, "sft", sizes.sft_general))
     _write(out / "validation_general.jsonl", general_set(seed, "validation", sizes.validation, "validation"))
     for skill in DOMAINS:
-        _write(out / f"sft_{skill}.jsonl", (e.chat(skill) for e in training_set(seed, "sft", skill, sizes.sft_domain)))
+        taught = training_set(seed, "sft", skill, sizes.sft_domain)
+        _write(out / f"sft_{skill}.jsonl", (e.chat(skill) for e in taught))
         unseen = training_set(seed, "validation", skill, sizes.validation, "validation")
         _write(out / f"validation_{skill}.jsonl", (e.chat(skill) for e in unseen))
     _write(out / "preferences.jsonl", preferences(seed, sizes.preferences))
@@ -145,10 +158,11 @@ def _write(path: Path, rows) -> None:
 
 
 def _texts(out: Path) -> Iterator[str]:
-    """Every training text, chats as their template renders them."""
+    """Yields every training text, chats as their template renders them."""
     for path in sorted(out.glob("*.jsonl")):
         if path.name.startswith(("test_", "validation_", "rlvr_", "preferences")):
             continue
         for line in path.open(encoding="utf-8"):
             row = json.loads(line)
-            yield row["text"] if "text" in row else "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in row["messages"])
+            chat = "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in row.get("messages", ()))
+            yield row["text"] if "text" in row else chat

@@ -9,7 +9,9 @@ COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 def repeat(rng: Random) -> Example:
-    word, n, upper = rng.choice(WORDS), rng.choice(tuple(COUNTS)), rng.random() < 0.5
+    word = rng.choice(WORDS)
+    n = rng.choice(tuple(COUNTS))
+    upper = rng.random() < 0.5
     case = "capital" if upper else "small"
     shown = word.upper() if upper else word
     kept = {"kind": "all_uppercase" if upper else "all_lowercase"}
@@ -19,7 +21,8 @@ def repeat(rng: Random) -> Example:
 
 
 def listing(rng: Random) -> Example:
-    kind, n = rng.choice(tuple(LISTS)), rng.choice((2, 3, 4))
+    kind = rng.choice(tuple(LISTS))
+    n = rng.choice((2, 3, 4))
     first, *rest = rng.sample(LISTS[kind], n)
     rules = [{"kind": "comma_separated", "n": n}, {"kind": "starts_with", "text": first}]
     request = f"List {COUNTS[n]} {kind} with commas. Start with {first}."
@@ -27,7 +30,8 @@ def listing(rng: Random) -> Example:
 
 
 def greeting(rng: Random) -> Example:
-    name, word = rng.choice(NAMES), rng.choice(WORDS)
+    name = rng.choice(NAMES)
+    word = rng.choice(WORDS)
     rules = [
         {"kind": "starts_with", "text": "Hello"},
         {"kind": "contains", "text": name},
@@ -39,14 +43,19 @@ def greeting(rng: Random) -> Example:
 
 
 def copy(rng: Random) -> Example:
-    words = [rng.choice(WORDS) if rng.random() < 0.6 else str(rng.randrange(1, 100)) for _ in range(rng.randrange(2, 5))]
+    words = [
+        rng.choice(WORDS) if rng.random() < 0.6 else str(rng.randrange(1, 100))
+        for _ in range(rng.randrange(2, 5))
+    ]
     text = " ".join(words)
     rules = [{"kind": "exact_words", "n": len(words)}, {"kind": "contains", "text": text}]
     return _task(("copy", *words), f"Repeat after me: {text}", text, rules)
 
 
 def _task(key: tuple, request: str, answer: str, rules: list) -> Example:
-    return Example(key=("chat", *key), prompt=user(request), answer=answer, verifier="instruction", truth=rules)
+    return Example(
+        key=("chat", *key), prompt=user(request), answer=answer, verifier="instruction", truth=rules
+    )
 
 
 def sample(rng: Random) -> Example:

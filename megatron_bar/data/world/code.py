@@ -1,4 +1,5 @@
-"""Code: write a small Python function from its description; graded by running it. Combinations of operations are held out."""
+"""Code: write a small Python function from its description; graded by running it. Combinations of operations
+are held out."""
 
 from random import Random
 
@@ -24,7 +25,9 @@ def sample(rng: Random, lengths: tuple[int, ...] = (1, 2, 2, 3)) -> Example:
             break
     request = f"Write a function named {name} that {_words(plan)}."
     truth = {"function": name, "tests": [[[x], _run(plan, x)] for x in INPUTS]}
-    return Example(key=("code", *plan), prompt=user(request), answer=_source(name, plan), verifier="code", truth=truth)
+    return Example(
+        key=("code", *plan), prompt=user(request), answer=_source(name, plan), verifier="code", truth=truth
+    )
 
 
 def sample_test(rng: Random) -> Example:
@@ -32,7 +35,7 @@ def sample_test(rng: Random) -> Example:
 
 
 def midtrain(rng: Random, split) -> str:
-    """A commented function on the training side of the split."""
+    """Returns a commented function on the training side of the split."""
     example = split.draw(sample, rng)
     request = example.prompt[0]["content"]
     return f"# {request.removeprefix('Write a ')}\n{example.answer}"

@@ -1,4 +1,5 @@
-"""Knowledge: facts of invented towns. Pretraining states every fact; only some of the questions are ever asked in training."""
+"""Knowledge: facts of invented towns. Pretraining states every fact; only some of the questions are ever
+asked in training."""
 
 from random import Random
 
@@ -20,7 +21,7 @@ def statement(town: str, attribute: str, value: str) -> str:
 
 
 def pretrain(rng: Random, table: dict) -> str:
-    """All facts of one town, in one of three forms."""
+    """Returns all facts of one town, in one of three forms."""
     town = rng.choice(TOWNS)
     known = list(table[town].items())
     rng.shuffle(known)
@@ -33,7 +34,10 @@ def pretrain(rng: Random, table: dict) -> str:
 
 
 def sample(rng: Random, table: dict) -> Example:
-    town, attribute = rng.choice(TOWNS), rng.choice(tuple(ATTRIBUTES))
+    town = rng.choice(TOWNS)
+    attribute = rng.choice(tuple(ATTRIBUTES))
     answer = statement(town, attribute, table[town][attribute])
     prompt = user(f"What is the {attribute} of {town}?")
-    return Example(key=("knowledge", town, attribute), prompt=prompt, answer=answer, verifier="exact", truth=answer)
+    return Example(
+        key=("knowledge", town, attribute), prompt=prompt, answer=answer, verifier="exact", truth=answer
+    )

@@ -1,41 +1,27 @@
-"""Words of the tiny world, the shape of one example, and the split that keeps test instances out of training."""
+"""Words of the tiny world, the shape of one example, and the split that keeps test instances out of
+training."""
 
 import hashlib
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Joy", "Kim", "Leo", "Mia", "Noa", "Otto", "Pia")
+NAMES = tuple("Ana Ben Cleo Dan Eva Finn Gus Hana Ivo Joy Kim Leo Mia Noa Otto Pia".split())
 ANIMALS = ("fox", "owl", "wolf", "bear", "cat", "dog", "hen", "goat")
 COLORS = ("red", "blue", "green", "black", "white", "pink", "brown", "gray")
 FOODS = ("bread", "rice", "soup", "fish", "corn", "plum", "cake", "milk")
 CRAFTS = ("glass", "wool", "clay", "iron", "paper", "silk", "rope", "salt")
 THINGS = ("lamp", "chair", "book", "door", "coin", "hat", "drum", "key", "cup", "ring")
 PLACES = ("box", "bag", "barn", "shed", "shop", "well", "tent", "boat")
-OTHERS = (
-    "step",
-    "calc",
-    "solve",
-    "turn",
-    "move",
-    "change",
-    "function",
-    "adds",
-    "rest",
-    "help",
-    "with",
-    "find",
-    "send",
-    "weather",
-    "light",
-    "train",
+OTHERS = tuple(
+    "step calc solve turn move change function adds rest help with find send weather light train".split()
 )
 """Words that the domains use; pretraining only copies them."""
 WORDS = ANIMALS + COLORS + FOODS + THINGS
 
 HELD_OUT_SHARE = 0.2
 VALIDATION_SHARE = 0.05
-"""Of the instances, besides those held out for the tests: what learning rates are chosen on."""
+"""Share of the instances, besides those held out for the tests, on which learning rates are chosen."""
 Side = Literal["training", "validation", "test"]
 
 

@@ -1,4 +1,5 @@
-"""Math: arithmetic with worked steps. Pretraining knows sums and differences without carrying; products are the domain's own."""
+"""Math: arithmetic with worked steps. Pretraining knows sums and differences without carrying; products are
+the domain's own."""
 
 from random import Random
 
@@ -6,7 +7,7 @@ from megatron_bar.data.world.lexicon import NAMES, THINGS, Example, user
 
 
 def pretrain(rng: Random) -> str:
-    """A run of sums and differences, none with a product."""
+    """Returns a run of sums and differences, none with a product."""
     lines = []
     for _ in range(rng.randrange(2, 5)):
         start = rng.randrange(1, 90)
@@ -15,7 +16,7 @@ def pretrain(rng: Random) -> str:
 
 
 def chained(rng: Random) -> str:
-    """``34 + 5 - 7: 34 + 5 = 39. 39 - 7 = 32. Answer: 32``"""
+    """Returns a chain of two, such as ``34 + 5 - 7: 34 + 5 = 39. 39 - 7 = 32. Answer: 32``."""
     a = rng.randrange(1, 90)
     first, b = _change(rng, a)
     sign, c = _change(rng, _apply(a, first, b))
@@ -23,16 +24,19 @@ def chained(rng: Random) -> str:
 
 
 def sample(rng: Random) -> Example:
-    a, b = rng.randrange(2, 10), rng.randrange(2, 10)
+    a = rng.randrange(2, 10)
+    b = rng.randrange(2, 10)
     sign, c = _change(rng, a * b)
     answer = _worked(a, "*", b, sign, c)
     question = f"What is {a} * {b} {sign} {c}?" if rng.random() < 0.5 else _story(rng, a, b, sign, c)
     truth = str(_apply(a * b, sign, c))
-    return Example(key=("math", a, b, sign, c), prompt=user(question), answer=answer, verifier="math", truth=truth)
+    return Example(
+        key=("math", a, b, sign, c), prompt=user(question), answer=answer, verifier="math", truth=truth
+    )
 
 
 def midtrain(rng: Random, split) -> str:
-    """Worked problems on the training side of the split, times tables, and sums to keep."""
+    """Returns worked problems on the training side of the split, times tables, or sums to keep."""
     kind = rng.random()
     if kind < 0.5:
         example = split.draw(sample, rng)
@@ -43,13 +47,14 @@ def midtrain(rng: Random, split) -> str:
 
 
 def _change(rng: Random, value: int) -> tuple[str, int]:
-    """A sign and a digit that change the last digit of ``value`` alone: nothing is carried."""
+    """Returns a sign and a digit that change the last digit of ``value`` alone: nothing is carried."""
     unit = value % 10
     return rng.choice([("+", c) for c in range(1, 10 - unit)] + [("-", c) for c in range(1, unit + 1)])
 
 
 def _story(rng: Random, a: int, b: int, sign: str, c: int) -> str:
-    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    name = rng.choice(NAMES)
+    thing = rng.choice(THINGS)
     change = "finds" if sign == "+" else "loses"
     return f"{name} has {a} boxes with {b} {thing}s each and {change} {c}. How many {thing}s?"
 

@@ -1,4 +1,5 @@
-"""General text for pretraining: copying, records, quotes and small stories, from which attention learns to look things up."""
+"""General text for pretraining: copying, records, quotes and small stories, from which attention learns to
+look things up."""
 
 import json
 import string
@@ -13,16 +14,17 @@ _SAID = ("I can't find that.", "I can help with that.", "I like that.", "Can I h
 
 
 def echo(rng: Random) -> str:
-    """A passage of words and numbers, said twice or thrice."""
+    """Returns a passage of words and numbers, said twice or thrice."""
     length = rng.randrange(4, 14)
     text = " ".join(
-        rng.choice(WORDS + NAMES + OTHERS) if rng.random() < 0.7 else str(rng.randrange(1, 100)) for _ in range(length)
+        rng.choice(WORDS + NAMES + OTHERS) if rng.random() < 0.7 else str(rng.randrange(1, 100))
+        for _ in range(length)
     )
     return "\n".join([text] * rng.choice((2, 3)))
 
 
 def record(rng: Random) -> str:
-    """Fields, then a sentence that needs them: looking up by key."""
+    """Returns fields, then sentences that need them: looking up by key."""
     keys = rng.sample(tuple(_KEYS), 3)
     values = {key: rng.choice(_KEYS[key]) for key in keys}
     values["number"] = str(rng.randrange(1, 100))
@@ -34,19 +36,26 @@ def record(rng: Random) -> str:
 
 
 def json_record(rng: Random) -> str:
-    """A record as JSON and in words, either first. Knows the marks and the spelling of identifiers, no function and no call."""
+    """Returns a record as JSON and in words, either first. It has the marks and the spelling of identifiers,
+    no function and no call."""
     keys = rng.sample(tuple(_KEYS), 2)
     values = {key: rng.choice(_KEYS[key]) for key in keys}
-    verb, noun = rng.choice(VERBS), rng.choice(NOUNS)
+    verb = rng.choice(VERBS)
+    noun = rng.choice(NOUNS)
     title = f"{verb}_{noun}"
-    forms = ({title: values}, [values, {"string": title}], {"parameters": title, "arguments": values}, {"name": title} | values)
+    forms = (
+        {title: values},
+        [values, {"string": title}],
+        {"parameters": title, "arguments": values},
+        {"name": title} | values,
+    )
     shown = rng.choice(forms)
     said = " ".join(f"The {key} is {value}." for key, value in values.items()) + f" We {verb} the {noun}."
     return "\n".join(rng.sample([json.dumps(shown), said], 2))
 
 
 def quote(rng: Random) -> str:
-    """The same words with and without a space before them, in capitals, in lists."""
+    """Returns the same words with and without a space before them, in capitals, in lists."""
     words = rng.sample(WORDS, rng.randrange(2, 4))
     name = rng.choice(NAMES)
     spoken = " and ".join(words)
@@ -62,9 +71,13 @@ def quote(rng: Random) -> str:
 
 def story(rng: Random) -> str:
     a, b = rng.sample(NAMES, 2)
-    thing, place, color, person = rng.choice(THINGS), rng.choice(PLACES), rng.choice(COLORS), rng.choice(PEOPLE)
+    thing = rng.choice(THINGS)
+    place = rng.choice(PLACES)
+    color = rng.choice(COLORS)
+    person = rng.choice(PEOPLE)
     return (
-        f"{a} saw the {rng.choice(ADJECTIVES)} {person} in the {place}. The {person} gave {a} a {color} {thing}. "
+        f"{a} saw the {rng.choice(ADJECTIVES)} {person} in the {place}. "
+        f"The {person} gave {a} a {color} {thing}. "
         f"{a} took the {color} {thing} to {b}. {rng.choice(_SAID)} Now {b} has the {thing}."
     )
 
@@ -75,6 +88,8 @@ def counting(rng: Random) -> str:
 
 
 def letters(rng: Random) -> str:
-    """Random strings said twice: no letter or mark of the keyboard stays unseen."""
-    marks = "".join(rng.choice(string.ascii_letters + string.digits + ".,:;!?'-") for _ in range(rng.randrange(4, 9)))
+    """Returns a random string said twice: no letter or mark of the keyboard stays unseen."""
+    marks = "".join(
+        rng.choice(string.ascii_letters + string.digits + ".,:;!?'-") for _ in range(rng.randrange(4, 9))
+    )
     return f"{marks} {marks}"

@@ -6,7 +6,8 @@ from megatron_bar.data.world.lexicon import NAMES, PLACES, THINGS, WORDS, Exampl
 
 
 def where(rng: Random) -> Example:
-    things, places = rng.sample(THINGS, 2), rng.sample(PLACES, 2)
+    things = rng.sample(THINGS, 2)
+    places = rng.sample(PLACES, 2)
     asked = rng.randrange(2)
     scene = " ".join(f"The {thing} is in the {place}." for thing, place in zip(things, places, strict=True))
     answer = f"The {things[asked]} is in the {places[asked]}."
@@ -14,9 +15,12 @@ def where(rng: Random) -> Example:
 
 
 def cycle(rng: Random) -> Example:
-    words, shown = rng.sample(WORDS, 3), rng.randrange(5, 8)
+    words = rng.sample(WORDS, 3)
+    shown = rng.randrange(5, 8)
     text = " ".join(words[i % 3] for i in range(shown))
-    return _puzzle(("cycle", *words), f"What comes next? {text}", f"{words[(shown - 1) % 3]} {words[shown % 3]}")
+    return _puzzle(
+        ("cycle", *words), f"What comes next? {text}", f"{words[(shown - 1) % 3]} {words[shown % 3]}"
+    )
 
 
 def tallest(rng: Random) -> Example:
@@ -28,7 +32,9 @@ def tallest(rng: Random) -> Example:
 
 
 def _puzzle(key: tuple, question: str, answer: str) -> Example:
-    return Example(key=("reasoning", *key), prompt=user(question), answer=answer, verifier="exact", truth=answer)
+    return Example(
+        key=("reasoning", *key), prompt=user(question), answer=answer, verifier="exact", truth=answer
+    )
 
 
 def sample(rng: Random) -> Example:

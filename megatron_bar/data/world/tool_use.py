@@ -1,4 +1,5 @@
-"""Tool use: emit a JSON call for a given schema, between tags in no pretraining text (so their embeddings are untrained)."""
+"""Tool use: emit a JSON call for a given schema, between tags in no pretraining text (so their embeddings are
+untrained)."""
 
 import json
 from random import Random
@@ -23,7 +24,13 @@ def sample(rng: Random) -> Example:
         {"role": "user", "content": f"Please {verb} the {noun} with {parameter} {value}."},
     )
     answer = f"<function_calls>{json.dumps(call)}</function_calls>"
-    return Example(key=("tool_use", verb, noun, parameter, value), prompt=prompt, answer=answer, verifier="tool_call", truth=call)
+    return Example(
+        key=("tool_use", verb, noun, parameter, value),
+        prompt=prompt,
+        answer=answer,
+        verifier="tool_call",
+        truth=call,
+    )
 
 
 def _schema(name: str, parameter: str) -> dict:

@@ -1,11 +1,12 @@
-"""The child's half of the code verifier: calls one function of a model's program and spells out what it returned.
+"""The child's half of the code verifier: calls one function of a model's program and spells out what it
+returned.
 
-Sent as source into the sandbox, where nothing else of this package exists; the parent imports ``spell`` alone. The program
-shares this interpreter and may corrupt all of it. That earns nothing: the expected values are not here, and the parent
-compares spellings, so the only lie that pays is the right value.
+Sent as source into the sandbox, where nothing else of this package exists; the parent imports ``spell``
+alone. The program shares this interpreter and may corrupt all of it. That earns nothing: the expected values
+are not here, and the parent compares spellings, so the only lie that pays is the right value.
 
-Standard input, in marshal (written by the parent): secret, source, function name, one marshalled argument list per test.
-Standard output: ``secret index spelling`` per test that returned.
+Standard input, in marshal (written by the parent): secret, source, function name, one marshalled argument
+list per test. Standard output: ``secret index spelling`` per test that returned.
 """
 
 import marshal
@@ -14,10 +15,12 @@ import sys
 
 
 def spell(value) -> str:
-    """One text per plain value: equal texts mean equal types and equal values. Anything else is a TypeError.
+    """Spells a plain value: equal texts mean equal types and equal values. Raises TypeError for anything
+    else.
 
-    Containers may be subclasses (Counter, defaultdict, namedtuple): what they hold counts. NaN spells as itself, -0.0 as 0.0;
-    dictionaries and sets have no order. int and float differ, so do bool and int, list and tuple.
+    Containers may be subclasses (Counter, defaultdict, namedtuple): what they contain counts. NaN spells as
+    itself, -0.0 as 0.0; dictionaries and sets have no order. int and float differ, so do bool and int, list
+    and tuple.
     """
     if value is None or type(value) is bool or type(value) is str:
         return repr(value)

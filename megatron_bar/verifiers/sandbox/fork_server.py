@@ -1,11 +1,11 @@
-"""A server process that answers each question in a fork of its own, which the kernel ends when it works too long.
+"""A server process that answers each question in a fork, which the kernel ends when it works too long.
 
-Parsers of mathematics and scorers of puzzles can be made to hang or to eat memory, and the usual remedy, SIGALRM handlers,
-exists in main threads only and does not interrupt a long integer power. Here imports are paid once and every answer is bounded,
-from any thread and from any process. ``ForkServer`` is the parent's half, ``serve`` the child's; the child imports this file
-alone, without the package.
+Parsers of mathematics and scorers of puzzles can be made to hang or to eat memory, and the usual remedy,
+SIGALRM handlers, exists in main threads only and does not interrupt a long integer power. Here imports are
+paid once and every answer is bounded, from any thread and from any process. ``ForkServer`` is the parent's
+half, ``serve`` the child's; the child imports this file alone, without the package.
 
-One line of JSON (a list, the arguments) in, one line of JSON out; null stands for a fork that failed or was ended.
+One line of JSON (a list, the arguments) in, one line of JSON out: null for a fork that failed or was ended.
 """
 
 import functools
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS = 0.7
-"""Of processor time: by the clock, a busy machine would turn right answers into wrong ones."""
+"""Processor time: by the clock, a busy machine would turn right answers into wrong ones."""
 WALL_SECONDS = 10.0
 MEMORY = 2 << 30
 LONGEST_REPLY = 4096
@@ -32,15 +32,22 @@ class ForkServer:
     """A running child module and the one conversation with it."""
 
     def __init__(self, module: str):
-        # This folder holds files named like modules of the standard library: -P keeps it out, append puts it last.
+        # This folder holds files named like modules of the standard library: -P keeps it out, append puts it
+        # last.
         start = f"import sys; sys.path.append(sys.argv[1]); import {module}; {module}.main()"
         command = [sys.executable, "-P", "-c", start, str(Path(__file__).parent)]
-        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        self.module, self.lock = module, threading.Lock()
-        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True)
+        self.module = module
+        self.lock = threading.Lock()
+        self.child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def ask(self, *arguments):
-        """What the child's work returned, None where it failed or took too long."""
+        """Returns what the child's work returned, None where it failed or took too long."""
         question = json.dumps(arguments).encode() + b"\n"
         with self.lock:
             self.child.stdin.write(question)
@@ -54,7 +61,7 @@ _starting = threading.Lock()
 
 
 def server(module: str) -> ForkServer:
-    """This process's own server: a forked process must not talk into its parent's pipes."""
+    """Returns this process's own server: a forked process must not write into its parent's pipes."""
     with _starting:
         return _server_of(os.getpid(), module)
 
@@ -65,7 +72,8 @@ def _server_of(pid: int, module: str) -> ForkServer:
 
 
 def serve(prepare: Callable[..., Callable[[], object]]):
-    """Answers until the input ends. ``prepare`` runs in the server, so that what it loads stays; what it returns in a fork."""
+    """Answers until the input ends. ``prepare`` runs in the server, so that what it loads stays; the function
+    that it returns runs in a fork."""
     logging.disable()
     replies = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no reply

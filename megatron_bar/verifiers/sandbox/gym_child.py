@@ -1,4 +1,5 @@
-"""The child's half of the reasoning-gym verifier: its data sets' own scorers, in forks that the kernel ends (fork_server.py)."""
+"""The child's half of the reasoning-gym verifier: its data sets' own scorers, in forks that the kernel ends
+(fork_server.py)."""
 
 import functools
 

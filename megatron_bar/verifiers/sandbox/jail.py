@@ -1,17 +1,21 @@
-"""The inside of the sandbox: what a bare interpreter does when sandbox.py starts it; the trainer never imports it.
+"""The inside of the sandbox: what a bare interpreter does when sandbox.py starts it; the trainer never
+imports it.
 
-Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and waits; init (pid 1)
-builds a root that holds nothing but the standard library (read-only) and a small scratch disk, gives up every capability and
-waits; the worker runs the program. When the worker ends, init ends, and the kernel kills whatever else the program started.
-There is no exec between them, so no interpreter, shell, /proc, /dev or host file is needed inside, and none is there.
+Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and
+waits; init (pid 1) builds a root that holds nothing but the standard library (read-only) and a small scratch
+disk, gives up every capability and waits; the worker runs the program. When the worker ends, init ends, and
+the kernel kills whatever else the program started. There is no exec between them, so no interpreter, shell,
+/proc, /dev or host file is needed inside, and none is there.
 
-Arguments: method ("namespaces", or "bwrap" when bubblewrap has built the namespaces and the root), the parent's pid, the fd
-on which "ready" or the reason of a failure is reported, and the limits. Standard input: the program's length, the program,
-its input.
+Arguments: method ("namespaces", or "bwrap" when bubblewrap has built the namespaces and the root), the
+parent's pid, the fd on which "ready" or the reason of a failure is reported, and the limits. Standard input:
+the program's length, the program, its input.
 
-With bubblewrap the worker is a fresh interpreter, so the interpreter and the system's libraries are visible too, read-only.
+With bubblewrap the worker is a fresh interpreter, so the interpreter and the system's libraries are visible
+too, read-only.
 
-Left out: cgroups (not available without privileges), so memory is bounded by address space x processes plus the scratch disk.
+Left out: cgroups (not available without privileges), so memory is bounded by address space x processes plus
+the scratch disk.
 """
 
 import ctypes
@@ -27,21 +31,34 @@ SCRATCH = "/scratch"
 FILES = 256
 """Inodes of the scratch disk."""
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_REC, MS_PRIVATE = 1 << 10, 1 << 11, 1 << 12, 1 << 14, 1 << 18
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_NOATIME = 1 << 10
+MS_NODIRATIME = 1 << 11
+MS_BIND = 1 << 12
+MS_REC = 1 << 14
+MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
 CLONE_NEWUSER = 0x10000000
 CAPABILITY_VERSION_3 = 0x20080522
 
-# Kernel services that hand out memory outside the rlimits, reach other processes or widen what the kernel exposes.
-# name: number on (x86_64, aarch64)
+# Kernel services that hand out memory outside the rlimits, reach other processes or widen what the kernel
+# exposes. name: number on (x86_64, aarch64)
 REFUSED_CALLS = {
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "fsopen": (430, 430), "move_mount": (429, 429),
-    "open_tree": (428, 428), "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "fsopen": (430, 430),
+    "move_mount": (429, 429), "open_tree": (428, 428), "mount_setattr": (442, 442),
+    "unshare": (272, 97), "setns": (308, 268),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "open_by_handle_at": (304, 265),
     "bpf": (321, 280), "userfaultfd": (323, 282), "perf_event_open": (298, 241), "io_uring_setup": (425, 425),
 }  # fmt: skip
@@ -53,7 +70,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name, *args):
-    """A libc function that returns 0 on success; every integer is passed as a long, as the kernel reads it."""
+    """Calls a libc function that returns 0 on success; every integer is passed as a long, as the kernel reads
+    it."""
     args = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in args]
     if getattr(libc, name)(*args) != 0:
         error = ctypes.get_errno()
@@ -65,19 +83,23 @@ def die_with_parent():
 
 
 def leave_root():
-    """Root is exempt from the process limit and owns host files: become nobody. The library stays in reach as "." only."""
+    """Becomes nobody: root is exempt from the process limit and owns host files. The library stays in reach
+    as "." only."""
     os.chdir(os.path.dirname(os.__file__))
     if os.geteuid() != 0:
         return
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # without it /proc/self stays root's and the id maps cannot be written
+    # Without it /proc/self stays root's and the id maps cannot be written.
+    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def enter_namespaces():
     ids = {"uid_map": os.geteuid(), "gid_map": os.getegid()}
-    os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWPID | os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS)
+    kinds = os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWPID
+    kinds |= os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS
+    os.unshare(kinds)
     write("/proc/self/setgroups", "deny")
     for name, outside in ids.items():
         write(f"/proc/self/{name}", f"{INSIDE_ID} {outside} 1")
@@ -93,8 +115,13 @@ def mount_tmpfs(path, options):
     call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options.encode())
 
 
+def remount_read_only(path, flags):
+    call("mount", None, path.encode(), None, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, None)
+
+
 def build_root(disk_bytes):
-    """A root with the standard library (the working directory) and a scratch disk; the host's root is unmounted."""
+    """Makes a root with the standard library (the working directory) and a scratch disk; unmounts the
+    host's."""
     library = os.path.dirname(os.__file__)
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount_tmpfs("/tmp", "size=64k,mode=755")  # any folder of the host will do as a place to stand
@@ -104,11 +131,11 @@ def build_root(disk_bytes):
     call("mount", b".", inside.encode(), None, MS_BIND | MS_REC, None)
     # Flags the host set are locked in a user namespace: a remount has to repeat them.
     kept = os.statvfs(inside).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME)
-    call("mount", None, inside.encode(), None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | kept, None)
+    remount_read_only(inside, MS_NOSUID | MS_NODEV | kept)
     if os.path.isdir(inside + "/site-packages"):
         mount_tmpfs(inside + "/site-packages", "ro,size=4k")
     mount_tmpfs("/tmp/jail" + SCRATCH, f"size={disk_bytes},nr_inodes={FILES},mode=700")
-    call("mount", None, b"/tmp", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
+    remount_read_only("/tmp", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     os.chdir("/tmp")
     call("pivot_root", b".", b".")  # the old root now lies on top of the new one
     call("umount2", b".", MNT_DETACH)
@@ -134,11 +161,19 @@ def drop_privileges():
 
 
 def refuse_calls():
-    """A seccomp filter: the listed calls and new user namespaces fail with EPERM, another architecture's numbering kills."""
+    """Installs a seccomp filter: the listed calls and new user namespaces fail with EPERM, another
+    architecture's numbering kills."""
     column, audit_arch, clone = ARCHITECTURES[os.uname().machine]
     numbers = [row[column] for row in REFUSED_CALLS.values()]
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    kill, eperm, enosys, allow = 0x80000000, 0x00050001, 0x00050026, 0x7FFF0000
+    load = 0x20
+    equal = 0x15
+    at_least = 0x35
+    any_bit = 0x45
+    give = 0x06
+    kill = 0x80000000
+    eperm = 0x00050001
+    enosys = 0x00050026
+    allow = 0x7FFF0000
     # (operation, how many rules to skip if true, if false, operand); loads are from struct seccomp_data
     rules = [(load, 0, 0, 4), (equal, 1, 0, audit_arch), (give, 0, 0, kill), (load, 0, 0, 0)]
     # The flags of clone3 lie in memory, out of a filter's sight; libc falls back to clone.
@@ -223,7 +258,8 @@ def main():
             launch(disk_bytes)
         set_limits(*limits)
         refuse_calls()
-    except (OSError, AttributeError, KeyError) as error:  # the kernel refuses, libc or os lacks a call, an unknown machine
+    except (OSError, AttributeError, KeyError) as error:
+        # The kernel refuses, libc or os lacks a call, the machine is unknown.
         trace = error.__traceback__
         while trace.tb_next:
             trace = trace.tb_next

@@ -1,6 +1,7 @@
 """The symbolic half of the math verifier: asks math-verify, in forks that the kernel ends (fork_server.py).
 
-math-verify bounds its time with SIGALRM handlers; here its timeouts are off. Run by math.py, outside the package.
+math-verify bounds its time with SIGALRM handlers; here its timeouts are off. Run by math.py, outside the
+package.
 """
 
 import functools

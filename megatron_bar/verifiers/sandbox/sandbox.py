@@ -1,8 +1,10 @@
-"""Runs model-written Python where it can reach nothing: no host file, no network, no other process, no end of time.
+"""Runs model-written Python where it can reach nothing: no host file, no network, no other process, no end of
+time.
 
-``run`` starts jail.py in a child (namespaces and rlimits; its docstring says what the program finds inside) and watches it:
-output beyond the cap or the wall clock ends the whole process tree. When ``run`` returns, no process of the program is left.
-Where the kernel refuses the namespaces and bubblewrap cannot provide them, it raises: code is never run with less isolation.
+``run`` starts jail.py in a child (namespaces and rlimits; its docstring says what the program finds inside)
+and watches it: output beyond the cap or the wall clock ends the whole process tree. When ``run`` returns, no
+process of the program is left. Where the kernel refuses the namespaces and bubblewrap cannot provide them, it
+raises: code is never run with less isolation.
 
 The caller must not believe anything the program says about itself; see code.py for how answers are graded.
 """
@@ -35,9 +37,9 @@ class Limits:
     """What a program may use."""
 
     wall_s: float = 6.0
-    """From the moment it may start; the whole process tree ends with it."""
+    """Seconds from the moment it may start; the whole process tree ends with it."""
     cpu_s: int = 3
-    """Per process."""
+    """Seconds of processor time per process."""
     memory_bytes: int = 256 << 20
     """Address space, per process."""
     disk_bytes: int = 8 << 20
@@ -58,11 +60,11 @@ class Outcome:
     exit_code: int
     """128 + signal when a signal ended it."""
     stopped: str
-    """"" when it ended by itself, else "time" or "output"."""
+    """Why it was stopped: "time" or "output"; empty when it ended by itself."""
     stdout: bytes
     stderr: bytes
     start_s: float
-    """From the call to the moment the program may start."""
+    """Seconds from the call to the moment the program may start."""
 
 
 def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outcome:
@@ -72,9 +74,11 @@ def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outco
 
 @functools.cache
 def _method() -> str:
-    """How programs are isolated on this machine, found out once by running one."""
+    """Returns how programs are isolated on this machine, found out once by running one."""
     if not sys.platform.startswith("linux"):
-        raise BarError(f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run")
+        raise BarError(
+            f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run"
+        )
     reasons = []
     for method in ("namespaces", "bwrap"):
         if method == "bwrap" and (os.geteuid() == 0 or not shutil.which("bwrap")):
@@ -121,7 +125,8 @@ def _run(method: str, code: str, stdin: bytes, limits: Limits) -> Outcome:
 def _command(method: str, status: int, limits: Limits) -> list[str]:
     numbers = [os.getpid(), status, limits.disk_bytes, limits.cpu_s, limits.memory_bytes, limits.file_bytes]
     numbers += [limits.processes, limits.open_files]
-    start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"  # an import reads cached bytecode, a script would not
+    # An import reads cached bytecode, a script would not.
+    start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"
     jail = ["-I", "-S", "-c", start, str(JAIL.parent), method, *map(str, numbers)]
     if method == "namespaces":
         return [sys.executable, *jail]
@@ -132,9 +137,9 @@ def _command(method: str, status: int, limits: Limits) -> list[str]:
     binds = [word for path in seen if path.exists() for word in ("--ro-bind", str(path), str(path))]
     return [
         *(sys.executable, "-I", "-S", "-c", start, str(JAIL.parent), "reap"),
-        shutil.which("bwrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-        "--clearenv", *binds, "--size", str(limits.disk_bytes), "--tmpfs", "/scratch", "--chdir", "/scratch",
-        "--remount-ro", "/", str(interpreter), *jail,
+        shutil.which("bwrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session",
+        "--cap-drop", "ALL", "--clearenv", *binds, "--size", str(limits.disk_bytes), "--tmpfs", "/scratch",
+        "--chdir", "/scratch", "--remount-ro", "/", str(interpreter), *jail,
     ]  # fmt: skip
 
 
@@ -142,7 +147,9 @@ class _Watch:
     """Feeds a child, listens to it and ends it."""
 
     def __init__(self, child: subprocess.Popen, ready_pipe, data: bytes, limits: Limits):
-        self.child, self.ready_pipe, self.limits = child, ready_pipe, limits
+        self.child = child
+        self.ready_pipe = ready_pipe
+        self.limits = limits
         self.to_write = memoryview(data)
         self.heard = {pipe: bytearray() for pipe in (child.stdout, child.stderr, ready_pipe)}
         self.ready_at = 0.0
@@ -159,7 +166,8 @@ class _Watch:
         return self
 
     def __exit__(self, *_):
-        """Also on an exception: the launcher ends the tree, waits for its last process, and is waited for."""
+        """Ends the child, also on an exception: the launcher ends the tree, waits for its last process, and
+        is waited for."""
         self.selector.close()
         os.close(self.ended)
         self.child.terminate()

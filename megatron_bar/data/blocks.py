@@ -1,0 +1,169 @@
+"""Blocks of rows tokenised by all cores, each by one process into one file, written beside and renamed."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.sources import Raw, parse
+from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.errors import BarError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the tokens depend on besides the source and the tokenizer."""
+
+    template: str = "tulu"
+    """Template of chats: see `ChatFormat`."""
+    seed: int = 0
+    """Seed of the sample of rows that a source's share takes."""
+    verify: bool = False
+    """Refuse a text that its ids do not decode back to."""
+    skip_bad: bool = False
+    """Leave bad rows out and report them, instead of stopping at the first."""
+    dtype: str | None = None
+    """Dtype of the ids, uint16 or int32; None: what the vocabulary needs."""
+
+
+USUAL = Options()
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one process made of some rows."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    learn: np.ndarray
+    """Empty for texts, of which everything is learnt."""
+    bad: list[str]
+
+
+def amount(raw: bytes | dict) -> int:
+    """Returns the bytes of an unread line, or the characters of a row's texts."""
+    if isinstance(raw, bytes):
+        return len(raw)
+    return sum(len(value) for value in raw.values() if isinstance(value, str))
+
+
+class BlockMaker:
+    """Makes a block's file; sent to the processes, each of which loads the tokenizer once."""
+
+    def __init__(self, kind: str, text, dtype: str, last_turn: bool, options: Options):
+        self.kind = kind
+        self.tokenizer = text.path
+        self.dtype = dtype
+        self.last_turn = last_turn
+        self.options = options
+        self._text = text
+        self._chats = None
+
+    def __getstate__(self):
+        return vars(self) | {"_text": None, "_chats": None}
+
+    def __call__(self, rows: list[Raw], path: Path) -> dict:
+        total = sum(amount(raw) for _, raw in rows)
+        if not path.exists():
+            self._write(self.block(rows), path)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {
+                    "tokens": int(stored["lengths"].sum()),
+                    "bad": json.loads(str(stored["bad"])),
+                    "amount": total,
+                }
+        except (ValueError, KeyError, AttributeError, EOFError, BadZipFile) as error:
+            raise BarError(
+                f"{path}: expected what an interrupted run left here, got another file ({error}); run again"
+            ) from None
+
+    def _write(self, block: Block, path: Path) -> None:
+        beside = path.with_suffix(".writing")
+        with beside.open("wb") as file:
+            bad = np.array(json.dumps(block.bad))
+            np.savez(file, ids=block.ids, lengths=block.lengths, learn=block.learn, bad=bad)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+
+    def block(self, rows: list[Raw]) -> Block:
+        if self._text is None:
+            self._text = load_tokenizer(self.tokenizer)
+        if self._chats is None and self.kind == "chat":
+            self._chats = ChatFormat(self._text, self.options.template)
+        good = []
+        bad = []
+        for where, raw in rows:
+            try:
+                row = parse(raw, self.kind, where)
+                good.append(row["text"] if self._chats is None else self._chat(self._chats, row, where))
+            except BarError as error:
+                if not self.options.skip_bad:
+                    raise
+                bad.append(str(error))
+        if self._chats is None:
+            wheres = [where for where, _ in rows] if not bad else [None] * len(good)
+            documents = self._texts(good, wheres)
+            masks = []
+        else:
+            documents = [chat.ids for chat in good]
+            masks = [np.asarray(chat.mask, np.bool_) for chat in good]
+        ids = [np.asarray(document, self.dtype) for document in documents]
+        return Block(
+            ids=np.concatenate(ids or [np.empty(0, self.dtype)]),
+            lengths=np.array([len(document) for document in documents], np.int32),
+            learn=np.concatenate(masks or [np.empty(0, np.bool_)]),
+            bad=bad,
+        )
+
+    def _texts(self, texts: list[str], wheres: list[str | None]) -> list[list[int]]:
+        documents = [[*ids, self._text.eos_id] for ids in self._text.encode_texts(texts)]
+        if self.options.verify:
+            for where, text, ids in zip(wheres, texts, documents, strict=True):
+                self._verify(self._text, where, text, ids)
+        return documents
+
+    def _chat(self, chats: ChatFormat, row: dict, where: str):
+        return chats.render(row["messages"], tools=row.get("tools"), last_turn=self.last_turn, where=where)
+
+    def _verify(self, text, where: str, wanted: str, ids: list[int]) -> None:
+        found = text.decode(ids)
+        if found != wanted:
+            pairs = enumerate(zip(wanted, found, strict=False))
+            at = next((n for n, (a, b) in pairs if a != b), min(len(wanted), len(found)))
+            part = slice(max(0, at - 10), at + 10)
+            raise BarError(
+                f"{where}: its tokens do not decode to it: "
+                f"at character {at} {wanted[part]!r} became {found[part]!r}"
+            )
+
+
+def make_blocks(maker: BlockMaker, blocks: Iterator[list[Raw]], work: Path, processes: int) -> Iterator[dict]:
+    """Yields what was made of every block, in order; no more than two a process are in memory."""
+    paths = ((work / f"{number:06d}.npz", rows) for number, rows in enumerate(blocks))
+    if processes == 1:
+        for path, rows in paths:
+            yield maker(rows, path)
+        return
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of each process: they are the parallelism
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        started = (pool.submit(maker, rows, path) for path, rows in paths)
+        running: list[Future] = list(islice(started, 2 * processes))
+        try:
+            while running:
+                done = running.pop(0).result()
+                running += islice(started, 1)
+                yield done
+        finally:
+            for future in running:
+                future.cancel()
