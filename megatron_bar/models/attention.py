@@ -160,6 +160,7 @@ def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
 
 def varlen(query_tnd: Tensor, key_tkd: Tensor, value_tkd: Tensor, ends: Tensor, longest: int) -> Tensor:
     """Attends to documents between ``ends`` -> ``[t, n, d]``, by the torch that is there."""
+    # A window of all before and none after is causal attention by its newer name.
     options = {"window_size": (-1, 0)} if "window_size" in VARLEN_TAKES else {"is_causal": True}
     heads = query_tnd.shape[1]
     if key_tkd.shape[1] != heads:
@@ -189,6 +190,7 @@ class _Rotated(torch.autograd.Function):
 def _rotate(x_bnsd: Tensor, cos_b1sd: Tensor, sin_b1sd: Tensor, way: int) -> Tensor:
     if fused.usable(x_bnsd):
         return fused.rotate(x_bnsd, cos_b1sd, sin_b1sd, way)
+    # The halves of a head are turned against each other, as in transformers, and not neighbours.
     out = x_bnsd * cos_b1sd
     half = x_bnsd.shape[-1] // 2
     left, right = x_bnsd.chunk(2, dim=-1)

@@ -51,6 +51,7 @@ class LanguageModel(GPTModel):
         self.shape = shape
         self.layout = layout
         self.attention = attention
+        # Counted on this rank: its cache has rows for its own layers alone.
         for index, layer in enumerate(self.decoder.layers):
             layer.self_attention.core_attention.layer = index
         self.routing = Routing(active=shape.active)
@@ -101,7 +102,7 @@ class LanguageModel(GPTModel):
             ids,
             positions,
             None,
-            packed_seq_params=seqs,
+            packed_seq_params=seqs,  # which Megatron hands to the attention core as it is
             output_processor=self._nll if labels is not None else self._logits,
             output_processor_context=keep if labels is None else (labels, temperature),
         )
@@ -139,6 +140,7 @@ class LanguageModel(GPTModel):
     def parameters_with_ops(self) -> Iterator[tuple[str, torch.nn.Parameter, WeightOp]]:
         """Yields this rank's parameters: name, parameter, and how it is cut from the folder's tensors."""
         first_layer = self.decoder.layers[0].layer_number - 1
+        # A rank counts its layers and experts from 0; the folder counts those of the whole model.
         spread, _ = self.layout.expert_sizes(self.shape)
         first_expert = parallel_state.get_expert_model_parallel_rank() * (self.shape.num_experts // spread)
         ops = weight_ops(self.shape)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 BLOCK = 2**24
-"""16 million logits in fp32 take 64 MiB."""
+"""Logits that are in fp32 at once: they take 64 MiB."""
 
 
 def token_nll(

@@ -106,7 +106,7 @@ def rotate(x_bnsd: Tensor, cos_b1sd: Tensor, sin_b1sd: Tensor, way: int) -> Tens
 
 
 def _launch(kernel, rows: int, width: int, *tensors) -> None:
-    if rows:
+    if rows:  # a grid without programs is an error; an expert may have no token
         kernel[(rows, triton.cdiv(width, BLOCK))](*tensors, width, BLOCK=BLOCK)
 
 
@@ -131,6 +131,7 @@ if triton is not None:
         gate = tl.load(gate_up + row * 2 * width + at, mask=here).to(tl.float32)
         up = tl.load(gate_up + row * 2 * width + width + at, mask=here).to(tl.float32)
         g = tl.load(grad + row * width + at, mask=here).to(tl.float32)
+        # The derivative of silu is sigmoid + silu (1 - sigmoid).
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         tl.store(grad_gate_up + row * 2 * width + at, g * up * (sigmoid + silu * (1 - sigmoid)), mask=here)

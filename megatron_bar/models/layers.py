@@ -27,6 +27,7 @@ class _Normalised(torch.autograd.Function):
     def forward(ctx, x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> Tensor:
         """Normalises in fp32 and casts last. ``group``: whose ranks have parts of a ``width``, or None."""
         wide = x_sbh.float()
+        # By way of the norm: the sum of squares without a tensor of squares.
         squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         if group is not None:
             dist.all_reduce(squares, group=group)
@@ -150,4 +151,5 @@ class PostNormResidual(MegatronModule):
         self.norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
 
     def forward(self, training: bool, fused: bool):
+        # Megatron gives (x, bias); this model has no biases and no dropout.
         return lambda x_with_bias, residual, dropout: residual + self.norm(x_with_bias[0])

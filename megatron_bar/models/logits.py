@@ -22,7 +22,7 @@ from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import ModelConfig
 
 LOGITS_TOLERANCE = 1e-5
-"""Times max(1, max|logit|), and so for the output of every block."""
+"""Largest difference over max(1, max|logit|), and so for the output of every block."""
 _ROWS = 3
 _LENGTH = 16
 
@@ -42,6 +42,7 @@ def compare_logits(
     figures = {
         block: float((theirs[block] - ours[block]).abs().max()) / _scale(theirs[block]) for block in theirs
     }
+    # Only the logits decide; the other blocks say where the difference begins.
     figure = figures["lm_head"]
     if not figure <= tolerance:
         first = next(block for block, difference in figures.items() if not difference <= tolerance)

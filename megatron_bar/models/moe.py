@@ -28,7 +28,7 @@ from torch import Tensor
 from megatron_bar.models import kernels as fused
 
 Watch = Callable[[int, Tensor], None]
-"""Called with a layer's number, from 1, and the probabilities ``[t, e]`` of the tokens on this rank."""
+"""Function of a layer's number, from 1, and the probabilities ``[t, e]`` of the tokens on this rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Routing:
     z_loss: float = 0.0
     """Weight of the sum over tokens of logsumexp(logits)^2 in the loss; set for every training step."""
     watch: Watch | None = None
-    """Who measures the routing. A CUDA graph would leave host code out: none is recorded while it is set."""
+    """Function that measures the routing. CUDA graphs leave host code out: none is recorded meanwhile."""
 
 
 class Router(torch.nn.Module):
@@ -60,6 +60,7 @@ class Router(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.empty(shape_eh, dtype=config.params_dtype, device=device))
         if config.perform_initialization:
             config.init_method(self.weight)
+        # Each tensor rank routes its part of the sequence; Megatron sums the gradients of what is so marked.
         self.weight.sequence_parallel = config.sequence_parallel
         self.layer_number: int | None = None
         self.routing = Routing(active=(config.moe_router_topk,) * config.num_layers)
@@ -88,11 +89,13 @@ class Router(torch.nn.Module):
         al., arXiv 1308.3432).
         """
         routing = self.routing
+        # The product in the weights' dtype, all that follows in fp32, as transformers does.
         logits_te = F.linear(x, self.weight).flatten(0, -2).float()
         for expert in routing.disabled:
             logits_te[:, expert] = float("-inf")
         probs_te = torch.softmax(logits_te, dim=-1)
         if routing.z_loss and self.training and torch.is_grad_enabled():
+            # Not part of the loss that is shown: the scaler adds its gradient on the way back through probs.
             z_loss = routing.z_loss * logits_te.logsumexp(-1).square().sum()
             probs_te = MoEAuxLossAutoScaler.apply(probs_te, z_loss)
         if routing.watch is not None:
@@ -137,6 +140,7 @@ class WeightedFFN(torch.autograd.Function):
         ctx.dense = dense = dense or rows_r is None
         inner = (x_th if dense else x_th[rows_r]) @ gate_up_gh.t()
         out = fused.swiglu(inner) @ down_hf.t()
+        # x is one tensor for all experts, so it is kept once.
         # A dense pass computes all tokens; backwards the matrices see those of rows_r alone.
         kept = inner[rows_r] if dense and rows_r is not None else inner
         ctx.save_for_backward(
@@ -167,6 +171,7 @@ class WeightedFFN(torch.autograd.Function):
             grad_out = grad * weight
             act = None
             if needs_x or needs_gate_up:
+                # Nobody else holds the product, so the gradient of the activations may take its memory.
                 grad_inner, act = fused.swiglu_backward(
                     grad_out @ down_hf, inner, overwrite=True, keep_act=needs_down
                 )
@@ -191,7 +196,7 @@ class AnchoredMoE(MoELayer):
         self, hidden_states: Tensor, intermediate_tensors=None, padding_mask=None
     ) -> tuple[Tensor, None]:
         """Returns the layer's output for ``hidden_states``, both ``[s, b, h]``, and no bias."""
-        if self.config.expert_model_parallel_size > 1:
+        if self.config.expert_model_parallel_size > 1:  # whole experts: their tokens are sent to them
             return super().forward(hidden_states, intermediate_tensors, padding_mask)
         probs_te, selected_te = self.router(hidden_states)
         x_th = hidden_states.flatten(0, 1)
@@ -207,6 +212,7 @@ class AnchoredMoE(MoELayer):
             )
             if few:
                 selected_te = gather_from_sequence_parallel_region(selected_te.byte(), group=group)
+        # One buffer for the sum, to which each expert adds its share in place.
         total_th = None
         weights_t1 = weights_te.split(1, dim=-1)
         for index, expert in enumerate(self.experts.local_experts):

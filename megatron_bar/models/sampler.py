@@ -26,7 +26,7 @@ from megatron_bar.parallel.state import broadcast_from_last_stage, gather_object
 REACH = 256
 """Unit of the cache's length that a GPU attends to: kernels are chosen, and graphs recorded, by shape."""
 REFILL = 8
-"""One in so many slots must be free before new prompts come in: fewer, larger passes over prompts."""
+"""Part (one in so many) of the slots that is free before new prompts come in: few, large passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +186,9 @@ class _Slots:
         self.host = torch.zeros(3, slots, dtype=torch.int64, pin_memory=self.on_gpu)
         """Ids, positions and, as the bits of fp64, uniform numbers of the next pass over all slots."""
         self.given = torch.zeros(3, slots, dtype=torch.int64, device=device)
-        """The same where the model is."""
+        """Those numbers where the model is."""
         self.graph_of: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        """By reach: a recorded pass, and its logits."""
+        """Recorded passes by reach, each with its logits."""
 
     def _can_be_recorded(self) -> bool:
         """Whether a pass is kernels alone: no exchange between ranks, and no code of the host, which a graph

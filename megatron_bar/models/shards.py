@@ -62,7 +62,7 @@ def load_folder(model: LanguageModel, folder: Folder) -> None:
     with torch.no_grad():
         for name, param, op in model.parameters_with_ops():
             rank, size, _ = place(op)
-            part = op.cut(folder.slice, rank, size)
+            part = op.cut(folder.slice, rank, size)  # reads the rows of this rank alone
             assert part.shape == param.shape, (name, part.shape, param.shape)
             param.copy_(part)
             used.update(op.names)
@@ -78,7 +78,7 @@ def _holders(
     mine = {}
     for _, param, op in model.parameters_with_ops():
         rank, _, replica = place(op)
-        if replica == 0:
+        if replica == 0:  # of those that hold the same, one sends
             mine[op.names] = (op, rank, tuple(param.shape))
     holders: dict = {}
     for global_rank, theirs in enumerate(gather_objects(mine)):
@@ -128,6 +128,7 @@ def save_folder(
         lock = lock_output(out, nbytes)
         return lock.path
 
+    # The lock lives on rank 0; the others know the hidden folder that it reserves, to write their files into.
     folder = on_rank_zero(begin)
     try:
         units = _write_shards(model, folder, config, plan)

@@ -35,7 +35,7 @@ class GRPOConfig:
     lag: Literal[0, 1] = 0
     """Rounds that the answering weights lag: 1 is one step asynchronous, and needs ``importance_cap``."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """Who answers."""
+    """Engine that answers."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer, besides the chat format's own end."""
     truncated: Literal["score", "mask"] = "score"

@@ -27,13 +27,14 @@ from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.rl.advantage import ADVANTAGES, informative
 from megatron_bar.rl.config import GRPOConfig
 from megatron_bar.rl.engine import build_engine
-from megatron_bar.rl.loss import START_LOGPROBS, TRAINER_LOGPROBS
+from megatron_bar.rl.loss import TRAINER_LOGPROBS
 from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
 from megatron_bar.rl.rollouts import Rollouts, micro_batches
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
 from megatron_bar.training.guard import Guard
 from megatron_bar.training.metrics import Log
+from megatron_bar.training.objective import START_LOGPROBS
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
 
@@ -144,6 +145,7 @@ class Rounds:
         """
         config = self.config
         trainer = self.trainer
+        # Shuffled by the round's number: packing lays rows out longest first.
         order = np.random.default_rng(self.done).permutation(len(rows))
         shares = [share for share in np.array_split(order, config.mini_batches) if len(share)]
         steps = [micro_batches(trainer, rows, share) for share in shares]

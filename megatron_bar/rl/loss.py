@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from megatron_bar.data.packing import Batch
-from megatron_bar.training.objective import Objective
+from megatron_bar.training.objective import START_LOGPROBS, Objective
 
-START_LOGPROBS = "start_logprobs"
-"""Name of a batch's extra values: the labels' log-probabilities as the stage began."""
 TRAINER_LOGPROBS = "trainer_logprobs"
 """Name of a batch's extra values: the labels' log-probabilities by the trainer as the round began."""
 

@@ -71,6 +71,7 @@ class Prompts:
             raise BarError(
                 f"every one of the {len(self.tasks)} prompts is solved at least {self.solved:.0%} of the time"
             )
+        # Of the round alone, and sorted, as a set has no order: a resumed stage draws the same.
         return Random(f"{self.seed}/{round_number}").sample(sorted(self.open), min(count, len(self.open)))
 
     def record(self, number: int, pass_rate: float) -> None:

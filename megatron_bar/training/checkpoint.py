@@ -104,6 +104,7 @@ class Checkpoints:
             "spent": trainer.meter.saved(),
             "extra": extra,
         }
+        # Copies, so that the next step may overwrite what is being written.
         listed, tensors = pieces.snapshot(trainer)
         self._writing = _Writing(trainer, target, partial, state, listed, tensors)
         self._writing.start()
@@ -157,6 +158,7 @@ class Checkpoints:
         except BarError as error:
             onward = f"to go on from {checkpoints[-2].name}" if checkpoints[1:] else "to start the stage anew"
             raise BarError(f"{error}; remove {path} {onward}") from None
+        # Whole first, then ours: of a damaged one nothing that it says is to be trusted.
         on_rank_zero(lambda: self._compare(path, state))
         arranged = pieces.arrange([file["pieces"] for file in state["files"]])
         on_all_ranks(lambda: pieces.restore(self.trainer, files, arranged, state["updates"]))

@@ -98,6 +98,7 @@ def fit(
     checkpoints = Checkpoints(trainer, job.checkpoints, name=job.name, origin=origin)
     saved = checkpoints.resume() or {"guard": None}
     guard = Guard(job.name, job.nonfinite, stage, start=trainer.done, saved=saved["guard"])
+    # A step's rows depend on its number alone, so that a resumed stage sees what it would have seen.
     loader = Loader(
         parts,
         global_batch=stage.batch,
@@ -118,6 +119,7 @@ def fit(
             log.step(trainer.done, values | shares)
             checkpoints.after(trainer.done, lambda: {"guard": guard.saved()}, last=trainer.done == steps)
         checkpoints.wait()
+    # Until the folder is whole the checkpoints stay: whatever ends the process now, the same command goes on.
     cost = trainer.meter.cost(job.name, stage.name)
     trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash, cost=cost))
     checkpoints.remove()

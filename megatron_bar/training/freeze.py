@@ -73,6 +73,7 @@ def certify(policy: FreezePolicy, before: Units, after: Units) -> Certificate:
 
     By hashes, so on any layout; raises with the first that differs.
     """
+    # All of the folder, not this rank's part: units are tensors and router rows, and no layout cuts a hash.
     frozen = [unit for unit in before if policy.freezes(unit)]
     for unit in frozen:
         if before[unit] != after[unit]:
@@ -101,6 +102,7 @@ class GradientWatch:
     def __init__(self, model: LanguageModel):
         self._seen: set[str] = set()
         trained = {op.names[0]: param for _, param, op in model.parameters_with_ops() if param.requires_grad}
+        # Megatron moves a gradient into main_grad and leaves grad empty: only a hook sees it pass.
         self._hooks = {
             name: param.register_hook(lambda _, name=name: self._seen.add(name))
             for name, param in trained.items()

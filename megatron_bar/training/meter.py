@@ -73,6 +73,7 @@ class Meter:
 
     def train(self, tokens: int, loss_tokens: int, pairs: int) -> None:
         """Adds a step's forward and backward passes; ``pairs``: see flops.py."""
+        # An expert that works for the router's gradient alone has no backward pass.
         self.spent.flops += self._passes.training(tokens=tokens, pairs=pairs)
         self.spent.tokens += tokens
         self.spent.loss_tokens += loss_tokens

@@ -69,6 +69,7 @@ class Log:
             print(self._line(number, values, now - self._began), flush=True)
 
     def _line(self, number: int, values: dict[str, float], elapsed: float) -> str:
+        # By this process's own steps: what a checkpoint skipped took no time.
         left = elapsed / max(1, number - self._first) * (self.steps - number)
         loud = {name: value for name, value in values.items() if name not in _QUIET and "/" not in name}
         shown = " ".join(f"{name} {_short(value)}" for name, value in loud.items())

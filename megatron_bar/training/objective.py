@@ -11,6 +11,9 @@ from torch import Tensor
 
 from megatron_bar.data.packing import Batch
 
+START_LOGPROBS = "start_logprobs"
+"""Name of a batch's extra values: the labels' log-probabilities as the stage began."""
+
 
 class Objective(Protocol):
     """What a stage minimises."""
@@ -41,6 +44,7 @@ class LanguageModelling(Objective):
 
     def __call__(self, nll_bs: Tensor, lse_bs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss with the z-loss, and what is reported: the loss without."""
+        # A product and not a selection: to count what is selected a GPU would be waited for.
         mask_bs = batch.labels >= 0
         loss = (nll_bs * mask_bs).sum()
         total = loss

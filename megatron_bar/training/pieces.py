@@ -66,6 +66,7 @@ def owned_ranges(optimizer_parts: list) -> dict[Tensor, Owned]:
     owned = {}
     for part in optimizer_parts:
         for param, (group, index) in part.model_param_group_index_map.items():
+            # Megatron's private map; its "param" range is in the flat parameter, the others in its buffers.
             span = part._get_model_param_range_map(param)["param"]
             main = part.optimizer.param_groups[group]["params"][index]
             assert main.dtype == torch.float32 and main.numel() == span.end - span.start
@@ -78,12 +79,13 @@ def _trained(trainer: Trainer) -> Iterator[tuple[Tensor, WeightOp]]:
 
 
 def snapshot(trainer: Trainer) -> tuple[list[Piece], dict[str, Tensor]]:
-    """Returns this rank's pieces and CPU copies of their tensors. What several ranks have, the first gives."""
+    """Returns this rank's pieces, and copies of their tensors on the CPU by key."""
     owned = owned_ranges(trainer.optimizer_parts)
     pieces = []
     tensors = {}
     for param, op in _trained(trainer):
         rank, size = tensor_place(op)
+        # What is not cut is on every tensor rank, with the same values: the first gives it.
         if param not in owned or (rank > 0 and not op.sharded):
             continue
         mine = owned[param]
@@ -143,7 +145,7 @@ def _check_part(where: str, part: list[Piece]) -> None:
 
 
 Read = Callable[[int, str], Tensor]
-"""Gives the tensor of a key in the file of a number."""
+"""Function that gives the tensor of a key in the file of a number."""
 
 
 def restore(trainer: Trainer, files: list[Path], pieces: Pieces, updates: int) -> None:
@@ -157,6 +159,7 @@ def restore(trainer: Trainer, files: list[Path], pieces: Pieces, updates: int) -
                 raise BarError(f"{files[0].parent}: holds nothing of the trainable parameter {name!r}")
             value = _cut(op, pieces[name], "main", read)
             assert value.shape == param.shape, (name, value.shape, param.shape)
+            # Every rank fills its whole parameter, so that no gather of what was updated is due.
             param.copy_(value)
             if param in owned:
                 mine = owned[param]

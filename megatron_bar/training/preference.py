@@ -30,12 +30,9 @@ from megatron_bar.data.sources import ANSWERS, Source, read_rows
 from megatron_bar.errors import BarError
 from megatron_bar.models.attention import upload
 from megatron_bar.training.fit import Job, fit
-from megatron_bar.training.objective import Objective
+from megatron_bar.training.objective import START_LOGPROBS, Objective
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
-
-START = "start_logprobs"
-"""Name of a batch's extra values: the labels' log-probabilities as the stage began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class DPOConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthNormalisedDPO(Objective):
-    """DPO's loss over batches of `PairRows` with extra values `START`; it reports means over pairs."""
+    """DPO's loss over batches of `PairRows` with extras `START_LOGPROBS`; it reports means over pairs."""
 
     beta: float
     names = ("loss", "accuracy", "margin")
@@ -70,7 +67,7 @@ class LengthNormalisedDPO(Objective):
         # A product and not an index_add, whose order of summation is not fixed on a GPU.
         numbers = torch.arange(int(batch.documents.max()) + 1)[:, None]
         member_bds = upload(batch.documents[:, None] == numbers, nll_bs.device) & mask_bs[:, None]
-        gain_bs = torch.where(mask_bs, -nll_bs - batch.extras[START], 0.0)
+        gain_bs = torch.where(mask_bs, -nll_bs - batch.extras[START_LOGPROBS], 0.0)
         sizes_bd = member_bds.sum(-1)
         means_bd = (member_bds * gain_bs[:, None]).sum(-1) / sizes_bd.clamp(min=1)
         chosen_bp, rejected_bp = means_bd.unflatten(1, (-1, 2)).unbind(-1)
@@ -88,8 +85,9 @@ def fit_preferences(job: Job, stage: Stage, config: DPOConfig, rows: PairRows) -
 
 
 def _from_start(objective: Objective, trainer: Trainer, micro_batches: list[Batch]) -> list[Batch]:
+    # Before the step, whatever its number: a resumed stage has the same ones.
     with trainer.start_weights():
-        return trainer.with_logprobs(micro_batches, START, objective)
+        return trainer.with_logprobs(micro_batches, START_LOGPROBS, objective)
 
 
 def preference_rows(

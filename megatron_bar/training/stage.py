@@ -95,6 +95,7 @@ class Stage:
             self.parallel.check(built, world_size)
         except BarError as error:
             raise BarError(f"stage {self.name}: {error}") from None
+        # What the policy trains must be there, or the stage would train less than it says.
         groups = {classify(name) for name in tensor_shapes(shape)}
         absent = sorted(group.value for group in POLICIES[self.policy].trains - groups)
         if absent:
@@ -103,6 +104,7 @@ class Stage:
                 "which the model does not have"
             )
         self._check_active(shape)
+        # Tensor and pipeline ranks share rows; all others, expert ranks among them, have their own.
         unit = self.micro_batch * world_size // (self.parallel.tensor * self.parallel.pipeline)
         if batches and self.batch % unit:
             raise BarError(
@@ -159,6 +161,7 @@ class Stage:
         """Returns the experts of a token in each layer, in that step (from 0)."""
         if self.active_experts != "sampled":
             return self.written(shape).active
+        # A generator of its own for every step: a resumed stage draws what it would have drawn.
         return (Random(f"{self.seed}/active/{step}").randint(2, shape.num_experts),) * shape.num_layers
 
     def is_alone(self, step: int) -> bool:

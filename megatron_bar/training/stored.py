@@ -78,6 +78,7 @@ def read_state(path: Path) -> dict:
 
 def check_files(paths: list[Path], expected: list[dict]) -> None:
     """Compares this rank's share of the files, byte for byte; raises where one is missing or other."""
+    # By rank modulo the processes, whoever wrote them: every rank may see every file.
     for number in range(dist.get_rank(), len(paths), dist.get_world_size()):
         path = paths[number]
         wanted = expected[number]

@@ -53,7 +53,7 @@ class Counts:
     tokens: int
     loss_tokens: int
     units: int
-    """What the objective's loss is a mean over."""
+    """Loss tokens, or what else the objective's loss is a mean over."""
     pairs: int
     """Pairs of tokens of which one attends to the other."""
 
@@ -193,13 +193,14 @@ class Trainer:
 
     @torch.no_grad()
     def token_nll(self, micro_batches: list[Batch], objective: Objective) -> list[Tensor]:
-        """Returns every label's nll ``[b, s]`` in fp32 on all ranks of its model; trains nothing. Collective."""
+        """Returns every label's nll ``[b, s]`` in fp32, on all ranks of its model. Collective."""
         counts = self._count(micro_batches, objective)
         self.meter.score(counts.tokens, counts.pairs)
         rows, length = micro_batches[0].ids.shape
         nlls_bs = self._passes(
             partial(_score, objective), micro_batches, forward_only=True, collect_non_loss_data=True
         )
+        # Only the last pipeline rank has them; the others bring memory for what it sends.
         values = torch.empty(len(micro_batches), rows, length, device=cpu.device())
         if parallel_state.is_pipeline_last_stage():
             values.copy_(torch.stack(nlls_bs))
