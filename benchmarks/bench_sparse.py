@@ -11,6 +11,7 @@ One forward of the experts, the bound for what the dense gradient costs more, is
 """
 
 import random
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -39,9 +40,8 @@ def main() -> None:
 
         def with_active(active: int, work, *, dense: bool = False, forward=None):
             def run():
-                model.set_active((active,) * LAYERS)
+                model.route(replace(model.routing, active=(active,) * LAYERS, dense_gradient=dense))
                 for layer in model.decoder.layers:
-                    layer.mlp.router.dense_gradient = dense
                     layer.mlp.forward = partial(forward, layer.mlp) if forward else type(layer.mlp).forward.__get__(layer.mlp)
                 return work()
 

@@ -105,7 +105,7 @@ class Step:
         set_layout(layout, shape, seed=0)
         self.model = build_model(shape, layout, recompute=recompute)
         generator = torch.Generator(cpu.device()).manual_seed(0)
-        for (_, param), op in zip(self.model.named_parameters(), self.model.weight_ops().values(), strict=True):
+        for _, param, op in self.model.parameters_with_ops():
             with torch.no_grad():
                 if param.dim() > 1:
                     param.normal_(std=0.05, generator=generator)

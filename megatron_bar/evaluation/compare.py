@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_bar.cli import aligned
@@ -24,7 +23,7 @@ from megatron_bar.evaluation.generative import TestSet, load_beside, load_model,
 from megatron_bar.evaluation.results import hash_items, require_of, require_same_tests
 from megatron_bar.models.sampler import through_stages
 from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import ParallelConfig, on_rank_zero, world_size
+from megatron_bar.parallel.state import ParallelConfig, broadcast_from_last_stage, on_rank_zero, world_size
 from megatron_bar.report.bootstrap import Estimate, mean_interval
 from megatron_bar.weights.folder import Folder
 
@@ -104,12 +103,7 @@ def _divergence(old, new, texts: list[list[int]]) -> list[float]:
     if before is not None:
         kl = _kl(before[0], after[0])[: positions.shape[1] - padding]
         found = torch.stack([part.mean() for part in kl.split([len(text) for text in texts])])
-    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        last, group = (
-            parallel_state.get_pipeline_model_parallel_last_rank(),
-            parallel_state.get_pipeline_model_parallel_group(),
-        )
-        dist.broadcast(found, src=last, group=group)
+    broadcast_from_last_stage(found)
     return found.tolist()
 
 

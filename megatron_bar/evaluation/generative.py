@@ -1,7 +1,7 @@
 """Scores by generation: greedy answers to held-out prompts, judged by the verifiers that RLVR uses."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_bar.data.chat import ChatFormat
@@ -68,8 +68,7 @@ def _opened(folder: Path, active_experts: Active | None, disabled: tuple[str, ..
 def _loaded(folder: Folder, layout: ParallelConfig, disabled: tuple[int, ...]):
     model = build_model(folder.config, layout)
     load_folder(model, folder)
-    for router in model.routers():
-        router.disabled = disabled
+    model.route(replace(model.routing, disabled=disabled))
     return model.eval()
 
 

@@ -1,10 +1,15 @@
 """The only file that knows Megatron's GPTModel: from a config to this rank's part of a model.
 
-``model(ids, positions, labels=labels)`` is the one forward pass of every stage: next-token loss, SFT loss, GRPO's
-log-probabilities and router training are reductions of the ``nll`` it returns.
+``model(ids, positions, labels=labels)`` is the one forward pass of every stage: next-token loss, SFT loss,
+GRPO's log-probabilities and router training are reductions of the ``nll`` it returns.
+
+Legend: b batch, s sequence, h hidden, v vocabulary columns of this rank. Megatron's layers are sequence
+first.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +26,7 @@ from megatron_bar.conversion.ops import WeightOp
 from megatron_bar.conversion.parameters import VOCABULARY_UNIT, weight_ops
 from megatron_bar.models.attention import Kernels, KVCache, Sequences
 from megatron_bar.models.cross_entropy import token_nll
+from megatron_bar.models.moe import Router, Routing
 from megatron_bar.models.olmo2 import block_spec, global_name, megatron_config
 from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
 from megatron_bar.weights.hf_config import ModelConfig
@@ -42,17 +48,23 @@ class LanguageModel(GPTModel):
             position_embedding_type="none",  # RoPE belongs to the attention core, which knows the positions
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         )
-        self.shape, self.layout, self.attention = shape, layout, attention
+        self.shape = shape
+        self.layout = layout
+        self.attention = attention
+        # Counted on this rank: its cache has rows for its own layers alone.
         for index, layer in enumerate(self.decoder.layers):
             layer.self_attention.core_attention.layer = index
-        self.set_active(shape.active)
+        self.routing = Routing(active=shape.active)
+        self.route(self.routing)
         if self.pre_process:
             self.embedding.register_forward_hook(_canonical)
         if self.pre_process and recompute:
-            # An activation checkpoint whose input needs no gradient gives none to the layers inside it: with a frozen
-            # embedding the experts of the first layers would silently stay as they are.
+            # An activation checkpoint whose input needs no gradient gives none to the layers inside it: with
+            # a frozen embedding the experts of the first layers would silently stay as they are.
             self.embedding.register_forward_hook(
-                lambda _, __, out: out.requires_grad_() if torch.is_grad_enabled() and not out.requires_grad else out
+                lambda _, __, out: (
+                    out.requires_grad_() if torch.is_grad_enabled() and not out.requires_grad else out
+                )
             )
 
     def forward(
@@ -68,43 +80,54 @@ class LanguageModel(GPTModel):
         keep: Tensor | None = None,
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor] | Tensor:
-        """One pass over ``ids`` ``[b, s]`` (int64) at ``positions`` ``[b, s]``.
+        """Passes over ``ids`` ``[b, s]`` (int64) at ``positions`` ``[b, s]``.
 
-        With ``labels`` ``[b, s]`` (the token each position should predict; negative: no loss there): ``(nll, lse)``,
-        both ``[b, s]`` fp32, of the distribution at ``temperature``. Without: logits ``[b, s, vocab_size]``, gathered over
-        TP, without the padding. ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``,
-        ``slots``, ``reach``: see `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are wanted.
-        Pipeline ranks before the last return hidden states for the next one instead.
+        With ``labels`` ``[b, s]`` (the token each position should predict; negative: no loss there) it
+        returns ``(nll, lse)``, both ``[b, s]`` fp32, of the distribution at ``temperature``; without, the
+        logits ``[b, s, vocab_size]``, gathered over TP, without the padding. Pipeline ranks before the last
+        return hidden states for the next one instead.
+
+        ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``, ``slots``,
+        ``reach``: see `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are
+        wanted.
         """
         seqs = Sequences(positions=positions, documents=documents, cache=cache, slots=slots, reach=reach)
-        dtype, width = self.config.params_dtype, self.shape.head_dim
-        seqs.prepare(theta=self.shape.rope_theta, width=width, kernels=self.attention, dtype=dtype)
+        seqs.prepare(
+            theta=self.shape.rope_theta,
+            width=self.shape.head_dim,
+            kernels=self.attention,
+            dtype=self.config.params_dtype,
+        )
         return super().forward(
             ids,
             positions,
             None,
-            packed_seq_params=seqs,
+            packed_seq_params=seqs,  # which Megatron hands to the attention core as it is
             output_processor=self._nll if labels is not None else self._logits,
             output_processor_context=keep if labels is None else (labels, temperature),
         )
 
+    # Megatron calls these two with what its decoder leaves: keywords of its choice, hidden states ``[s, b,
+    # h]``.
     def _nll(self, *, hidden_states: Tensor, context: tuple[Tensor, float], **_) -> tuple[Tensor, Tensor]:
-        labels, temperature = context
-        logits, _ = self.output_layer(hidden_states)
-        logits = logits if temperature == 1 else logits / temperature
-        return token_nll(logits, labels, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
+        labels_bs, temperature = context
+        logits_sbv, _ = self.output_layer(hidden_states)
+        logits_sbv = logits_sbv if temperature == 1 else logits_sbv / temperature
+        return token_nll(logits_sbv, labels_bs, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
 
     def _logits(self, *, hidden_states: Tensor, context: Tensor | None, **_) -> Tensor:
         group = self.pg_collection.tp
+        hidden_sbh = hidden_states
         if self.config.sequence_parallel:
-            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=group)
-        if context is not None:
-            hidden_states = hidden_states[context]
-        logits = gather_from_tensor_model_parallel_region(F.linear(hidden_states, self.output_layer.weight), group=group)
+            hidden_sbh = gather_from_sequence_parallel_region(hidden_sbh, group=group)
+        if context is not None:  # before the head: of a prompt only the last token's logits are wanted
+            hidden_sbh = hidden_sbh[context]
+        logits_sbv = F.linear(hidden_sbh, self.output_layer.weight)
+        logits = gather_from_tensor_model_parallel_region(logits_sbv, group=group)
         return logits.transpose(0, 1)[..., : self.shape.vocab_size]
 
     def new_cache(self, *, rows: int, max_length: int) -> KVCache:
-        """An empty cache for the layers of this rank."""
+        """Returns an empty cache for the layers of this rank."""
         return KVCache(
             layers=len(self.decoder.layers),
             rows=rows,
@@ -114,41 +137,57 @@ class LanguageModel(GPTModel):
             dtype=self.config.params_dtype,
         )
 
-    def weight_ops(self) -> dict[str, WeightOp]:
-        """For every parameter of this rank: the folder's tensors it is cut from."""
+    def parameters_with_ops(self) -> Iterator[tuple[str, torch.nn.Parameter, WeightOp]]:
+        """Yields this rank's parameters: name, parameter, and how it is cut from the folder's tensors."""
         first_layer = self.decoder.layers[0].layer_number - 1
+        # A rank counts its layers and experts from 0; the folder counts those of the whole model.
         spread, _ = self.layout.expert_sizes(self.shape)
         first_expert = parallel_state.get_expert_model_parallel_rank() * (self.shape.num_experts // spread)
         ops = weight_ops(self.shape)
-        return {
-            name: ops[global_name(name, first_layer=first_layer, first_expert=first_expert)]
-            for name, _ in self.named_parameters()
-        }
+        for name, param in self.named_parameters():
+            yield name, param, ops[global_name(name, first_layer=first_layer, first_expert=first_expert)]
 
-    def set_active(self, active: tuple[int, ...]) -> None:
-        """How many experts a token uses in each layer of the whole model.
+    def route(self, routing: Routing) -> None:
+        """Makes ``routing`` that of every router from the next pass on; a dense model has none to tell.
 
-        Whole experts on ranks of their own, which Megatron's dispatcher serves, stay with the number they were built with.
+        Whole experts on ranks of their own, which Megatron's dispatcher serves, stay with the number of
+        active ones that they were built with.
         """
-        assert self.config.expert_model_parallel_size == 1 or active == self.shape.active
+        assert len(routing.active) == self.shape.num_layers, (routing.active, self.shape.num_layers)
+        assert self.config.expert_model_parallel_size == 1 or routing.active == self.shape.active
+        self.routing = routing
         for router in self.routers():
-            router.top_k = active[router.layer_number - 1]
+            router.routing = routing
 
-    def routers(self):
-        """The routers of this rank's layers; none in a dense model."""
+    def routers(self) -> list[Router]:
+        """Returns the routers of this rank's layers; none in a dense model."""
         return [layer.mlp.router for layer in self.decoder.layers] if self.shape.num_experts else []
 
 
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Puts the model into evaluation mode for the life of the block, and back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _canonical(module: torch.nn.Module, given: tuple, hidden_sbh: Tensor) -> Tensor:
-    """The same values with the strides of a fresh tensor: of one sequence a transposed one counts as contiguous, and torch then
-    multiplies it with a matrix token by token (`torch.matmul` folds tokens into one product by their strides)."""
+    """Returns the same values with the strides of a fresh tensor.
+
+    Of one sequence a transposed tensor counts as contiguous, and torch then multiplies it with a matrix token
+    by token (`torch.matmul` folds tokens into one product by their strides).
+    """
     return hidden_sbh.flatten(0, 1).unflatten(0, hidden_sbh.shape[:2])
 
 
 def build_model(
     shape: ModelConfig, layout: ParallelConfig, *, recompute: bool = False, attention: Kernels = "torch"
 ) -> LanguageModel:
-    """This rank's part of the model, its weights not yet set (see shards.load_folder)."""
+    """Returns this rank's part of the model, its weights not yet set (see shards.load_folder)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return LanguageModel(shape, layout, recompute=recompute, attention=attention)

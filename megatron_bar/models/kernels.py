@@ -1,8 +1,11 @@
-"""Element-wise work in one pass over memory: SwiGLU and RoPE, by Triton on a CUDA device, by torch's operations elsewhere.
+"""Element-wise work in one pass over memory: SwiGLU and RoPE, by Triton on a CUDA device, by torch elsewhere.
 
-Both compute in fp32 and round once, where torch's operations round each product; on a GPU, which moves bytes more slowly than it
-multiplies, they take 2 to 3 times the bytes of these kernels. Triton comes with torch's CUDA builds and is found at run time; its
-interpreter (TRITON_INTERPRET=1) runs the kernels on a CPU, slowly.
+Both compute in fp32 and round once, where torch's operations round each product; on a GPU, which moves bytes
+more slowly than it multiplies, they take 2 to 3 times the bytes of these kernels. Triton comes with torch's
+CUDA builds and is found at run time; its interpreter (TRITON_INTERPRET=1) runs the kernels on a CPU, slowly.
+
+Legend: b batch, n heads, s sequence, d head width, t tokens (any leading dimensions), f FFN columns, g = 2f
+gate and up, 1 a dimension of one.
 """
 
 import os
@@ -22,54 +25,88 @@ BLOCK = 1024
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels can work on ``x``."""
+    """Returns whether the kernels can work on ``x``."""
     return triton is not None and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """``silu(gate) * up``: ``[..., 2f]``, the gate first -> ``[..., f]``."""
-    if not usable(gate_up):
-        gate, up = gate_up.chunk(2, dim=-1)
+def swiglu(gate_up_tg: Tensor) -> Tensor:
+    """Returns ``silu(gate) * up`` ``[t, f]``; the gate is the first half of ``gate_up_tg``."""
+    if not usable(gate_up_tg):
+        gate, up = gate_up_tg.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
-    gate_up, width = gate_up.contiguous(), gate_up.shape[-1] // 2
-    out = gate_up.new_empty(*gate_up.shape[:-1], width)
-    _launch(_swiglu_kernel, out.numel() // width, width, gate_up, out)
+    gate_up_tg = gate_up_tg.contiguous()
+    width = gate_up_tg.shape[-1] // 2
+    out = gate_up_tg.new_empty(*gate_up_tg.shape[:-1], width)
+    _launch(_swiglu_kernel, out.numel() // width, width, gate_up_tg, out)
     return out
 
 
 def swiglu_backward(
-    grad: Tensor, gate_up: Tensor, *, overwrite: bool = False, keep_act: bool = False
+    grad_tf: Tensor, gate_up_tg: Tensor, *, overwrite: bool = False, keep_act: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of ``gate_up`` ``[..., 2f]`` from that of `swiglu`'s output ``[..., f]``, and that output once more if
-    ``keep_act``. ``overwrite``: ``grad`` may be used for something else."""
-    if not usable(gate_up):
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate_up, act = torch.empty_like(gate_up), F.silu(gate)
+    """Returns the gradient of ``gate_up_tg`` from that of `swiglu`'s output, and that output once more if
+    ``keep_act``.
+
+    ``overwrite``: ``grad_tf`` may be used for something else.
+    """
+    if not usable(gate_up_tg):
+        gate, up = gate_up_tg.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up_tg)
+        act = F.silu(gate)
         grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad, act, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(torch.mul(grad, up, out=grad if overwrite else None), gate, grad_input=grad_gate)
+        torch.mul(grad_tf, act, out=grad_up)
+        grad_act = torch.mul(grad_tf, up, out=grad_tf if overwrite else None)
+        torch.ops.aten.silu_backward.grad_input(grad_act, gate, grad_input=grad_gate)
         return grad_gate_up, act.mul_(up) if keep_act else None
-    grad, gate_up, width = grad.contiguous(), gate_up.contiguous(), grad.shape[-1]
-    grad_gate_up, act = torch.empty_like(gate_up), torch.empty_like(grad) if keep_act else grad
-    _launch(_swiglu_backward_kernel, grad.numel() // width, width, grad, gate_up, grad_gate_up, act, keep_act)
+    grad_tf = grad_tf.contiguous()
+    gate_up_tg = gate_up_tg.contiguous()
+    width = grad_tf.shape[-1]
+    grad_gate_up = torch.empty_like(gate_up_tg)
+    # The kernel wants a tensor for the activations in any case; it writes them only if they are kept.
+    act = torch.empty_like(grad_tf) if keep_act else grad_tf
+    _launch(
+        _swiglu_backward_kernel,
+        grad_tf.numel() // width,
+        width,
+        grad_tf,
+        gate_up_tg,
+        grad_gate_up,
+        act,
+        keep_act,
+    )
     return grad_gate_up, act if keep_act else None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
-    """RoPE: ``x`` ``[b, n, s, d]`` turned by the angles of ``cos`` and ``sin`` ``[b, 1, s, d]``, fp32, of which both halves are
-    the same; backwards where ``way`` is -1. The result lies in memory as ``[b, s, n, d]``, as attention takes it."""
-    b, n, s, d = x.shape
-    out = x.new_empty(b, s, n, d).transpose(1, 2)
-    cos, sin = cos.contiguous(), sin.contiguous()
+def rotate(x_bnsd: Tensor, cos_b1sd: Tensor, sin_b1sd: Tensor, way: int) -> Tensor:
+    """Turns ``x_bnsd`` by RoPE's angles, backwards where ``way`` is -1.
+
+    Cosines and sines are fp32, both halves of each the same. The result lies in memory as ``[b, s, n, d]``,
+    as attention takes it.
+    """
+    b, n, s, d = x_bnsd.shape
+    out = x_bnsd.new_empty(b, s, n, d).transpose(1, 2)
     half = triton.next_power_of_2(d // 2)
     heads = max(1, min(triton.next_power_of_2(n), BLOCK // half))
     grid = (b * s, triton.cdiv(n, heads))
-    _rotate_kernel[grid](x, cos, sin, out, s, n, *x.stride(), *out.stride(), way, D=d, HALF=half, HEADS=heads)
+    _rotate_kernel[grid](
+        x_bnsd,
+        cos_b1sd.contiguous(),
+        sin_b1sd.contiguous(),
+        out,
+        s,
+        n,
+        *x_bnsd.stride(),
+        *out.stride(),
+        way,
+        D=d,
+        HALF=half,
+        HEADS=heads,
+    )
     return out
 
 
 def _launch(kernel, rows: int, width: int, *tensors) -> None:
-    if rows:
+    if rows:  # a grid without programs is an error; an expert may have no token
         kernel[(rows, triton.cdiv(width, BLOCK))](*tensors, width, BLOCK=BLOCK)
 
 
@@ -77,19 +114,24 @@ if triton is not None:
 
     @triton.jit
     def _swiglu_kernel(gate_up, out, width, BLOCK: tl.constexpr):
-        row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        row = tl.program_id(0).to(tl.int64)  # row * width may exceed 32 bits
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         here = at < width
         gate = tl.load(gate_up + row * 2 * width + at, mask=here).to(tl.float32)
         up = tl.load(gate_up + row * 2 * width + width + at, mask=here).to(tl.float32)
         tl.store(out + row * width + at, gate * tl.sigmoid(gate) * up, mask=here)
 
     @triton.jit
-    def _swiglu_backward_kernel(grad, gate_up, grad_gate_up, act, keep_act: tl.constexpr, width, BLOCK: tl.constexpr):
-        row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    def _swiglu_backward_kernel(
+        grad, gate_up, grad_gate_up, act, keep_act: tl.constexpr, width, BLOCK: tl.constexpr
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         here = at < width
         gate = tl.load(gate_up + row * 2 * width + at, mask=here).to(tl.float32)
         up = tl.load(gate_up + row * 2 * width + width + at, mask=here).to(tl.float32)
         g = tl.load(grad + row * width + at, mask=here).to(tl.float32)
+        # The derivative of silu is sigmoid + silu (1 - sigmoid).
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         tl.store(grad_gate_up + row * 2 * width + at, g * up * (sigmoid + silu * (1 - sigmoid)), mask=here)
@@ -99,8 +141,27 @@ if triton is not None:
 
     @triton.jit
     def _rotate_kernel(
-        x, cos, sin, out, s, n, xb, xn, xs, xd, ob, on, os, od, way, D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr
+        x,
+        cos,
+        sin,
+        out,
+        s,
+        n,
+        xb,
+        xn,
+        xs,
+        xd,
+        ob,
+        on,
+        os,
+        od,
+        way,
+        D: tl.constexpr,
+        HALF: tl.constexpr,
+        HEADS: tl.constexpr,
     ):
+        # xb to xd and ob to od: strides. A program turns one token's HEADS heads; HALF is a power of 2, d / 2
+        # need not be.
         token = tl.program_id(0).to(tl.int64)
         head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
         at = tl.arange(0, HALF)[None, :]

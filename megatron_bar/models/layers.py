@@ -1,7 +1,9 @@
 """What OLMo 2 has and Megatron-Core lacks: its norms and its residual (its attention core: attention.py).
 
-Legend: s sequence, b batch, h hidden, n heads of this rank, d head width.
-Source: transformers models/olmo2/modeling_olmo2.py; OLMo 2 (arXiv 2501.00656) section 3 for norm placement and QK-norm.
+Legend: s sequence, b batch, h hidden (of q and k: this rank's part of it), n heads of this rank, d head
+width, f FFN columns of this rank, g = 2f gate and up, 1 a single column.
+Source: transformers models/olmo2/modeling_olmo2.py; OLMo 2 (arXiv 2501.00656) section 3 for norm placement
+and QK-norm.
 """
 
 import torch
@@ -22,38 +24,44 @@ class _Normalised(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float, width: int, group) -> Tensor:
-        """x ``[..., h]``, weight ``[h]``; all in fp32, cast last. ``group``: whose ranks have parts of a ``width``, or None."""
-        wide = x.float()
+    def forward(ctx, x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> Tensor:
+        """Normalises in fp32 and casts last. ``group``: whose ranks have parts of a ``width``, or None."""
+        wide = x_sbh.float()
+        # By way of the norm: the sum of squares without a tensor of squares.
         squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         if group is not None:
             dist.all_reduce(squares, group=group)
-        scale = squares.div_(width).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        ctx.width, ctx.group = width, group
-        return (wide * scale).mul_(weight).to(x.dtype)
+        scale_sb1 = squares.div_(width).add_(eps).rsqrt_()
+        ctx.save_for_backward(x_sbh, weight_h, scale_sb1)
+        ctx.width = width
+        ctx.group = group
+        return (wide * scale_sb1).mul_(weight_h).to(x_sbh.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        wide, grad, grad_x, grad_weight = x.float(), grad.float(), None, None
+    def backward(ctx, grad_sbh: Tensor) -> tuple[Tensor | None, ...]:
+        x_sbh, weight_h, scale_sb1 = ctx.saved_tensors
+        wide = x_sbh.float()
+        grad = grad_sbh.float()
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = ((wide * scale).mul_(grad)).flatten(0, -2).sum(0).to(weight.dtype)
+            grad_weight = ((wide * scale_sb1).mul_(grad)).flatten(0, -2).sum(0).to(weight_h.dtype)
         if ctx.needs_input_grad[0]:
-            scaled = grad * weight
-            along = torch.linalg.vecdot(scaled, wide).unsqueeze(-1)
+            # With u = grad * w and y = x / rms(x): (u - y * mean(u * y)) / rms(x). What lies along x has no
+            # effect on y.
+            scaled = grad * weight_h
+            along_sb1 = torch.linalg.vecdot(scaled, wide).unsqueeze(-1)
             if ctx.group is not None:
-                dist.all_reduce(along, group=ctx.group)
-            along.mul_(scale.square()).mul_(-1 / ctx.width)
-            grad_x = scaled.addcmul_(wide, along).mul_(scale).to(x.dtype)
+                dist.all_reduce(along_sb1, group=ctx.group)
+            along_sb1.mul_(scale_sb1.square()).mul_(-1 / ctx.width)
+            grad_x = scaled.addcmul_(wide, along_sb1).mul_(scale_sb1).to(x_sbh.dtype)
         return grad_x, grad_weight, None, None, None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int, group) -> Tensor:
-    """See `_Normalised`; on a GPU by torch's own kernel, where a rank has all of the width: one pass instead of five."""
-    if group is None and x.is_cuda:
-        return F.rms_norm(x, (width,), weight, eps)
-    return _Normalised.apply(x, weight, eps, width, group)
+def rms_norm(x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> Tensor:
+    """Normalises as `_Normalised` does; on a GPU by torch's one kernel, where a rank has all of the width."""
+    if group is None and x_sbh.is_cuda:
+        return F.rms_norm(x_sbh, (width,), weight_h, eps)
+    return _Normalised.apply(x_sbh, weight_h, eps, width, group)
 
 
 class RMSNorm(torch.nn.Module):
@@ -62,7 +70,8 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6):
         super().__init__()
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        device = torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
         # Each TP rank sees its own part of the sequence; Megatron sums the gradients of parameters so marked.
         self.weight.sequence_parallel = config.sequence_parallel
 
@@ -73,9 +82,10 @@ class RMSNorm(torch.nn.Module):
 class _QKNorm(torch.nn.Module):
     """RMSNorm over the full width of q or k, before the heads part; right under tensor parallelism.
 
-    The mean square is summed over the TP ranks, forward and backward. The weight is whole on every rank and sliced in
-    the forward pass: Megatron sums over TP the gradient of every parameter named q_layernorm or k_layernorm, which is
-    right for a whole weight of which each rank uses a slice, and wrong for a sharded one.
+    The mean square is summed over the TP ranks, forward and backward. The weight is whole on every rank and
+    sliced in the forward pass: Megatron sums over TP the gradient of every parameter named q_layernorm or
+    k_layernorm, which is right for a whole weight of which each rank uses a slice, and wrong for a sharded
+    one.
     """
 
     def __init__(self, config: TransformerConfig, heads: int, eps: float):
@@ -83,47 +93,54 @@ class _QKNorm(torch.nn.Module):
         self.eps = eps
         self.group = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp"]).tp
         self.width = heads * config.kv_channels
-        self.weight = torch.nn.Parameter(torch.ones(self.width, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        device = torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.ones(self.width, dtype=config.params_dtype, device=device))
 
     def forward(self, x_sbnd: Tensor) -> Tensor:
-        local, group = self.weight, None
+        local_h = self.weight
+        group = None
         if self.group.size() > 1:
             # Sums forwards and backwards: the norm of every rank's slice depends on every rank's input.
-            local, group = local.chunk(self.group.size())[self.group.rank()], self.group
-        return rms_norm(x_sbnd.flatten(2), local, self.eps, self.width, group).view_as(x_sbnd)
+            local_h = local_h.chunk(self.group.size())[self.group.rank()]
+            group = self.group
+        return rms_norm(x_sbnd.flatten(2), local_h, self.eps, self.width, group).view_as(x_sbnd)
 
 
 class QNorm(_QKNorm):
+    """The norm of all query heads together."""
+
     def __init__(self, *, config: TransformerConfig, hidden_size: int, eps: float):
         super().__init__(config, config.num_attention_heads, eps)
 
 
 class KNorm(_QKNorm):
+    """The norm of all key heads together."""
+
     def __init__(self, *, config: TransformerConfig, hidden_size: int, eps: float):
         super().__init__(config, config.num_query_groups, eps)
 
 
 class _SwiGLU(torch.autograd.Function):
-    """``silu(gate) * up``, of which only the input stays; the gradients of both halves are made in one tensor."""
+    """``silu(gate) * up``, of which only the input stays; both gradients are made in one tensor."""
 
     @staticmethod
-    def forward(ctx, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        return fused.swiglu(gate_up)
+    def forward(ctx, gate_up_sbg: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_sbg)
+        return fused.swiglu(gate_up_sbg)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return fused.swiglu_backward(grad, *ctx.saved_tensors)[0]
+    def backward(ctx, grad_sbf: Tensor) -> Tensor:
+        return fused.swiglu_backward(grad_sbf, *ctx.saved_tensors)[0]
 
 
 class SwiGLU(torch.nn.Module):
-    """A dense block's activation ``[..., 2f]`` -> ``[..., f]``, built by spec."""
+    """A dense block's activation ``[s, b, g]`` -> ``[s, b, f]``, built by spec."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
 
-    def forward(self, gate_up: Tensor) -> Tensor:
-        return _SwiGLU.apply(gate_up)
+    def forward(self, gate_up_sbg: Tensor) -> Tensor:
+        return _SwiGLU.apply(gate_up_sbg)
 
 
 class PostNormResidual(MegatronModule):
@@ -134,4 +151,5 @@ class PostNormResidual(MegatronModule):
         self.norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
 
     def forward(self, training: bool, fused: bool):
+        # Megatron gives (x, bias); this model has no biases and no dropout.
         return lambda x_with_bias, residual, dropout: residual + self.norm(x_with_bias[0])

@@ -1,11 +1,18 @@
-"""The anchored MoE layer: FlexOlmo's router, and a path that moves no token twice where every rank has a part of every expert.
+"""The anchored MoE layer: FlexOlmo's router, and a path that moves no token twice where every rank has a part
+of every expert.
 
-Source: transformers models/flex_olmo (routing), OLMo-core's router z-loss, Megatron-Core's MoELayer (experts, dispatcher).
-BAR runs with all experts active (as published), where a dispatcher only copies: here every rank gathers the tokens
-of its expert group once, adds up what its experts make of them, each of those that chose it, and scatters the sums back. Only
-whole experts on ranks of their own (fewer active ones, see `ParallelConfig`) have their tokens sent to them, by Megatron's
-all-to-all dispatcher as it is.
+Source: transformers models/flex_olmo (routing), OLMo-core's router z-loss, Megatron-Core's MoELayer (experts,
+dispatcher). BAR runs with all experts active (as published), where a dispatcher only copies: here every rank
+gathers the tokens of its expert group once, adds up what its experts make of them, each of those that chose
+it, and scatters the sums back. Only whole experts on ranks of their own (fewer active ones, see
+`ParallelConfig`) have their tokens sent to them, by Megatron's all-to-all dispatcher as it is.
+
+Legend: s sequence, b batch, t = s * b tokens, r those of them that chose an expert, h hidden, e experts, f an
+expert's FFN columns on this rank, g = 2f gate and up, 1 a single column.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,117 +27,161 @@ from torch import Tensor
 
 from megatron_bar.models import kernels as fused
 
+Watch = Callable[[int, Tensor], None]
+"""Function of a layer's number, from 1, and the probabilities ``[t, e]`` of the tokens on this rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How the routers of a model choose experts, and what they tell of it; set by `LanguageModel.route`."""
+
+    active: tuple[int, ...]
+    """Experts of a token in each layer of the whole model."""
+    disabled: tuple[int, ...] = ()
+    """Experts that no token goes to: their probability is 0, and the softmax is over the others."""
+    dense_gradient: bool = False
+    """Whether experts that a token did not choose give the router a gradient, too."""
+    z_loss: float = 0.0
+    """Weight of the sum over tokens of logsumexp(logits)^2 in the loss; set for every training step."""
+    watch: Watch | None = None
+    """Function that measures the routing. CUDA graphs leave host code out: none is recorded meanwhile."""
+
 
 class Router(torch.nn.Module):
     """Softmax over all experts in fp32, then top-k, renormalised or not as ``norm_topk_prob`` says."""
 
-    def __init__(self, *, config: TransformerConfig, pg_collection, is_mtp_layer: bool = False, norm_topk_prob: bool):
+    def __init__(
+        self, *, config: TransformerConfig, pg_collection, is_mtp_layer: bool = False, norm_topk_prob: bool
+    ):
         super().__init__()
-        self.top_k, self.norm_topk_prob = config.moe_router_topk, norm_topk_prob
-        shape = (config.num_moe_experts, config.hidden_size)
-        self.weight = torch.nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.norm_topk_prob = norm_topk_prob
+        shape_eh = (config.num_moe_experts, config.hidden_size)
+        device = torch.cuda.current_device()
+        self.weight = torch.nn.Parameter(torch.empty(shape_eh, dtype=config.params_dtype, device=device))
         if config.perform_initialization:
             config.init_method(self.weight)
+        # Each tensor rank routes its part of the sequence; Megatron sums the gradients of what is so marked.
         self.weight.sequence_parallel = config.sequence_parallel
-        self.z_loss = 0.0
-        """Weight of sum over tokens of logsumexp(logits)^2 in the loss; the trainer sets it for every step."""
-        self.dense_gradient = False
-        """Whether an expert that a token did not choose tells the router, in training, what it would have made of it."""
-        self.disabled: tuple[int, ...] = ()
-        """Experts that no token goes to: their probability is 0, and the softmax is over the others."""
-        self.watch = None
-        """Called with (layer number, probabilities ``[t, E]``) while someone measures the routing, else None."""
-        self.layer_number = None
+        self.layer_number: int | None = None
+        self.routing = Routing(active=(config.moe_router_topk,) * config.num_layers)
 
     def set_layer_number(self, layer_number: int) -> None:
+        """Takes the layer's number in the whole model, from 1; Megatron calls it."""
         self.layer_number = layer_number
 
     @property
+    def top_k(self) -> int:
+        """Experts of a token in this layer."""
+        return self.routing.active[self.layer_number - 1]
+
+    @property
     def gradient_is_dense(self) -> bool:
-        return self.dense_gradient and self.training and torch.is_grad_enabled() and self.top_k < len(self.weight)
+        """Whether this pass needs the outputs of experts that were not chosen."""
+        dense = self.routing.dense_gradient and self.top_k < len(self.weight)
+        return dense and self.training and torch.is_grad_enabled()
 
     def forward(self, x: Tensor, padding_mask=None) -> tuple[Tensor, Tensor]:
-        """``[..., h]`` -> weights ``[t, E]`` in fp32, 0 where not selected, and the selection ``[t, E]``.
+        """Returns the experts' weights ``[t, e]`` in fp32, 0 where not selected, and the selection, for x
+        ``[..., h]``.
 
-        With a dense gradient the weight of an expert that is not selected is p - p, of which one is a constant: 0, and so without
-        a part in the output, but its gradient is p's (a straight-through estimate, Bengio et al., arXiv 1308.3432).
+        With a dense gradient the weight of an expert that is not selected is p - p, of which one is a
+        constant: 0, and so without a part in the output, but its gradient is p's (straight-through, Bengio et
+        al., arXiv 1308.3432).
         """
-        logits = F.linear(x, self.weight).flatten(0, -2).float()
-        for expert in self.disabled:
-            logits[:, expert] = float("-inf")
-        probs = torch.softmax(logits, dim=-1)
-        if self.z_loss and self.training and torch.is_grad_enabled():
-            probs = MoEAuxLossAutoScaler.apply(probs, self.z_loss * logits.logsumexp(-1).square().sum())
-        if self.watch is not None:
-            self.watch(self.layer_number, probs.detach())
-        selected = torch.ones_like(probs, dtype=torch.bool)
-        if self.top_k < probs.shape[-1]:
+        routing = self.routing
+        # The product in the weights' dtype, all that follows in fp32, as transformers does.
+        logits_te = F.linear(x, self.weight).flatten(0, -2).float()
+        for expert in routing.disabled:
+            logits_te[:, expert] = float("-inf")
+        probs_te = torch.softmax(logits_te, dim=-1)
+        if routing.z_loss and self.training and torch.is_grad_enabled():
+            # Not part of the loss that is shown: the scaler adds its gradient on the way back through probs.
+            z_loss = routing.z_loss * logits_te.logsumexp(-1).square().sum()
+            probs_te = MoEAuxLossAutoScaler.apply(probs_te, z_loss)
+        if routing.watch is not None:
+            routing.watch(self.layer_number, probs_te.detach())
+        selected_te = torch.ones_like(probs_te, dtype=torch.bool)
+        if self.top_k < probs_te.shape[-1]:
             # By the logits: a probability may round to 0, which is what a disabled expert has.
-            top = logits.detach().topk(self.top_k, dim=-1).indices
-            selected = torch.zeros_like(selected).scatter(-1, top, True)
-            probs = torch.where(selected, probs, probs - probs.detach() if self.gradient_is_dense else 0.0)
+            top = logits_te.detach().topk(self.top_k, dim=-1).indices
+            selected_te = torch.zeros_like(selected_te).scatter(-1, top, True)
+            others = probs_te - probs_te.detach() if self.gradient_is_dense else 0.0
+            probs_te = torch.where(selected_te, probs_te, others)
         if self.norm_topk_prob:
-            probs = probs / probs.sum(-1, keepdim=True)
-        return probs, selected
+            probs_te = probs_te / probs_te.sum(-1, keepdim=True)
+        return probs_te, selected_te
 
 
 class WeightedFFN(torch.autograd.Function):
-    """``total + weight * down(silu(gate x) * up x)``: one expert's share, added to those of the experts before it.
+    """``total + weight * down(silu(gate x) * up x)``: one expert's share, added to those of the experts
+    before it.
 
-    Of the activations only ``x``, both halves of the first product and the output stay for the backward pass; the rest is made
-    again. A frozen matrix costs no product there. With ``rows`` only those tokens have this expert: the others' weights are 0.
+    Of the activations only ``x``, both halves of the first product and the output stay for the backward pass;
+    the rest is made again. A frozen matrix costs no product there. With ``rows_r`` only those tokens have
+    this expert: the others' weights are 0.
     """
 
     @staticmethod
     def forward(
         ctx,
-        x: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
-        weight: Tensor,
-        total: Tensor | None,
-        rows: Tensor | None = None,
+        x_th: Tensor,
+        gate_up_gh: Tensor,
+        down_hf: Tensor,
+        weight_t1: Tensor,
+        total_th: Tensor | None,
+        rows_r: Tensor | None = None,
         dense: bool = False,
     ) -> Tensor:
-        """x ``[t, h]``, gate_up ``[2f, h]``, down ``[h, f]``, weight ``[t, 1]`` -> ``[t, h]``; ``total`` is overwritten.
+        """Returns the new total ``[t, h]``; ``total_th`` is overwritten.
 
-        ``rows``: int64 ``[r]``, None: all. ``dense``: the weights of the other tokens get their gradients nevertheless; it costs
-        their forward products, and nothing in the backward pass.
+        ``rows_r``: int64, None: all tokens. ``dense``: the weights of the other tokens get their gradients
+        nevertheless; it costs their forward products, and nothing in the backward pass.
         """
-        ctx.dense = dense = dense or rows is None
-        inner = (x if dense else x[rows]) @ gate_up.t()
-        out = fused.swiglu(inner) @ down.t()
-        kept = inner[rows] if dense and rows is not None else inner
-        ctx.save_for_backward(x, gate_up, down, weight, kept, out if ctx.needs_input_grad[3] else None, rows)
-        if total is not None:
-            ctx.mark_dirty(total)
+        ctx.dense = dense = dense or rows_r is None
+        inner = (x_th if dense else x_th[rows_r]) @ gate_up_gh.t()
+        out = fused.swiglu(inner) @ down_hf.t()
+        # x is one tensor for all experts, so it is kept once.
+        # A dense pass computes all tokens; backwards the matrices see those of rows_r alone.
+        kept = inner[rows_r] if dense and rows_r is not None else inner
+        ctx.save_for_backward(
+            x_th, gate_up_gh, down_hf, weight_t1, kept, out if ctx.needs_input_grad[3] else None, rows_r
+        )
+        if total_th is not None:
+            ctx.mark_dirty(total_th)
         if dense:
-            return out * weight if total is None else total.addcmul_(out, weight)
-        return (torch.zeros_like(x) if total is None else total).index_add_(0, rows, out * weight[rows])
+            return out * weight_t1 if total_th is None else total_th.addcmul_(out, weight_t1)
+        total_th = torch.zeros_like(x_th) if total_th is None else total_th
+        return total_th.index_add_(0, rows_r, out * weight_t1[rows_r])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate_up, down, weight, inner, out, rows = ctx.saved_tensors
+    def backward(ctx, grad_th: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns a gradient for every argument of `forward` that needs one."""
+        x, gate_up_gh, down_hf, weight, inner, out, rows_r = ctx.saved_tensors
         needs_x, needs_gate_up, needs_down, needs_weight, needs_total, *_ = ctx.needs_input_grad
-        grad_total = grad if needs_total else None
+        grad = grad_th
         grad_x = grad_gate_up = grad_down = grad_weight = None
         if needs_weight and ctx.dense:
             grad_weight = (grad * out).sum(-1, keepdim=True)
-        if rows is not None:
-            everywhere, (grad, weight, x) = torch.zeros_like(x), (t[rows] for t in (grad, weight, x))
+        if rows_r is not None:  # from here on all tensors are of the tokens that have this expert
+            zeros_th = torch.zeros_like(x)
+            grad, weight, x = (whole[rows_r] for whole in (grad, weight, x))
             if needs_weight and not ctx.dense:
-                grad_weight = everywhere[:, :1].index_copy(0, rows, (grad * out).sum(-1, keepdim=True))
+                grad_weight = zeros_th[:, :1].index_copy(0, rows_r, (grad * out).sum(-1, keepdim=True))
         if needs_x or needs_gate_up or needs_down:
-            grad_out, act = grad * weight, None
+            grad_out = grad * weight
+            act = None
             if needs_x or needs_gate_up:
-                grad_inner, act = fused.swiglu_backward(grad_out @ down, inner, overwrite=True, keep_act=needs_down)
-                grad_x = grad_inner @ gate_up if needs_x else None
+                # Nobody else holds the product, so the gradient of the activations may take its memory.
+                grad_inner, act = fused.swiglu_backward(
+                    grad_out @ down_hf, inner, overwrite=True, keep_act=needs_down
+                )
+                grad_x = grad_inner @ gate_up_gh if needs_x else None
                 grad_gate_up = grad_inner.t() @ x if needs_gate_up else None
             if needs_down:
                 grad_down = grad_out.t() @ (fused.swiglu(inner) if act is None else act)
-        if grad_x is not None and rows is not None:
-            grad_x = everywhere.index_copy_(0, rows, grad_x)
-        return grad_x, grad_gate_up, grad_down, grad_weight, grad_total, None, None
+        if grad_x is not None and rows_r is not None:
+            grad_x = zeros_th.index_copy_(0, rows_r, grad_x)
+        return grad_x, grad_gate_up, grad_down, grad_weight, grad_th if needs_total else None, None, None
 
 
 class AnchoredMoE(MoELayer):
@@ -141,27 +192,42 @@ class AnchoredMoE(MoELayer):
         self.expert_group = pg_collection.tp_ep
         """The ranks that together hold every expert whole: expert parallel x expert tensor parallel."""
 
-    def forward(self, hidden_states: Tensor, intermediate_tensors=None, padding_mask=None) -> tuple[Tensor, None]:
-        if self.config.expert_model_parallel_size > 1:
+    def forward(
+        self, hidden_states: Tensor, intermediate_tensors=None, padding_mask=None
+    ) -> tuple[Tensor, None]:
+        """Returns the layer's output for ``hidden_states``, both ``[s, b, h]``, and no bias."""
+        if self.config.expert_model_parallel_size > 1:  # whole experts: their tokens are sent to them
             return super().forward(hidden_states, intermediate_tensors, padding_mask)
-        router = self.router
-        probs, selected = router(hidden_states)
-        x = hidden_states.flatten(0, 1)
-        weights = probs.to(x.dtype)
-        few = router.top_k < weights.shape[-1] or bool(router.disabled)
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            few = False  # to look for an expert's tokens is to wait for the GPU; of the others the weight is 0
-        for expert in router.disabled:
-            selected[:, expert] = False
+        probs_te, selected_te = self.router(hidden_states)
+        x_th = hidden_states.flatten(0, 1)
+        weights_te = probs_te.to(x_th.dtype)
+        few = self._experts_are_few(x_th)
+        if few:
+            for expert in self.router.routing.disabled:
+                selected_te[:, expert] = False
         group = self.expert_group
         if group.size() > 1:
-            x, weights = (gather_from_sequence_parallel_region(t, group=group) for t in (x, weights))
-            selected = gather_from_sequence_parallel_region(selected.byte(), group=group) if few else selected
-        out, shares = None, weights.split(1, dim=-1)
+            x_th, weights_te = (
+                gather_from_sequence_parallel_region(part, group=group) for part in (x_th, weights_te)
+            )
+            if few:
+                selected_te = gather_from_sequence_parallel_region(selected_te.byte(), group=group)
+        # One buffer for the sum, to which each expert adds its share in place.
+        total_th = None
+        weights_t1 = weights_te.split(1, dim=-1)
         for index, expert in enumerate(self.experts.local_experts):
-            rows = selected[:, index].nonzero().squeeze(1) if few else None
-            matrices = expert.linear_fc1.weight, expert.linear_fc2.weight
-            out = WeightedFFN.apply(x, *matrices, shares[index], out, rows, router.gradient_is_dense)
+            rows_r = selected_te[:, index].nonzero().squeeze(1) if few else None
+            matrices = (expert.linear_fc1.weight, expert.linear_fc2.weight)
+            dense = self.router.gradient_is_dense
+            total_th = WeightedFFN.apply(x_th, *matrices, weights_t1[index], total_th, rows_r, dense)
         if group.size() > 1:
-            out = reduce_scatter_to_sequence_parallel_region(out, group=group)
-        return out.view_as(hidden_states), None
+            total_th = reduce_scatter_to_sequence_parallel_region(total_th, group=group)
+        return total_th.view_as(hidden_states), None
+
+    def _experts_are_few(self, x_th: Tensor) -> bool:
+        """Whether each expert looks up its own tokens, since it does not have all of them."""
+        if x_th.is_cuda and torch.cuda.is_current_stream_capturing():
+            return (
+                False  # to look for an expert's tokens is to wait for the GPU; of the others the weight is 0
+            )
+        return self.router.top_k < len(self.router.weight) or bool(self.router.routing.disabled)

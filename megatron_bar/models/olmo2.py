@@ -1,7 +1,7 @@
 """OLMo 2 and FlexOlmo in Megatron-Core's terms: config, layer spec, and which tensor is which parameter.
 
-Source: transformers models/olmo2 and models/flex_olmo. FlexOlmo is OLMo 2 with an MoE for the FFN; nothing here knows
-how many experts there are or what they are called.
+Source: transformers models/olmo2 and models/flex_olmo. FlexOlmo is OLMo 2 with an MoE for the FFN; nothing
+here knows how many experts there are or what they are called.
 """
 
 import re
@@ -31,19 +31,19 @@ from megatron_bar.weights.hf_config import ModelConfig
 
 
 def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: bool) -> TransformerConfig:
-    """Megatron's description of the same model, in the dtype of its folder."""
+    """Returns Megatron's description of the same model, in the dtype of its folder."""
     if config.dtype not in DTYPES:
         raise BarError(f"training dtype must be one of {', '.join(DTYPES)}, got {config.dtype!r}")
     dtype = DTYPES[config.dtype]
     ep, etp = layout.expert_sizes(config)
     moe = {
         "num_moe_experts": config.num_experts,
-        "moe_router_topk": config.experts_per_token,  # of all layers; `LanguageModel.set_active` says it to each router
+        "moe_router_topk": config.experts_per_token,  # `LanguageModel.route` says it layer by layer
         "moe_ffn_hidden_size": config.intermediate_size,
         "moe_router_load_balancing_type": "none",
-        "moe_router_pre_softmax": True,  # as our router does; without saying so Megatron refuses one active expert
+        "moe_router_pre_softmax": True,  # as our router does; else Megatron refuses one active expert
         "moe_token_dispatcher_type": "alltoall",
-        "moe_grouped_gemm": False,  # the fused experts are one parameter, of which no single expert can be frozen
+        "moe_grouped_gemm": False,  # fused experts are one parameter, no part of which can be frozen
         "add_bias_linear": False,
     }
     return TransformerConfig(
@@ -73,15 +73,20 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
         expert_tensor_parallel_size=etp,
         sequence_parallel=layout.tensor > 1,
         gradient_accumulation_fusion=has_fused_weight_gradients(),
-        # Must be set before DDP is built: set later, the first gradient norm is off by the data-parallel size.
+        # Must be set before DDP is built: set later, the first gradient norm is off by the data-parallel
+        # size.
         calculate_per_token_loss=True,
-        **({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if recompute else {}),
+        **(
+            {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+            if recompute
+            else {}
+        ),
         **(moe if config.num_experts else {"add_bias_linear": False}),
     )
 
 
 def has_fused_weight_gradients() -> bool:
-    """NVIDIA apex's kernel that adds weight gradients into fp32 main gradients, found at run time."""
+    """Returns whether NVIDIA apex's kernel that adds weight gradients into fp32 main gradients is there."""
     if not torch.cuda.is_available():
         return False
     import importlib.util
@@ -92,7 +97,7 @@ def has_fused_weight_gradients() -> bool:
 def block_spec(
     config: ModelConfig, megatron: TransformerConfig, layers: int, *, attention: Kernels
 ) -> TransformerBlockSubmodules:
-    """One OLMo 2 layer, ``layers`` times: no norm before a block, post-norm residuals behind it, QK-norm within."""
+    """Returns ``layers`` OLMo 2 layers: no norm before a block, post-norm residual behind, QK-norm within."""
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     if config.num_experts:
         experts = partial(SequentialMLP, submodules=linears)
@@ -109,7 +114,9 @@ def block_spec(
     )
     residual = ModuleSpec(module=PostNormResidual, params={"config": megatron})
     layer = TransformerLayerSubmodules(
-        self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules),
+        self_attention=ModuleSpec(
+            module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules
+        ),
         self_attn_bda=residual,
         mlp=mlp,
         mlp_bda=residual,
@@ -119,6 +126,9 @@ def block_spec(
 
 
 def global_name(name: str, *, first_layer: int, first_expert: int) -> str:
-    """The parameter ``name`` of a rank's model in the whole model; the rank counts layers and experts from its first ones."""
+    """Returns what the parameter ``name`` of a rank's model is called in the whole one.
+
+    The rank counts layers and experts from its first ones.
+    """
     name = re.sub(r"(?<=^decoder\.layers\.)\d+", lambda n: str(int(n[0]) + first_layer), name)
     return re.sub(r"(?<=\.local_experts\.)\d+", lambda n: str(int(n[0]) + first_expert), name)

@@ -1,9 +1,12 @@
 """Sampling from the very weights that train, under every layout, with a KV cache and exact log-probabilities.
 
-A slot whose answer has ended takes the next prompt while the others go on. The rows of a pass are laid out flat,
-``[1, rows * new tokens]``, so that sequence parallelism can cut them like any sequence. All ranks make the same passes over the
-same number of rows, since experts spread over data-parallel ranks meet in every layer. What is drawn depends on the seed, the
-prompt's number and the probabilities alone, not on slots or layout.
+A slot whose answer has ended takes the next prompt while the others go on. The rows of a pass are laid out
+flat, ``[1, rows * new tokens]``, so that sequence parallelism can cut them like any sequence. All ranks make
+the same passes over the same number of rows, since experts spread over data-parallel ranks meet in every
+layer. What is drawn depends on the seed, the prompt's number and the probabilities alone, not on slots or
+layout.
+
+Legend: r rows (sequences in a pass), n new tokens of each, t = r * n tokens, v vocabulary, 1 a batch of one.
 """
 
 from collections import deque
@@ -16,60 +19,73 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_bar.errors import BarError
-from megatron_bar.models.build import LanguageModel
+from megatron_bar.models.build import LanguageModel, evaluating
 from megatron_bar.parallel import cpu
+from megatron_bar.parallel.state import broadcast_from_last_stage, gather_objects
 
 REACH = 256
-"""On a GPU a multiple of this many places of the cache are attended to: kernels are chosen, and graphs recorded, by shape."""
+"""Unit of the cache's length that a GPU attends to: kernels are chosen, and graphs recorded, by shape."""
 REFILL = 8
-"""New prompts come in when this part (one in so many) of the slots is free: fewer, larger passes over prompts."""
+"""Part (one in so many) of the slots that is free before new prompts come in: few, large passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
+    """An answer."""
+
     ids: list[int]
-    """Without the prompt; with the token that ended it."""
+    """Tokens without the prompt; with the one that ended it."""
     logprobs: list[float]
-    """Of every id under the distribution at the temperature, whole also where top-p cut it; at temperature 0, the model's own."""
+    """Log-probability of every id under the distribution at the temperature, whole also where top-p cut it;
+    at temperature 0, the model's own."""
     finished: bool
     """Whether it ended by itself, not at the length limit."""
 
 
 @dataclass
 class _Answer:
-    """One that is being written."""
+    """An answer that is being written."""
 
     number: int
     prompt: list[int]
     limit: int
     draws: list[float]
-    """One uniform number per token to come."""
+    """Uniform numbers, one per token to come."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
 
     @property
     def ended(self) -> bool:
+        """Whether no token is to come."""
         return self.stopped or len(self.ids) >= self.limit
 
     @property
     def position(self) -> int:
-        """Of its last token."""
+        """Position of its last token, which the next pass reads."""
         return len(self.prompt) + len(self.ids) - 1
 
 
 def stop_at(strings: Sequence[str], decode: Callable[[list[int]], str]) -> Callable[[list[int]], bool]:
-    """Whether the end of an answer's text holds one of ``strings``."""
+    """Returns a function that says whether the end of an answer's text holds one of ``strings``."""
     longest = max(map(len, strings), default=0)
     # A token is a character at least in part: four bytes of it at most.
     return lambda ids: any(string in decode(ids[-4 * longest - 4 :]) for string in strings)
 
 
 class Sampler:
+    """Answers prompts by a model.
+
+    ``graphs``: on a GPU whose ranks exchange nothing inside the model a pass is recorded once for every
+    `REACH` and then launched whole, as a CUDA graph; launched one by one its kernels take longer to start
+    than to run.
+    """
+
     def __init__(self, model: LanguageModel, *, eos_ids: set[int], pad_id: int, graphs: bool = True):
-        """``graphs``: on a GPU whose ranks exchange nothing inside the model a pass is recorded once for every `REACH` and then
-        launched whole, as a CUDA graph; launched one by one its kernels take longer to start than to run."""
-        self.model, self.eos_ids, self.pad_id, self.graphs = model, eos_ids, pad_id, graphs
+        self.model = model
+        self.eos_ids = eos_ids
+        self.pad_id = pad_id
+        self.graphs = graphs
 
     @torch.no_grad()
     def generate(
@@ -84,36 +100,43 @@ class Sampler:
         stop: Callable[[list[int]], bool] | None = None,
         on_token: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
-        """One completion per prompt, in order. Every rank passes all prompts and gets all completions. Collective.
+        """Returns one completion per prompt, in order; every rank passes all prompts and gets all.
+        Collective.
 
-        ``max_new_tokens``: one number, or one per prompt. ``temperature`` 0 is greedy. ``top_p`` draws from the most
-        likely tokens that together have that probability. Data-parallel ranks share the prompts out; ``slots`` are at
-        work at a time on each. ``stop``: whether an answer ends with the ids so far (see `stop_at`).
-        ``on_token`` is told the number of a prompt and a token of its answer as soon as that is drawn, on the ranks that
-        write the answer; of a single prompt rank 0 is one.
+        ``max_new_tokens``: one number, or one per prompt. ``temperature`` 0 is greedy. ``top_p`` draws from
+        the most likely tokens that together have that probability. Data-parallel ranks share the prompts out;
+        ``slots`` are at work at a time on each. ``stop``: whether an answer ends with the ids so far (see
+        `stop_at`). ``on_token`` is told the number of a prompt and a token of its answer as soon as that is
+        drawn, on the ranks that write the answer; of a single prompt rank 0 is one.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        lengths = self._lengths(prompts, limits)
+        rank = parallel_state.get_data_parallel_rank()
+        size = parallel_state.get_data_parallel_world_size()
+        # Alike lengths together: prompts that come in together are filled up to the longest.
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+        answers = [
+            _Answer(n, prompts[n], limits[n], _uniforms(seed, n, limits[n])) for n in order[rank::size]
+        ]
+        if prompts:
+            count = min(slots, -(-len(prompts) // size))
+            with evaluating(self.model):
+                _Slots(self, answers, count, max(lengths), temperature, top_p, stop, on_token).finish()
+        done = {a.number: Completion(ids=a.ids, logprobs=a.logprobs, finished=a.stopped) for a in answers}
+        if size > 1:
+            everyone = gather_objects(done, parallel_state.get_data_parallel_group())
+            done = {n: completion for theirs in everyone for n, completion in theirs.items()}
+        return [done[n] for n in range(len(prompts))]
+
+    def _lengths(self, prompts: list[list[int]], limits: list[int]) -> list[int]:
+        """Tokens of every prompt with those to come; raises where a prompt is empty or they do not fit."""
         for number, (prompt, new) in enumerate(zip(prompts, limits, strict=True)):
             limit = self.model.shape.max_positions - new
             if not 0 < len(prompt) <= limit or new < 1:
-                raise BarError(f"prompt {number} has {len(prompt)} tokens; expected 1 to {limit} (with {new} to come)")
-        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        # Alike lengths together: prompts that come in together are filled up to the longest.
-        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-        answers = [_Answer(n, prompts[n], limits[n], _uniforms(seed, n, limits[n])) for n in order[rank::size]]
-        training = self.model.training
-        self.model.eval()
-        longest = max((len(p) + new for p, new in zip(prompts, limits, strict=True)), default=0)
-        if prompts:
-            count = min(slots, -(-len(prompts) // size))
-            _Slots(self, answers, count, longest, temperature, top_p, stop, on_token).finish()
-        self.model.train(training)
-        mine = {a.number: Completion(ids=a.ids, logprobs=a.logprobs, finished=a.stopped) for a in answers}
-        if size > 1:
-            everyone: list = [None] * size
-            dist.all_gather_object(everyone, mine, group=parallel_state.get_data_parallel_group())
-            mine = {n: completion for part in everyone for n, completion in part.items()}
-        return [mine[n] for n in range(len(prompts))]
+                raise BarError(
+                    f"prompt {number} has {len(prompt)} tokens; expected 1 to {limit} (with {new} to come)"
+                )
+        return [len(prompt) + new for prompt, new in zip(prompts, limits, strict=True)]
 
 
 def _uniforms(seed: int, number: int, count: int) -> list[float]:
@@ -123,6 +146,11 @@ def _uniforms(seed: int, number: int, count: int) -> list[float]:
 
 def _next_uniform(answer: _Answer | None) -> float:
     return answer.draws[len(answer.ids)] if answer else 0.0
+
+
+def _up(count: int, unit: int) -> int:
+    """``count`` rounded up to a multiple of ``unit``."""
+    return -(-count // unit) * unit
 
 
 class _Slots:
@@ -139,45 +167,56 @@ class _Slots:
         stop: Callable[[list[int]], bool] | None,
         on_token: Callable[[int, int], None] | None,
     ):
-        self.sampler, self.model, self.stop, self.on_token = sampler, sampler.model, stop, on_token
-        self.temperature, self.top_p = temperature, top_p
-        self.tensor = parallel_state.get_tensor_model_parallel_world_size()
-        slots = -(-slots // self.tensor) * self.tensor
+        self.sampler = sampler
+        self.model = sampler.model
+        self.stop = stop
+        self.on_token = on_token
+        self.temperature = temperature
+        self.top_p = top_p
         self.waiting = deque(answers)
+        self.tensor = parallel_state.get_tensor_model_parallel_world_size()
+        slots = _up(slots, self.tensor)  # sequence parallelism cuts the rows
         self.slots: list[_Answer | None] = [None] * slots
-        device, layout = cpu.device(), self.model.layout
+        device = cpu.device()
         self.on_gpu = device.type == "cuda"
-        if self.on_gpu:
-            longest = -(-longest // REACH) * REACH
-        self.cache = self.model.new_cache(rows=slots, max_length=longest)
-        watched = any(router.watch for router in self.model.routers())  # by code of the host, which a graph leaves out
-        apart = (layout.tensor, layout.pipeline, layout.expert) == (1, 1, 1)
-        self.records = sampler.graphs and self.on_gpu and apart and not watched
+        self.cache = self.model.new_cache(
+            rows=slots, max_length=_up(longest, REACH) if self.on_gpu else longest
+        )
+        self.records = sampler.graphs and self.on_gpu and self._can_be_recorded()
         self.host = torch.zeros(3, slots, dtype=torch.int64, pin_memory=self.on_gpu)
         """Ids, positions and, as the bits of fp64, uniform numbers of the next pass over all slots."""
         self.given = torch.zeros(3, slots, dtype=torch.int64, device=device)
-        """The same where the model is."""
+        """Those numbers where the model is."""
         self.graph_of: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        """By reach: a recorded pass, and its logits."""
+        """Recorded passes by reach, each with its logits."""
+
+    def _can_be_recorded(self) -> bool:
+        """Whether a pass is kernels alone: no exchange between ranks, and no code of the host, which a graph
+        leaves out."""
+        layout = self.model.layout
+        exchanges = (layout.tensor, layout.pipeline, layout.expert) != (1, 1, 1)
+        return not exchanges and self.model.routing.watch is None
 
     def finish(self) -> None:
+        """Makes passes until every rank's answers have ended. Collective."""
         while True:
             free = [n for n, answer in enumerate(self.slots) if answer is None]
             running = len(free) < len(self.slots)
             enough = len(free) * REFILL >= len(self.slots) or not running
-            coming = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))] if enough else []
-            rows, length, running = self._agree(
-                len(coming), max((len(a.prompt) for a in coming), default=0), running or bool(coming)
+            coming = (
+                [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))] if enough else []
             )
+            longest = max((len(a.prompt) for a in coming), default=0)
+            rows, length, running = self._largest(len(coming), longest, running or bool(coming))
             if not running:
                 return
             if rows:
                 self._begin(coming, free, rows, length)
-            if self._agree(any(answer is not None for answer in self.slots))[0]:
+            if self._largest(any(answer is not None for answer in self.slots))[0]:
                 self._go_on()
 
-    def _agree(self, *values: int) -> list[int]:
-        """The largest of each over all ranks."""
+    def _largest(self, *values: int) -> list[int]:
+        """The largest of each of ``values`` over all ranks. Collective."""
         if dist.get_world_size() == 1:
             return [int(value) for value in values]
         shared = torch.tensor([int(value) for value in values], device=cpu.device())
@@ -185,102 +224,121 @@ class _Slots:
         return shared.tolist()
 
     def _begin(self, coming: list[_Answer], free: list[int], rows: int, length: int) -> None:
-        """Reads the prompts of ``coming`` and draws their first tokens; ``rows`` and ``length`` are those of all ranks."""
-        rows, pad, device = -(-rows // self.tensor) * self.tensor, self.sampler.pad_id, cpu.device()
-        prompts = [a.prompt for a in coming] + [[pad]] * (rows - len(coming))
-        slots = torch.tensor([*free[: len(coming)], *[len(self.slots)] * (rows - len(coming))], device=device)
-        ids = torch.tensor([p + [pad] * (length - len(p)) for p in prompts], device=device)
-        last = torch.arange(rows, device=device) * length + torch.tensor([len(p) for p in prompts], device=device) - 1
-        positions = torch.arange(length, device=device).expand(rows, length)
-        logits = self._logits(ids, positions, slots=slots, keep=last, reach=length)
+        """Reads the prompts of ``coming`` and draws their first tokens; ``rows`` and ``length`` are those of
+        all ranks."""
+        rows = _up(rows, self.tensor)
+        pad = self.sampler.pad_id
+        device = cpu.device()
+        answers = [*coming, *[None] * (rows - len(coming))]
+        prompts = [[pad] if answer is None else answer.prompt for answer in answers]
+        # Rows that nobody asked for write to the cache's last row, which belongs to no slot.
+        slots_r = torch.tensor(
+            [*free[: len(coming)], *[len(self.slots)] * (rows - len(coming))], device=device
+        )
+        ids_rn = torch.tensor([p + [pad] * (length - len(p)) for p in prompts], device=device)
+        lengths_r = torch.tensor([len(p) for p in prompts], device=device)
+        last_r = torch.arange(rows, device=device) * length + lengths_r - 1
+        positions_rn = torch.arange(length, device=device).expand(rows, length)
+        logits_rv = self._logits(ids_rn, positions_rn, slots=slots_r, keep=last_r, reach=length)
         for slot, answer in zip(free, coming, strict=False):
             self.slots[slot] = answer
-        answers = [*coming, *[None] * (rows - len(coming))]
-        self._draw(logits, answers, torch.tensor([*map(_next_uniform, answers)], dtype=torch.float64, device=device))
+        uniforms_r = torch.tensor([*map(_next_uniform, answers)], dtype=torch.float64, device=device)
+        self._draw(logits_rv, answers, uniforms_r)
 
     def _go_on(self) -> None:
-        """One more token for every slot."""
+        """Draws one more token for every slot."""
         pad = self.sampler.pad_id
+        # One pinned buffer and one copy that nobody waits for: three copies would be three launches for every
+        # token.
         self.host[0] = torch.tensor([a.ids[-1] if a else pad for a in self.slots])
         self.host[1] = torch.tensor([a.position if a else 0 for a in self.slots])
-        self.host[2].view(torch.float64).copy_(torch.tensor([_next_uniform(a) for a in self.slots], dtype=torch.float64))
+        uniforms = torch.tensor([_next_uniform(a) for a in self.slots], dtype=torch.float64)
+        self.host[2].view(torch.float64).copy_(uniforms)
         self.given.copy_(self.host, non_blocking=True)
         reach = int(self.host[1].max()) + 1
         if self.on_gpu:
-            reach = -(-reach // REACH) * REACH
-        self._draw(self._recorded(reach) if self.records else self._pass(reach), self.slots, self.given[2].view(torch.float64))
+            reach = _up(reach, REACH)
+        logits_rv = self._recorded(reach) if self.records else self._pass(reach)
+        self._draw(logits_rv, self.slots, self.given[2].view(torch.float64))
 
     def _pass(self, reach: int) -> Tensor | None:
         return self._logits(self.given[0][:, None], self.given[1][:, None], reach=reach)
 
     def _recorded(self, reach: int) -> Tensor:
-        """`_pass` by its graph."""
+        """Makes the same pass by its graph, which is recorded when a reach is new."""
         if reach not in self.graph_of:
-            self._pass(reach)  # libraries make their plans; to write the same keys and values twice does no harm
+            # Libraries make their plans in a first pass; to write the same keys and values twice is no harm.
+            self._pass(reach)
             graph = torch.cuda.CUDAGraph()
             shared = next((other.pool() for other, _ in self.graph_of.values()), None)
             with torch.cuda.graph(graph, pool=shared):
-                logits = self._pass(reach)
-            self.graph_of[reach] = graph, logits
-        graph, logits = self.graph_of[reach]
+                logits_rv = self._pass(reach)
+            self.graph_of[reach] = (graph, logits_rv)
+        graph, logits_rv = self.graph_of[reach]
         graph.replay()
-        return logits
+        return logits_rv
 
-    def _draw(self, logits: Tensor | None, answers: list[_Answer | None], uniforms: Tensor) -> None:
-        """Appends a token to each of ``answers``, the rows of ``logits``, the same on all pipeline ranks; frees ended slots."""
+    def _draw(self, logits_rv: Tensor | None, answers: list[_Answer | None], uniforms_r: Tensor) -> None:
+        """Appends a token to each answer, the same on all pipeline ranks; frees the slots of what ended."""
         drawn = torch.empty(2, len(answers), dtype=torch.float64, device=cpu.device())
-        if logits is not None:
-            drawn = torch.stack(draw(logits, uniforms, self.temperature, self.top_p))
-        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-            dist.broadcast(
-                drawn,
-                src=parallel_state.get_pipeline_model_parallel_last_rank(),
-                group=parallel_state.get_pipeline_model_parallel_group(),
-            )
-        tokens, logprobs = drawn.tolist()
+        if logits_rv is not None:
+            drawn = torch.stack(draw(logits_rv, uniforms_r, self.temperature, self.top_p))
+        broadcast_from_last_stage(drawn)
+        tokens, logprobs = drawn.tolist()  # on one GPU the only wait of a pass
         for answer, token, logprob in zip(answers, tokens, logprobs, strict=True):
             if answer is not None:
                 answer.ids.append(int(token))
                 answer.logprobs.append(logprob)
-                answer.stopped = int(token) in self.sampler.eos_ids or (self.stop is not None and self.stop(answer.ids))
+                answer.stopped = int(token) in self.sampler.eos_ids or self._stops(answer)
                 if self.on_token is not None:
                     self.on_token(answer.number, int(token))
         self.slots = [None if answer is None or answer.ended else answer for answer in self.slots]
 
-    def _logits(self, ids: Tensor, positions: Tensor, **more) -> Tensor | None:
-        """``[rows, vocabulary]`` fp32 on the last pipeline rank, None on the others. ``ids`` ``[rows, new]``."""
-        out = through_stages(self.model, ids.reshape(1, -1), positions.reshape(1, -1), cache=self.cache, **more)
+    def _stops(self, answer: _Answer) -> bool:
+        return self.stop is not None and self.stop(answer.ids)
+
+    def _logits(self, ids_rn: Tensor, positions_rn: Tensor, **more) -> Tensor | None:
+        """Logits ``[r, v]`` in fp32 on the last pipeline rank, None on the others."""
+        out = through_stages(
+            self.model, ids_rn.reshape(1, -1), positions_rn.reshape(1, -1), cache=self.cache, **more
+        )
         return None if out is None else out[0].float()
 
 
-def through_stages(model: LanguageModel, ids: Tensor, positions: Tensor, **more) -> Tensor | None:
-    """What ``model(ids, positions, **more)`` gives on the last pipeline rank, None on the others. ``ids`` ``[1, tokens]``."""
+def through_stages(model: LanguageModel, ids_1t: Tensor, positions_1t: Tensor, **more) -> Tensor | None:
+    """Returns ``model(ids_1t, positions_1t, **more)`` on the last pipeline rank, None on the others."""
     if not model.pre_process:
-        shape = (ids.shape[1] // parallel_state.get_tensor_model_parallel_world_size(), 1, model.shape.hidden_size)
-        hidden = torch.empty(shape, dtype=model.config.params_dtype, device=ids.device)
+        tokens = ids_1t.shape[1] // parallel_state.get_tensor_model_parallel_world_size()
+        shape = (tokens, 1, model.shape.hidden_size)
+        hidden = torch.empty(shape, dtype=model.config.params_dtype, device=ids_1t.device)
+        # As bytes: not every backend sends bfloat16.
         dist.recv(hidden.view(torch.uint8), src=parallel_state.get_pipeline_model_parallel_prev_rank())
         model.set_input_tensor(hidden)
-    out = model(ids, positions, **more)
+    out = model(ids_1t, positions_1t, **more)
     if model.post_process:
         return out
     dist.send(out.contiguous().view(torch.uint8), dst=parallel_state.get_pipeline_model_parallel_next_rank())
     return None
 
 
-def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """A token per row of ``logits`` ``[rows, vocabulary]`` and its log-probability, both ``[rows]`` fp64.
+def draw(logits_rv: Tensor, uniforms_r: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Returns a token for each row and its log-probability, both ``[r]`` fp64.
 
-    ``uniforms`` ``[rows]``: a random number for each; its token is the first at which the sum of probabilities exceeds it.
+    ``uniforms_r``: a random number for each; its token is the first at which the sum of probabilities exceeds
+    it.
     """
-    logprobs = (logits / temperature if temperature else logits).log_softmax(-1)
+    logprobs_rv = (logits_rv / temperature if temperature else logits_rv).log_softmax(-1)
     if not temperature:
-        token = logprobs.argmax(-1, keepdim=True)
+        token_r1 = logprobs_rv.argmax(-1, keepdim=True)
     else:
-        probs = logprobs.double().exp()
-        if top_p < 1:  # nucleus sampling (Holtzman et al. 2020): what comes before a token in order of likelihood is below top_p
-            ordered, places = probs.sort(-1, descending=True)
+        probs_rv = logprobs_rv.double().exp()
+        if top_p < 1:
+            # Nucleus sampling (Holtzman et al. 2020): the more likely tokens before one have less than top_p
+            # together.
+            ordered, order = probs_rv.sort(-1, descending=True)
             ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-            probs = torch.zeros_like(probs).scatter(-1, places, ordered)
-        sums = probs.cumsum(-1)
-        token = (sums <= uniforms[:, None] * sums[:, -1:]).sum(-1, keepdim=True)
-    return token.squeeze(-1).double(), logprobs.gather(-1, token).squeeze(-1).double()
+            probs_rv = torch.zeros_like(probs_rv).scatter(-1, order, ordered)
+        # Times the last sum, which rounding and top-p leave other than 1.
+        sums_rv = probs_rv.cumsum(-1)
+        token_r1 = (sums_rv <= uniforms_r[:, None] * sums_rv[:, -1:]).sum(-1, keepdim=True)
+    return token_r1.squeeze(-1).double(), logprobs_rv.gather(-1, token_r1).squeeze(-1).double()

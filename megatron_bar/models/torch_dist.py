@@ -1,9 +1,10 @@
 """Megatron's torch_dist checkpoints of weights, read by Megatron into a model on any layout.
 
-Keys name global layers and global experts, so any layout reads a checkpoint. Megatron unpickles ``.metadata``, so
-`Checkpoint` looks at it first. Megatron's own ``load`` is not used: it also unpickles a "common state" without any
-restriction (``load_common_state_dict`` in megatron-core 0.19.2), and neither a surplus tensor nor one that the files hold
-in part is an error to it. Optimizer state beside the weights is left alone.
+Keys name global layers and global experts, so any layout reads a checkpoint. Megatron unpickles
+``.metadata``, so `Checkpoint` looks at it first. Megatron's own ``load`` is not used: it also unpickles a
+"common state" without any restriction (``load_common_state_dict`` in megatron-core 0.19.2), and neither a
+surplus tensor nor one that the files hold in part is an error to it. Optimizer state beside the weights is
+left alone.
 """
 
 import warnings
@@ -32,25 +33,28 @@ def _quiet() -> Iterator[None]:
 
 
 def weights_state(model: LanguageModel) -> dict:
-    """Megatron's description of what this rank holds."""
-    # Every expert under its own key: Megatron's fused expert axis cannot have a frozen expert left out. Megatron adds
-    # process groups to this dict, so it must not outlive them.
+    """Returns Megatron's description of what this rank holds."""
+    # Every expert under its own key: Megatron's fused expert axis cannot have a frozen expert left out.
+    # Megatron adds process groups to this dict, so it must not outlive them.
     metadata = {"singleton_local_shards": True}
-    return {key: part for key, part in model.sharded_state_dict(metadata=metadata).items() if not key.endswith("_extra_state")}
+    state = model.sharded_state_dict(metadata=metadata)
+    return {key: part for key, part in state.items() if not key.endswith("_extra_state")}
 
 
 def load_weights(model: LanguageModel, folder: Path) -> None:
-    """Fills the model's parameters; a tensor that is missing, surplus, different or not finite is an error. Collective."""
+    """Fills the parameters; raises where a tensor is missing, surplus, other or not finite. Collective."""
     state, _, factories = load_preprocess(weights_state(model))
     error = None
     try:
         Checkpoint(folder, model.shape)
         with _quiet(), torch.no_grad():
             loaded = apply_factory_merges(TorchDistLoadShardedStrategy().load(state, folder), factories)
-            for (name, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
+            for name, param, op in model.parameters_with_ops():
                 param.copy_(loaded[name])
                 if not param.isfinite().all():
-                    raise BarError(f"{folder}: tensor {op.names[0]!r}: expected finite values, got NaN or infinity")
+                    raise BarError(
+                        f"{folder}: tensor {op.names[0]!r}: expected finite values, got NaN or infinity"
+                    )
     except BarError as problem:
         error = problem
     except (CheckpointException, CheckpointingException) as problem:

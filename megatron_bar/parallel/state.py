@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch import Tensor
 
 from megatron_bar.errors import BarError
 from megatron_bar.parallel import cpu
@@ -135,11 +137,31 @@ def is_rank_zero() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def gather_objects(mine: Any, group: dist.ProcessGroup | None = None) -> list:
+    """Returns what every rank of ``group`` (None: all) brings, by rank, pickled on the way. Collective."""
+    everyone: list = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    return everyone
+
+
+def any_rank(flag: bool) -> bool:
+    """Returns whether ``flag`` is set on any rank. Collective."""
+    count = torch.tensor(float(flag), device=cpu.device())
+    dist.all_reduce(count)
+    return count.item() > 0
+
+
+def broadcast_from_last_stage(values: Tensor) -> None:
+    """Overwrites ``values`` on all pipeline ranks by those of the last one, which alone has logits. Collective."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(values, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+
+
 def share_error(error: BaseException | None) -> None:
     """Raises on every rank when one gives an error: a rank that failed alone would leave the others waiting.
     Collective."""
-    errors: list = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else str(error))
+    errors = gather_objects(None if error is None else str(error))
     for rank, message in enumerate(errors):
         if message is not None:
             raise error if error is not None else BarError(f"rank {rank}: {message}")

@@ -254,10 +254,9 @@ _HABITS: dict[str, tuple[Callable[[Path], None], bool, str]] = {
 def together(mine: list[Item], out: Path | None) -> Iterator[Item]:
     """Between the processes of torchrun, inside their group; ``mine``: the items of this machine, by its first process, and none
     by the others. What rank 0's machine has itself is not said again. Collective."""
-    import torch.distributed as dist
+    from megatron_bar.parallel.state import gather_objects
 
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (socket.gethostname(), mine))
+    everyone = gather_objects((socket.gethostname(), mine))
     hosts = ", ".join(dict.fromkeys(host for host, _ in everyone))
     yield Item(name="processes", ok=True, found=f"{len(everyone)} on {hosts}")
     yield from _others(*everyone)
@@ -306,14 +305,14 @@ def _one_folder(out: Path) -> Item:
     """Whether all ranks see one folder, and a lock of rank 0 holds everywhere."""
     import torch.distributed as dist
 
-    from megatron_bar.parallel.state import is_rank_zero
+    from megatron_bar.parallel.state import gather_objects, is_rank_zero
 
-    path, held, seen = out / ".doctor.lock", None, [False] * dist.get_world_size()
+    path, held = out / ".doctor.lock", None
     if is_rank_zero():
         held = path.open("w")
         fcntl.flock(held, fcntl.LOCK_EX)
     dist.barrier()
-    dist.all_gather_object(seen, path.is_file() and not _is_free(path))
+    seen = gather_objects(path.is_file() and not _is_free(path))
     if held is not None:
         held.close()
         path.unlink()

@@ -147,7 +147,7 @@ def build_rank(number: int, world_size: int, shape: ModelConfig, stage: Stage) -
         summed = _summed_over_tensor(ddp)
         tensor_ranks = tuple(dist.get_process_group_ranks(parallel_state.get_tensor_model_parallel_group()))
         parts = []
-        for (name, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
+        for name, param, op in model.parameters_with_ops():
             rank, size, replica = place(op)
             regions, cut = cut_regions(op, shape, rank, size)
             if cut != tuple(param.shape):

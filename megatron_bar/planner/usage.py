@@ -14,8 +14,8 @@ from megatron_bar.errors import BarError
 from megatron_bar.planner.activations import Attention, Pass, activations
 from megatron_bar.planner.memory import Place, Spread, States, cache, states
 from megatron_bar.recipes.recipe import Training
+from megatron_bar.rl.config import GRPOConfig
 from megatron_bar.rl.engine import EngineConfig
-from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.training import flops
 from megatron_bar.training.stage import Stage
 from megatron_bar.weights.groups import POLICIES, FreezePolicy
@@ -113,7 +113,7 @@ class Usage:
     gradients: int
     optimizer: int
     start: int
-    """A copy of what trains, as the stage began: RLVR and preference optimisation."""
+    """A copy of what trains, as the stage began: RLVR that compares with it, and preference optimisation."""
     activations: int
     """Kept for the backward pass, the loss left out."""
     logits: int
@@ -164,12 +164,12 @@ def _of_rank(planned: PlannedStage, stage: Stage, machine: Machine, spread: Spre
     )
     micro_batches = -(-planned.rows // (stage.micro_batch * spread.data))
     passing = activations(one, recompute=stage.recompute, micro_batches=micro_batches)
-    from_start = run.dpo is not None or (run.rl is not None and (run.rl.kl > 0 or run.rl.kl_every > 0))
+    from_start = run.dpo is not None or (run.rl is not None and run.rl.keeps_start)
     return Usage(
         weights=fixed.weights,
         gradients=fixed.gradients,
         optimizer=fixed.optimizer,
-        start=fixed.trains if run.rl is not None or run.dpo is not None else 0,
+        start=fixed.trains if from_start else 0,
         activations=passing.kept,
         logits=passing.logits,
         working=passing.working + fixed.gradient,

@@ -1,7 +1,9 @@
 """Where answers come from: the weights that train, or a process of its own (vLLM on a cluster).
 
-An engine is told when weights have changed (`sync`), is asked for answers (`start`), and can say in what it differs from the
-trainer (`difference`) when the log-probabilities of the two do. All calls are collective.
+An engine is told when weights have changed (`sync`), is asked for answers (`start`), and can say in what it
+differs from the trainer (`difference`) when the log-probabilities of the two do. All calls are collective.
+
+Legend: t tokens, h hidden, 1 a batch of one.
 """
 
 import json
@@ -9,8 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,11 +26,11 @@ from torch import Tensor
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.errors import BarError, require_at_least
-from megatron_bar.models.build import LanguageModel
+from megatron_bar.models.build import LanguageModel, evaluating
 from megatron_bar.models.sampler import Completion, Sampler, stop_at, through_stages
 from megatron_bar.models.shards import save_folder
 from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import on_rank_zero
+from megatron_bar.parallel.state import gather_objects, on_rank_zero
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.manifest import Manifest
@@ -36,14 +39,16 @@ from megatron_bar.weights.writer import WriteOptions
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
+    """Which engine answers, and where it runs."""
+
     name: Literal["own", "vllm", "transformers"] = "own"
-    """own: the sampler in the training processes. The others run beside them, on rank 0's machine."""
+    """Engine: own is the trainer's sampler; the others run beside the trainer, on rank 0's machine."""
     python: str | None = None
-    """The Python that has the engine: vLLM brings its own torch and wants an environment of its own. None: this one."""
+    """Python that has the engine: vLLM brings its own torch and wants its own environment. None: this one."""
     devices: str | None = None
-    """The GPUs that it sees (CUDA_VISIBLE_DEVICES); None: those of rank 0."""
+    """GPUs that it sees (CUDA_VISIBLE_DEVICES); None: those of rank 0."""
     tensor: int = 1
-    """vLLM's tensor parallelism."""
+    """Tensor parallelism of vLLM."""
     memory: float = 0.9
     """Share of the GPUs' memory that vLLM may take."""
 
@@ -64,32 +69,47 @@ class SamplingParams:
 
 
 class Engine(Protocol):
+    """Who answers."""
+
     def sync(self) -> None:
         """Makes the trainer's weights the ones that answer."""
 
-    def start(self, prompts: list[list[int]], params: SamplingParams, *, seed: int) -> Callable[[], list[Completion]]:
+    def start(
+        self, prompts: list[list[int]], params: SamplingParams, *, seed: int
+    ) -> Callable[[], list[Completion]]:
         """Begins an answer to each prompt; what is returned waits for them. Until then, no other call."""
 
     def changed(self) -> list[str]:
-        """Tensors of the trainer that are not what they were at `sync`, where that costs next to nothing to say."""
+        """Returns tensors of the trainer that changed since `sync`, where that is cheap to say."""
 
     def difference(self, ids: list[int]) -> str:
-        """In which tensor or layer it differs most from the trainer, as far as it can tell; ``ids``: a sequence to try."""
+        """Returns in which tensor or layer it differs most from the trainer, as far as it can tell.
 
-    def close(self) -> None: ...
+        ``ids``: a sequence to try.
+        """
+
+    def close(self) -> None:
+        """Ends what runs beside the trainer."""
 
 
 class OwnSampler:
     """The trainer's own weights; answers are there when `start` returns."""
 
     def __init__(self, trainer: Trainer, chats: ChatFormat):
-        self.model, self.decode = trainer.model, chats.tokenizer.decode
+        self.model = trainer.model
+        self.decode = chats.tokenizer.decode
         self.sampler = Sampler(trainer.model, eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id)
+        self.synced: dict[str, float] = {}
+        """Fingerprints of the weights at the last `sync`."""
 
     def sync(self) -> None:
-        self.weights = fingerprints(self.model)
+        """Takes the fingerprints; the weights are there already."""
+        self.synced = fingerprints(self.model)
 
-    def start(self, prompts: list[list[int]], params: SamplingParams, *, seed: int) -> Callable[[], list[Completion]]:
+    def start(
+        self, prompts: list[list[int]], params: SamplingParams, *, seed: int
+    ) -> Callable[[], list[Completion]]:
+        """Answers at once."""
         done = self.sampler.generate(
             prompts,
             max_new_tokens=params.max_new_tokens,
@@ -101,88 +121,120 @@ class OwnSampler:
         return lambda: done
 
     def changed(self) -> list[str]:
+        """Returns the tensors whose fingerprints are others than at the last `sync`, on any rank."""
         now = fingerprints(self.model)
-        return _union([name for name, value in self.weights.items() if now[name] != value])
+        return _union([name for name, value in self.synced.items() if now[name] != value])
 
     def difference(self, ids: list[int]) -> str:
+        """Returns what changed, or where passes with and without the cache part."""
         if changed := self.changed():
             return f"changed since the answers were sampled: {', '.join(changed[:3])}"
         return f"no tensor changed; {worst_layer(self.model, ids)}"
 
     def close(self) -> None:
-        pass
+        """Does nothing: nothing runs beside the trainer."""
 
 
 def fingerprints(model: LanguageModel) -> dict[str, float]:
-    """A sum of every parameter of this rank, by the folder's name: a change shows."""
-    ops = model.weight_ops().values()
-    return {
-        op.names[0]: float(param.detach().double().sum()) for (_, param), op in zip(model.named_parameters(), ops, strict=True)
-    }
+    """Returns a sum of every parameter of this rank, by the folder's name: a change shows."""
+    return {op.names[0]: float(param.detach().double().sum()) for _, param, op in model.parameters_with_ops()}
 
 
 def _union(mine: list) -> list:
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return list(dict.fromkeys(item for part in everyone for item in part))
+    return list(dict.fromkeys(item for theirs in gather_objects(mine) for item in theirs))
 
 
 @torch.no_grad()
 def worst_layer(model: LanguageModel, ids: list[int]) -> str:
-    """Where a pass token by token through the cache leaves the pass over the whole sequence ``ids``. Collective."""
+    """Says where a pass token by token through the cache leaves the pass over all of ``ids``. Collective."""
     first = model.decoder.layers[0].layer_number
-    tensor, device = parallel_state.get_tensor_model_parallel_world_size(), cpu.device()
-    seen: list[list[Tensor]] = [[] for _ in model.decoder.layers]
-
-    def keep(number: int):
-        def hook(_, __, out) -> None:
-            hidden = out[0] if isinstance(out, tuple) else out
-            whole = gather_from_sequence_parallel_region(hidden) if model.config.sequence_parallel else hidden
-            seen[number].append(whole[:, 0].float())
-
-        return hook
-
-    # Filled up to what sequence parallelism can cut; each token of the second pass is that many rows, of which one counts.
-    length = len(ids)
-    whole = torch.tensor([ids + [ids[-1]] * (-length % tensor)], device=device)
-    hooks = [layer.register_forward_hook(keep(number)) for number, layer in enumerate(model.decoder.layers)]
-    training = model.training
-    model.eval()
-    try:
-        through_stages(model, whole, torch.arange(whole.shape[1], device=device)[None])
-        expected = [parts.pop()[:length] for parts in seen]
-        cache = model.new_cache(rows=tensor, max_length=length)
-        for position, token in enumerate(ids):
-            through_stages(
-                model,
-                torch.full((1, tensor), token, device=device),
-                torch.full((1, tensor), position, device=device),
-                cache=cache,
-            )
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    apart = [
-        (first + number - 1, ((torch.stack([row[0] for row in rows]) - want).norm() / want.norm()).item())
-        for number, (rows, want) in enumerate(zip(seen, expected, strict=True))
+    with _outputs(model) as seen_th, evaluating(model):
+        _pass_whole(model, ids)
+        expected_th = [parts.pop()[: len(ids)] for parts in seen_th]
+        _pass_by_token(model, ids)
+    # Of the rows that fill a pass up the first counts: they are all of the same token.
+    found_th = [torch.stack([rows[0] for rows in parts]) for parts in seen_th]
+    differences = [
+        (first + number - 1, ((found - expected).norm() / expected.norm()).item())
+        for number, (found, expected) in enumerate(zip(found_th, expected_th, strict=True))
     ]
-    layers = sorted(_union(apart))
+    layers = sorted(_union(differences))
     rounding = 100 * torch.finfo(model.config.params_dtype).eps
-    layer, by = next((pair for pair in layers if pair[1] > rounding), max(layers, key=lambda pair: pair[1]))
+    largest = max(layers, key=lambda pair: pair[1])
+    layer, by = next((pair for pair in layers if pair[1] > rounding), largest)
     return f"with the cache, model.layers.{layer} is the first to differ, by {by:.1g} of its output"
 
 
-class EngineProcess:
-    """An engine of engine_server.py, on rank 0; the weights reach it as a Hugging Face folder."""
+@contextmanager
+def _outputs(model: LanguageModel) -> Iterator[list[list[Tensor]]]:
+    """Collects what each layer of this rank puts out, a tensor ``[t, h]`` for every pass."""
+    seen_th: list[list[Tensor]] = [[] for _ in model.decoder.layers]
 
-    def __init__(self, trainer: Trainer, chats: ChatFormat, config: EngineConfig, params: SamplingParams, *, folder: Path):
-        """``folder``: where weights are handed over; gone when they are loaded."""
-        self.trainer, self.folder, self.version, self.config = trainer, folder, 0, config
-        self.stop_ids, self.pad_id = sorted(chats.stop_ids), chats.tokenizer.pad_id
+    def collect(number: int):
+        def hook(_, __, out) -> None:
+            hidden = out[0] if isinstance(out, tuple) else out
+            whole = gather_from_sequence_parallel_region(hidden) if model.config.sequence_parallel else hidden
+            seen_th[number].append(whole[:, 0].float())
+
+        return hook
+
+    hooks = [
+        layer.register_forward_hook(collect(number)) for number, layer in enumerate(model.decoder.layers)
+    ]
+    try:
+        yield seen_th
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pass_whole(model: LanguageModel, ids: list[int]) -> None:
+    # Filled up to what sequence parallelism can cut: attention is causal, so what comes behind changes
+    # nothing.
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    ids_1t = torch.tensor([ids + [ids[-1]] * (-len(ids) % tensor)], device=cpu.device())
+    through_stages(model, ids_1t, torch.arange(ids_1t.shape[1], device=cpu.device())[None])
+
+
+def _pass_by_token(model: LanguageModel, ids: list[int]) -> None:
+    # For the same reason each token is as many rows as there are tensor ranks.
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    cache = model.new_cache(rows=tensor, max_length=len(ids))
+    for position, token in enumerate(ids):
+        ids_1t = torch.full((1, tensor), token, device=cpu.device())
+        through_stages(model, ids_1t, torch.full((1, tensor), position, device=cpu.device()), cache=cache)
+
+
+class EngineProcess:
+    """An engine of engine_server.py, on rank 0; the weights reach it as a Hugging Face folder.
+
+    ``folder``: where they are handed over; gone when they are loaded.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        chats: ChatFormat,
+        config: EngineConfig,
+        params: SamplingParams,
+        *,
+        folder: Path,
+    ):
+        self.trainer = trainer
+        self.folder = folder
+        self.config = config
+        self.version = 0
+        """Number of the weights that it should have: how often they were handed over."""
+        self.stop_ids = sorted(chats.stop_ids)
+        self.pad_id = chats.tokenizer.pad_id
         self.thread = ThreadPoolExecutor(1)
         self.process = None
-        options = {"tensor": config.tensor, "memory": config.memory, "stop": list(params.stop), "slots": params.slots}
+        options = {
+            "tensor": config.tensor,
+            "memory": config.memory,
+            "stop": list(params.stop),
+            "slots": params.slots,
+        }
         on_rank_zero(lambda: self._begin(options))
 
     def _begin(self, options: dict) -> None:
@@ -193,16 +245,22 @@ class EngineProcess:
             environment["CUDA_VISIBLE_DEVICES"] = self.config.devices
         script = Path(__file__).with_name("engine_server.py")
         python = self.config.python or sys.executable
-        command = [python, "-P", str(script), self.config.name, json.dumps(options)]  # -P: the files beside it are no modules
+        # -P: the files beside the script are no modules of its own.
+        command = [python, "-P", str(script), self.config.name, json.dumps(options)]
         try:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env=environment,
             )
         except OSError as error:
             raise BarError(f"engine {self.config.name}: {python}: not runnable: {error.strerror}") from None
 
     def _ask(self, call: str, **given) -> dict:
-        """On rank 0 alone."""
+        """Makes one call and waits for its result; on rank 0 alone."""
         try:
             self.process.stdin.write(json.dumps({"call": call, "given": given}) + "\n")
             self.process.stdin.flush()
@@ -210,15 +268,20 @@ class EngineProcess:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise BarError(f"engine {self.config.name}: its process ended with status {self.process.wait()} during {call}")
+            status = self.process.wait()
+            raise BarError(f"engine {self.config.name}: its process ended with status {status} during {call}")
         answer = json.loads(line)
         if "error" in answer:
             raise BarError(f"engine {self.config.name}: {call}: {' '.join(answer['error'].split())}")
         if answer["version"] != self.version:
-            raise BarError(f"engine {self.config.name}: out of step: holds weights {answer['version']}, expected {self.version}")
+            raise BarError(
+                f"engine {self.config.name}: out of step: "
+                f"holds weights {answer['version']}, expected {self.version}"
+            )
         return answer["result"]
 
     def sync(self) -> None:
+        """Hands the weights over and waits until they are loaded."""
         self._write()
         self.version += 1
         try:
@@ -230,10 +293,19 @@ class EngineProcess:
         on_rank_zero(lambda: shutil.rmtree(self.folder, ignore_errors=True))
         model = self.trainer.model
         manifest = Manifest(family=model.shape.family, kind="dense")  # nobody's folder but the engine's
-        what = {"manifest": lambda *_: manifest, "config": self.trainer.written, "options": WriteOptions(verify="none")}
-        save_folder(model, self.folder, companions_from=self.trainer.source, **what)
+        save_folder(
+            model,
+            self.folder,
+            companions_from=self.trainer.source,
+            manifest=lambda *_: manifest,
+            config=self.trainer.written,
+            options=WriteOptions(verify="none"),
+        )
 
-    def start(self, prompts: list[list[int]], params: SamplingParams, *, seed: int) -> Callable[[], list[Completion]]:
+    def start(
+        self, prompts: list[list[int]], params: SamplingParams, *, seed: int
+    ) -> Callable[[], list[Completion]]:
+        """Asks in a thread, while the trainer goes on."""
         given = {
             "prompts": prompts,
             "max_new_tokens": params.max_new_tokens,
@@ -244,25 +316,31 @@ class EngineProcess:
             "pad_id": self.pad_id,
         }
         pending = self.thread.submit(self._ask, "generate", **given) if dist.get_rank() == 0 else None
-        return lambda: [Completion(**found) for found in on_rank_zero(lambda: pending.result())]
+        return lambda: [Completion(**answer) for answer in on_rank_zero(lambda: pending.result())]
 
     def changed(self) -> list[str]:
+        """Returns nothing: to ask would cost a folder."""
         return []
 
     def difference(self, ids: list[int]) -> str:
-        """By tensor sums against a folder written now; an engine that fuses its tensors tells nothing."""
+        """Compares tensor sums with those of a folder written now; an engine tells none of fused tensors."""
         theirs = on_rank_zero(lambda: self._ask("sums"))
         if not theirs:
             return f"{self.config.name} cannot be asked for its tensors"
         self._write()
 
         def apart() -> str:
-            folder, by = Folder.open(self.folder), {}
+            folder = Folder.open(self.folder)
+            by = {}
             for name in folder.tensors:
                 mine = float(folder.read(name).double().sum())
                 by[name] = abs(mine - theirs.get(name, float("inf"))) / (1 + abs(mine))
             worst = max(by, key=by.get)
-            return f"worst tensor in the engine: {worst}" if by[worst] > 1e-9 else "its tensors are the trainer's"
+            return (
+                f"worst tensor in the engine: {worst}"
+                if by[worst] > 1e-9
+                else "its tensors are the trainer's"
+            )
 
         try:
             return on_rank_zero(apart)
@@ -270,13 +348,17 @@ class EngineProcess:
             on_rank_zero(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
     def close(self) -> None:
+        """Ends the process."""
         self.thread.shutdown(wait=False, cancel_futures=True)
         if self.process is not None:
             self.process.terminate()
             self.process.wait()
 
 
-def build_engine(config: EngineConfig, trainer: Trainer, chats: ChatFormat, params: SamplingParams, *, folder: Path) -> Engine:
+def build_engine(
+    config: EngineConfig, trainer: Trainer, chats: ChatFormat, params: SamplingParams, *, folder: Path
+) -> Engine:
+    """Builds the engine of ``config``; ``folder``: where weights may be handed over. Collective."""
     if config.name == "own":
         return OwnSampler(trainer, chats)
     return EngineProcess(trainer, chats, config, params, folder=folder)

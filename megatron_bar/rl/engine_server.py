@@ -1,8 +1,9 @@
-"""An engine in a process and, if need be, a Python environment of its own: vLLM, or transformers where there is no GPU.
+"""An engine in a process and, if need be, a Python environment of its own: vLLM, or transformers where there
+is no GPU.
 
-Started by engine.py as ``python engine_server.py NAME OPTIONS``; imports nothing of this project. Reads one JSON request a
-line on stdin and answers each by one line on stdout: ``load`` (a Hugging Face folder), ``generate``, ``sums`` (of the
-weights it holds). Ends when stdin does, so it never outlives who started it.
+Started by engine.py as ``python engine_server.py NAME OPTIONS``; imports nothing of this project. Reads one
+JSON request a line on stdin and answers each by one line on stdout: ``load`` (a Hugging Face folder),
+``generate``, ``sums`` (of the weights it holds). Ends when stdin does, so it never outlives who started it.
 """
 
 import json
@@ -15,14 +16,17 @@ from safetensors import safe_open
 
 
 class VLLM:
-    """Reads a folder into the running engine (reload_weights); the sampled distribution's log-probabilities."""
+    """Reads a folder into the running engine (reload_weights); log-probabilities of what is sampled from."""
 
     def __init__(self, options: dict):
         import vllm
 
-        self.vllm, self.options, self.model = vllm, options, None
+        self.vllm = vllm
+        self.options = options
+        self.model = None
 
     def load(self, folder: str) -> None:
+        """Makes the weights of ``folder`` those that answer."""
         if self.model is None:
             self.model = self.vllm.LLM(
                 model=folder,
@@ -37,6 +41,7 @@ class VLLM:
             self.model.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
     def generate(self, prompts, *, max_new_tokens, temperature, seed, stop, stop_ids, pad_id) -> list[dict]:
+        """Returns an answer to each prompt, as the fields of a `Completion`."""
         settings = [
             self.vllm.SamplingParams(
                 temperature=temperature,
@@ -60,7 +65,8 @@ class VLLM:
         return {"ids": ids, "logprobs": logprobs, "finished": out.finish_reason == "stop"}
 
     def sums(self) -> dict[str, float]:
-        return {}  # its tensors are fused and sharded as it likes
+        """Returns none: its tensors are fused and sharded as it likes."""
+        return {}
 
 
 class Transformers:
@@ -70,24 +76,31 @@ class Transformers:
         import torch
         import transformers
 
-        self.torch, self.transformers, self.options = torch, transformers, options
+        self.torch = torch
+        self.transformers = transformers
+        self.options = options
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         transformers.utils.logging.disable_progress_bar()
         self.model = self.tokenizer = None
 
     def load(self, folder: str) -> None:
-        self.model = self.transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval().to(self.device)
+        """Makes the weights of ``folder`` those that answer."""
+        model = self.transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self.model = model.eval().to(self.device)
         if self.options["stop"] and self.tokenizer is None:
             self.tokenizer = self.transformers.AutoTokenizer.from_pretrained(folder)
 
     def generate(self, prompts, *, max_new_tokens, temperature, seed, stop, stop_ids, pad_id) -> list[dict]:
+        """Returns an answer to each prompt, as the fields of a `Completion`."""
         self.torch.manual_seed(seed)
-        found = []
+        completions = []
         for start in range(0, len(prompts), self.options["slots"]):
             rows = prompts[start : start + self.options["slots"]]
             width = max(map(len, rows))
             ids = self.torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=self.device)
-            seen = self.torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+            seen = self.torch.tensor(
+                [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device
+            )
             config = self.transformers.GenerationConfig(
                 max_new_tokens=max_new_tokens,
                 eos_token_id=stop_ids,
@@ -106,58 +119,79 @@ class Transformers:
             new = out.sequences[:, width:]
             logits = self.torch.stack(out.logits, 1).float() / (temperature or 1.0)
             logprobs = logits.log_softmax(-1).gather(-1, new[..., None]).squeeze(-1)
-            found += map(self._completion, new.tolist(), logprobs.tolist(), [stop] * len(rows), [stop_ids] * len(rows))
-        return found
+            for row_ids, row_logprobs in zip(new.tolist(), logprobs.tolist(), strict=True):
+                completions.append(self._completion(row_ids, row_logprobs, stop, stop_ids))
+        return completions
 
     def _stopped(self, rows, stop):
-        ended = [any(string in self.tokenizer.decode(row) for string in stop) for row in rows] if stop else [False] * len(rows)
+        ended = [self._has_text(row, stop) for row in rows]
         return self.torch.tensor(ended, device=self.device)
+
+    def _has_text(self, ids, stop) -> bool:
+        return any(string in self.tokenizer.decode(ids) for string in stop)
 
     def _completion(self, ids, logprobs, stop, stop_ids) -> dict:
         """Up to what ended it; behind that lies padding."""
         for end in range(1, len(ids) + 1):
-            if ids[end - 1] in stop_ids or (stop and any(string in self.tokenizer.decode(ids[:end]) for string in stop)):
+            if ids[end - 1] in stop_ids or self._has_text(ids[:end], stop):
                 return {"ids": ids[:end], "logprobs": logprobs[:end], "finished": True}
         return {"ids": ids, "logprobs": logprobs, "finished": False}
 
     def sums(self) -> dict[str, float]:
-        # By way of a folder: in memory transformers fuses experts, in a folder they have the names that everybody knows.
+        """Returns the sum of every tensor, by its name in a folder."""
+        # By way of a folder: in memory transformers fuses experts, in a folder they have the names that all
+        # know.
+        sums = {}
         with tempfile.TemporaryDirectory() as folder:
             self.model.save_pretrained(folder)
-            found = {}
             for path in Path(folder).glob("*.safetensors"):
                 with safe_open(path, "pt") as file:
-                    found |= {name: float(file.get_tensor(name).double().sum()) for name in file.keys()}
-        return found
+                    sums |= {name: float(file.get_tensor(name).double().sum()) for name in file.keys()}
+        return sums
 
 
 ENGINES = {"vllm": VLLM, "transformers": Transformers}
 
 
+def answer(engine, request: dict):
+    """Returns the result of the call that ``request`` asks for."""
+    given = request["given"]
+    match request["call"]:
+        case "load":
+            return engine.load(given["folder"])
+        case "generate":
+            return engine.generate(**given)
+        case "sums":
+            return engine.sums()
+        case other:
+            raise ValueError(f"expected load, generate or sums, got {other}")
+
+
 def main() -> None:
+    """Answers the requests on stdin until there are no more."""
     # Everything is in the folder; local_files_only alone does not keep transformers from asking for adapters.
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Libraries print to stdout as they like: the answers get it for themselves.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    name, options = sys.argv[1], json.loads(sys.argv[2])
-    engine, loaded = None, None
+    name = sys.argv[1]
+    options = json.loads(sys.argv[2])
+    engine = None
+    loaded = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if engine is None:
                 engine = ENGINES[name](options)
-            call, given = request["call"], request["given"]
-            if call == "load":
-                loaded = given.pop("version")
-            result = getattr(engine, call)(**given)
-            answer = {"result": result, "version": loaded}
+            if request["call"] == "load":
+                loaded = request["given"]["version"]
+            reply = {"result": answer(engine, request), "version": loaded}
         except ModuleNotFoundError as error:
-            answer = {"error": f"{error.name} is not installed in {sys.executable}"}
+            reply = {"error": f"{error.name} is not installed in {sys.executable}"}
         except Exception as error:  # noqa: BLE001 - whatever an engine raises is the asker's to report
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What RLVR asks, and what it learns from: prompts still worth drawing, and answers packed as documents with advantages."""
+"""What RLVR asks and learns from: prompts still worth drawing, answers packed with their advantages."""
 
 from dataclasses import dataclass
 from random import Random
@@ -12,6 +12,8 @@ from megatron_bar.rl.advantage import Advantages, centred
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
+    """A prompt whose answers can be verified."""
+
     prompt: list[int]
     """Token ids, generation prompt included."""
     verifier: str
@@ -29,39 +31,50 @@ def pack_rollouts(
     advantages: Advantages = centred,
     truncated: str = "score",
 ) -> PackedRows:
-    """Prompt and answer as one document each; an answer's tokens carry their ``logprobs`` and ``advantages``."""
+    """Packs prompt and answer as one document each; an answer's tokens carry their ``logprobs`` and
+    ``advantages``.
+
+    ``longest``: of an answer. ``truncated``: see `GRPOConfig`.
+    """
     documents: list[Document] = []
     logprobs: list[list[float]] = []
     weights: list[list[float]] = []
     for task, group, scores in zip(tasks, groups, rewards, strict=True):
-        nothing = [0.0] * len(task.prompt)
-        for completion, advantage in zip(group, advantages(scores, [len(c.ids) for c in group], longest), strict=True):
+        zeros = [0.0] * len(task.prompt)
+        lengths = [len(completion.ids) for completion in group]
+        for completion, advantage in zip(group, advantages(scores, lengths, longest), strict=True):
             ids = task.prompt + completion.ids
             if len(ids) > length:
                 raise BarError(f"a rollout of {len(ids)} tokens does not fit the sequence length {length}")
             learn = completion.finished or truncated == "score"
             documents.append((ids, [False] * len(task.prompt) + [learn] * len(completion.ids)))
-            logprobs.append(nothing + completion.logprobs)
-            weights.append(nothing + [advantage] * len(completion.ids))
+            logprobs.append(zeros + completion.logprobs)
+            weights.append(zeros + [advantage] * len(completion.ids))
     rollouts = in_memory(documents, logprobs=logprobs, advantages=weights)
     return PackedRows([("rollouts", rollouts)], length, pad_id=pad_id)
 
 
 class Prompts:
-    """The prompts still worth drawing; what is drawn in a round depends on the seed and on what was solved before."""
+    """The prompts still worth drawing; what a round draws depends on the seed and what was solved before."""
 
     def __init__(self, tasks: list[Task], *, seed: int, solved: float):
         if not tasks:
             raise BarError("RLVR needs at least one prompt")
-        self.tasks, self.seed, self.solved = tasks, seed, solved
+        self.tasks = tasks
+        self.seed = seed
+        self.solved = solved
         self.open = set(range(len(tasks)))
 
     def draw(self, round_number: int, count: int) -> list[int]:
-        """Numbers of ``count`` different prompts; fewer, when fewer are left."""
+        """Returns the numbers of ``count`` different prompts; fewer, when fewer are left."""
         if not self.open:
-            raise BarError(f"every one of the {len(self.tasks)} prompts is solved at least {self.solved:.0%} of the time")
+            raise BarError(
+                f"every one of the {len(self.tasks)} prompts is solved at least {self.solved:.0%} of the time"
+            )
+        # Of the round alone, and sorted, as a set has no order: a resumed stage draws the same.
         return Random(f"{self.seed}/{round_number}").sample(sorted(self.open), min(count, len(self.open)))
 
     def record(self, number: int, pass_rate: float) -> None:
+        """Closes a prompt that was solved often enough."""
         if pass_rate >= self.solved:
             self.open.discard(number)

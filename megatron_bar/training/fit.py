@@ -32,17 +32,21 @@ class Job:
     out: Path
     """The folder it writes; appears when it is whole."""
     manifest: Callable[..., Manifest]
-    """Of the folder written, given ``source_hash``, the hash of the one it started from, and ``cost``, what the stage took."""
+    """Manifest of the folder written, given ``source_hash``, the hash of the one it started from, and
+    ``cost``, what the stage took."""
     logs: Path | None = None
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of checkpoints, hidden beside the one that is written."""
         return checkpoints_of(self.out)
 
     @property
     def nonfinite(self) -> Path:
-        """Where steps that were not finite, and spikes, are reported."""
-        return self.out.with_name(f"{self.out.name}.nonfinite.jsonl") if self.logs is None else self.logs / "nonfinite.jsonl"
+        """The file where steps that were not finite, and spikes, are reported."""
+        if self.logs is None:
+            return self.out.with_name(f"{self.out.name}.nonfinite.jsonl")
+        return self.logs / "nonfinite.jsonl"
 
     def check_out(self) -> None:
         """Refuses a folder that is there already, before anything is trained. Collective."""
@@ -50,20 +54,22 @@ class Job:
 
 
 def checkpoints_of(out: Path) -> Path:
+    """Returns where the checkpoints of a stage that writes ``out`` lie."""
     return out.with_name(f".{out.name}.checkpoints")
 
 
 def remove_leftovers(out: Path) -> None:
-    """The checkpoints of a folder that is whole: a kill came between its appearance and their removal."""
+    """Removes the checkpoints of a folder that is whole: a kill may come between the two."""
     shutil.rmtree(checkpoints_of(out), ignore_errors=True)
 
 
-Prepare = Callable[[list[Batch]], list[Batch]]
+Prepare = Callable[[Trainer, list[Batch]], list[Batch]]
 """What a step's micro-batches go through before they are learnt from; collective."""
 
 
-def as_they_are(trainer: Trainer) -> Prepare:
-    return lambda micro_batches: micro_batches
+def as_they_are(trainer: Trainer, micro_batches: list[Batch]) -> list[Batch]:
+    """Returns the micro-batches, a `Prepare` that prepares nothing."""
+    return micro_batches
 
 
 def fit(
@@ -73,23 +79,26 @@ def fit(
     *,
     weights: Sequence[float] | None = None,
     objective: Objective | None = None,
-    prepare: Callable[[Trainer], Prepare] = as_they_are,
+    prepare: Prepare = as_they_are,
+    keep_start: bool = False,
 ) -> None:
     """Trains ``stage`` on ``parts`` and writes ``job.out``; resumes from its newest checkpoint.
 
-    ``weights``: of each part among the rows; None: every row once an epoch. ``objective``: None: language modelling.
-    ``prepare`` is given the trainer as the stage begins, before a checkpoint is read. Asked to stop by SIGTERM it saves and
-    exits.
+    ``weights``: of each part among the rows; None: every row once an epoch. ``objective``: None: language
+    modelling. ``keep_start``: whether ``prepare`` asks for the weights that the stage began with (see
+    `Trainer.start_weights`). Asked to stop by SIGTERM it saves and exits.
     """
     job.check_out()
     steps = stage.num_steps(sum(len(part) for part in parts))
-    trainer = Trainer(job.source, stage, steps=steps)
-    objective, prepared = objective or LanguageModelling(stage.head_z_loss), prepare(trainer)
+    trainer = Trainer(job.source, stage, steps=steps, keep_start=keep_start)
+    objective = objective or LanguageModelling(stage.head_z_loss)
+    # What a checkpoint must agree with to be gone on from.
     data = blake3(json.dumps([[part.fingerprint for part in parts], weights]).encode()).hexdigest()
     origin = {"source": trainer.source_hash, "data": data, "objective": repr(objective)}
     checkpoints = Checkpoints(trainer, job.checkpoints, name=job.name, origin=origin)
     saved = checkpoints.resume() or {"guard": None}
     guard = Guard(job.name, job.nonfinite, stage, start=trainer.done, saved=saved["guard"])
+    # A step's rows depend on its number alone, so that a resumed stage sees what it would have seen.
     loader = Loader(
         parts,
         global_batch=stage.batch,
@@ -102,12 +111,15 @@ def fit(
     )
     with trainer.stop, Log(job.name, job.logs, steps=steps, start=trainer.done) as log:
         for step in loader.ahead(trainer.done):
-            values = trainer.step(prepared(step.micro_batches), objective)
+            values = trainer.step(prepare(trainer, step.micro_batches), objective)
             values = guard.judge(trainer.done, values, step.rows)
-            shares = {f"share/{name}": share for name, share in step.shares.items()} if len(step.shares) > 1 else {}
+            shares = {}
+            if len(step.shares) > 1:
+                shares = {f"share/{name}": share for name, share in step.shares.items()}
             log.step(trainer.done, values | shares)
             checkpoints.after(trainer.done, lambda: {"guard": guard.saved()}, last=trainer.done == steps)
         checkpoints.wait()
+    # Until the folder is whole the checkpoints stay: whatever ends the process now, the same command goes on.
     cost = trainer.meter.cost(job.name, stage.name)
     trainer.save(job.out, manifest=partial(job.manifest, source_hash=trainer.source_hash, cost=cost))
     checkpoints.remove()

@@ -1,4 +1,5 @@
-"""What trains in a stage: requires_grad=False before DDP and optimizer size their buffers, and proof that it held.
+"""What trains in a stage: requires_grad=False before DDP and optimizer size their buffers, and proof that it
+held.
 
 The router's anchor row is the one place where a mask does it: the row shares its tensor with rows that train
 (arXiv 2604.18473). Adam leaves a row with zero gradients and no weight decay bit-identical.
@@ -21,11 +22,13 @@ from megatron_bar.weights.manifest import Certificate
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """What a stage must leave alone on this rank: parameters by folder name, and the rows of them (None: all)."""
+    """What a stage must leave alone on this rank."""
 
     parts: dict[str, tuple[Tensor, slice]]
+    """Parameters by folder name, and which of their rows."""
 
     def hashes(self) -> dict[str, str]:
+        """Returns the BLAKE3 hash of every part, by name."""
         return {
             name: blake3(param.detach()[rows].contiguous().view(torch.uint8).cpu().numpy()).hexdigest()
             for name, (param, rows) in self.parts.items()
@@ -38,7 +41,7 @@ def freeze(model: LanguageModel, policy: FreezePolicy) -> Frozen:
     Call before DDP and the optimizer are built.
     """
     parts: dict[str, tuple[Tensor, slice]] = {}
-    for (_, param), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True):
+    for _, param, op in model.parameters_with_ops():
         group = classify(op.names[0])
         param.requires_grad = group in policy.trains
         if not param.requires_grad:
@@ -50,7 +53,7 @@ def freeze(model: LanguageModel, policy: FreezePolicy) -> Frozen:
 
 
 def _without_anchor_row(gradient: Tensor) -> Tensor:
-    masked = gradient.clone()
+    masked = gradient.clone()  # autograd may hand the same tensor to others
     masked[0] = 0
     return masked
 
@@ -60,23 +63,29 @@ def check_unmoved(frozen: Frozen, before: dict[str, str]) -> None:
     for name, digest in frozen.hashes().items():
         if digest != before[name]:
             raise BarError(
-                f"frozen tensor {name!r} changed during training: expected hash {before[name][:16]}, got {digest[:16]}"
+                f"frozen tensor {name!r} changed during training: "
+                f"expected hash {before[name][:16]}, got {digest[:16]}"
             )
 
 
 def certify(policy: FreezePolicy, before: Units, after: Units) -> Certificate:
-    """That a folder has the frozen tensors and router rows of the one it was trained from; by hashes, so on any layout."""
+    """Certifies that a folder has the frozen tensors and router rows of the one it was trained from.
+
+    By hashes, so on any layout; raises with the first that differs.
+    """
+    # All of the folder, not this rank's part: units are tensors and router rows, and no layout cuts a hash.
     frozen = [unit for unit in before if policy.freezes(unit)]
     for unit in frozen:
         if before[unit] != after[unit]:
             raise BarError(
-                f"frozen tensor {unit!r} changed in stage {policy.name}: expected hash {before[unit]}, got {after[unit]}"
+                f"frozen tensor {unit!r} changed in stage {policy.name}: "
+                f"expected hash {before[unit]}, got {after[unit]}"
             )
     return Certificate(policy=policy.name, units=len(frozen), hash=combine(after, policy.freezes))
 
 
 def table(shape: ModelConfig, policy: FreezePolicy) -> list[tuple[ParamGroup, int, bool]]:
-    """(group, parameters in the whole model, trains) for every group of the model."""
+    """Returns (group, parameters in the whole model, trains) for every group of the model."""
     counts = Counter()
     for name, size in tensor_shapes(shape).items():
         counts[classify(name)] += torch.Size(size).numel()
@@ -86,25 +95,23 @@ def table(shape: ModelConfig, policy: FreezePolicy) -> list[tuple[ParamGroup, in
 class GradientWatch:
     """Notes which trainable parameters receive a gradient, for the first step of a stage.
 
-    A rule can be right and train nothing: a checkpointed block whose input needs no gradient gives none to its
-    parameters, while the head still trains and the loss still falls.
+    A rule can be right and train nothing: a checkpointed block whose input needs no gradient gives none to
+    its parameters, while the head still trains and the loss still falls.
     """
 
     def __init__(self, model: LanguageModel):
         self._seen: set[str] = set()
-        self._names = [
-            op.names[0]
-            for (_, p), op in zip(model.named_parameters(), model.weight_ops().values(), strict=True)
-            if p.requires_grad
-        ]
-        params = (p for p in model.parameters() if p.requires_grad)
-        self._hooks = [
-            p.register_hook(lambda _, name=name: self._seen.add(name)) for name, p in zip(self._names, params, strict=True)
-        ]
+        trained = {op.names[0]: param for _, param, op in model.parameters_with_ops() if param.requires_grad}
+        # Megatron moves a gradient into main_grad and leaves grad empty: only a hook sees it pass.
+        self._hooks = {
+            name: param.register_hook(lambda _, name=name: self._seen.add(name))
+            for name, param in trained.items()
+        }
 
     def check(self) -> None:
-        for hook in self._hooks:
+        """Raises unless every one of them received a gradient; watches no longer."""
+        for hook in self._hooks.values():
             hook.remove()
-        for name in self._names:
+        for name in self._hooks:
             if name not in self._seen:
                 raise BarError(f"trainable parameter {name!r} received no gradient on the first step")

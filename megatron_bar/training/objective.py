@@ -1,4 +1,7 @@
-"""Objectives: reductions of the per-token negative log-likelihood that every stage's forward pass returns."""
+"""Objectives: reductions of the per-token negative log-likelihood that every stage's forward pass returns.
+
+Legend: b batch, s sequence.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,33 +11,43 @@ from torch import Tensor
 
 from megatron_bar.data.packing import Batch
 
+START_LOGPROBS = "start_logprobs"
+"""Name of a batch's extra values: the labels' log-probabilities as the stage began."""
+
 
 class Objective(Protocol):
-    names: tuple[str, ...]
-    """Of the sums it reports, divided by the whole batch's `units` before they are shown."""
-    temperature: float
-    """Of the distribution whose ``nll`` it wants."""
+    """What a stage minimises."""
 
-    def __call__(self, nll: Tensor, lse: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss of ``nll``, ``lse`` ``[b, s]`` summed over the batch's `units`, and the sums named by ``names``."""
+    names: tuple[str, ...]
+    """Names of the sums it reports, divided by the whole batch's `units` before they are shown."""
+    temperature: float
+    """Temperature of the distribution whose nll it wants."""
+
+    def __call__(self, nll_bs: Tensor, lse_bs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the loss summed over the batch's `units`, and the sums named by ``names``."""
 
     def units(self, batch: Batch) -> int:
-        """What the loss is a mean over: the loss tokens, unless an objective says otherwise."""
+        """Returns what the loss is a mean over: the loss tokens, unless an objective says otherwise."""
         return batch.loss_tokens
 
 
 @dataclass(frozen=True)
 class LanguageModelling(Objective):
-    """Next-token loss on the labelled positions, plus the LM head's z-loss (weight times logsumexp squared; PaLM, section 5)."""
+    """Next-token loss on the labelled positions, plus the LM head's z-loss.
+
+    That is the weight times logsumexp squared (PaLM, arXiv 2204.02311, section 5).
+    """
 
     head_z_loss: float = 0.0
     names = ("loss",)
     temperature = 1.0
 
-    def __call__(self, nll, lse, batch):
-        mask = batch.labels >= 0
-        loss = (nll * mask).sum()
+    def __call__(self, nll_bs: Tensor, lse_bs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the loss with the z-loss, and what is reported: the loss without."""
+        # A product and not a selection: to count what is selected a GPU would be waited for.
+        mask_bs = batch.labels >= 0
+        loss = (nll_bs * mask_bs).sum()
         total = loss
         if self.head_z_loss:
-            total = total + self.head_z_loss * (lse.square() * mask).sum()
+            total = total + self.head_z_loss * (lse_bs.square() * mask_bs).sum()
         return total, torch.stack([loss.detach()])

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule of a stage: Megatron's distributed AdamW, from the recipe's numbers."""
+"""Optimizer and learning-rate schedule of a stage: Megatron's distributed AdamW."""
 
 import math
 import warnings
@@ -19,10 +19,12 @@ from megatron_bar.parallel import cpu
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    """AdamW and its schedule."""
+
     lr: float
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How it falls after the warmup."""
+    """Way that it falls after the warmup."""
     final_lr_ratio: float = 0.0
     """Last learning rate over the peak."""
     warmup: float = 0.0
@@ -34,29 +36,33 @@ class OptimConfig:
     """Largest global gradient norm."""
 
     def __post_init__(self):
-        for name in ("lr", "eps", "clip"):
-            if not getattr(self, name) > 0:
-                raise BarError(f"optim.{name} must be positive, got {getattr(self, name)}")
+        for name, value in (("lr", self.lr), ("eps", self.eps), ("clip", self.clip)):
+            if not value > 0:
+                raise BarError(f"optim.{name} must be positive, got {value}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise BarError(f"optim.betas must be within 0 and 1, got {self.betas}")
         require_at_least("optim", self, 0, "weight_decay")
         if self.warmup < 0 or not 0 <= self.final_lr_ratio <= 1:
             raise BarError(
-                f"optim.warmup {self.warmup} must not be negative and final_lr_ratio {self.final_lr_ratio} within 0 and 1"
+                f"optim.warmup {self.warmup} must not be negative "
+                f"and final_lr_ratio {self.final_lr_ratio} within 0 and 1"
             )
 
     def warmup_steps(self, steps: int) -> int:
+        """Returns how many of ``steps`` warm up."""
         return min(steps, round(self.warmup if self.warmup >= 1 else self.warmup * steps))
 
 
 def data_parallel(model: LanguageModel) -> DistributedDataParallel:
     """Sums the gradients of what trains over the ranks that hold it, in fp32; `freeze` comes before."""
-    config = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True)
+    config = DistributedDataParallelConfig(
+        use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=True
+    )
     return DistributedDataParallel(model.config, config, model)
 
 
 def build_optimizer(model: DistributedDataParallel, optim: OptimConfig):
-    """Megatron's optimizer over what is trainable on this rank; possibly nothing."""
+    """Builds Megatron's optimizer over what is trainable on this rank; possibly nothing."""
     dtype = model.config.params_dtype
     config = OptimizerConfig(
         optimizer="adam",
@@ -76,30 +82,36 @@ def build_optimizer(model: DistributedDataParallel, optim: OptimConfig):
         optimizer = get_megatron_optimizer(config, [model], use_gloo_process_groups=False)
     if isinstance(optimizer, ChainedOptimizer):
         # A stub stands for a kind of parameter of which nothing trains here; its state cannot be saved.
-        optimizer.chained_optimizers = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
+        optimizer.chained_optimizers = [
+            part for part in optimizer.chained_optimizers if not part.is_stub_optimizer
+        ]
     for part in distributed_optimizers(optimizer):
-        if isinstance(part.optimizer, torch.optim.AdamW):  # where neither apex nor Transformer Engine brings one
+        if isinstance(
+            part.optimizer, torch.optim.AdamW
+        ):  # where neither apex nor Transformer Engine brings one
             for group in part.optimizer.param_groups:
                 group["fused"] = True
     return optimizer
 
 
 def distributed_optimizers(optimizer) -> list:
-    """Megatron's distributed optimizers behind the one: for experts spread over ranks, and for the rest."""
-    return getattr(optimizer, "chained_optimizers", [optimizer])
+    """Returns Megatron's distributed optimizers: for experts spread over ranks, and for the rest."""
+    return optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
 
 
 def update(optimizer, *, finite: bool) -> tuple[bool, float]:
-    """Megatron's ``step`` with a look at the norm before anything moves: it would update with a NaN. Collective.
+    """Makes Megatron's ``step`` with a look at the norm before anything moves: it would update with a NaN.
+    Collective.
 
-    Nothing moves where the gradients' norm or, by ``finite``, the loss is not finite. Returns whether it did, and the norm.
+    Nothing moves where the gradients' norm or, by ``finite``, the loss is not finite. Returns whether it did,
+    and the norm.
     """
     optimizer.prepare_grads()
     norm = _grad_norm(optimizer)
     if not (finite and math.isfinite(norm)):
         return False, norm
     for part in distributed_optimizers(optimizer):
-        share = part.config.clip_grad / (norm + 1e-6)
+        share = part.config.clip_grad / (norm + 1e-6)  # as torch's clip_grad_norm_ has it
         grads = [param.grad for param in part.get_parameters() if param.grad is not None]
         if share < 1 and grads:
             torch._foreach_mul_(grads, share)  # in place; without apex Megatron's own clipping copies them
@@ -108,7 +120,7 @@ def update(optimizer, *, finite: bool) -> tuple[bool, float]:
 
 
 def _grad_norm(optimizer) -> float:
-    """The norm over all ranks, for which a GPU is asked once: without apex Megatron asks for every tensor's."""
+    """The norm over all ranks, for which a GPU is asked once: Megatron without apex asks by tensor."""
     squares = []
     for part in distributed_optimizers(optimizer):
         grads = part.get_grads_for_grad_norm()
@@ -120,7 +132,8 @@ def _grad_norm(optimizer) -> float:
 
 
 def build_scheduler(optimizer, optim: OptimConfig, steps: int) -> OptimizerParamScheduler:
-    """Call ``step(1)`` before each optimizer step: step n of ``steps`` then has the rate of n, and none has rate 0."""
+    """Builds the schedule; its ``step(1)`` comes before an optimizer step, so that none has rate 0."""
+    # Megatron's last step has the final rate; one step more, and a rate that falls to 0 is never reached.
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

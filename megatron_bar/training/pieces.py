@@ -1,14 +1,16 @@
-"""What trains, as pieces that do not depend on the layout: each rank's own to write, and any rank's again to read.
+"""What trains, as pieces that do not depend on the layout: each rank's own to write, and any rank's again to
+read.
 
-The distributed optimizer gives every rank flat ranges of parameters, with fp32 values and Adam's two moments. A piece is such
-a range, known by the parameter's first name in the folder, the tensor-parallel part it lies in and the shape of that part.
-Nothing is exchanged to write them. To read a parameter its parts are put together, joined to the folder's tensors and cut
-for this rank, one parameter at a time, by the operations that load a folder. What is frozen comes from the source folder;
-a bfloat16 parameter is its fp32 value rounded.
+The distributed optimizer gives every rank flat ranges of parameters, with fp32 values and Adam's two moments.
+A piece is such a range, known by the parameter's first name in the folder, the tensor-parallel part it lies
+in and the shape of that part. Nothing is exchanged to write them. To read a parameter its parts are put
+together, joined to the folder's tensors and cut for this rank, one parameter at a time, by the operations
+that load a folder. What is frozen comes from the source folder; a bfloat16 parameter is its fp32 value
+rounded.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,22 +29,26 @@ KINDS = ("main", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
+    """A flat range of a parameter's tensor-parallel part."""
+
     name: str
+    """First name in the folder of the parameter."""
     rank: int
-    """Of the tensor-parallel part it lies in, among ``size`` of them."""
+    """Number of the part, among ``size`` of them."""
     size: int
     shape: tuple[int, ...]
-    """Of that part."""
+    """Shape of the part."""
     start: int
     stop: int
-    """Its range in the flat part."""
+    """End of the range in the flat part."""
 
     def key(self, kind: str) -> str:
+        """Returns the name of its tensor in a file; ``kind``: one of `KINDS`."""
         return f"{self.name}/{self.rank}/{self.start}/{kind}"
 
 
 Pieces = dict[str, list[tuple[int, Piece]]]
-"""By parameter: the number of the file, and the piece; in the order of the parts and of the ranges."""
+"""Number of the file and piece, by parameter; in the order of the parts and of the ranges."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +62,30 @@ class Owned:
 
 
 def owned_ranges(optimizer_parts: list) -> dict[Tensor, Owned]:
-    """By parameter, of Megatron's distributed optimizers: what this rank updates of it."""
-    found = {}
+    """Returns what this rank updates of each parameter, by Megatron's distributed optimizers."""
+    owned = {}
     for part in optimizer_parts:
-        for param, (group, place) in part.model_param_group_index_map.items():
+        for param, (group, index) in part.model_param_group_index_map.items():
+            # Megatron's private map; its "param" range is in the flat parameter, the others in its buffers.
             span = part._get_model_param_range_map(param)["param"]
-            main = part.optimizer.param_groups[group]["params"][place]
+            main = part.optimizer.param_groups[group]["params"][index]
             assert main.dtype == torch.float32 and main.numel() == span.end - span.start
-            found[param] = Owned(part.optimizer, main, span.start, span.end)
-    return found
+            owned[param] = Owned(part.optimizer, main, span.start, span.end)
+    return owned
 
 
 def _trained(trainer: Trainer) -> Iterator[tuple[Tensor, WeightOp]]:
-    ops = trainer.model.weight_ops().values()
-    yield from ((param, op) for (_, param), op in zip(trainer.model.named_parameters(), ops, strict=True) if param.requires_grad)
+    yield from ((param, op) for _, param, op in trainer.model.parameters_with_ops() if param.requires_grad)
 
 
 def snapshot(trainer: Trainer) -> tuple[list[Piece], dict[str, Tensor]]:
-    """This rank's pieces, and copies of their tensors on the CPU by key. What several ranks have, the first gives."""
-    owned, pieces, tensors = owned_ranges(trainer.optimizer_parts), [], {}
+    """Returns this rank's pieces, and copies of their tensors on the CPU by key."""
+    owned = owned_ranges(trainer.optimizer_parts)
+    pieces = []
+    tensors = {}
     for param, op in _trained(trainer):
         rank, size = tensor_place(op)
+        # What is not cut is on every tensor rank, with the same values: the first gives it.
         if param not in owned or (rank > 0 and not op.sharded):
             continue
         mine = owned[param]
@@ -99,71 +108,98 @@ def snapshot(trainer: Trainer) -> tuple[list[Piece], dict[str, Tensor]]:
 
 
 def to_json(pieces: list[Piece]) -> list[dict]:
+    """Returns the pieces as state.json lists them."""
     return [asdict(piece) for piece in pieces]
 
 
 def arrange(files: list[list[dict]]) -> Pieces:
-    """The pieces of all files by parameter; each part is there once from end to end, or it is an error that names it."""
-    found: Pieces = {}
+    """Returns the pieces of all files by parameter; raises unless each part is there once from end to end."""
+    arranged: Pieces = {}
     for number, listed in enumerate(files):
         for values in listed:
             piece = Piece(**values | {"shape": tuple(values["shape"])})
-            found.setdefault(piece.name, []).append((number, piece))
-    for name, pieces in found.items():
+            arranged.setdefault(piece.name, []).append((number, piece))
+    for name, pieces in arranged.items():
         pieces.sort(key=lambda item: (item[1].rank, item[1].start))
-        ranks = [piece.rank for _, piece in pieces]
+        ranks = sorted({piece.rank for _, piece in pieces})
         size = pieces[0][1].size
-        if {piece.size for _, piece in pieces} != {size} or sorted(set(ranks)) != list(range(size)):
-            raise BarError(f"parameter {name!r}: expected parts 0 to {size - 1}, got {sorted(set(ranks))}")
+        if {piece.size for _, piece in pieces} != {size} or ranks != list(range(size)):
+            raise BarError(f"parameter {name!r}: expected parts 0 to {size - 1}, got {ranks}")
         for rank in range(size):
-            part = [piece for _, piece in pieces if piece.rank == rank]
-            position, total = 0, math.prod(part[0].shape)
-            for piece in part:
-                if piece.start != position or piece.stop <= piece.start or piece.shape != part[0].shape:
-                    raise BarError(f"parameter {name!r}: part {rank}: expected values from {position} on, got {piece}")
-                position = piece.stop
-            if position != total:
-                raise BarError(f"parameter {name!r}: part {rank}: expected {total} values, got {position}")
-    return found
+            _check_part(
+                f"parameter {name!r}: part {rank}", [piece for _, piece in pieces if piece.rank == rank]
+            )
+    return arranged
+
+
+def _check_part(where: str, part: list[Piece]) -> None:
+    """Raises unless the pieces, in order, are the part from end to end."""
+    total = math.prod(part[0].shape)
+    position = 0
+    for piece in part:
+        if piece.start != position or piece.stop <= piece.start or piece.shape != part[0].shape:
+            raise BarError(f"{where}: expected values from {position} on, got {piece}")
+        position = piece.stop
+    if position != total:
+        raise BarError(f"{where}: expected {total} values, got {position}")
+
+
+Read = Callable[[int, str], Tensor]
+"""Function that gives the tensor of a key in the file of a number."""
 
 
 def restore(trainer: Trainer, files: list[Path], pieces: Pieces, updates: int) -> None:
     """Fills parameters, their fp32 values and Adam's state, of which ``updates`` steps were taken."""
     owned = owned_ranges(trainer.optimizer_parts)
     with ExitStack() as stack, torch.no_grad():
-        handles: dict[int, safe_open] = {}
-
-        def read(number: int, key: str) -> Tensor:
-            try:
-                if number not in handles:
-                    handles[number] = stack.enter_context(safe_open(files[number], framework="pt"))
-                return handles[number].get_tensor(key)
-            except (OSError, SafetensorError) as problem:
-                raise BarError(f"{files[number]}: not readable: {problem}") from None
-
+        read = _reader(stack, files)
         for param, op in _trained(trainer):
             name = op.names[0]
             if name not in pieces:
                 raise BarError(f"{files[0].parent}: holds nothing of the trainable parameter {name!r}")
             value = _cut(op, pieces[name], "main", read)
             assert value.shape == param.shape, (name, value.shape, param.shape)
+            # Every rank fills its whole parameter, so that no gather of what was updated is due.
             param.copy_(value)
             if param in owned:
                 mine = owned[param]
                 mine.main.copy_(value.reshape(-1)[mine.start : mine.stop])
-                state = mine.optimizer.state[mine.main]
-                for kind in KINDS[1:]:
-                    flat = _cut(op, pieces[name], kind, read).reshape(-1)[mine.start : mine.stop]
-                    state[kind] = flat.to(mine.main.device, copy=True).view_as(mine.main)
-                if isinstance(mine.optimizer, torch.optim.AdamW):
-                    state["step"] = torch.tensor(float(updates), device=mine.main.device)
+                _restore_moments(mine, op, pieces[name], updates, read)
     for part in trainer.optimizer_parts:
-        if not isinstance(part.optimizer, torch.optim.AdamW):  # apex's and Transformer Engine's count by group
+        if not isinstance(
+            part.optimizer, torch.optim.AdamW
+        ):  # apex's and Transformer Engine's count by group
             for group in part.optimizer.param_groups:
                 group["step"] = updates
 
 
-def _cut(op: WeightOp, pieces: list[tuple[int, Piece]], kind: str, read) -> Tensor:
+def _reader(stack: ExitStack, files: list[Path]) -> Read:
+    """Opens each file when it is first asked for; ``stack`` closes them."""
+    handles: dict[int, safe_open] = {}
+
+    def read(number: int, key: str) -> Tensor:
+        try:
+            if number not in handles:
+                handles[number] = stack.enter_context(safe_open(files[number], framework="pt"))
+            return handles[number].get_tensor(key)
+        except (OSError, SafetensorError) as problem:
+            raise BarError(f"{files[number]}: not readable: {problem}") from None
+
+    return read
+
+
+def _restore_moments(
+    mine: Owned, op: WeightOp, pieces: list[tuple[int, Piece]], updates: int, read: Read
+) -> None:
+    state = mine.optimizer.state[mine.main]
+    for kind in KINDS[1:]:
+        flat = _cut(op, pieces, kind, read).reshape(-1)[mine.start : mine.stop]
+        state[kind] = flat.to(mine.main.device, copy=True).view_as(mine.main)
+    if isinstance(mine.optimizer, torch.optim.AdamW):
+        state["step"] = torch.tensor(float(updates), device=mine.main.device)
+
+
+def _cut(op: WeightOp, pieces: list[tuple[int, Piece]], kind: str, read: Read) -> Tensor:
     """This rank's part of a parameter as it was written on another layout."""
     parts = []
     for rank in range(pieces[0][1].size):

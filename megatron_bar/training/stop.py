@@ -1,26 +1,29 @@
-"""SIGTERM, a scheduler's warning, while a stage trains: the step is ended, the state saved, and the process ends with status 75.
+"""SIGTERM, a scheduler's warning, while a stage trains: the step is ended, the state saved, the process ends
+with status 75.
 
-Outside of training a termination is what cli.py makes of it. Left out: other signals, and a time limit of our own.
+Outside of training a termination is what cli.py makes of it. Left out: other signals, and a time limit of our
+own.
 """
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-import torch
-import torch.distributed as dist
-
-from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import is_rank_zero
+from megatron_bar.parallel.state import any_rank, is_rank_zero
 
 
 class Stop:
-    """For the life of the block a SIGTERM is only noted: ``asked`` on this rank, ``agreed`` once every rank knows."""
+    """Notes a SIGTERM, for the life of the block, and does nothing else about it."""
 
     def __init__(self):
-        self.asked = self.agreed = False
+        self.asked = False
+        """Whether this rank got one."""
+        self.agreed = False
+        """Whether every rank knows that one of them got one."""
+        self._before: Callable | int | None = None
 
     def __enter__(self) -> "Stop":
         self._before = signal.signal(signal.SIGTERM, self._note)
@@ -28,7 +31,8 @@ class Stop:
 
     def __exit__(self, kind: type | None, *_) -> None:
         if kind is not None and self.agreed:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on the way out, a second one would change how it ends
+            # On the way out, a second one would change how it ends.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             return
         signal.signal(signal.SIGTERM, self._before)
         if self.asked and kind is None:  # after the last exchange
@@ -38,10 +42,8 @@ class Stop:
         self.asked = True
 
     def agree(self) -> bool:
-        """Whether any rank was asked, where no step of the trainer has just told. Collective."""
-        asked = torch.tensor(float(self.asked or self.agreed), device=cpu.device())
-        dist.all_reduce(asked)
-        self.agreed = asked.item() > 0
+        """Returns whether any rank was asked, where no step of the trainer has just told. Collective."""
+        self.agreed = any_rank(self.asked or self.agreed)
         return self.agreed
 
     def leave(self, where: str) -> NoReturn:

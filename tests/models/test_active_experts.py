@@ -1,6 +1,7 @@
 """Fewer active experts, of all layers or layer by layer: against transformers, a formula, and a finite difference."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,8 +189,7 @@ def gradient_and_difference(folder) -> list[tuple[float, float]]:
     routers = model.routers()
     for router in routers:
         router.weight.requires_grad_()
-        router.dense_gradient = True
-    model.set_active((2,) * len(routers))
+    model.route(replace(model.routing, active=(2,) * len(routers), dense_gradient=True))
     positions = torch.arange(IDS.shape[1]).expand(IDS.shape)
 
     def loss() -> torch.Tensor:
@@ -213,7 +213,7 @@ def gradient_and_difference(folder) -> list[tuple[float, float]]:
     found = []
     with torch.no_grad():
         at_start = float(loss())
-        model.set_active((5,) * len(routers))  # every expert's output is wanted
+        model.route(replace(model.routing, active=(5,) * len(routers)))  # every expert's output is wanted
         for router in routers:
             router.forward = surrogate(router)
         assert abs(float(loss()) - at_start) <= 1e-5 * at_start

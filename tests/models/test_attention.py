@@ -103,7 +103,7 @@ def test_documents_attend_as_if_alone(moving):
 
 def test_what_computes_less_is_chosen():
     cpu_device = torch.device("cpu")
-    assert packed([[40] * 10], "torch", torch.float32, cpu_device).places is not None
+    assert packed([[40] * 10], "torch", torch.float32, cpu_device).offsets is not None
     assert packed([[398, 1, 1]], "torch", torch.float32, cpu_device).mask is not None
     assert packed([[4] * 10], "torch", torch.float32, cpu_device).mask is not None
 
@@ -128,7 +128,7 @@ def test_transformer_engine_gets_the_borders_and_is_named_where_it_is_missing():
 @pytest.mark.parametrize("rows", [[[4] * 10], [[38, 1, 1]], [[7, 33], [40]]])
 def test_the_kernels_of_a_gpu_compute_the_same(rows, dtype):
     seqs, found = errors(rows, "torch", dtype, cpu.device())
-    assert dtype == torch.float32 or (seqs.borders and seqs.places is None)
+    assert dtype == torch.float32 or (seqs.borders and seqs.offsets is None)
     assert max(found) < (1e-5 if dtype == torch.float32 else 3e-2)
 
 

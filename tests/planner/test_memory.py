@@ -147,8 +147,7 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
         model = build_model(folder.config, layout, recompute=recompute)
         load_folder(model, folder)
         freeze(model, POLICIES[policy])
-        for router in model.routers():
-            router.z_loss = wanted.router_z_loss
+        model.route(replace(model.routing, z_loss=wanted.router_z_loss))
         if not model.pre_process:
             shape = (length // layout.tensor, rows, folder.config.hidden_size)
             model.set_input_tensor(torch.randn(shape, dtype=model.config.params_dtype, requires_grad=True))
@@ -202,8 +201,7 @@ def peaks(sources: dict) -> dict:
     for ((vocabulary, dtype, policy), source), recompute in product(sources.items(), (False, True)):
         wanted = replace(stage(policy, ParallelConfig(), recompute=recompute), sequence=length, batch=rows, micro_batch=rows)
         trainer = Trainer(source, wanted, steps=1)
-        for router in trainer.model.routers():
-            router.z_loss = 1e-3
+        trainer.model.route(replace(trainer.model.routing, z_loss=1e-3))
         ids = torch.randint(1, vocabulary, (rows, length))
         positions = torch.arange(length).repeat(rows, 1)
         batch = Batch(ids=ids, positions=positions, labels=ids, documents=None)
@@ -240,8 +238,7 @@ def test_the_most_that_is_there_at_once_is_foretold(tmp_path):
 def kept_by_rlvr(source) -> tuple[tuple[int, int], tuple[int, int]]:
     """Bytes of the copy of what trains, and of a cache: real and foretold."""
     layout = ParallelConfig(tensor=2)
-    trainer = Trainer(source, stage("rlvr", layout), steps=1)
-    trainer.keep_start()
+    trainer = Trainer(source, stage("rlvr", layout), steps=1, keep_start=True)
     copied = sum(storages(start for _, start in trainer._start).values())
     shape, spread = trainer.model.shape, Spread.of(trainer.model.shape, layout, dist.get_world_size())
     real = trainer.model.new_cache(rows=6, max_length=24)

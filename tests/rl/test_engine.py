@@ -21,6 +21,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import engine_server, grpo
 from megatron_bar.rl.engine import EngineConfig, SamplingParams, build_engine
+from megatron_bar.rl.rollouts import check_rollouts
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
 from megatron_bar.training.trainer import Trainer
@@ -52,12 +53,11 @@ def answers(source: Path, handover: Path, layout: ParallelConfig):
     documents = [(p + c.ids, [False] * len(p) + [True] * len(c.ids)) for p, c in zip(PROMPTS, done, strict=True)]
     logprobs = [[0.0] * len(p) + c.logprobs for p, c in zip(PROMPTS, done, strict=True)]
     rows = PackedRows([("x", in_memory(documents, logprobs=logprobs))], 16, pad_id=0)
-    objective = grpo._objective(CONFIG)
-    drift = grpo.check_rollouts(trainer, apart, rows, objective, limit=1e-5)
+    drift = check_rollouts(trainer, apart, rows, CONFIG.objective, limit=1e-5)
     with torch.no_grad():
         dict(trainer.model.named_parameters())[EXPERT][3, 5] += 0.5
     with pytest.raises(BarError) as caught:
-        grpo.check_rollouts(trainer, apart, rows, objective, limit=1e-5)
+        check_rollouts(trainer, apart, rows, CONFIG.objective, limit=1e-5)
     apart.close()
     return same, [(c.ids, c.logprobs, c.finished) for c in done], [c.ids for c in again], drift, str(caught.value)
 

@@ -13,9 +13,10 @@ from megatron_bar.errors import BarError
 from megatron_bar.models.sampler import Completion
 from megatron_bar.rl.advantage import centred, dr_grpo, informative, standardised
 from megatron_bar.rl.engine import SamplingParams
-from megatron_bar.rl.grpo import GRPOConfig, Rollouts, _grade
+from megatron_bar.rl.grpo import Group, GRPOConfig, verify_groups
 from megatron_bar.rl.loss import ClippedPolicyGradient
 from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
+from megatron_bar.rl.rollouts import Rollouts
 
 LOW, HIGH = 0.2, 0.272
 
@@ -277,5 +278,6 @@ def test_every_prompt_gets_its_group_and_every_answer_its_own_score():
         seen.extend(items)
         return [float(answer.split()[1]) for _, answer, _ in items]
 
-    assert _grade(TASKS[3:5], groups, tokenizer, grade) == [[float(number) for _, number in group] for group in expected]
+    asked = [Group(number=n, task=TASKS[3 + n], answers=groups[n]) for n in range(2)]
+    assert verify_groups(asked, tokenizer, grade) == [[float(number) for _, number in group] for group in expected]
     assert seen[1] == ("exact", f"3 {one + 1}", "3") and seen[3] == ("exact", f"4 {two}", "4")

@@ -17,6 +17,7 @@ from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.loader import Loader
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.rl import grpo
+from megatron_bar.rl.rollouts import check_rollouts
 from megatron_bar.training.fit import Job
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.optim import OptimConfig
@@ -122,15 +123,15 @@ def corrupted(source: Path) -> str:
     engine = grpo.build_engine(CONFIG.engine, trainer, Digits(), CONFIG.params, folder=source.with_name("unused"))
     rollouts = grpo.Rollouts(trainer, engine, tasks, prompts, CONFIG, PAD)
     rollouts.begin(0)
-    groups, tasks = rollouts.pending.groups(), [tasks[n] for n in rollouts.pending.drawn]
+    drawn, groups = rollouts.take()
+    tasks = [tasks[n] for n in drawn]
     scores = [[float(n % 2) for n in range(8)] for _ in groups]
     rows = grpo.pack_rollouts(tasks, groups, scores, length=12, pad_id=PAD, longest=2)
-    objective = grpo._objective(CONFIG)
-    assert grpo.check_rollouts(trainer, engine, rows, objective, limit=1e-5) <= 1e-5
+    assert check_rollouts(trainer, engine, rows, CONFIG.objective, limit=1e-5) <= 1e-5
     with torch.no_grad():
         dict(trainer.model.named_parameters())["decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight"][3, 5] += 0.5
     with pytest.raises(ValueError) as caught:
-        grpo.check_rollouts(trainer, engine, rows, objective, limit=1e-5)
+        check_rollouts(trainer, engine, rows, CONFIG.objective, limit=1e-5)
     return str(caught.value)
 
 

@@ -70,7 +70,7 @@ def stage(layout: ParallelConfig, save_every: int = 0) -> Stage:
 TASKS = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
 
 
-def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig, grade: grpo.Grade = first_is_five) -> list[dict]:
+def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig, grade: grpo.Verify = first_is_five) -> list[dict]:
     def manifest(*_, source_hash: str, cost: Cost) -> Manifest:
         return Manifest(family="flex_olmo", kind="dense", ledger=(cost,))
 
@@ -149,7 +149,6 @@ def spoil_one_step(source: Path, report: Path) -> list[dict]:
     """Two rounds, in whose second step one gradient is not finite."""
     wanted, config = stage(ParallelConfig()), replace(CONFIG, rounds=2)
     trainer = Trainer(source, wanted, steps=4)
-    trainer.keep_start()
     param = next(param for param in trainer.model.parameters() if param.requires_grad)
     param.register_hook(lambda gradient: gradient * (torch.inf if trainer.done == 1 else 1.0))
     engine = build_engine(config.engine, trainer, Ids(), config.params, folder=report.with_name("handover"))

@@ -6,7 +6,7 @@ what they cost stays within a tolerance, and the numbers so found are measured t
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_bar.data.chat import ChatFormat
@@ -51,10 +51,11 @@ def scan(
     everything = (experts,) * layers
 
     def loss(active: tuple[int, ...]) -> float:
-        model.set_active(active)
-        found = mean_over(model, held_out)
-        model.set_active(everything)
-        return found
+        before = model.routing
+        model.route(replace(before, active=active))
+        mean = mean_over(model, held_out)
+        model.route(before)
+        return mean
 
     base = loss(everything)
     say(f"all {experts} experts active: {base:.4f}")

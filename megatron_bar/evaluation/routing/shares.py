@@ -1,7 +1,8 @@
 """Where tokens go: the mean weight each expert gets on each domain's texts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -9,28 +10,31 @@ import torch.distributed as dist
 from megatron_bar.data.indexed import Tokens
 from megatron_bar.data.packing import CutRows
 from megatron_bar.models.build import LanguageModel
+from megatron_bar.models.moe import Watch
 from megatron_bar.parallel import cpu
 
 
 @contextmanager
-def watching(model: LanguageModel, watch: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """``watch(layer number, probabilities [t, E])`` is called by every router of this rank's layers, from layer 1 on."""
-    for router in model.routers():
-        router.watch = watch
+def watching(model: LanguageModel, watch: Watch) -> Iterator[None]:
+    """Has every router of this rank's layers call ``watch`` for the life of the block."""
+    before = model.routing
+    model.route(replace(before, watch=watch))
     try:
         yield
     finally:
-        for router in model.routers():
-            router.watch = None
+        model.route(before)
 
 
 @torch.no_grad()
 def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: int = 32) -> list[list[float]]:
-    """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most ``length`` tokens. Collective.
+    """Returns the mean router probability ``[layers][experts]``. Collective.
+
+    It is of at most ``rows`` rows of at most ``length`` tokens.
 
     Texts run on without padding, so that no padding token is counted. The model must not be spread over pipeline ranks.
     """
-    total = torch.zeros(model.shape.num_layers, model.shape.num_experts, dtype=torch.float64, device=cpu.device())
+    shape = (model.shape.num_layers, model.shape.num_experts)
+    total = torch.zeros(shape, dtype=torch.float64, device=cpu.device())
     count = torch.zeros(1, dtype=torch.float64, device=cpu.device())
 
     def watch(layer_number: int, probs: torch.Tensor) -> None:
