@@ -49,11 +49,16 @@ NOT_RUN = {
 """Commands that no test runs as they stand, and why."""
 
 SLOW = {
-    ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
+    ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:recipe --out runs/more",
+    ".venv/bin/torchrun --nproc-per-node 2 tools/doctor.py --out runs",
     ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py smoke --out runs/smoke "
     "--set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'",
+    ".venv/bin/python tools/plan.py olmo2_7b --gpus 8 --gpu-memory 80GB",
+    ".venv/bin/python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB "
+    "--stage rlvr --set experts.math.rlvr.rl.slots=16",
+    ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
 }
-"""Commands that `make test-slow` runs: more than ten seconds each."""
+"""Commands that only `make test-slow` runs: more than ten seconds each, or nearly the same in a test of its own."""
 
 
 @dataclass(frozen=True)
