@@ -74,7 +74,7 @@ def main() -> None:
         return
     with distributed(timeout=timedelta(hours=2)):
         pipeline.run(steps)
-        report = pipeline.path("report.md")
+        report = pipeline.folder.path("report.md")
         if is_rank_zero() and steps[-1].name == "report.md":
             print(report.read_text(encoding="utf-8"))
 

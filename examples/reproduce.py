@@ -46,6 +46,7 @@ def main() -> None:
         share_out(args.processes)
     from megatron_bar.parallel.state import distributed
     from megatron_bar.run.pipeline import Pipeline, run_all
+    from megatron_bar.run.steps import write_report
 
     pipelines = [
         Pipeline(
@@ -60,7 +61,7 @@ def main() -> None:
             run_all({pipeline: pipeline.select() for pipeline in pipelines})
         return
     results = args.results or args.out
-    pipelines[0].work.write_report([pipeline.out for pipeline in pipelines], results)
+    write_report(pipelines[0].recipe, [pipeline.folder.out for pipeline in pipelines], results)
     print((results / "report.md").read_text(encoding="utf-8"))
 
 

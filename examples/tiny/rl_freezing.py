@@ -62,7 +62,8 @@ def one(args, policy: str, seed: int) -> list[float]:
     from megatron_bar.parallel.state import is_rank_zero, on_rank_zero
     from megatron_bar.recipes import tiny
     from megatron_bar.rl import grpo
-    from megatron_bar.run.steps import Work
+    from megatron_bar.run.data import tasks_of
+    from megatron_bar.run.folder import RunFolder
     from megatron_bar.training.fit import Job
     from megatron_bar.verifiers import verify_many
 
@@ -73,7 +74,7 @@ def one(args, policy: str, seed: int) -> list[float]:
     config = replace(run.rl, rounds=args.rounds, solved=2.0, kl_every=0)
     source, work = args.source / "math-sft", args.out / ".work"
     chats = ChatFormat(load_tokenizer(source), recipe.chat_template)
-    tasks = Work(recipe, args.source, print).tasks(replace(run, stage=stage, rl=config), chats)
+    tasks = tasks_of(RunFolder(recipe, args.source, print), replace(run, stage=stage, rl=config), chats)
     on_rank_zero(lambda: shutil.rmtree(work, ignore_errors=True))
     job = Job(
         name=f"{policy} seed {seed}",

@@ -142,3 +142,9 @@ class Recipe:
             raise BarError(f"recipe {self.name}: experts expected of different names, each with a run, got {got}")
         if self.evaluation is not None:
             self.study.check_skills({test.name for test in self.evaluation.tests})
+
+    @property
+    def given(self) -> dict[str, Path]:
+        """The folders that are not made."""
+        folders = {"base": self.base, "anchor": self.anchor}
+        return {name: path for name, path in folders.items() if path is not None}

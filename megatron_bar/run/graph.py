@@ -10,10 +10,23 @@ from functools import partial
 
 from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
-from megatron_bar.recipes.recipe import ExpertSpec, Training
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
 from megatron_bar.recipes.study import MergeSpec, RouterSpec, folder_and_active
 from megatron_bar.run.collect import divergence_of, evaluation_of
-from megatron_bar.run.steps import Work
+from megatron_bar.run.folder import RunFolder
+from megatron_bar.run.steps import (
+    choose,
+    compare,
+    evaluate,
+    make_branch,
+    make_init,
+    make_merge,
+    make_report,
+    make_router,
+    make_world,
+    show_lens,
+    train,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +35,8 @@ class Step:
 
     name: str
     needs: tuple[str, ...]
-    make: Callable[[], None]
+    make: Callable[[RunFolder], None]
+    """A function of run/steps.py with its inputs; it is called with the run's folder."""
     expert: str | None = None
     stage: str | None = None
     run: Training | None = None
@@ -33,31 +47,21 @@ class Step:
     """What the recipe says about it, as JSON."""
 
 
-def steps_of(work: Work) -> dict[str, Step]:
-    """By name, in an order in which each comes after what it needs."""
-    return _Graph(work).steps
+def steps_of(recipe: Recipe) -> dict[str, Step]:
+    """Returns the steps by name, in an order in which each comes after what it needs."""
+    return _Graph(recipe).steps
 
 
 class _Graph:
-    def __init__(self, work: Work):
-        self.work, self.recipe = work, work.recipe
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
         self.steps: dict[str, Step] = {}
         for step in self._steps():
             self.steps[step.name] = step
 
     def _steps(self) -> Iterator[Step]:
-        recipe, work = self.recipe, self.work
-        start = ("world",) if recipe.data is None else ()
-        if recipe.data is None:
-            choices = {"world": to_json(recipe.world), "seed": recipe.seed}
-            yield Step(name="world", needs=(), make=work.world, choices=choices)
-        if "base" not in self.work.given:
-            yield Step(name="init", needs=start, make=work.init)
-            yield from self._training(recipe.pretrain, "init", "base", stage="pretrain")
-        if "anchor" not in self.work.given:
-            yield from self._training(recipe.posttrain, "base", "anchor", stage="posttrain")
-        choices = {"router_init": recipe.router_init, "seed": recipe.seed}
-        yield Step(name="branched", needs=("anchor", "base"), make=work.branch, stage="branch", choices=choices, experts=2)
+        recipe = self.recipe
+        yield from self._start()
         for expert in recipe.experts:
             yield from self._chain(expert)
         ends = {expert.name: expert.end for expert in recipe.experts}
@@ -74,70 +78,124 @@ class _Graph:
         if recipe.evaluation is not None:
             yield from self._measurements()
 
+    def _start(self) -> Iterator[Step]:
+        """Yields what the experts start from."""
+        recipe = self.recipe
+        if recipe.data is None:
+            choices = {"world": to_json(recipe.world), "seed": recipe.seed}
+            yield Step(name="world", needs=(), make=make_world, choices=choices)
+        if "base" not in recipe.given:
+            needs = ("world",) if recipe.data is None else ()
+            yield Step(name="init", needs=needs, make=make_init)
+            yield from self._training(recipe.pretrain, "init", "base", stage="pretrain")
+        if "anchor" not in recipe.given:
+            yield from self._training(recipe.posttrain, "base", "anchor", stage="posttrain")
+        yield Step(
+            name="branched",
+            needs=("anchor", "base"),
+            make=make_branch,
+            stage="branch",
+            choices={"router_init": recipe.router_init, "seed": recipe.seed},
+            experts=2,
+        )
+
     def _chain(self, expert: ExpertSpec) -> Iterator[Step]:
         before = expert.start
         for run in expert.runs:
             name = f"{expert.name}-{run.stage.name}"
             experts = self._known(before, expert.name).experts
-            yield from self._training(run, before, name, stage=run.stage.name, expert=expert.name, experts=experts)
+            stage = run.stage.name
+            yield from self._training(run, before, name, stage=stage, expert=expert.name, experts=experts)
             before = name
 
     def _known(self, name: str, of: str) -> Step:
-        """The step of that name; a given base or anchor has none of its own."""
-        if name in self.work.given:
-            return Step(name=name, needs=(), make=lambda: None)
+        """Returns the step of that name; a given base or anchor has none of its own."""
+        if name in self.recipe.given:
+            return Step(name=name, needs=(), make=lambda run: None)
         if name not in self.steps:
-            raise BarError(f"{of}: starts from {name}, which no step before it makes; expected one of {', '.join(self.steps)}")
+            known = ", ".join(self.steps)
+            raise BarError(
+                f"{of}: starts from {name}, which no step before it makes; expected one of {known}"
+            )
         return self.steps[name]
+
+    def _training(
+        self,
+        training: Training,
+        source: str,
+        name: str,
+        *,
+        stage: str,
+        expert: str | None = None,
+        experts: int = 0,
+    ) -> Iterator[Step]:
+        """Yields one step; or one for each rate, and one that chooses."""
+        more = {"expert": expert, "stage": stage, "experts": experts}
+        candidates = {f"{name}.lr{rate:g}": _at_rate(training, rate) for rate in training.rates}
+        for trial, tried in candidates.items() or [(name, training)]:
+            make = partial(train, training=tried, source=source, name=trial, expert=expert)
+            yield Step(name=trial, needs=(source,), make=make, run=tried, choices=to_json(tried), **more)
+        if candidates:
+            make = partial(choose, training=training, candidates=tuple(candidates), name=name)
+            choices = {"rates": list(training.rates)}
+            if training.chosen_at:
+                choices["chosen_at"] = list(training.chosen_at)
+            yield Step(name=name, needs=tuple(candidates), make=make, choices=choices, **more)
 
     def _merge(self, spec: MergeSpec) -> Step:
         for source in spec.inputs.values():
             self._known(source, spec.name)
-        needs = ("branched", *spec.inputs.values()) if spec.how == "bar" else tuple(spec.inputs.values())
+        needs = tuple(spec.inputs.values())
         choices = to_json(spec)
-        if spec.name == "merged":
-            choices = {"shared": choices["shared"]}
-        make = partial(self.work.merge, spec)
-        return Step(name=spec.name, needs=needs, make=make, stage="merge", experts=spec.experts, choices=choices)
+        return Step(
+            name=spec.name,
+            needs=("branched", *needs) if spec.how == "bar" else needs,
+            make=partial(make_merge, spec=spec),
+            stage="merge",
+            experts=spec.experts,
+            choices={"shared": choices["shared"]} if spec.name == "merged" else choices,
+        )
 
     def _router(self, spec: RouterSpec) -> Step:
-        experts, make = self._known(spec.source, spec.name).experts, partial(self.work.router, spec)
-        return Step(name=spec.name, needs=(spec.source,), make=make, stage="router", experts=experts, choices=to_json(spec))
-
-    def _training(
-        self, run: Training, source: str, name: str, *, stage: str, expert: str | None = None, experts: int = 0
-    ) -> Iterator[Step]:
-        """One step; or one for each rate, and one that chooses."""
-        more = {"expert": expert, "stage": stage, "experts": experts}
-        candidates = {}
-        for rate in run.rates:
-            optim = replace(run.stage.optim, lr=rate)
-            tried = replace(run, stage=replace(run.stage, optim=optim), rates=(), validation=(), chosen_at=())
-            candidates[f"{name}.lr{rate:g}"] = tried
-        for trial, tried in candidates.items() or [(name, run)]:
-            make = partial(self.work.train, tried, source, trial, expert)
-            yield Step(name=trial, needs=(source,), make=make, run=tried, choices=to_json(tried), **more)
-        if candidates:
-            make = partial(self.work.choose, run, tuple(candidates), name)
-            choices = {"rates": list(run.rates)} | ({"chosen_at": list(run.chosen_at)} if run.chosen_at else {})
-            yield Step(name=name, needs=tuple(candidates), make=make, choices=choices, **more)
+        return Step(
+            name=spec.name,
+            needs=(spec.source,),
+            make=partial(make_router, spec=spec),
+            stage="router",
+            experts=self._known(spec.source, spec.name).experts,
+            choices=to_json(spec),
+        )
 
     def _measurements(self) -> Iterator[Step]:
-        work, study = self.work, self.recipe.study
+        study = self.recipe.study
         files = []
-        for model in work.models:
+        for model in self._evaluated():
             folder, _ = folder_and_active(model)
             self._known(folder, "evaluation")
             files.append(evaluation_of(model))
-            make = partial(work.evaluate, model)
+            make = partial(evaluate, model=model)
             yield Step(name=files[-1], needs=(folder,), make=make, stage="evaluate")
         for upgrade in study.upgrades:
             files.append(divergence_of(upgrade))
-            needs = tuple(dict.fromkeys(folder_and_active(model)[0] for model in (upgrade.before, upgrade.after)))
-            measured = tuple(map(evaluation_of, (upgrade.before, upgrade.after)))
-            yield Step(name=files[-1], needs=needs + measured, make=partial(work.compare, upgrade), stage="compare")
+            models = (upgrade.before, upgrade.after)
+            folders = tuple(dict.fromkeys(folder_and_active(model)[0] for model in models))
+            needs = folders + tuple(map(evaluation_of, models))
+            yield Step(name=files[-1], needs=needs, make=partial(compare, upgrade=upgrade), stage="compare")
         if study.lens:
             files.append("lens.json")
             needs = ("final", evaluation_of("final"))
-            yield Step(name="lens.json", needs=needs, make=work.lens, stage="lens", choices={"lens": study.lens})
-        yield Step(name="report.md", needs=tuple(files), make=work.report, stage="report")
+            yield Step(
+                name="lens.json", needs=needs, make=show_lens, stage="lens", choices={"lens": study.lens}
+            )
+        yield Step(name="report.md", needs=tuple(files), make=make_report, stage="report")
+
+    def _evaluated(self) -> list[str]:
+        """Returns all models that are evaluated, in the order of the report."""
+        own = ["anchor", *(expert.end for expert in self.recipe.experts), "merged", "final"]
+        return list(dict.fromkeys(own + self.recipe.study.models))
+
+
+def _at_rate(training: Training, rate: float) -> Training:
+    """Returns the same with that learning rate, and nothing to choose."""
+    stage = replace(training.stage, optim=replace(training.stage.optim, lr=rate))
+    return replace(training, stage=stage, rates=(), validation=(), chosen_at=())

@@ -1,37 +1,32 @@
 """Makes the steps of a recipe's graph that are not there yet.
 
-A folder that exists is whole (it was renamed into place), so a run that was interrupted is started again by the same command;
-and the same command started twice shares the steps out: each is made by the one that holds its lock.
+A folder that exists is whole (it was renamed into place), so a run that was interrupted is started again by
+the same command; and the same command started twice shares the steps out: each is made by who holds its lock.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from blake3 import blake3
-
-from megatron_bar.config import diff_json
 from megatron_bar.data.sources import check
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
 from megatron_bar.recipes.recipe import Recipe
+from megatron_bar.run.folder import RunFolder
 from megatron_bar.run.graph import Step, steps_of
-from megatron_bar.run.steps import Work
+from megatron_bar.run.record import compare_with_record, read_record, write_record
 from megatron_bar.training.fit import remove_leftovers
 from megatron_bar.weights.hf_config import ModelConfig, read_config
-from megatron_bar.weights.manifest import has_manifest, identity
-from megatron_bar.weights.whole import write_whole
 
 WAIT = 1.0
 """Seconds between looks at steps that another process makes."""
 
 
-def run_all(work: dict["Pipeline", list[Step]]) -> None:
-    """The steps of several pipelines; where those of one wait for another process, the next one's are made. Collective."""
-    missing = {pipeline: pipeline.begin(steps) for pipeline, steps in work.items()}
+def run_all(wanted: dict["Pipeline", list[Step]]) -> None:
+    """Makes the steps of several pipelines; where one waits for a process, the next goes on. Collective."""
+    missing = {pipeline: pipeline.begin(steps) for pipeline, steps in wanted.items()}
     while any(missing.values()):
         if not any(pipeline.advance(steps) for pipeline, steps in missing.items()):
             time.sleep(WAIT)
@@ -42,16 +37,15 @@ class Pipeline:
 
     def __init__(self, recipe: Recipe, out: Path, say: Callable[[str], None] = lambda line: None):
         """``say`` shows a line; it is called on every rank."""
-        self.recipe, self.out, self.say = recipe, Path(out), say
-        self.work = Work(recipe, self.out, say)
-        self.given, self.path, self.locks = self.work.given, self.work.path, self.work.locks
-        self.steps = steps_of(self.work)
+        self.recipe = recipe
+        self.folder = RunFolder(recipe, Path(out), say)
+        self.steps = steps_of(recipe)
 
     def finished(self, name: str) -> bool:
-        return on_rank_zero(lambda: self.path(name).exists())
+        return on_rank_zero(lambda: self.folder.path(name).exists())
 
     def select(self, *, expert: str | None = None, stage: str | None = None) -> list[Step]:
-        """The steps of one expert, one stage, or all; unknown names are errors that list the known ones."""
+        """Returns the steps of an expert, a stage, or all; raises on unknown names, and lists the known ones."""
         for what, wanted, known in (
             ("expert", expert, {step.expert for step in self.steps.values() if step.expert}),
             ("stage", stage, {step.stage for step in self.steps.values() if step.stage}),
@@ -68,51 +62,56 @@ class Pipeline:
         run_all({self: steps})
 
     def begin(self, steps: list[Step]) -> dict[str, Step]:
-        """What is missing of ``steps``, all of which can be made. Collective."""
+        """Returns what is missing of ``steps``; raises if something cannot be made. Collective."""
         self.check(steps, world_size())
         on_rank_zero(lambda: self._compare_with_disk(steps))
-        self._numbers = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in enumerate(steps, 1)}
+        numbered = enumerate(steps, 1)
+        self._numbers = {step.name: f"[{number}/{len(steps)}] {step.name}" for number, step in numbered}
         missing = {}
         for step in steps:
             if self.finished(step.name):
                 on_rank_zero(partial(self._tidy, step))
-                self.say(f"{self._numbers[step.name]}: there already")
+                self.folder.say(f"{self._numbers[step.name]}: there already")
             else:
                 missing[step.name] = step
         for step in missing.values():
             for need in step.needs:
                 if need not in missing and not self.finished(need):
-                    raise BarError(f"{step.name} needs {self.path(need)}, which is not there; run its step first")
+                    path = self.folder.path(need)
+                    raise BarError(f"{step.name} needs {path}, which is not there; run its step first")
         if missing:
             on_rank_zero(self._make_out)
         return missing
 
     def advance(self, missing: dict[str, Step]) -> bool:
-        """Makes the first of ``missing`` that can be made now and that no other process makes; whether there was one. Collective.
+        """Makes the first of ``missing`` that can be made now and that no other process makes. Collective.
 
-        Takes out of ``missing`` what is there, whoever made it.
+        Returns whether there was one; takes out of ``missing`` what is there, whoever made it.
         """
         with self._first_free(missing) as name:
             if name is not None:
                 step = missing[name]
-                self.say(self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else ""))
-                on_rank_zero(partial(self._record, step))  # before: a kill may come right behind the folder's appearance
-                step.make()
-        for made in on_rank_zero(lambda: [wanted for wanted in missing if self.path(wanted).exists()]):
+                self.folder.say(
+                    self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else "")
+                )
+                # Before it is made: a kill may come right behind the folder's appearance.
+                on_rank_zero(partial(write_record, self.folder, step))
+                step.make(self.folder)
+        for made in on_rank_zero(lambda: [wanted for wanted in missing if self.folder.path(wanted).exists()]):
             del missing[made]
         return name is not None
 
     @contextmanager
     def _first_free(self, missing: dict[str, Step]) -> Iterator[str | None]:
-        """The first of ``missing`` whose needs are there and that no other process makes; nobody else's until the block ends."""
+        """Yields the first of ``missing`` that can be made now; others keep off it until the block ends."""
         lock = None
 
         def find() -> str | None:
             nonlocal lock
             for name, step in missing.items():
-                if all(self.path(need).exists() for need in step.needs):
-                    lock = self.locks.try_step(name)
-                    if lock is not None and not self.path(name).exists():
+                if all(self.folder.path(need).exists() for need in step.needs):
+                    lock = self.folder.locks.try_step(name)
+                    if lock is not None and not self.folder.path(name).exists():
                         return name
                     if lock is not None:  # made since we looked
                         lock.close()
@@ -126,93 +125,53 @@ class Pipeline:
                 lock.close()
 
     def _make_out(self) -> None:
+        out = self.folder.out
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
+            out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BarError(f"{self.out}: expected a folder to write to, got {error.strerror}") from None
+            raise BarError(f"{out}: expected a folder to write to, got {error.strerror}") from None
 
     def _tidy(self, step: Step) -> None:
-        """After a kill right behind the appearance of a folder; one whose maker is at it is left alone."""
-        lock = self.locks.try_step(step.name)
+        """Removes what a kill right behind the appearance of a folder left, unless its maker is at it."""
+        lock = self.folder.locks.try_step(step.name)
         if lock is not None:
-            remove_leftovers(self.path(step.name))
+            remove_leftovers(self.folder.path(step.name))
             lock.close()
 
     def check(self, steps: list[Step], processes: int | None = None) -> None:
-        """That each of ``steps`` still to be made can be: before anything is. ``processes`` None: as many as its layout needs."""
+        """Raises unless each of ``steps`` that is missing can be made by so many processes.
+
+        ``processes`` None: by as many as its layout needs.
+        """
         for step in steps:
-            if step.run is None or self.path(step.name).exists():
+            if step.run is None or self.folder.path(step.name).exists():
                 continue
             stage = step.run.stage
             shape = self.shape.with_experts(step.experts) if step.experts else self.shape
             layout = stage.parallel
             needed = layout.tensor * layout.pipeline * layout.expert
-            stage.check(shape, processes or needed, batches=step.run.rl is None)  # RLVR makes batches of what it has
+            batches = step.run.rl is None  # RLVR makes batches of what it has
+            stage.check(shape, processes or needed, batches=batches)
 
     @property
     def shape(self) -> ModelConfig:
-        """Of the dense model: of the given anchor or base, or as the recipe says."""
-        folders = [path for path in (self.given.get("anchor"), self.given.get("base")) if path is not None and path.is_dir()]
+        """The dense model's: of the given anchor or base, or as the recipe says."""
+        given = self.recipe.given
+        folders = [given[name] for name in ("anchor", "base") if name in given and given[name].is_dir()]
         if not folders and self.recipe.shape is None:
-            raise BarError(f"recipe {self.recipe.name}: {', '.join(map(str, self.given.values()))} not found")
+            raise BarError(f"recipe {self.recipe.name}: {', '.join(map(str, given.values()))} not found")
         return read_config(folders[0]) if folders else self.recipe.shape
 
     def _compare_with_disk(self, steps: list[Step]) -> None:
-        """That what is given is there, and what is there is what the recipe asks for."""
-        for name, path in self.given.items():
+        """Raises unless what is given is there, and what is there is what the recipe asks for."""
+        for name, path in self.recipe.given.items():
             if not path.is_dir():
                 raise BarError(f"{name}: {path} not found; expected a folder (--set {name}=PATH)")
-        record = self._recorded()
+        record = read_record(self.folder)
         for step in steps:
-            if not self.path(step.name).exists():
-                if step.run is not None and (self.work.data.exists() or self.recipe.data is not None):
+            if not self.folder.path(step.name).exists():
+                if step.run is not None and (self.folder.data.exists() or self.recipe.data is not None):
                     for source in step.run.data:
-                        check(source, self.work.data)
+                        check(source, self.folder.data)
             elif step.name in record:
-                self._compare(step, record[step.name])
-
-    def _compare(self, step: Step, then: dict) -> None:
-        """Of a finished step: another origin stops the run, other choices are told."""
-        now = self._inputs(step)
-        if then["needs"] != now:
-            other = [name for name in {**then["needs"], **now} if then["needs"].get(name, "") != now.get(name, "")]
-            stale = [name for name in self._made_from(step.name) if self.path(name).exists()]
-            raise BarError(
-                f"{self.path(step.name)} was made from other folders than there are now ({', '.join(other)} differs); "
-                f"to make it again remove {', '.join(stale)} from {self.out}"
-            )
-        changes = diff_json(then["choices"], step.choices)
-        if changes:
-            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-            self.say(f"note: {step.name} stays as it was made, with other choices: {'; '.join(changes[:3])}{more}")
-
-    def _made_from(self, name: str) -> list[str]:
-        """``name`` and every step that needs it, directly or not."""
-        found = [name]
-        for step in self.steps.values():
-            if set(step.needs) & set(found):
-                found.append(step.name)
-        return found
-
-    def _inputs(self, step: Step) -> dict[str, str | None]:
-        """What identifies each need: a folder's receipt, a file's bytes; None of what has neither."""
-        found = {}
-        for need in step.needs:
-            path = self.path(need)
-            if path.is_file():
-                found[need] = blake3(path.read_bytes()).hexdigest()
-            else:
-                found[need] = identity(path) if has_manifest(path) else None
-        return found
-
-    def _recorded(self) -> dict[str, dict]:
-        path = self.out / "steps.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise BarError(f"{path}: not readable as JSON ({error}); remove it: then what is there is not checked") from None
-
-    def _record(self, step: Step) -> None:
-        made = {"needs": self._inputs(step), "choices": step.choices}
-        with self.locks.waiting("steps.json"):
-            write_whole(self.out / "steps.json", json.dumps(self._recorded() | {step.name: made}, indent=1))
+                compare_with_record(self.folder, step, record[step.name], self.steps)

@@ -1,9 +1,12 @@
-"""What the steps of a run do: each reads folders under the run's own and leaves one, or a file, that appears when it is whole."""
+"""What the steps of a run do: each is a function of the run's folder and of inputs that graph.py gives it.
+
+It reads what other steps made and leaves a folder, or a file, that appears when it is whole. Collective.
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +15,7 @@ from blake3 import blake3
 
 from megatron_bar.config import to_json
 from megatron_bar.data import untagged, world
-from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.indexed import Tokens, read_indexed
-from megatron_bar.data.mixture import Mixture, mix, prepare, summary
-from megatron_bar.data.packing import PackedRows
-from megatron_bar.data.sources import Source, read_rows
+from megatron_bar.data.mixture import summary
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.compare import answered_texts, divergence
@@ -39,253 +38,247 @@ from megatron_bar.report.html import html
 from megatron_bar.report.markdown import markdown
 from megatron_bar.rl import grpo
 from megatron_bar.run.collect import collect, divergence_of, evaluation_of
+from megatron_bar.run.data import chats_of, held_out_rows, mixture_of, preferences_of, tasks_of, tokens_of
+from megatron_bar.run.folder import RunFolder
 from megatron_bar.training.fit import Job, fit
-from megatron_bar.training.preference import fit_preferences, preference_rows
-from megatron_bar.verifiers import check_task, verify_many
+from megatron_bar.training.preference import fit_preferences
+from megatron_bar.verifiers import verify_many
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.init import random_folder
-from megatron_bar.weights.locks import StepLocks
 from megatron_bar.weights.manifest import Cost, Manifest, SourceRecord, TrainingRecord, read_manifest
 from megatron_bar.weights.whole import write_whole
 
 
-class Work:
-    """What can be done for ``recipe`` under ``out``. All methods that make something are collective."""
+def make_world(run: RunFolder) -> None:
+    """Writes the data of a recipe that has none of its own."""
 
-    def __init__(self, recipe: Recipe, out: Path, say: Callable[[str], None]):
-        self.recipe, self.out, self.say = recipe, out, say
-        self.locks = StepLocks(out)
-        self.given = {name: path for name, path in (("base", recipe.base), ("anchor", recipe.anchor)) if path is not None}
+    def make() -> None:
+        partial_folder = run.out / ".world.partial"
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        sizes = run.recipe.world
+        build = untagged.build if isinstance(sizes, untagged.UntaggedSizes) else world.build
+        build(partial_folder, seed=run.recipe.seed, sizes=sizes)
+        partial_folder.rename(run.out / "world")
 
-    def path(self, name: str) -> Path:
-        return Path(self.given.get(name, self.out / name))
+    on_rank_zero(make)
 
-    @property
-    def data(self) -> Path:
-        return self.recipe.data or self.out / "world"
 
-    @property
-    def models(self) -> list[str]:
-        """All that are evaluated, in the order of the report."""
-        own = ["anchor", *(expert.end for expert in self.recipe.experts), "merged", "final"]
-        return list(dict.fromkeys(own + self.recipe.study.models))
+def make_init(run: RunFolder) -> None:
+    """Writes a dense model that has learnt nothing."""
 
-    def world(self) -> None:
-        def make():
-            partial_folder = self.out / ".world.partial"
-            shutil.rmtree(partial_folder, ignore_errors=True)
-            build = untagged.build if isinstance(self.recipe.world, untagged.UntaggedSizes) else world.build
-            build(partial_folder, seed=self.recipe.seed, sizes=self.recipe.world)
-            partial_folder.rename(self.out / "world")
-
-        on_rank_zero(make)
-
-    def init(self) -> None:
-        def make():
-            tokenizer = load_tokenizer(self.data / "tokenizer")
-            if tokenizer.vocab_size > self.recipe.shape.vocab_size:
-                raise BarError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {self.recipe.shape.vocab_size}")
-            random_folder(
-                replace(self.recipe.shape, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id),
-                self.path("init"),
-                tokenizer=self.data / "tokenizer",
-                seed=self.recipe.seed,
-                embedding_std=self.recipe.embedding_std,
-            )
-
-        on_rank_zero(make)
-
-    def branch(self) -> None:
-        trained = [*self.recipe.experts, *(part for part in self.recipe.more if isinstance(part, ExpertSpec))]
-        longest = max(run.stage.sequence for spec in trained for run in spec.runs)
-
-        def make():
-            branch(
-                self.path("anchor"),
-                self.path("base"),
-                self.path("branched"),
-                router_init=self.recipe.router_init,
-                seed=self.recipe.seed,
-                positions=longest,
-            )
-
-        on_rank_zero(make)
-
-    def merge(self, spec: MergeSpec) -> None:
-        inputs, out = {name: self.path(step) for name, step in spec.inputs.items()}, self.path(spec.name)
-
-        def make():
-            if spec.how == "dense":
-                dense_merge(inputs, out, shared=spec.shared)
-            elif spec.how == "btx":
-                btx(inputs, out, shared=spec.shared, shared_from=spec.shared_from, seed=self.recipe.seed)
-            else:
-                report = merge_report(measure_merge(self.path("branched"), inputs), list(inputs))
-                write_whole(out.with_name(f"{spec.name}_report.md"), report)
-                merge(anchor=self.path("branched"), experts=inputs, out=out, shared=spec.shared)
-
-        on_rank_zero(make)
-
-    def train(self, run: Training, source: str, name: str, expert: str | None) -> None:
-        chats, stage = self._chats(source), run.stage
-        if run.rl is not None:
-            tasks = self.tasks(run, chats)
-            data = {"tasks": blake3(json.dumps([vars(task) for task in tasks]).encode()).hexdigest()}
-        elif run.dpo is not None:
-            say = lambda line: self.say(f"{name}: {line}")  # noqa: E731
-            options = {"too_long": stage.too_long, "seed": self.recipe.seed, "say": say}
-            pairs = preference_rows(run.data, self.data, chats, stage.sequence, **options)
-            data = {", ".join(pairs.sources): pairs.fingerprint}
-        else:
-            mixture = self._mixture(run, chats)
-            data = {", ".join(part.sources): part.fingerprint for part in mixture.parts}
-        record = TrainingRecord(stage=stage.name, policy=stage.policy, recipe=self.recipe.name, data=data)
-        job = Job(
-            name=name,
-            source=self.path(source),
-            out=self.path(name),
-            manifest=partial(self._manifest, record, source, expert),
-            logs=self.out / "logs" / name,
-        )
-        if run.rl is not None:
-            grpo.train(job, stage, run.rl, tasks, chats, verify_many)
-        elif run.dpo is not None:
-            fit_preferences(job, stage, run.dpo, pairs)
-        else:
-            if stage.name == "sft" and not any(s.name == GENERAL for s in run.data):
-                self.say(f"warning: {name}: no source of the domain {GENERAL}; SFT on a domain alone costs general skill")
-            self.say(f"{name}: {summary(mixture.parts)}")
-            fit(job, stage, mixture.parts, weights=mixture.weights)
-
-    def choose(self, run: Training, candidates: tuple[str, ...], name: str) -> None:
-        """The candidate with the lowest loss on the validation chats, the mean over their domains, becomes the step's folder."""
-        unseen = self._held_out(run.validation, self._chats(candidates[0]), run.stage.sequence)
-        losses = {}
-        for candidate in candidates:
-            losses[candidate] = {}
-            for active in run.chosen_at or (None,):
-                model = load_model(self.path(candidate), self.recipe.evaluation.parallel, active_experts=active)
-                at = "" if active is None else f"{ACTIVE}{active}"
-                losses[candidate] |= {f"{domain}{at}": mean_loss(model, rows) for domain, rows in unseen.items()}
-            self.say(f"  {candidate}: " + ", ".join(f"{domain} {loss:.4f}" for domain, loss in losses[candidate].items()))
-        best = min(candidates, key=lambda candidate: sum(losses[candidate].values()))
-        self.say(f"  {name}: {best}")
-
-        def take() -> None:
-            write_whole(self.out / "choices" / f"{name}.json", json.dumps({"chosen": best, "losses": losses}, indent=1))
-            beside = self.path(name).with_name(f".{name}.partial")
-            shutil.rmtree(beside, ignore_errors=True)
-            shutil.copytree(self.path(best), beside, copy_function=os.link)
-            beside.rename(self.path(name))
-
-        on_rank_zero(take)
-
-    def _held_out(self, sources: tuple[Source, ...], chats: ChatFormat, length: int) -> dict[str, PackedRows]:
-        tokens = {source.name: self._tokens(source, chats) for source in sources}
-        return {name: PackedRows([(name, found)], length, pad_id=chats.tokenizer.pad_id) for name, found in tokens.items()}
-
-    def router(self, spec: RouterSpec) -> None:
-        """The source's folder with routers that nobody trained."""
-        chats, length = self._chats(spec.source), self.recipe.route.stage.sequence
-        model = load_model(self.path(spec.source), self.recipe.evaluation.parallel)
-        texts = [self._tokens(source, chats) for source in spec.texts]
-        rows = untrained_rows(model, spec.kind, texts, length=length)
-        held_out = self._held_out(spec.validation, chats, length)
-        scale, losses = best_scale(model, rows, held_out.values(), spec.scales)
-        self.say(f"  {spec.name}: " + ", ".join(f"scale {s:g} {loss:.4f}" for s, loss in losses.items()))
-        note = f"routers {spec.kind}, scale {scale:g}, not trained"
-        on_rank_zero(lambda: rewrite(self.path(spec.source), self.path(spec.name), rows=scale * rows.cpu(), note=note))
-
-    def tasks(self, run: Training, chats: ChatFormat) -> list[grpo.Task]:
-        """All of them checked before the first is drawn: graders never see a truth that they cannot use."""
-        rows = [row for source in run.data for row in read_rows(source, self.data, seed=self.recipe.seed)]
-        on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
-        found, room = [], run.stage.sequence - run.rl.max_new_tokens
-        for where, row in rows:
-            prompt = chats.prompt(row["messages"], tools=row.get("tools"), where=where)
-            if len(prompt) > room:
-                raise BarError(f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}")
-            found.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=row["truth"]))
-        return found
-
-    def _mixture(self, run: Training, chats: ChatFormat) -> Mixture:
-        """The packed data of a run; where a process has made the token files, all map them."""
-        stage = run.stage
-        return mix(
-            [(source.name, self._tokens(source, chats)) for source in run.data],
-            packing=stage.packing,
-            length=stage.sequence,
-            pad_id=chats.tokenizer.pad_id,
-            too_long=stage.too_long,
-            weights=run.weights,
+    def make() -> None:
+        shape = run.recipe.shape
+        tokenizer = load_tokenizer(run.data / "tokenizer")
+        if tokenizer.vocab_size > shape.vocab_size:
+            raise BarError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {shape.vocab_size}")
+        random_folder(
+            replace(shape, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id),
+            run.path("init"),
+            tokenizer=run.data / "tokenizer",
+            seed=run.recipe.seed,
+            embedding_std=run.recipe.embedding_std,
         )
 
-    def _tokens(self, source: Source, chats: ChatFormat) -> Tokens:
-        def make() -> Path:
-            with self.locks.waiting("tokens"):
-                return prepare(source, self.data, chats, self.out / "tokens", seed=self.recipe.seed, say=self.say)
+    on_rank_zero(make)
 
-        return read_indexed(on_rank_zero(make))
 
-    def _chats(self, folder: str) -> ChatFormat:
-        return ChatFormat(load_tokenizer(self.path(folder)), self.recipe.chat_template)
+def make_branch(run: RunFolder) -> None:
+    """Writes the anchor with a domain expert beside it, from which the experts start."""
+    recipe = run.recipe
+    trained = [*recipe.experts, *(part for part in recipe.more if isinstance(part, ExpertSpec))]
+    longest = max(training.stage.sequence for spec in trained for training in spec.runs)
 
-    def _manifest(
-        self, record: TrainingRecord, source: str, expert: str | None, written: Folder, units: Units, source_hash: str, cost: Cost
-    ) -> Manifest:
-        read = SourceRecord(role="source", name=self.path(source).name, hash=source_hash)
-        return read_manifest(self.path(source)).after(record, sources=(read,), expert=expert, cost=cost)
+    def make() -> None:
+        branch(
+            run.path("anchor"),
+            run.path("base"),
+            run.path("branched"),
+            router_init=recipe.router_init,
+            seed=recipe.seed,
+            positions=longest,
+        )
 
-    def evaluate(self, model: str) -> None:
-        wanted = self.recipe.evaluation
-        folder, active = folder_and_active(model)
-        path, chats = self.path(folder), self._chats(folder)
-        options = {"active_experts": active, "slots": wanted.slots, "say": self.say}
-        loaded, found = measure_folder(path, wanted.parallel, chats, wanted.tests, self.data, **options)
-        if loaded.shape.num_experts and wanted.parallel.pipeline == 1:
-            found["experts"] = [expert.name for expert in read_manifest(path).experts]
-            found["routing"] = {}
-            for source in self.recipe.route.data:
-                tokens = self._tokens(replace(source, share=1.0), chats)
-                shares = expert_shares(loaded, tokens, length=self.recipe.route.stage.sequence)
-                found["routing"][source.name] = shares
-        on_rank_zero(lambda: write_results(self.out / evaluation_of(model), found))
+    on_rank_zero(make)
 
-    def compare(self, upgrade: Upgrade) -> None:
-        """How far the answers moved on the prompts of skills that an upgrade was not for: nats per token of every item."""
-        wanted = self.recipe.evaluation
-        (old, few), (new, fewer) = map(folder_and_active, (upgrade.before, upgrade.after))
-        chats = self._chats(old)
-        before = load_model(self.path(old), wanted.parallel, active_experts=few)
-        after = load_beside(self.path(new), wanted.parallel, active_experts=fewer)
-        answered = read_results(self.out / evaluation_of(upgrade.before))["scores"]
-        found = {}
-        for name, rows in read_tests(wanted.tests, self.data).items():
-            if name not in upgrade.changed:
-                texts = answered_texts(chats, rows, answered[name], before.shape.max_positions)
-                found[name] = divergence(before, after, texts)
-        on_rank_zero(lambda: write_whole(self.out / divergence_of(upgrade), json.dumps({"kl": found})))
 
-    def lens(self) -> None:
-        """Where the final model sends the tokens of a few test items with its answers."""
-        wanted, folder = self.recipe.evaluation, self.path("final")
-        chats = self._chats("final")
-        model = load_model(folder, wanted.parallel)
-        answered = read_results(self.out / evaluation_of("final"))["scores"]
-        texts = []
-        for name, rows in read_tests(wanted.tests, self.data).items():
-            items = answered_texts(chats, rows, answered[name], model.shape.max_positions)
-            texts += [(name, ids) for ids in items[: self.recipe.study.lens.get(name, 0)]]
-        found = show(model, texts, chats.tokenizer, expert_names(folder, model.shape.num_experts))
-        on_rank_zero(lambda: write_whole(self.out / "lens.json", json.dumps(to_json(found))))
+def make_merge(run: RunFolder, spec: MergeSpec) -> None:
+    """Writes the model that ``spec`` makes of others."""
+    inputs = {name: run.path(step) for name, step in spec.inputs.items()}
+    out = run.path(spec.name)
 
-    def report(self) -> None:
-        on_rank_zero(lambda: self.write_report([self.out], self.out))
+    def make() -> None:
+        if spec.how == "dense":
+            dense_merge(inputs, out, shared=spec.shared)
+        elif spec.how == "btx":
+            btx(inputs, out, shared=spec.shared, shared_from=spec.shared_from, seed=run.recipe.seed)
+        else:
+            report = merge_report(measure_merge(run.path("branched"), inputs), list(inputs))
+            write_whole(out.with_name(f"{spec.name}_report.md"), report)
+            merge(anchor=run.path("branched"), experts=inputs, out=out, shared=spec.shared)
 
-    def write_report(self, runs: list[Path], folder: Path) -> None:
-        """Of this recipe's runs, a seed each, all finished: report.json, report.html, report.md."""
-        report = collect(self.recipe, runs)
-        write_whole(folder / "report.json", json.dumps(to_json(report)))
-        write_whole(folder / "report.html", html(report))
-        write_whole(folder / "report.md", markdown(report))
+    on_rank_zero(make)
+
+
+def train(run: RunFolder, training: Training, source: str, name: str, expert: str | None) -> None:
+    """Trains a stage from the folder of the step ``source``; it becomes the folder of the step ``name``."""
+    stage = training.stage
+    chats = chats_of(run, source)
+    job = partial(_job, run, training, source, name, expert)
+    if training.rl is not None:
+        tasks = tasks_of(run, training, chats)
+        learnt = {"tasks": blake3(json.dumps([vars(task) for task in tasks]).encode()).hexdigest()}
+        grpo.train(job(learnt), stage, training.rl, tasks, chats, verify_many)
+    elif training.dpo is not None:
+        pairs = preferences_of(run, training, chats, name)
+        learnt = {", ".join(pairs.sources): pairs.fingerprint}
+        fit_preferences(job(learnt), stage, training.dpo, pairs)
+    else:
+        mixture = mixture_of(run, training, chats)
+        learnt = {", ".join(part.sources): part.fingerprint for part in mixture.parts}
+        if stage.name == "sft" and not any(rows.name == GENERAL for rows in training.data):
+            lack = f"no source of the domain {GENERAL}; SFT on a domain alone costs general skill"
+            run.say(f"warning: {name}: {lack}")
+        run.say(f"{name}: {summary(mixture.parts)}")
+        fit(job(learnt), stage, mixture.parts, weights=mixture.weights)
+
+
+def _job(
+    run: RunFolder, training: Training, source: str, name: str, expert: str | None, learnt: dict[str, str]
+) -> Job:
+    """Returns where a stage reads and writes, and what its manifest will say.
+
+    ``learnt``: the sources of what it learns from, with a fingerprint of that.
+    """
+    stage = training.stage
+    record = TrainingRecord(stage=stage.name, policy=stage.policy, recipe=run.recipe.name, data=learnt)
+    return Job(
+        name=name,
+        source=run.path(source),
+        out=run.path(name),
+        manifest=partial(_manifest, record, run.path(source), expert),
+        logs=run.out / "logs" / name,
+    )
+
+
+def _manifest(
+    record: TrainingRecord,
+    source: Path,
+    expert: str | None,
+    written: Folder,
+    units: Units,
+    source_hash: str,
+    cost: Cost,
+) -> Manifest:
+    read = SourceRecord(role="source", name=source.name, hash=source_hash)
+    return read_manifest(source).after(record, sources=(read,), expert=expert, cost=cost)
+
+
+def choose(run: RunFolder, training: Training, candidates: tuple[str, ...], name: str) -> None:
+    """Takes the candidate with the lowest loss on the validation chats, the domains' mean, as the folder."""
+    unseen = held_out_rows(run, training.validation, chats_of(run, candidates[0]), training.stage.sequence)
+    losses: dict[str, dict[str, float]] = {}
+    for candidate in candidates:
+        losses[candidate] = {}
+        for active in training.chosen_at or (None,):
+            model = load_model(run.path(candidate), run.recipe.evaluation.parallel, active_experts=active)
+            at = "" if active is None else f"{ACTIVE}{active}"
+            losses[candidate] |= {f"{domain}{at}": mean_loss(model, rows) for domain, rows in unseen.items()}
+        shown = ", ".join(f"{domain} {loss:.4f}" for domain, loss in losses[candidate].items())
+        run.say(f"  {candidate}: {shown}")
+    best = min(candidates, key=lambda candidate: sum(losses[candidate].values()))
+    run.say(f"  {name}: {best}")
+
+    def take() -> None:
+        chosen = json.dumps({"chosen": best, "losses": losses}, indent=1)
+        write_whole(run.out / "choices" / f"{name}.json", chosen)
+        beside = run.path(name).with_name(f".{name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(run.path(best), beside, copy_function=os.link)
+        beside.rename(run.path(name))
+
+    on_rank_zero(take)
+
+
+def make_router(run: RunFolder, spec: RouterSpec) -> None:
+    """Writes the source's folder with routers that nobody trained."""
+    chats = chats_of(run, spec.source)
+    length = run.recipe.route.stage.sequence
+    model = load_model(run.path(spec.source), run.recipe.evaluation.parallel)
+    texts = [tokens_of(run, source, chats) for source in spec.texts]
+    rows = untrained_rows(model, spec.kind, texts, length=length)
+    held_out = held_out_rows(run, spec.validation, chats, length)
+    scale, losses = best_scale(model, rows, held_out.values(), spec.scales)
+    run.say(f"  {spec.name}: " + ", ".join(f"scale {s:g} {loss:.4f}" for s, loss in losses.items()))
+    note = f"routers {spec.kind}, scale {scale:g}, not trained"
+    source = run.path(spec.source)
+    on_rank_zero(lambda: rewrite(source, run.path(spec.name), rows=scale * rows.cpu(), note=note))
+
+
+def evaluate(run: RunFolder, model: str) -> None:
+    """Writes a model's answers to the tests with their scores, and how it routes the texts of its router."""
+    wanted = run.recipe.evaluation
+    folder, active = folder_and_active(model)
+    chats = chats_of(run, folder)
+    loaded, results = measure_folder(
+        run.path(folder),
+        wanted.parallel,
+        chats,
+        wanted.tests,
+        run.data,
+        active_experts=active,
+        slots=wanted.slots,
+        say=run.say,
+    )
+    if loaded.shape.num_experts and wanted.parallel.pipeline == 1:
+        results["experts"] = [expert.name for expert in read_manifest(run.path(folder)).experts]
+        results["routing"] = {}
+        for source in run.recipe.route.data:
+            tokens = tokens_of(run, replace(source, share=1.0), chats)
+            shares = expert_shares(loaded, tokens, length=run.recipe.route.stage.sequence)
+            results["routing"][source.name] = shares
+    on_rank_zero(lambda: write_results(run.out / evaluation_of(model), results))
+
+
+def compare(run: RunFolder, upgrade: Upgrade) -> None:
+    """Writes how far answers moved on skills that an upgrade was not for: nats per token of every item."""
+    wanted = run.recipe.evaluation
+    old, few = folder_and_active(upgrade.before)
+    new, fewer = folder_and_active(upgrade.after)
+    chats = chats_of(run, old)
+    before = load_model(run.path(old), wanted.parallel, active_experts=few)
+    after = load_beside(run.path(new), wanted.parallel, active_experts=fewer)
+    answered = read_results(run.out / evaluation_of(upgrade.before))["scores"]
+    moved = {}
+    for name, rows in read_tests(wanted.tests, run.data).items():
+        if name not in upgrade.changed:
+            texts = answered_texts(chats, rows, answered[name], before.shape.max_positions)
+            moved[name] = divergence(before, after, texts)
+    on_rank_zero(lambda: write_whole(run.out / divergence_of(upgrade), json.dumps({"kl": moved})))
+
+
+def show_lens(run: RunFolder) -> None:
+    """Writes where the final model sends the tokens of a few test items with its answers."""
+    wanted = run.recipe.evaluation
+    chats = chats_of(run, "final")
+    model = load_model(run.path("final"), wanted.parallel)
+    answered = read_results(run.out / evaluation_of("final"))["scores"]
+    texts = []
+    for name, rows in read_tests(wanted.tests, run.data).items():
+        items = answered_texts(chats, rows, answered[name], model.shape.max_positions)
+        texts += [(name, ids) for ids in items[: run.recipe.study.lens.get(name, 0)]]
+    lens = show(model, texts, chats.tokenizer, expert_names(run.path("final"), model.shape.num_experts))
+    on_rank_zero(lambda: write_whole(run.out / "lens.json", json.dumps(to_json(lens))))
+
+
+def make_report(run: RunFolder) -> None:
+    """Writes the report of this run alone."""
+    on_rank_zero(lambda: write_report(run.recipe, [run.out], run.out))
+
+
+def write_report(recipe: Recipe, runs: Sequence[Path], folder: Path) -> None:
+    """Writes report.json, report.html, report.md of the recipe's runs, a seed each, all finished."""
+    collected = collect(recipe, runs)
+    write_whole(folder / "report.json", json.dumps(to_json(collected)))
+    write_whole(folder / "report.html", html(collected))
+    write_whole(folder / "report.md", markdown(collected))

@@ -344,10 +344,10 @@ def test_given_folders_replace_what_would_make_them(tmp_path):
     assert list(Pipeline(tiny, tmp_path).steps)[:5] == ["world", "init", "base", "anchor", "branched"]
     given = Pipeline(replace(tiny, base=Path("b"), anchor=Path("a")), tmp_path)
     assert list(given.steps)[:2] == ["world", "branched"]
-    assert (given.path("base"), given.path("anchor"), given.path("merged")) == (Path("b"), Path("a"), tmp_path / "merged")
+    assert tuple(map(given.folder.path, ("base", "anchor", "merged"))) == (Path("b"), Path("a"), tmp_path / "merged")
     assert given.steps["merged"].needs == ("branched", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft")
     own_data = Pipeline(replace(tiny, data=Path("d"), evaluation=None), tmp_path)
-    assert "world" not in own_data.steps and list(own_data.steps)[-1] == "final" and own_data.work.data == Path("d")
+    assert "world" not in own_data.steps and list(own_data.steps)[-1] == "final" and own_data.folder.data == Path("d")
     tests = (generative.TestSet(name="chat", path=Path("t.jsonl"), max_new_tokens=4),)
     evaluated = Pipeline(replace(tiny, evaluation=Evaluation(tests=tests), study=Study()), tmp_path)
     assert evaluated.steps["report.md"].needs[0] == "evaluation/anchor.json"
