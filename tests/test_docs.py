@@ -49,11 +49,15 @@ NOT_RUN = {
 """Commands that no test runs as they stand, and why."""
 
 SLOW = {
-    ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
+    ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:recipe --out runs/more",
+    ".venv/bin/torchrun --nproc-per-node 2 tools/doctor.py --out runs",
     ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py smoke --out runs/smoke "
     "--set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'",
+    ".venv/bin/python tools/plan.py olmo2_7b --gpus 8 --gpu-memory 80GB",
+    ".venv/bin/python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB --stage rlvr --set experts.math.rlvr.rl.slots=16",
+    ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
 }
-"""Commands that `make test-slow` runs: more than ten seconds each."""
+"""Commands that only `make test-slow` runs: more than ten seconds each, or nearly the same in a test of its own."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,12 @@ def test_commands_are_found():
     texts = [command.text for found in ALL.values() for command in found]
     assert any(text.startswith('.venv/bin/python -c "\nfrom transformers') and text.endswith('))"') for text in texts)
     assert any("\\\n    --set" in text for text in texts)
+
+
+def test_blocks_say_what_they_are():
+    for name, page in PAGES.items():
+        fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
+        assert set(fences[::2]) <= {"bash", "text", "python"} and set(fences[1::2]) <= {""}, name
 
 
 def test_every_listed_command_is_on_a_page():
@@ -196,10 +206,16 @@ def test_error_lines_are_those_of_the_code():
     assert len(lines) > 50
     problems = []
     for line in lines:
-        # Between two values a text stands as it is; where the code puts one for another, `...` of the code may be `...` here.
-        parts = [part for part in re.split(r"\.\.\.", line) if len(part.strip(" :;,()")) > 2]
-        problems += [f"{line}: {part!r}" for part in parts if part.strip() not in texts]
+        parts = [part.strip(" :;,()") for part in line.split("...")]
+        problems += [f"{line}: {part!r}" for part in parts if len(part) > 2 and part not in texts]
     assert not problems, "\n".join(problems)
+
+
+def test_figures_that_are_named_were_recorded():
+    recorded = "\n".join(path.read_text() for path in (ROOT / "benchmarks/results").glob("*.md"))
+    rows = re.findall(r"^\| (`.*?) \|", PAGES["benchmarks.md"].read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(named) > 10 and not [name for name in named if f"\n| {name}_" not in recorded]
 
 
 def cells(row: str) -> list[str]:
