@@ -183,8 +183,10 @@ class Loader:
 
 
 def _stack(batches: list[Batch]) -> Batch:
-    def join(name: str):
-        values = [getattr(batch, name) for batch in batches]
-        return None if values[0] is None else torch.cat(values)
-
-    return Batch(**{name: join(name) for name in ("ids", "positions", "labels", "documents")})
+    documents = [batch.documents for batch in batches]
+    return Batch(
+        ids=torch.cat([batch.ids for batch in batches]),
+        positions=torch.cat([batch.positions for batch in batches]),
+        labels=torch.cat([batch.labels for batch in batches]),
+        documents=None if documents[0] is None else torch.cat(documents),
+    )

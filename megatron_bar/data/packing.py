@@ -47,8 +47,13 @@ class Batch:
                 return value.pin_memory().to(device, non_blocking=True)
             return value.to(device)
 
-        moved = {name: move(getattr(self, name)) for name in ("ids", "positions", "labels")}
-        return replace(self, **moved, extras={name: move(value) for name, value in self.extras.items()})
+        return replace(
+            self,
+            ids=move(self.ids),
+            positions=move(self.positions),
+            labels=move(self.labels),
+            extras={name: move(value) for name, value in self.extras.items()},
+        )
 
     @property
     def loss_tokens(self) -> int:

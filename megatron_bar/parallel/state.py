@@ -29,8 +29,7 @@ class ParallelConfig:
     """Ranks that share the experts; 1: experts are cut like the dense layers, over the tensor ranks."""
 
     def __post_init__(self):
-        for name in ("tensor", "pipeline", "expert"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if type(value) is not int or value < 1:
                 raise BarError(f"parallel.{name} must be a positive integer, got {value!r}")
 

@@ -71,11 +71,11 @@ class ModelConfig:
 
     def __post_init__(self):
         for name, largest in _LARGEST.items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             if type(value) is not int or not 1 <= value <= largest:
                 raise BarError(f"config: {name} must be an integer from 1 to {largest}, got {value!r}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _FLOAT32_MAX:
                 raise BarError(f"config: {name} must be a positive number that float32 holds, got {value!r}")
         if self.hidden_size % self.num_heads:
@@ -100,7 +100,7 @@ class ModelConfig:
 
     def _check_experts(self):
         for name in ("num_experts", "experts_per_token"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, int):
                 raise BarError(f"config: {name} must be an integer, got {value!r}")
         if self.num_experts:
@@ -128,7 +128,7 @@ class ModelConfig:
 
     def _check_token_ids(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             several = name == "eos_token_id" and isinstance(value, tuple)
             ids = value if several else () if value is None else (value,)
             if not all(is_token_id(item, self.vocab_size) for item in ids):

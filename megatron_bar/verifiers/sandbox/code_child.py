@@ -46,7 +46,8 @@ def main():
     exec(compile(source, "solution.py", "exec"), namespace)  # noqa: S102  what the sandbox is for
     for index, arguments in enumerate(tests):
         try:
-            spelling = spell(namespace[function](*marshal.loads(arguments)))  # noqa: S302  written by the parent
+            plain = marshal.loads(arguments)  # noqa: S302  written by the parent
+            spelling = spell(namespace[function](*plain))
         except Exception as error:  # noqa: BLE001  any failure of the program fails this test and no other
             print(f"test {index}: {type(error).__name__}", file=sys.stderr)
             continue

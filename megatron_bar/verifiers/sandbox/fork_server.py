@@ -32,8 +32,7 @@ class ForkServer:
     """A running child module and the one conversation with it."""
 
     def __init__(self, module: str):
-        # This folder holds files named like modules of the standard library: -P keeps it out, append puts it
-        # last.
+        # This folder has files named like modules of the standard library: -P keeps it out, append puts it last.
         start = f"import sys; sys.path.append(sys.argv[1]); import {module}; {module}.main()"
         command = [sys.executable, "-P", "-c", start, str(Path(__file__).parent)]
         self.module = module
