@@ -59,8 +59,7 @@ class ModelConfig:
     experts_per_token: int = 0
     """Experts per token as config.json says: of all layers or, where they differ, of the layer with most."""
     experts_per_layer: tuple[int, ...] = ()
-    """Experts per token of every layer where they differ, else empty. transformers and vLLM know the global
-    number alone."""
+    """Experts per token of every layer where they differ, else empty; unknown to transformers and vLLM."""
     norm_topk_prob: bool = False
     """Whether the selected experts' probabilities are renormalised to sum to one."""
     initializer_range: float = 0.02
@@ -165,8 +164,7 @@ class ModelConfig:
         return self.experts_per_layer or (self.experts_per_token,) * self.num_layers
 
     def with_active(self, active: Active) -> "ModelConfig":
-        """Returns the config of the same weights with so many experts per token; refuses what this model
-        cannot do."""
+        """Returns the same model with so many experts per token; refuses what it cannot do."""
         layers = active if isinstance(active, tuple) else (active,) * self.num_layers
         if not self.num_experts:
             raise BarError(f"active experts expected none of a dense model, got {show_active(active)}")

@@ -1,5 +1,4 @@
-"""A model from nothing: a folder of random weights, the same for the same seed whatever trains it
-afterwards."""
+"""A model from nothing: a folder of random weights, the same for the same seed whatever trains it."""
 
 from pathlib import Path
 

@@ -80,8 +80,7 @@ def _read_json(path: Path) -> tuple[dict, int]:
 
 
 def read_header(path: Path) -> Header:
-    """Returns names, dtypes, shapes and places of the tensors, whose data must lie gapless up to the file's
-    last byte."""
+    """Returns dtype, shape and place by name; the data must lie gapless up to the file's last byte."""
     header, data_bytes = _read_json(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -139,8 +138,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 class _Behind:
-    """Writes what it is given, in order, in a thread that may lag a few blocks behind; raises what that
-    raised."""
+    """Writes what it is given, in order, in a thread a few blocks behind; raises what that raised."""
 
     LAG = 8
 
