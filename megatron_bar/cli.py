@@ -41,8 +41,7 @@ def command_parser(call: Call, about: str, *examples: str) -> argparse.ArgumentP
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Calls ``main`` and exits: with status 0, or with one line on stderr and 1 for a user's mistake; a bug
-    keeps its traceback.
+    """Calls ``main`` and exits: status 0, or one line and 1 for a user's mistake; a bug keeps its traceback.
 
     Where nobody reads the output any more (``| head``), it exits with status 1 and no word.
     """

@@ -16,8 +16,7 @@ class BarError(ValueError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block that writes ``path`` (a full disk, say) into one line that names the
-    file."""
+    """Turns an OSError of the block that writes ``path`` (a full disk, say) into a line that names it."""
     try:
         yield
     except OSError as error:
@@ -28,8 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def require_name(what: str, name: str) -> None:
-    """Raises unless ``name``, which becomes part of folder names, is a plain name that cannot lead
-    elsewhere."""
+    """Raises unless ``name``, a part of folder names, is a plain name that cannot lead elsewhere."""
     if not _NAME.fullmatch(name):
         raise BarError(f"{what} name expected letters, digits, '_', '-' and '.', got {name!r}")
 

@@ -111,8 +111,7 @@ def export_checkpoint(
     check: LogitsCheck | None = None,
     options: writer.WriteOptions = writer.USUAL,
 ) -> tuple[ModelConfig, float | None]:
-    """Writes the checkpoint as a Hugging Face folder, in the checkpoint's dtype unless told; returns its
-    config.
+    """Writes the checkpoint as a Hugging Face folder, in its dtype unless told; returns the config.
 
     With ``check`` it also returns what that returned for the folder, before it got its name.
     """

@@ -144,7 +144,7 @@ class Checkpoint:
                 raise BarError(f"expected {item.nbytes} bytes of it, got the end of the item")
             mapped = self._map(place.relative_path)
             flat = torch.frombuffer(mapped, dtype=item.dtype, count=item.numel(), offset=place.offset + start)
-        except Exception as error:  # noqa: BLE001  torch's reader raises what it likes on bytes that are no item
+        except Exception as error:  # noqa: BLE001  torch's reader raises anything on bytes that are no item
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             path = self.folder / place.relative_path
             raise BarError(f"{path}: tensor {key!r} could not be read: {reason}") from None

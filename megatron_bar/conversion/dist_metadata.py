@@ -46,8 +46,7 @@ class _Restricted(pickle.Unpickler):
 
 
 def read_metadata(folder: Path) -> tuple[Tensors, Places]:
-    """Returns the weights of a checkpoint by key, every one whole and within the files of the folder, and
-    where they lie.
+    """Returns the weights of a checkpoint by key, each whole, and where in the folder's files they lie.
 
     Raises where ``.metadata`` contains anything but descriptions of tensors; nothing in it is executed.
     """

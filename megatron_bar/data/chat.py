@@ -1,5 +1,4 @@
-"""Chats to ids and loss mask, by a Jinja template: OLMo 2 / Tulu's, ChatML with tools, or the tokenizer's
-own.
+"""Chats to ids and loss mask, by a Jinja template: OLMo 2 / Tulu's, ChatML with tools, or the tokenizer's.
 
 Rendered by transformers' own code, then cut at what the TEMPLATE wrote as special tokens: those become their
 ids, and all else is text, in which a special token is spelled out in ordinary pieces. Ids equal those of
@@ -36,8 +35,7 @@ CHATML = (
     "{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Olmo 3's layout: tools in <functions>, calls in <function_calls>, their results in a turn of the
-environment."""
+"""Olmo 3's layout: tools in <functions>, calls in <function_calls>, results in a turn of the environment."""
 TEMPLATES = {"tulu": TULU, "chatml": CHATML}
 ROLES = {
     "tulu": ("system", "user", "assistant"),
@@ -104,8 +102,8 @@ class ChatFormat:
     def render(
         self, messages: list[dict], *, tools=None, last_turn: bool = False, where: str = "chat"
     ) -> Chat:
-        """Lays out a training example. ``last_turn``: learn the last answer only. ``where`` names the row in
-        an error."""
+        """Lays out a training example, named ``where`` in errors; ``last_turn`` learns the last answer
+        only."""
         messages, tools = self._checked(messages, tools, where)
         guard, messages, tools = self._guarded(messages, tools, where)
         text = self._write(messages, tools, where=where)
@@ -150,8 +148,8 @@ class ChatFormat:
         return ids + self._ids(text[at:], guard)
 
     def _answers(self, text: str, messages: list[dict], tools, where: str) -> dict[int, tuple[int, int]]:
-        """Returns, by message, the span of ``text`` with an answer and its closing token; none for one that
-        later turns rewrite."""
+        """Returns the span of each answer in ``text``, with its closing token, unless later turns rewrite
+        it."""
         spans = {}
         for turn in _turns(messages):
             prompt = self._write(messages[:turn], tools, prompt=True, where=where)
@@ -182,8 +180,8 @@ class ChatFormat:
         return texts[0]
 
     def _guarded(self, messages: list[dict], tools, where: str) -> tuple[str, list[dict], object]:
-        """Returns a character that appears nowhere in the chat, and the chat with that character inside every
-        forged special token."""
+        """Returns a character that the chat does not have, and the chat with it inside forged special
+        tokens."""
         everything = json.dumps([messages, tools], ensure_ascii=False, default=str)
         if half := re.search("[\ud800-\udfff]", everything):
             raise BarError(

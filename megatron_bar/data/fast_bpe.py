@@ -22,10 +22,10 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": Fals
 
 
 def fast_encoder(spec: dict) -> Callable[[str], list[int]] | None:
-    """Returns text to ids by the tokenizer.json ``spec``, without special tokens; None where that cannot be
-    promised.
+    """Returns an encoder by the tokenizer.json ``spec``; None where its ids might not be the same.
 
-    It raises ValueError for a text that its engine cannot split (a million blanks in a row).
+    It finds no special tokens, and raises ValueError for a text that its engine cannot split (a million
+    blanks in a row).
     """
     model = spec["model"]
     plain = model.get("type") == "BPE" and not any(model.get(key) for key in _UNUSUAL)

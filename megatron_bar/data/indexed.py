@@ -49,8 +49,7 @@ class Tokens:
 
     @property
     def fingerprint(self) -> str:
-        """Hash that changes with the documents' lengths, the mask, and the ids up to the first and last
-        million."""
+        """Hash of the documents' lengths, the mask, and the ids up to the first and last million."""
         digest = blake3(self.starts.tobytes())
         for array in (self.ids[:1_000_000], self.ids[-1_000_000:], self.learn):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
@@ -87,8 +86,8 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 def read_indexed(prefix: Path | str, *, vocab_size: int | None = None) -> Tokens:
-    """Maps ``prefix``.bin, .idx and, where there is one, .learn. ``vocab_size``: checks that every id is
-    below it."""
+    """Maps ``prefix``.bin, .idx and, if there is one, .learn; checks that all ids are below
+    ``vocab_size``."""
     bin_path, idx_path, learn_path = (_beside(prefix, suffix) for suffix in (".bin", ".idx", ".learn"))
     for path in (idx_path, bin_path):
         if not path.is_file():

@@ -72,8 +72,7 @@ class Order:
 
 
 def _blend(weights: Sequence[float], places: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each place its part, and how often that part came before, as Megatron's blended data set
-    has them."""
+    """Returns each place's part, and how often that part came before: Megatron's blended data set."""
     # Here: importing Megatron takes seconds, and the tools of this layer need none.
     from megatron.core.datasets import helpers
 
@@ -123,8 +122,8 @@ class Loader:
         return StepBatches([self._take(piece) for piece in pieces], self._shares(rows), self._named(rows))
 
     def ahead(self, start: int = 0) -> Iterator[StepBatches]:
-        """Yields the steps from ``start`` to the last, made by a thread while training uses the ones
-        before."""
+        """Yields the steps from ``start`` to the last; a thread makes them while training uses earlier
+        ones."""
         ready: queue.Queue = queue.Queue(maxsize=AHEAD - 1)  # one more is in the thread's hands
         stop = threading.Event()
 
@@ -158,8 +157,7 @@ class Loader:
             thread.join()
 
     def _take(self, rows: list[tuple[int, int]]) -> Batch:
-        """Returns one micro-batch; rows of different parts, which agree in length and fields, lie side by
-        side."""
+        """Returns one micro-batch; rows of different parts agree in length and fields."""
         numbers = sorted({part for part, _ in rows})
         if len(numbers) == 1:
             return self.parts[numbers[0]].take([row for _, row in rows])
@@ -183,8 +181,10 @@ class Loader:
 
 
 def _stack(batches: list[Batch]) -> Batch:
-    def join(name: str):
-        values = [getattr(batch, name) for batch in batches]
-        return None if values[0] is None else torch.cat(values)
-
-    return Batch(**{name: join(name) for name in ("ids", "positions", "labels", "documents")})
+    documents = [batch.documents for batch in batches]
+    return Batch(
+        ids=torch.cat([batch.ids for batch in batches]),
+        positions=torch.cat([batch.positions for batch in batches]),
+        labels=torch.cat([batch.labels for batch in batches]),
+        documents=None if documents[0] is None else torch.cat(documents),
+    )

@@ -26,8 +26,10 @@ SMALL = 16 << 20
 def prepare(
     source: Source, root: Path, chats: ChatFormat, cache: Path, *, seed: int, say: Callable[[str], None]
 ) -> Path:
-    """Returns the prefix of the token files of ``source``, made in ``cache`` unless they are there; their
-    name tells all they depend on."""
+    """Returns the prefix of the token files of ``source``, made in ``cache`` unless they are there.
+
+    Their name depends on all that they depend on.
+    """
     place = Path(root) / source.place
     if source.kind == "tokens":
         read_indexed(place, vocab_size=chats.tokenizer.vocab_size)

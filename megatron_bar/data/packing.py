@@ -25,8 +25,7 @@ TooLong = Literal["truncate", "drop", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch, all ``[b, s]``, integers as int64: what the model reads and what each position should
-    predict."""
+    """One micro-batch, all ``[b, s]``, integers as int64: what the model reads and what it should predict."""
 
     ids: Tensor
     positions: Tensor
@@ -39,16 +38,21 @@ class Batch:
     """Further values of the label, fp32, by name; 0 where there is none."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Returns the batch on ``device``; a copy to a GPU is not waited for. ``documents`` stay: they are
-        read as numbers."""
+        """Returns the batch on ``device``, by a copy that a GPU does not wait for; ``documents`` stay on the
+        CPU."""
 
         def move(value: Tensor) -> Tensor:
             if device.type == "cuda":
                 return value.pin_memory().to(device, non_blocking=True)
             return value.to(device)
 
-        moved = {name: move(getattr(self, name)) for name in ("ids", "positions", "labels")}
-        return replace(self, **moved, extras={name: move(value) for name, value in self.extras.items()})
+        return replace(
+            self,
+            ids=move(self.ids),
+            positions=move(self.positions),
+            labels=move(self.labels),
+            extras={name: move(value) for name, value in self.extras.items()},
+        )
 
     @property
     def loss_tokens(self) -> int:
@@ -245,8 +249,7 @@ class PairRows(PackedRows):
 
 
 def best_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Packs by best fit decreasing (Johnson 1973): each, the longest first, goes where it leaves the least
-    room.
+    """Packs by best fit decreasing (Johnson 1973): each, the longest first, goes where it leaves least room.
 
     ``sizes`` ``[n]``, each 1 to ``length``. Returns the numbers of the documents row by row ``[n]``, and
     where each row begins in them ``[rows + 1]``. Bit r of ``rooms`` says whether a row with r tokens left

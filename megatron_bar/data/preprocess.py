@@ -24,12 +24,10 @@ from megatron_bar.errors import BarError, writing
 
 BLOCK_ROWS = 20_000
 BLOCK_BYTES = 4 << 20
-"""A block ends at the first of these: large enough for little overhead, small enough to lose little when
-killed."""
+"""Bounds of a block, whichever comes first: large for little overhead, small to lose little when killed."""
 VERSION = 1
 Say = Callable[[int, int], None]
-"""Callback after each block, given the source's bytes (or rows, where they have no bytes) and the tokens in
-it."""
+"""Callback after each block: the source's bytes (or rows, where it has no bytes), and the tokens in it."""
 
 
 def prepared(out: Path | str, *, vocab_size: int | None = None) -> Tokens:
@@ -133,8 +131,7 @@ def _plan(source: Source, root: Path, text, options: Options, dtype: np.dtype) -
 
 
 def _identity(source: Source, root: Path) -> dict[str, list[int]]:
-    """Returns size and time of change of every file: enough to notice, when a run is resumed, that they are
-    not the same."""
+    """Returns size and time of change of every file: enough to notice that a resumed run has other files."""
     path = Path(root) / source.place
     files = [path] if path.exists() else []
     if path.is_dir():

@@ -35,8 +35,7 @@ def preview(
     samples: int,
     console: Console | None = None,
 ) -> None:
-    """Prints the first ``samples`` packed rows of the first ``rows`` rows of each input, and statistics per
-    source."""
+    """Prints ``samples`` packed rows, made of the first ``rows`` rows of each input, and statistics."""
     for name, value, least in (("length", length, 1), ("rows", rows, 1), ("samples", samples, 0)):
         if value < least:
             raise BarError(f"{name} expected at least {least}, got {value}")

@@ -1,5 +1,4 @@
-"""Where rows come from: JSONL (plain, .gz, .zst), Parquet, folders of them, Hugging Face ``datasets``; and
-which rows are taken.
+"""Where rows come from, and which are taken: JSONL (plain, .gz, .zst), Parquet, folders, ``datasets``.
 
 A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), a task ``{"messages",
 "verifier", "truth"}``; published RLVR sets call these ``prompt``, ``dataset`` and ``ground_truth``, which is
@@ -122,8 +121,7 @@ def chosen_rows(source: Source, root: Path, *, seed: int) -> Iterator[Raw]:
 
 
 def check(source: Source, root: Path) -> None:
-    """Raises unless the source is there and its first row is what it should be: before hours are spent on
-    what comes before it."""
+    """Raises unless the source is there and its first row is right: before hours of work that precede it."""
     if source.kind == "tokens":
         read_indexed(Path(root) / source.place)
         return
@@ -185,8 +183,7 @@ def _from_published(row: dict, where: str) -> dict:
 
 
 def _from_whole_chats(row: dict, where: str) -> dict:
-    """Translates a preference whose ``chosen`` and ``rejected`` are whole chats, so do not begin with an
-    answer, into our form."""
+    """Translates a preference of whole chats, whose first message is no answer, into our form."""
     chosen, rejected = (row.get(name) for name in ANSWERS)
     if not _is_whole_chat(chosen) or not _is_whole_chat(rejected):
         return row

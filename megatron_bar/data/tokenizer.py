@@ -166,8 +166,8 @@ def _token_name(file: Path, config: dict, key: str, default: str) -> str:
 
 
 def _chat_template(folder: Path, config: dict) -> str | None:
-    """Returns the template as transformers keeps it: a file of its own, or in the config, by name where there
-    are several."""
+    """Returns the template where transformers keeps it: in a file, or in the config, there perhaps by
+    name."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:

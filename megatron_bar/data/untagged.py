@@ -1,5 +1,4 @@
-"""Four small domains that no marker tells apart, and a general one: what a study of few active experts is
-made on.
+"""Four small domains that no marker tells apart, and a general one: data to study few active experts.
 
 Someone has some of two goods, and something is asked about it. All five draw from the same goods, numbers,
 names and frames; what is asked is in an ordinary sentence, said in several ways whose words other domains use
@@ -143,8 +142,8 @@ def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
 
 
 def pretraining(seed: int, count: int) -> Iterator[str]:
-    """Yields lists said again, which is more, counting, questions asked again in other words: looking up and
-    meaning, but no answer."""
+    """Yields texts without answers: lists said again, which is more, counting, questions said in other
+    words."""
     rng = Random(f"{seed}/pretrain")
     split = Split(seed=seed)
     draw = samplers(seed)

@@ -25,8 +25,7 @@ _tensor_type = torch.Tensor.type
 
 
 def device() -> torch.device:
-    """Returns where tensors live: this process's CUDA device if there is one, else the CPU. The one place
-    that asks."""
+    """Returns where tensors live: this process's CUDA device, else the CPU. The one place that asks."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -31,8 +31,7 @@ class ParallelConfig:
     """Ranks that share the experts; 1: experts are cut like the dense layers, over the tensor ranks."""
 
     def __post_init__(self):
-        for name in ("tensor", "pipeline", "expert"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if type(value) is not int or value < 1:
                 raise BarError(f"parallel.{name} must be a positive integer, got {value!r}")
 
@@ -78,15 +77,13 @@ class ParallelConfig:
 
 
 def padded_vocab_size(vocab_size: int, tensor: int, unit: int) -> int:
-    """Returns the rows of the embedding once it is cut over ``tensor`` ranks, each with a multiple of
-    ``unit``."""
+    """Returns the rows of the embedding cut over ``tensor`` ranks, each with a multiple of ``unit``."""
     return -(-vocab_size // (tensor * unit)) * tensor * unit
 
 
 @contextmanager
 def distributed(*, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """Opens a process group for the life of the block: torchrun's if it started us, else one process
-    alone."""
+    """Opens a process group for the block: torchrun's if it started us, else one process alone."""
     if "RANK" not in os.environ:
         dist.init_process_group(cpu.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:

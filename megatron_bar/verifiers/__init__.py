@@ -22,8 +22,8 @@ class Verifier(Protocol):
 
     @staticmethod
     def verify(response: str, truth) -> float:
-        """Returns the score, from 0 to 1, within about a second of processor time; any thread or process may
-        call it."""
+        """Returns the score, from 0 to 1, within about a second of processor time; in any thread or
+        process."""
 
     @staticmethod
     def check(truth) -> object:
@@ -64,8 +64,8 @@ def verify_many(items: Sequence[tuple[str, str, object]]) -> list[float]:
 
 
 def check_task(verifier: str, truth, where: str) -> None:
-    """Raises a BarError that starts with ``where`` (a file and line, say) if no answer to this task could be
-    graded.
+    """Raises a BarError that starts with ``where`` (a file and line, say) unless verifier and truth can be
+    used.
 
     Call it for every task before training: a bad row must not wait until it is drawn. It runs no program and
     parses no LaTeX.

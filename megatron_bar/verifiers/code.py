@@ -56,8 +56,8 @@ def _answers(stdout: bytes, secret: str) -> dict[int, str]:
 
 
 def check(truth) -> tuple[Callable[[str], int], int, float]:
-    """Returns a function that counts the tests a program gets right, how many tests there are, and the share
-    that is enough."""
+    """Returns a function that counts the tests a program passes, their number, and the share that is
+    enough."""
     truth = _from_asserts(truth)
     kinds = {"function", "tests"}, {"stdin_tests"}
     if not isinstance(truth, dict) or truth.keys() - {"pass_fraction"} not in kinds:

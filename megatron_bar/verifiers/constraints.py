@@ -1,5 +1,4 @@
-"""Constraints on a text that a program can check, after IFEval (arXiv 2311.07911) and its open
-implementations.
+"""Constraints on a text that a program can check, after IFEval (arXiv 2311.07911) as implemented openly.
 
 Each takes the answer, without white space around, and its fields. Words are what white space separates,
 sentences end with ".", "!" or "?" before white space or the end, paragraphs are separated by a blank line or
@@ -226,8 +225,7 @@ def json_only(answer: str) -> bool:
 
 
 def script(answer: str, *, text: str) -> bool:
-    """Holds if every letter is of one alphabet, by its Unicode name ("LATIN", "CYRILLIC", "CJK"), and there
-    is one."""
+    """Holds if there are letters, all of one alphabet by its Unicode name ("LATIN", "CYRILLIC", "CJK")."""
     letters = {character for character in answer if character.isalpha()}
     return bool(letters) and all(unicodedata.name(letter, "").startswith(text) for letter in letters)
 

@@ -35,8 +35,8 @@ def verify(response: str, truth) -> float:
 
 
 def check(truth):
-    """Raises also unless the scorer gives the entry's own answer something. Data sets without one answer have
-    none in their entries."""
+    """Raises also if the scorer gives the entry's own answer nothing. Some data sets have entries without
+    one."""
     dataset, entry = _parse_truth(truth)
     answer = entry["answer"]
     if isinstance(answer, str) and not fork_server.server("gym_child").ask(dataset, answer, entry):

@@ -42,7 +42,7 @@ def _parse(constraint) -> tuple[Callable[..., bool], dict]:
 
 
 def _fits(value, kind: type) -> bool:
-    """Returns whether a field has its type: numbers count from 1, texts say something, lists contain such
+    """Returns whether a field is of its type: numbers from 1, texts that say something, lists of such
     texts."""
     if kind is list:
         return isinstance(value, list | tuple) and len(value) > 0 and all(_fits(item, str) for item in value)

@@ -1,5 +1,4 @@
-r"""Numbers written out: "42", "-1,234.50", "3/4", "\frac{3}{4}", "1 1/2", "50%", "90^\circ"; no operator, no
-function.
+r"""Numbers written out: "42", "-1,234.50", "3/4", "\frac{3}{4}", "1 1/2", "50%", "90^\circ"; no operators.
 
 The math and numeric verifiers accept nothing else for a number: a question copied back ("3 * 4 + 5") holds
 its answer too. Words around a number must come from two lists, for most words change what it says ("less than
@@ -72,20 +71,17 @@ CHANGED_AFTER = frozenset(
     third thirds thousand thousands times to trillion trillions fifth fifths tenth tenths twelfths
     sixth sixths eighth eighths point""".split()
 )
-"""Words for running text, where anything may stand around a number: the next best thing to a list of what
-may."""
+"""Words for running text, where anything may stand around a number: next best to a list of what may."""
 
 
 def literal(text: str) -> Fraction | None:
-    """Returns the number that is the whole of ``text``, cleaned; a sign, thousands and a fraction bar are
-    part of it."""
+    """Returns the number that is all of ``text``, cleaned; with sign, thousands and fraction bar."""
     match = NUMBER.fullmatch(_plain_fractions(text).strip()) if len(text) <= LONGEST else None
     return _value(match) if match else None
 
 
 def number(text: str) -> Fraction | None:
-    """Returns the one number of a final answer, cleaned; None where other words than the known ones stand
-    around it.
+    """Returns the number of a final answer, cleaned; None where unknown words stand around it.
 
     The last side of "12 - 5 = 7" and of "x = 7" counts; sides that are other numbers ("7 = 8") make it None.
     """
@@ -99,8 +95,8 @@ def number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> str:
-    """Returns the last number of running text, "" if there is none or if the words or numbers beside it
-    change it."""
+    """Returns the last number of running text; "" if there is none, or words or numbers beside it change
+    it."""
     matches = list(IN_TEXT.finditer(text))
     if not matches or len(matches[-1][0]) > LONGEST:
         return ""

@@ -76,8 +76,7 @@ def check(truth) -> str:
 
 
 def plain(response: str) -> str:
-    """Returns the response in lower case, with one kind of apostrophe and of space, nothing unseen, no
-    emphasis."""
+    """Returns the text in lower case, with one kind of apostrophe and space, nothing unseen, no emphasis."""
     text = unicodedata.normalize("NFKC", visible(response[:LONGEST]).translate(APOSTROPHES))
     return " ".join(text.replace("*", "").replace("_", " ").lower().split())
 

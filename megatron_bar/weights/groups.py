@@ -41,8 +41,7 @@ _RULES = (
 
 
 def classify(name: str) -> ParamGroup:
-    """Returns the group of a Hugging Face tensor name. Total: an unknown name is an error, never a
-    default."""
+    """Returns the group of a Hugging Face tensor name; an unknown name is an error, never a default."""
     for pattern, group in _RULES:
         if pattern.fullmatch(name):
             return group

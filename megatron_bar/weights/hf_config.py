@@ -59,8 +59,7 @@ class ModelConfig:
     experts_per_token: int = 0
     """Experts per token as config.json says: of all layers or, where they differ, of the layer with most."""
     experts_per_layer: tuple[int, ...] = ()
-    """Experts per token of every layer where they differ, else empty. transformers and vLLM know the global
-    number alone."""
+    """Experts per token of every layer where they differ, else empty; unknown to transformers and vLLM."""
     norm_topk_prob: bool = False
     """Whether the selected experts' probabilities are renormalised to sum to one."""
     initializer_range: float = 0.02
@@ -71,11 +70,11 @@ class ModelConfig:
 
     def __post_init__(self):
         for name, largest in _LARGEST.items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             if type(value) is not int or not 1 <= value <= largest:
                 raise BarError(f"config: {name} must be an integer from 1 to {largest}, got {value!r}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _FLOAT32_MAX:
                 raise BarError(f"config: {name} must be a positive number that float32 holds, got {value!r}")
         if self.hidden_size % self.num_heads:
@@ -100,7 +99,7 @@ class ModelConfig:
 
     def _check_experts(self):
         for name in ("num_experts", "experts_per_token"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, int):
                 raise BarError(f"config: {name} must be an integer, got {value!r}")
         if self.num_experts:
@@ -128,7 +127,7 @@ class ModelConfig:
 
     def _check_token_ids(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             several = name == "eos_token_id" and isinstance(value, tuple)
             ids = value if several else () if value is None else (value,)
             if not all(is_token_id(item, self.vocab_size) for item in ids):
@@ -165,8 +164,7 @@ class ModelConfig:
         return self.experts_per_layer or (self.experts_per_token,) * self.num_layers
 
     def with_active(self, active: Active) -> "ModelConfig":
-        """Returns the config of the same weights with so many experts per token; refuses what this model
-        cannot do."""
+        """Returns the same model with so many experts per token; refuses what it cannot do."""
         layers = active if isinstance(active, tuple) else (active,) * self.num_layers
         if not self.num_experts:
             raise BarError(f"active experts expected none of a dense model, got {show_active(active)}")

@@ -1,5 +1,4 @@
-"""A model from nothing: a folder of random weights, the same for the same seed whatever trains it
-afterwards."""
+"""A model from nothing: a folder of random weights, the same for the same seed whatever trains it."""
 
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from blake3 import blake3
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 from megatron_bar.weights.manifest import Manifest
+from megatron_bar.weights.safetensors_io import TORCH_DTYPES
 from megatron_bar.weights.writer import write_folder
 
 
@@ -20,7 +20,7 @@ def random_folder(
     shapes = tensor_shapes(config)
 
     def tensor(name: str) -> list[torch.Tensor]:
-        dtype = getattr(torch, config.dtype)
+        dtype = TORCH_DTYPES[config.dtype]
         if len(shapes[name]) == 1:
             return [torch.ones(shapes[name], dtype=dtype)]
         std = embedding_std if classify(name) is ParamGroup.EMBEDDING else config.initializer_range

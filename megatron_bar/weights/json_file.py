@@ -8,8 +8,7 @@ from megatron_bar.errors import BarError
 
 
 def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    """Raises for a key that is there twice, of which readers take different ones. An
-    ``object_pairs_hook``."""
+    """Raises for a key that is there twice: readers take different ones. An ``object_pairs_hook``."""
     seen = dict(pairs)
     if len(seen) != len(pairs):
         [(name, count)] = Counter(name for name, _ in pairs).most_common(1)
@@ -18,8 +17,7 @@ def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 
 def loads(text: str, **options) -> object:
-    """Calls `json.loads` and refuses halves of surrogate pairs: no text that could be printed or written has
-    them."""
+    """Calls `json.loads` and refuses halves of surrogate pairs, which no text that can be written has."""
     value = json.loads(text, **options)
     if "\\ud" in text.lower():
         json.dumps(value, ensure_ascii=False).encode()
@@ -40,8 +38,7 @@ def why(error: Exception) -> str:
 
 
 def read_object(path: Path, *, expected: str) -> dict:
-    """Returns the object in ``path``; ``expected`` says what the file would have belonged to where it is
-    missing."""
+    """Returns the object in ``path``; where that is missing, the error names what was ``expected`` there."""
     try:
         value = loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
     except FileNotFoundError:

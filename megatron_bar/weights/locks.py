@@ -146,8 +146,7 @@ def lock_output(out: Path | str, nbytes: int = 0, *, job: dict | None = None) ->
 
 @contextmanager
 def locked_output(out: Path | str, nbytes: int, *, job: dict | None) -> Iterator[OutputLock]:
-    """Opens a lock for the block, aborted on an error; on a termination what it finished is left for the same
-    job."""
+    """Opens a lock for the block; an error aborts it, a termination leaves finished files to the same job."""
     lock = lock_output(out, nbytes, job=job)
     try:
         with writing(lock.out):
@@ -181,8 +180,7 @@ class StepLocks:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Waits until no other process runs this block with the same ``what``, and keeps them out
-        meanwhile."""
+        """Waits until no other process runs this block with the same ``what``, and keeps them out."""
         with self._open(f"{what}.lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -112,8 +112,9 @@ class Cost:
 
     def __post_init__(self):
         for name in ("tokens", "loss_tokens", "generated", "flops", "seconds", "devices"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BarError(f"{name} expected a number from 0, got {getattr(self, name)}")
+            value = vars(self)[name]
+            if not 0 <= value < math.inf:
+                raise BarError(f"{name} expected a number from 0, got {value}")
 
 
 def union(*ledgers: Iterable[Cost]) -> tuple[Cost, ...]:

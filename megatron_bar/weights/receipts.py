@@ -47,8 +47,8 @@ class Proven:
         return cls(folder, recorded, finite=finite)
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Yields the tensor by blocks of rows; raises where it has NaN or infinity, and after the last block
-        where it was changed."""
+        """Yields the tensor by blocks of rows; raises for NaN or infinity, and at the end if it was
+        changed."""
         yield from read_hashed(self.folder, name, self._seen, finite=self.finite)
         if self.recorded is not None:
             require_units(self.folder, name, self._seen, self.recorded, "its manifest was written")

@@ -21,6 +21,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import loads, no_duplicates, why
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _HEADER_LIMIT = 100_000_000
 """The library's own bound on the header, in bytes."""
@@ -79,8 +80,7 @@ def _read_json(path: Path) -> tuple[dict, int]:
 
 
 def read_header(path: Path) -> Header:
-    """Returns names, dtypes, shapes and places of the tensors, whose data must lie gapless up to the file's
-    last byte."""
+    """Returns dtype, shape and place by name; the data must lie gapless up to the file's last byte."""
     header, data_bytes = _read_json(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -120,7 +120,7 @@ def read_blocks(
         file.seek(offset)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # the system reads twice as far ahead
         for start in range(0, shape[0], rows):
-            block = torch.empty(min(rows, shape[0] - start), *shape[1:], dtype=getattr(torch, dtype))
+            block = torch.empty(min(rows, shape[0] - start), *shape[1:], dtype=TORCH_DTYPES[dtype])
             left = tensor_bytes(block)
             while left:
                 count = file.readinto(left)
@@ -138,8 +138,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 class _Behind:
-    """Writes what it is given, in order, in a thread that may lag a few blocks behind; raises what that
-    raised."""
+    """Writes what it is given, in order, in a thread a few blocks behind; raises what that raised."""
 
     LAG = 8
 
@@ -182,7 +181,7 @@ def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tenso
                 rows = 0
                 for block in blocks:
                     found = (given, *block.shape[1:], block.dtype)
-                    expected = (name, *shape[1:], getattr(torch, dtype))
+                    expected = (name, *shape[1:], TORCH_DTYPES[dtype])
                     assert found == expected, f"{path.name} expects {expected}, the caller gave {found}"
                     write(tensor_bytes(block))
                     rows += len(block)

@@ -47,8 +47,7 @@ class WriteOptions:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     """Bytes of a file at most, unless a single tensor is larger."""
     verify: Verify = "weights"
-    """What is checked; weights: values that are not finite are refused as they are read, and all that was
-    written is read back."""
+    """What is checked; weights: values must be finite as they are read, and all is read back from disk."""
     progress: Progress = silent
 
     @property
@@ -80,8 +79,7 @@ def plan_shards(
     *,
     only: Container[str] | None = None,
 ) -> Plan:
-    """Returns the tensors of each file, in the order of `tensor_shapes`; a new file begins when the next
-    tensor would not fit.
+    """Returns the tensors of each file, in `tensor_shapes`' order; a new one where the next would not fit.
 
     ``only``: plans these tensors; None: all.
     """
@@ -91,8 +89,8 @@ def plan_shards(
 
 
 def plan_files(sizes: dict[str, int], max_file_bytes: int) -> Plan:
-    """Returns the names of each file, in order; a new file begins when the next of ``sizes``, in bytes, would
-    not fit."""
+    """Returns the names of each file, in order; a new one where the next of ``sizes``, in bytes, would not
+    fit."""
     plan: Plan = []
     room = 0
     for name, size in sizes.items():
@@ -161,8 +159,7 @@ def write_folder(
     job: dict | None = None,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """Writes a whole folder from a function of tensor names that gives blocks of rows, in the memory of one
-    block.
+    """Writes a folder from a function of tensor names that gives blocks of rows, in the memory of one.
 
     ``job``: what ``produce`` depends on, as JSON. After a kill the same job keeps the files that were
     finished.

@@ -47,8 +47,8 @@ class WorldSizes:
 
 
 def samplers(seed: int) -> dict[str, Callable[[Random], Example]]:
-    """Returns how to draw an example of each skill, and of ``how_to``, the general data's harmless
-    requests."""
+    """Returns how to draw an example of each skill, and of ``how_to``, harmless requests for the general
+    data."""
     table = knowledge.facts(seed)
     draw = {skill: module.sample for skill, module in _MODULES.items()}
     return draw | {"knowledge": lambda rng: knowledge.sample(rng, table), "how_to": safety.how_to}
@@ -114,8 +114,7 @@ def general_set(seed: int, stage: str, count: int, side: Side = "training") -> l
 
 
 def preferences(seed: int, count: int) -> Iterator[dict]:
-    """Yields pairs of every skill: the right answer to a prompt, and what would be right for another prompt
-    of the same kind."""
+    """Yields pairs of every skill: the right answer to a prompt, and the right one to another such prompt."""
     rng = Random(f"{seed}/preferences")
     each = max(2, count // len(SKILLS))
     pools = {skill: training_set(seed, "preferences", skill, each) for skill in SKILLS}

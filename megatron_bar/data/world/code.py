@@ -1,5 +1,4 @@
-"""Code: write a small Python function from its description; graded by running it. Combinations of operations
-are held out."""
+"""Code: write a small Python function from its description, graded by a run. Combinations are held out."""
 
 from random import Random
 

@@ -1,5 +1,4 @@
-"""Knowledge: facts of invented towns. Pretraining states every fact; only some of the questions are ever
-asked in training."""
+"""Knowledge: facts of invented towns. Pretraining states every fact; training asks only some questions."""
 
 from random import Random
 

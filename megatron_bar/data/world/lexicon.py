@@ -1,4 +1,4 @@
-"""Words of the tiny world, the shape of one example, and the split that keeps test instances out of
+"""Words of the tiny world, the shape of one example, and the split that keeps test instances from
 training."""
 
 import hashlib

@@ -1,5 +1,4 @@
-"""General text for pretraining: copying, records, quotes and small stories, from which attention learns to
-look things up."""
+"""General text for pretraining, from which attention learns to look up: copies, records, quotes, stories."""
 
 import json
 import string

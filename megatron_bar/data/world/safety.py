@@ -1,5 +1,4 @@
-"""Safety: refuse the harmful, comply with the harmless. Some verbs are harmful or not by what they are done
-to."""
+"""Safety: refuse the harmful, comply with the harmless. Some verbs are either, depending on their object."""
 
 from random import Random
 

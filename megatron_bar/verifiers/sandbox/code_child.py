@@ -1,5 +1,4 @@
-"""The child's half of the code verifier: calls one function of a model's program and spells out what it
-returned.
+"""The child's half of the code verifier: calls one function of a program and spells out what it returned.
 
 Sent as source into the sandbox, where nothing else of this package exists; the parent imports ``spell``
 alone. The program shares this interpreter and may corrupt all of it. That earns nothing: the expected values
@@ -15,8 +14,7 @@ import sys
 
 
 def spell(value) -> str:
-    """Spells a plain value: equal texts mean equal types and equal values. Raises TypeError for anything
-    else.
+    """Spells a plain value: equal texts mean equal types and equal values. TypeError for anything else.
 
     Containers may be subclasses (Counter, defaultdict, namedtuple): what they contain counts. NaN spells as
     itself, -0.0 as 0.0; dictionaries and sets have no order. int and float differ, so do bool and int, list
@@ -46,7 +44,8 @@ def main():
     exec(compile(source, "solution.py", "exec"), namespace)  # noqa: S102  what the sandbox is for
     for index, arguments in enumerate(tests):
         try:
-            spelling = spell(namespace[function](*marshal.loads(arguments)))  # noqa: S302  written by the parent
+            plain = marshal.loads(arguments)  # noqa: S302  written by the parent
+            spelling = spell(namespace[function](*plain))
         except Exception as error:  # noqa: BLE001  any failure of the program fails this test and no other
             print(f"test {index}: {type(error).__name__}", file=sys.stderr)
             continue

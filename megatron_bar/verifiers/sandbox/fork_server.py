@@ -32,8 +32,7 @@ class ForkServer:
     """A running child module and the one conversation with it."""
 
     def __init__(self, module: str):
-        # This folder holds files named like modules of the standard library: -P keeps it out, append puts it
-        # last.
+        # Files of this folder are named like standard modules: -P keeps it out, append puts it last.
         start = f"import sys; sys.path.append(sys.argv[1]); import {module}; {module}.main()"
         command = [sys.executable, "-P", "-c", start, str(Path(__file__).parent)]
         self.module = module
@@ -72,8 +71,10 @@ def _server_of(pid: int, module: str) -> ForkServer:
 
 
 def serve(prepare: Callable[..., Callable[[], object]]):
-    """Answers until the input ends. ``prepare`` runs in the server, so that what it loads stays; the function
-    that it returns runs in a fork."""
+    """Answers until the input ends. ``prepare`` runs in the server, so that what it loads stays.
+
+    The function that it returns runs in a fork.
+    """
     logging.disable()
     replies = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no reply

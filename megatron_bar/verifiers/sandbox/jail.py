@@ -1,8 +1,7 @@
-"""The inside of the sandbox: what a bare interpreter does when sandbox.py starts it; the trainer never
-imports it.
+"""The inside of the sandbox: what an interpreter does when sandbox.py starts it; no trainer imports it.
 
 Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and
-waits; init (pid 1) builds a root that holds nothing but the standard library (read-only) and a small scratch
+waits; init (pid 1) builds a root that has nothing but the standard library (read-only) and a small scratch
 disk, gives up every capability and waits; the worker runs the program. When the worker ends, init ends, and
 the kernel kills whatever else the program started. There is no exec between them, so no interpreter, shell,
 /proc, /dev or host file is needed inside, and none is there.
@@ -70,8 +69,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name, *args):
-    """Calls a libc function that returns 0 on success; every integer is passed as a long, as the kernel reads
-    it."""
+    """Calls a libc function that returns 0 on success; integers are passed as longs, as the kernel reads
+    them."""
     args = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in args]
     if getattr(libc, name)(*args) != 0:
         error = ctypes.get_errno()

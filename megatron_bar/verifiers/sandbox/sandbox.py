@@ -1,5 +1,4 @@
-"""Runs model-written Python where it can reach nothing: no host file, no network, no other process, no end of
-time.
+"""Runs model-written Python where it can reach no host file, no network, no other process, and not for long.
 
 ``run`` starts jail.py in a child (namespaces and rlimits; its docstring says what the program finds inside)
 and watches it: output beyond the cap or the wall clock ends the whole process tree. When ``run`` returns, no
@@ -166,8 +165,7 @@ class _Watch:
         return self
 
     def __exit__(self, *_):
-        """Ends the child, also on an exception: the launcher ends the tree, waits for its last process, and
-        is waited for."""
+        """Ends the child, also on an exception: it ends the tree and waits for its last process."""
         self.selector.close()
         os.close(self.ended)
         self.child.terminate()
