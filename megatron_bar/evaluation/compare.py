@@ -1,10 +1,11 @@
-"""Did an upgrade break anything? Two models on the same tests: what each domain gained, and how far the others' answers moved.
+"""Did an upgrade break anything? Two models on the same tests: what each domain gained, and how far the
+others' answers moved.
 
-Gains are per item, NEW - OLD, with a 95 % bootstrap interval. KL(OLD || NEW) is of the whole next-token distributions, in nats
-per token, over prompts followed by OLD's own greedy answers, the last position included; the mean of each text, then over texts.
-Answers are tokenised again from their text: what no text spells (the end token) is not among them, and bytes that are no UTF-8
-are read as what stands for them. Texts longer than a model's positions are cut.
-Left out: models that do not fit side by side.
+Gains are per item, NEW - OLD, with a 95 % bootstrap interval. KL(OLD || NEW) is of the whole next-token
+distributions, in nats per token, over prompts followed by OLD's own greedy answers, the last position
+included; the mean of each text, then over texts. Answers are tokenised again from their text: what no text
+spells (the end token) is not among them, and bytes that are no UTF-8 are read as what stands for them. Texts
+longer than a model's positions are cut. Left out: models that do not fit side by side.
 """
 
 from collections.abc import Callable, Iterable
@@ -44,14 +45,20 @@ class Comparison:
     """Of the domains that were not changed: KL(OLD || NEW) in nats per token."""
 
     def regressed(self, tolerance: float) -> list[str]:
-        """Domains that were not changed and lost more than ``tolerance`` points, by the whole of the interval."""
+        """Domains that were not changed and lost more than ``tolerance`` points, by the whole of the
+        interval."""
         return [domain for domain in self.divergence if self.gains[domain].high < -tolerance]
 
     def as_json(self) -> dict:
         measured = {"gains": self.gains, "divergence": self.divergence}
         return {"old": self.old, "new": self.new} | {
             name: {
-                domain: {"mean": found.mean, "low": found.low, "high": found.high, "items": self.items[domain]}
+                domain: {
+                    "mean": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "items": self.items[domain],
+                }
                 for domain, found in estimates.items()
             }
             for name, estimates in measured.items()
@@ -59,7 +66,8 @@ class Comparison:
 
 
 def gains(old: dict, new: dict) -> dict[str, Estimate]:
-    """What NEW scores more than OLD, in points, paired by item; of two results (see `results`) of the same tests."""
+    """What NEW scores more than OLD, in points, paired by item; of two results (see `results`) of the same
+    tests."""
     require_same_tests(old, new)
     found = {}
     for test, items in old["scores"].items():
@@ -69,7 +77,8 @@ def gains(old: dict, new: dict) -> dict[str, Estimate]:
 
 
 def divergence(old, new, texts: list[list[int]]) -> list[float]:
-    """Mean KL(OLD || NEW) over the positions of each text, in nats, on every rank; both models in the same layout. Collective.
+    """Mean KL(OLD || NEW) over the positions of each text, in nats, on every rank; both models in the same
+    layout. Collective.
 
     Every data-parallel rank reads every text.
     """
@@ -82,7 +91,8 @@ def _passes(lengths: list[int]) -> Iterable[tuple[int, int]]:
     for n, length in enumerate(lengths):
         if n > start and tokens + length > PASS:
             yield start, n
-            start, tokens = n, 0
+            start = n
+            tokens = 0
         tokens += length
     if lengths:
         yield start, len(lengths)
@@ -91,9 +101,12 @@ def _passes(lengths: list[int]) -> Iterable[tuple[int, int]]:
 @torch.no_grad()
 def _divergence(old, new, texts: list[list[int]]) -> list[float]:
     """Of texts side by side in one row, each attending to itself alone."""
-    from megatron.core import parallel_state  # here: imported before megatron_bar.parallel it warns of what a CPU lacks
+    from megatron.core import (
+        parallel_state,
+    )  # here: imported before megatron_bar.parallel it warns of what a CPU lacks
 
-    tensor, device = parallel_state.get_tensor_model_parallel_world_size(), cpu.device()
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    device = cpu.device()
     padding = -sum(map(len, texts)) % tensor  # sequence parallelism cuts the row
     parts = [*texts, [texts[0][0]] * padding]
     ids = torch.tensor([[token for part in parts for token in part]], device=device)
@@ -105,17 +118,16 @@ def _divergence(old, new, texts: list[list[int]]) -> list[float]:
         kl = _kl(before[0], after[0])[: positions.shape[1] - padding]
         found = torch.stack([part.mean() for part in kl.split([len(text) for text in texts])])
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        last, group = (
-            parallel_state.get_pipeline_model_parallel_last_rank(),
-            parallel_state.get_pipeline_model_parallel_group(),
-        )
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        group = parallel_state.get_pipeline_model_parallel_group()
         dist.broadcast(found, src=last, group=group)
     return found.tolist()
 
 
 def _kl(before: Tensor, after: Tensor) -> Tensor:
     """``[t]`` fp64 of logits ``[t, vocabulary]``."""
-    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    p = before.double().log_softmax(-1)
+    q = after.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
 
@@ -133,10 +145,12 @@ def compare(
 ) -> Comparison:
     """The model in ``new`` against the one in ``old`` on the toy's tests in ``root``. Collective.
 
-    ``changed``: the domains that the upgrade was for; the others are guarded. ``results``: of both, measured already; then only
-    the divergence is computed. ``limit``: items of a test otherwise. Raises BarError for what cannot be compared.
+    ``changed``: the domains that the upgrade was for; the others are guarded. ``results``: of both, measured
+    already; then only the divergence is computed. ``limit``: items of a test otherwise. Raises BarError for
+    what cannot be compared.
     """
-    changed, chats = list(changed), _shared_format(old, new)
+    changed = list(changed)
+    chats = _shared_format(old, new)
     if not root.is_dir():
         raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl")
     if limit is not None and limit < 1:
@@ -157,7 +171,10 @@ def compare(
     second = load_beside(new, layout, active_experts=active[1])
     if results is None:
         options = {"limit": limit, "slots": slots, "say": say}
-        results = tuple(measure(folder, model, chats, tests, root, **options) for folder, model in ((old, first), (new, second)))
+        results = tuple(
+            measure(folder, model, chats, tests, root, **options)
+            for folder, model in ((old, first), (new, second))
+        )
     longest = min(first.shape.max_positions, second.shape.max_positions)
     found = {}
     for name in guarded:
@@ -172,7 +189,9 @@ def _shared_format(old: Path, new: Path) -> ChatFormat:
         Folder.open(folder)
     first, second = (ChatFormat(load_tokenizer(folder), "own") for folder in (old, new))
     if first.tokenizer.hash != second.tokenizer.hash:
-        raise BarError(f"{new}: expected the tokenizer of {old}, got another: distributions over other tokens do not compare")
+        raise BarError(
+            f"{new}: expected the tokenizer of {old}, got another: distributions over other tokens do not compare"
+        )
     return first
 
 
@@ -201,10 +220,13 @@ def _guarded(tests: tuple[TestSet, ...], changed: list[str]) -> list[str]:
 
 
 def answered_texts(chats: ChatFormat, rows: list, answered: list[dict], longest: int) -> list[list[int]]:
-    """Of every item the prompt with the answer to it, as ids; ``rows``: see `read_tests`, ``answered``: of a results file."""
+    """Of every item the prompt with the answer to it, as ids; ``rows``: see `read_tests`, ``answered``: of a
+    results file."""
     encode = chats.tokenizer.encode_text
     prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
-    return [(prompt + encode(item["answer"]))[:longest] for prompt, item in zip(prompts, answered, strict=True)]
+    return [
+        (prompt + encode(item["answer"]))[:longest] for prompt, item in zip(prompts, answered, strict=True)
+    ]
 
 
 def lines(found: Comparison, tolerance: float) -> list[str]:
@@ -213,10 +235,20 @@ def lines(found: Comparison, tolerance: float) -> list[str]:
     regressed = found.regressed(tolerance)
     for domain, gain in found.gains.items():
         kl = found.divergence.get(domain)
-        moved = ["-", "-", "changed"] if kl is None else [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}", ""]
+        moved = (
+            ["-", "-", "changed"] if kl is None else [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}", ""]
+        )
         if domain in regressed:
             moved[-1] = "REGRESSED"
-        rows.append([domain, str(found.items[domain]), f"{gain.mean:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}", *moved])
+        rows.append(
+            [
+                domain,
+                str(found.items[domain]),
+                f"{gain.mean:+.1f}",
+                f"{gain.low:+.1f} to {gain.high:+.1f}",
+                *moved,
+            ]
+        )
     told = [f"{found.new} against {found.old}: gains in points, KL(old || new) in nats", *aligned(rows)]
     return told if regressed else [*told, f"no domain surely lost more than {tolerance:g} points"]
 
@@ -224,5 +256,9 @@ def lines(found: Comparison, tolerance: float) -> list[str]:
 def require_no_regression(found: Comparison, tolerance: float) -> None:
     """Raises BarError that names the domains."""
     if regressed := found.regressed(tolerance):
-        told = ", ".join(f"{d} {found.gains[d].mean:+.1f} (at most {found.gains[d].high:+.1f})" for d in regressed)
-        raise BarError(f"{found.new}: expected no domain to lose more than {tolerance:g} points against {found.old}, got {told}")
+        told = ", ".join(
+            f"{d} {found.gains[d].mean:+.1f} (at most {found.gains[d].high:+.1f})" for d in regressed
+        )
+        raise BarError(
+            f"{found.new}: expected no domain to lose more than {tolerance:g} points against {found.old}, got {told}"
+        )

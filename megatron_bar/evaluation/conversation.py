@@ -1,4 +1,5 @@
-"""A conversation with a folder's model: greedy as it is evaluated, or sampled; every answer is shown while it is written.
+"""A conversation with a folder's model: greedy as it is evaluated, or sampled; every answer is shown while it
+is written.
 
 Rank 0 reads and prints. An answer that was interrupted stays in the conversation as far as it came.
 """
@@ -19,7 +20,8 @@ from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
 from megatron_bar.weights.folder import require_tokenizer
 from megatron_bar.weights.hf_config import read_config
 
-QUIT, RESET = "/quit", "/reset"
+QUIT = "/quit"
+RESET = "/reset"
 _UNDECODED = "\ufffd"
 
 
@@ -45,13 +47,16 @@ class Sampling:
 
 
 class TextStream:
-    """Tokens to text, in pieces of whole characters: a token may end inside of one. Special tokens are no text.
+    """Tokens to text, in pieces of whole characters: a token may end inside of one. Special tokens are no
+    text.
 
-    Tokens are decoded with the piece before them: some decoders treat the first token apart (SentencePiece drops its space).
+    Tokens are decoded with the piece before them: some decoders treat the first token apart (SentencePiece
+    drops its space).
     """
 
     def __init__(self, tokenizer):
-        self._decode, self._special = tokenizer.decode, set(tokenizer.special.values())
+        self._decode = tokenizer.decode
+        self._special = set(tokenizer.special.values())
         self._before: list[int] = []
         self._new: list[int] = []
         self._shown = 0
@@ -89,14 +94,22 @@ class Conversation:
         self.turns = []
 
     def answer(
-        self, text: str, *, say: Callable[[str], None] = lambda piece: None, stop: Callable[[], bool] = lambda: False
+        self,
+        text: str,
+        *,
+        say: Callable[[str], None] = lambda piece: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> str:
-        """The answer to ``text`` and all before it; ``say`` gets its pieces, ``stop`` is asked after each token. Collective."""
+        """The answer to ``text`` and all before it; ``say`` gets its pieces, ``stop`` is asked after each
+        token. Collective."""
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         turns = [*self.turns, {"role": "user", "content": text}]
-        prompt, limit = self.chats.prompt([*system, *turns]), self.sampler.model.shape.max_positions
+        prompt = self.chats.prompt([*system, *turns])
+        limit = self.sampler.model.shape.max_positions
         if len(prompt) >= limit:
-            raise BarError(f"the conversation expected below {limit} tokens (max_position_embeddings), got {len(prompt)}")
+            raise BarError(
+                f"the conversation expected below {limit} tokens (max_position_embeddings), got {len(prompt)}"
+            )
         stream = TextStream(self.chats.tokenizer)
         sampling = self.sampling
         (done,) = self.sampler.generate(
@@ -110,7 +123,8 @@ class Conversation:
         )
         say(stream.end())
         answer = self.chats.tokenizer.decode(done.ids)
-        self.turns, self.answers = [*turns, {"role": "assistant", "content": answer}], self.answers + 1
+        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        self.answers = self.answers + 1
         return answer
 
 
@@ -119,15 +133,17 @@ def chat_format(folder: Path, template: str | None) -> ChatFormat:
     require_tokenizer(folder, read_config(folder).vocab_size)
     tokenizer = load_tokenizer(folder)
     if template is None and not tokenizer.template:
-        raise BarError(f"{folder}: expected a tokenizer with a chat template, or --chat-template tulu or chatml, got neither")
+        raise BarError(
+            f"{folder}: expected a tokenizer with a chat template, or --chat-template tulu or chatml, got neither"
+        )
     return ChatFormat(tokenizer, template or "own")
 
 
 def talk(conversation: Conversation) -> None:
     """Answers line by line, until /quit or the end of the input; /reset begins anew. Collective.
 
-    At a terminal a mistake is told and the conversation goes on, Ctrl-C ends the answer (under torchrun: all), Ctrl-D the
-    program.
+    At a terminal a mistake is told and the conversation goes on, Ctrl-C ends the answer (under torchrun:
+    all), Ctrl-D the program.
     """
     interactive = on_rank_zero(sys.stdin.isatty)
     sys.stdin.reconfigure(errors="surrogateescape")  # refused with the chat, in one line

@@ -1,8 +1,9 @@
 """What updating one domain costs modularly and by retraining, from the ledgers that manifests keep.
 
-Modularly, a domain costs its own expert's stages and the router's; the merge trains nothing. Retraining costs what a monolithic
-baseline took beyond the start that both share; without such a folder, the stages of all domains.
-Adding domains one by one, that is a sum of prices against a sum of sums: linear against quadratic (arXiv 2604.18473).
+Modularly, a domain costs its own expert's stages and the router's; the merge trains nothing. Retraining costs
+what a monolithic baseline took beyond the start that both share; without such a folder, the stages of all
+domains. Adding domains one by one, that is a sum of prices against a sum of sums: linear against quadratic
+(arXiv 2604.18473).
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ NOTHING = Price(tokens=0, flops=0.0, device_seconds=0.0)
 
 def price(costs: Sequence[Cost]) -> Price:
     """``tokens``: trained on and sampled."""
-    prices = (Price(tokens=c.tokens + c.generated, flops=c.flops, device_seconds=c.seconds * c.devices) for c in costs)
+    prices = (
+        Price(tokens=c.tokens + c.generated, flops=c.flops, device_seconds=c.seconds * c.devices)
+        for c in costs
+    )
     return sum(prices, NOTHING)
 
 
@@ -73,12 +77,15 @@ def read_ledger(folder: Path) -> tuple[Cost, ...]:
 
 def read_bill(folder: Path) -> Bill:
     """Of a merged model, its router trained or not."""
-    ledger, manifest = read_ledger(folder), read_manifest(folder)
+    ledger = read_ledger(folder)
+    manifest = read_manifest(folder)
     if manifest.kind not in ("merged", "routed"):
         raise BarError(f"{folder}: expected a merged model, got kind {manifest.kind!r}")
     experts = {e.name: tuple(cost for cost in ledger if cost.expert == e.name) for e in manifest.experts[1:]}
     if unpaid := [name for name, costs in experts.items() if not costs]:
-        raise BarError(f"{folder / MANIFEST}: ledger expected with the stages of expert {unpaid[0]!r}, got none")
+        raise BarError(
+            f"{folder / MANIFEST}: ledger expected with the stages of expert {unpaid[0]!r}, got none"
+        )
     first = next(n for n, cost in enumerate(ledger) if cost.expert is not None)
     shared = [cost.expert is None for cost in ledger]
     router = tuple(cost for n, cost in enumerate(ledger) if shared[n] and n > first)
@@ -86,7 +93,8 @@ def read_bill(folder: Path) -> Bill:
 
 
 def retraining(bill: Bill, monolithic: Sequence[Cost] | None) -> Price:
-    """Of everything at once; ``monolithic``: the ledger of a model trained on all domains, None: what the experts took."""
+    """Of everything at once; ``monolithic``: the ledger of a model trained on all domains, None: what the
+    experts took."""
     if monolithic is None:
         return bill.all_domains
     return price([cost for cost in monolithic if cost not in bill.start])
@@ -104,11 +112,15 @@ class Growth:
 
 
 def growth(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> list[Growth]:
-    """For 1 to ``domains``. The router costs every time what it cost this run; a monolithic model costs in proportion to the
-    number of its domains."""
+    """For 1 to ``domains``. The router costs every time what it cost this run; a monolithic model costs in
+    proportion to the number of its domains."""
     own = [price(costs) for costs in bill.experts.values()]
-    whole, mean = retraining(bill, monolithic), bill.all_domains * (1 / len(own))
-    rows, modular, retrained, known = [], NOTHING, NOTHING, NOTHING
+    whole = retraining(bill, monolithic)
+    mean = bill.all_domains * (1 / len(own))
+    rows = []
+    modular = NOTHING
+    retrained = NOTHING
+    known = NOTHING
     for n in range(1, domains + 1):
         one = own[n - 1] if n <= len(own) else mean
         known += one
@@ -121,11 +133,18 @@ def growth(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> list[
 def as_json(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> dict:
     """All of it."""
     return {
-        "entries": [vars(cost) for costs in (bill.start, *bill.experts.values(), bill.router) for cost in costs],
+        "entries": [
+            vars(cost) for costs in (bill.start, *bill.experts.values(), bill.router) for cost in costs
+        ],
         "update": {name: vars(bill.update(name)) for name in bill.experts},
         "retraining": vars(retraining(bill, monolithic)) | {"measured": monolithic is not None},
         "growth": [
-            {"domains": g.domains, "modular": vars(g.modular), "retrained": vars(g.retrained), "extrapolated": g.extrapolated}
+            {
+                "domains": g.domains,
+                "modular": vars(g.modular),
+                "retrained": vars(g.retrained),
+                "extrapolated": g.extrapolated,
+            }
             for g in growth(bill, monolithic, domains)
         ],
     }
@@ -135,10 +154,20 @@ def lines(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> list[s
     """The same for a terminal."""
     entries = [["step", "expert", "tokens", "sampled", "FLOPs", "seconds", "devices", "device"]]
     for cost in (*bill.start, *(cost for costs in bill.experts.values() for cost in costs), *bill.router):
-        counts = [f"{cost.tokens:,}", f"{cost.generated:,}", f"{cost.flops:.3g}", f"{cost.seconds:.1f}", str(cost.devices)]
+        counts = [
+            f"{cost.tokens:,}",
+            f"{cost.generated:,}",
+            f"{cost.flops:.3g}",
+            f"{cost.seconds:.1f}",
+            str(cost.devices),
+        ]
         entries.append([cost.step, cost.expert or "-", *counts, cost.device])
     whole = retraining(bill, monolithic)
-    how = "as the retrained model's ledger says" if monolithic is not None else "taken as the sum of all domains' stages"
+    how = (
+        "as the retrained model's ledger says"
+        if monolithic is not None
+        else "taken as the sum of all domains' stages"
+    )
     updates = [["update of", "tokens", "FLOPs", "device-seconds", "retraining / update"]]
     for name in bill.experts:
         paid = bill.update(name)
@@ -149,7 +178,9 @@ def lines(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> list[s
     for row in growth(bill, monolithic, domains):
         ratio = f"{row.retrained.flops / row.modular.flops:.2f}" if row.modular.flops else "-"
         mark = "extrapolated" if row.extrapolated else ""
-        grown.append([str(row.domains), f"{row.modular.flops:.3g}", f"{row.retrained.flops:.3g}", ratio, mark])
+        grown.append(
+            [str(row.domains), f"{row.modular.flops:.3g}", f"{row.retrained.flops:.3g}", ratio, mark]
+        )
     router = "with the router's last stage" if bill.router else "its router is not trained yet"
     return [
         *aligned(entries),

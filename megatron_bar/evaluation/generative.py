@@ -34,12 +34,17 @@ class TestSet:
 
 
 def load_model(
-    folder: Path, layout: ParallelConfig, *, active_experts: Active | None = None, disabled: tuple[str, ...] = ()
+    folder: Path,
+    layout: ParallelConfig,
+    *,
+    active_experts: Active | None = None,
+    disabled: tuple[str, ...] = (),
 ) -> LanguageModel:
-    """A folder's model for inference. ``active_experts``: how many a token uses; None: as the folder says. Collective.
+    """A folder's model for inference. ``active_experts``: how many a token uses; None: as the folder says.
+    Collective.
 
-    ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all active then
-    uses all that are left.
+    ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all
+    active then uses all that are left.
     """
     opened, slots = _opened(folder, active_experts, disabled)
     set_layout(layout, opened.config, seed=0)
@@ -47,7 +52,11 @@ def load_model(
 
 
 def load_beside(
-    folder: Path, layout: ParallelConfig, *, active_experts: Active | None = None, disabled: tuple[str, ...] = ()
+    folder: Path,
+    layout: ParallelConfig,
+    *,
+    active_experts: Active | None = None,
+    disabled: tuple[str, ...] = (),
 ) -> LanguageModel:
     """The same where ``layout`` is set already, by a model that stays. Collective."""
     opened, slots = _opened(folder, active_experts, disabled)
@@ -59,7 +68,9 @@ def load_beside(
     return _loaded(opened, layout, slots)
 
 
-def _opened(folder: Path, active_experts: Active | None, disabled: tuple[str, ...]) -> tuple[Folder, tuple[int, ...]]:
+def _opened(
+    folder: Path, active_experts: Active | None, disabled: tuple[str, ...]
+) -> tuple[Folder, tuple[int, ...]]:
     opened = Folder.open(folder)
     slots = _disabled_slots(opened, disabled, active_experts)
     return (opened if active_experts is None else opened.with_active(active_experts)), slots
@@ -76,19 +87,29 @@ def _loaded(folder: Folder, layout: ParallelConfig, disabled: tuple[int, ...]):
 def _disabled_slots(folder: Folder, names: tuple[str, ...], active_experts: Active | None) -> tuple[int, ...]:
     if not names:
         return ()
-    total, active = folder.config.num_experts, folder.config.experts_per_token
+    total = folder.config.num_experts
+    active = folder.config.experts_per_token
     if not total:
-        raise BarError(f"{folder.path}: experts to disable expected none of a dense model, got {', '.join(names)}")
+        raise BarError(
+            f"{folder.path}: experts to disable expected none of a dense model, got {', '.join(names)}"
+        )
     slots = {expert.name: expert.index for expert in read_manifest(folder.path).experts}
     for name in names:
         if name not in slots:
-            raise BarError(f"{folder.path}: expert to disable expected one of {', '.join(slots)}, got {name!r}")
+            raise BarError(
+                f"{folder.path}: expert to disable expected one of {', '.join(slots)}, got {name!r}"
+            )
         if names.count(name) > 1:
-            raise BarError(f"{folder.path}: expert to disable expected once, got {name!r} {names.count(name)} times")
+            raise BarError(
+                f"{folder.path}: expert to disable expected once, got {name!r} {names.count(name)} times"
+            )
     few = max(active_experts) if isinstance(active_experts, tuple) else active_experts
-    left, wanted = total - len(names), few or (1 if active == total else active)
+    left = total - len(names)
+    wanted = few or (1 if active == total else active)
     if left < wanted:
-        raise BarError(f"{folder.path}: expected at least {wanted} of the {total} experts to be left, got {left}")
+        raise BarError(
+            f"{folder.path}: expected at least {wanted} of the {total} experts to be left, got {left}"
+        )
     return tuple(slots[name] for name in names)
 
 
@@ -131,17 +152,24 @@ def measure(
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Results (see `results`), of ``limit`` items a test at most; ``folder``: where ``model`` is from. Collective."""
+    """Results (see `results`), of ``limit`` items a test at most; ``folder``: where ``model`` is from.
+    Collective."""
     active = model.shape.experts_per_layer or model.shape.experts_per_token or None
     results = on_rank_zero(lambda: new_results(folder, "toy", active_experts=active, limit=limit))
     used = read_tests(tests, root, limit=limit)
-    results["tests"] = {name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)} for name, rows in used.items()}
+    results["tests"] = {
+        name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)}
+        for name, rows in used.items()
+    }
     results["scores"] = _answer(model, chats, tests, used, slots, say)
     return results
 
 
-def _answer(model, chats: ChatFormat, tests: tuple[TestSet, ...], used: dict[str, list[Row]], slots: int, say) -> dict:
-    tokenizer, results = chats.tokenizer, {}
+def _answer(
+    model, chats: ChatFormat, tests: tuple[TestSet, ...], used: dict[str, list[Row]], slots: int, say
+) -> dict:
+    tokenizer = chats.tokenizer
+    results = {}
     sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=tokenizer.pad_id)
     for test in tests:
         rows = used[test.name]
@@ -149,7 +177,12 @@ def _answer(model, chats: ChatFormat, tests: tuple[TestSet, ...], used: dict[str
         done = sampler.generate(prompts, max_new_tokens=test.max_new_tokens, temperature=0.0, slots=slots)
         answers = [tokenizer.decode(completion.ids) for completion in done]
         scores = on_rank_zero(
-            lambda: verify_many([(row["verifier"], answer, row["truth"]) for (_, row), answer in zip(rows, answers, strict=True)])  # noqa: B023
+            lambda: verify_many(
+                [
+                    (row["verifier"], answer, row["truth"])
+                    for (_, row), answer in zip(rows, answers, strict=True)
+                ]
+            )  # noqa: B023
         )
         say(f"  {test.name}: {sum(scores):g} of {len(scores)} solved")
         results[test.name] = [

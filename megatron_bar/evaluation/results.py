@@ -1,12 +1,13 @@
-"""The file that an evaluation leaves: which model, which items, its answers and what each scored. One format for all suites.
+"""The file that an evaluation leaves: which model, which items, its answers and what each scored. One format
+for all suites.
 
     {"format": "megatron_bar.evaluation/1", "suite": "toy", "model": "final", "model_hash": "...", "active_experts": 5,
      "limit": null, "tests": {"math": {"hash": "...", "items": 120}}, "scores": {"math": [{"prompt", "answer", "score"}, ...]}}
 
-``model_hash`` is the hash of the folder's receipts, ``hash`` of a test that of the items used, ``limit`` the most items taken of
-a test; ``active_experts`` is null for a dense model, and a list where the layers differ. More keys may follow: a pipeline adds
-``experts`` and ``routing``, a suite of public benchmarks ``settings``, ``benchmarks`` (score, metric, items, harness, version),
-``categories`` and ``overall``.
+``model_hash`` is the hash of the folder's receipts, ``hash`` of a test that of the items used, ``limit`` the
+most items taken of a test; ``active_experts`` is null for a dense model, and a list where the layers differ.
+More keys may follow: a pipeline adds ``experts`` and ``routing``, a suite of public benchmarks ``settings``,
+``benchmarks`` (score, metric, items, harness, version), ``categories`` and ``overall``.
 """
 
 import json
@@ -35,10 +36,14 @@ def model_hash(folder: Path) -> str:
 
 def hash_items(items: list) -> str:
     """BLAKE3 of items (JSON values) in their order."""
-    return blake3(json.dumps(items, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return blake3(
+        json.dumps(items, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
-def new_results(folder: Path, suite: str, *, active_experts: Active | None = None, limit: int | None = None) -> dict:
+def new_results(
+    folder: Path, suite: str, *, active_experts: Active | None = None, limit: int | None = None
+) -> dict:
     """Results without any test yet. ``active_experts`` None: as many as the folder says."""
     config = Folder.open(folder).config
     active = active_experts or config.experts_per_layer or config.experts_per_token or None
@@ -55,13 +60,15 @@ def new_results(folder: Path, suite: str, *, active_experts: Active | None = Non
 
 
 def write_results(path: Path, results: dict) -> None:
-    """The file appears when it is whole. Raises BarError for what `read_results` would refuse, before anything is written."""
+    """The file appears when it is whole. Raises BarError for what `read_results` would refuse, before
+    anything is written."""
     _check(results, path)
     write_whole(path, json.dumps(results, indent=2) + "\n")
 
 
 def read_results(path: Path) -> dict:
-    """A results file; another format, a missing field, or a test whose items and scores differ in number is an error."""
+    """A results file; another format, a missing field, or a test whose items and scores differ in number is
+    an error."""
     results = read_object(path, expected="a results file (tools/evaluate.py --out)")
     _check(results, path)
     return results
@@ -98,13 +105,24 @@ def _check(results: dict, path: Path) -> None:
         raise BarError(f"{path}: format expected {FORMAT!r}, got {results.get('format')!r:.80}")
     for key, kinds in (_FIELDS | _OPTIONAL).items():
         value = results.get(key)
-        if (value is None and not (key in _OPTIONAL and key in results)) or (value is not None and type(value) not in kinds):
-            raise BarError(f"{path}: {key} expected {' or '.join(kind.__name__ for kind in kinds)}, got {value!r:.80}")
-    tests, scores = results["tests"], results["scores"]
+        if (value is None and not (key in _OPTIONAL and key in results)) or (
+            value is not None and type(value) not in kinds
+        ):
+            raise BarError(
+                f"{path}: {key} expected {' or '.join(kind.__name__ for kind in kinds)}, got {value!r:.80}"
+            )
+    tests = results["tests"]
+    scores = results["scores"]
     if not tests or tests.keys() != scores.keys():
-        raise BarError(f"{path}: scores expected of the tests {', '.join(tests) or '(none)'}, got {', '.join(scores) or 'none'}")
+        raise BarError(
+            f"{path}: scores expected of the tests {', '.join(tests) or '(none)'}, got {', '.join(scores) or 'none'}"
+        )
     for name, test in tests.items():
-        if not isinstance(test, dict) or type(test.get("hash")) is not str or type(test.get("items")) is not int:
+        if (
+            not isinstance(test, dict)
+            or type(test.get("hash")) is not str
+            or type(test.get("items")) is not int
+        ):
             raise BarError(f"{path}: tests.{name} expected hash and items, got {test!r:.80}")
         items = scores[name]
         if not isinstance(items, list) or len(items) != test["items"] or not items:
@@ -113,4 +131,6 @@ def _check(results: dict, path: Path) -> None:
         for number, item in enumerate(items):
             score = item.get("score") if isinstance(item, dict) else item
             if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-                raise BarError(f"{path}: scores.{name}[{number}] expected a score from 0 to 1, got {score!r:.80}")
+                raise BarError(
+                    f"{path}: scores.{name}[{number}] expected a score from 0 to 1, got {score!r:.80}"
+                )

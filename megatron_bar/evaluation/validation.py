@@ -21,12 +21,16 @@ def mean_over(model: LanguageModel, held_out: Sequence[PackedRows]) -> float:
 @torch.no_grad()
 def mean_loss(model: LanguageModel, rows: PackedRows) -> float:
     """Nats per token of the answers in ``rows``. Every rank reads all of them; no pipeline. Collective."""
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for start in range(0, len(rows), ROWS):
         batch = rows.take(range(start, min(start + ROWS, len(rows)))).to(cpu.device())
         nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
         mask = batch.labels >= 0
-        total, count = total + nll[mask].double().sum().item(), count + int(mask.sum())
+        total = total + nll[mask].double().sum().item()
+        count = count + int(mask.sum())
     if not count:
-        raise BarError(f"{', '.join(rows.sources)}: expected held-out chats with answers to learn from, got no such token")
+        raise BarError(
+            f"{', '.join(rows.sources)}: expected held-out chats with answers to learn from, got no such token"
+        )
     return total / count

@@ -1,12 +1,14 @@
 """Branch: two dense OLMo 2 folders become one FlexOlmo folder with an anchor and a domain expert.
 
-BAR section "upcycling" (arXiv 2604.18473 and its released recipe): expert 0 and everything shared come from the post-trained
-model, expert 1 from a pretrained one; both experts are always active and their probabilities are not renormalised. With softmax
-over two experts and equal FFNs the branch computes exactly the dense model, whatever the router holds.
+BAR section "upcycling" (arXiv 2604.18473 and its released recipe): expert 0 and everything shared come from
+the post-trained model, expert 1 from a pretrained one; both experts are always active and their probabilities
+are not renormalised. With softmax over two experts and equal FFNs the branch computes exactly the dense
+model, whatever the router holds.
 
-Router rows start as N(0, 0.02) (the released recipe), as domain embeddings (the real runs) or as zeros. A domain embedding is
-the mean input embedding of a text of the domain, scaled to a norm of 0.5, the same in every layer.
-Left out: FlexOlmo's embedding model for the domain texts; the anchor's own input embedding lives in the router's space already.
+Router rows start as N(0, 0.02) (the released recipe), as domain embeddings (the real runs) or as zeros. A
+domain embedding is the mean input embedding of a text of the domain, scaled to a norm of 0.5, the same in
+every layer. Left out: FlexOlmo's embedding model for the domain texts; the anchor's own input embedding lives
+in the router's space already.
 """
 
 import dataclasses
@@ -24,7 +26,16 @@ from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hashes import Units, anchor_hash, folder_hash
 from megatron_bar.weights.hf_config import DENSE
 from megatron_bar.weights.locks import check_out
-from megatron_bar.weights.manifest import ANCHOR, DOMAIN, Expert, Manifest, SourceRecord, has_manifest, read_manifest, union
+from megatron_bar.weights.manifest import (
+    ANCHOR,
+    DOMAIN,
+    Expert,
+    Manifest,
+    SourceRecord,
+    has_manifest,
+    read_manifest,
+    union,
+)
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
@@ -53,10 +64,12 @@ def branch(
 ) -> tuple[Folder, list[str]]:
     """The branched folder, and notes on what differed and was taken from the anchor.
 
-    ``positions``: the longest rows it will be trained on; its config has at least as many (RoPE knows no limit).
+    ``positions``: the longest rows it will be trained on; its config has at least as many (RoPE knows no
+    limit).
     """
     check_out(out)
-    first, second = _open_dense(anchor), _open_dense(domain_init)
+    first = _open_dense(anchor)
+    second = _open_dense(domain_init)
     require_tokenizer(first.path, first.config.vocab_size)
     notes = _compare_inputs(first, second)
     row = _router_rows(first, router_init, seed, general_text, domain_text)
@@ -64,9 +77,14 @@ def branch(
     lineage = origins[first.path].experts if first.path in origins else ()
     config = dataclasses.replace(first.config.with_experts(2), norm_topk_prob=False)
     if positions > config.max_positions:
-        notes.append(f"max_positions: {positions} for the rows it will be trained on, the anchor has {config.max_positions}")
+        notes.append(
+            f"max_positions: {positions} for the rows it will be trained on, the anchor has {config.max_positions}"
+        )
         config = dataclasses.replace(config, max_positions=positions)
-    sources = {role: Proven.open(given, finite=options.verifies) for role, given in (("anchor", first), ("domain_init", second))}
+    sources = {
+        role: Proven.open(given, finite=options.verifies)
+        for role, given in (("anchor", first), ("domain_init", second))
+    }
 
     def produce(name: str) -> Iterable[torch.Tensor]:
         if classify(name) is ParamGroup.ROUTER:
@@ -89,7 +107,11 @@ def branch(
                 Expert(index=1, name=DOMAIN, anchor_hash=digest),
             ),
             sources=tuple(
-                SourceRecord(role=role, name=source.folder.path.resolve().name, hash=folder_hash(source.units(options.progress)))
+                SourceRecord(
+                    role=role,
+                    name=source.folder.path.resolve().name,
+                    hash=folder_hash(source.units(options.progress)),
+                )
                 for role, source in sources.items()
             ),
             notes=tuple(notes),
@@ -113,13 +135,16 @@ def branch(
 def _open_dense(path: Path | str) -> Folder:
     folder = Folder.open(path)
     if folder.config.family != DENSE:
-        raise BarError(f"{folder.path}: branching expected a dense OLMo 2 folder, got {folder.config.num_experts} experts")
+        raise BarError(
+            f"{folder.path}: branching expected a dense OLMo 2 folder, got {folder.config.num_experts} experts"
+        )
     return folder
 
 
 def _compare_inputs(anchor: Folder, domain_init: Folder) -> list[str]:
     require_same_config(anchor, domain_init, _MUST_AGREE)
-    kept, other = vars(anchor.config), vars(domain_init.config)
+    kept = vars(anchor.config)
+    other = vars(domain_init.config)
     return [
         f"{name} differs: {kept[name]} is kept from the anchor, the domain init has {other[name]}"
         for name in _FROM_ANCHOR
@@ -128,9 +153,14 @@ def _compare_inputs(anchor: Folder, domain_init: Folder) -> list[str]:
 
 
 def _router_rows(
-    anchor: Folder, router_init: RouterInit, seed: int, general_text: Path | str | None, domain_text: Path | str | None
+    anchor: Folder,
+    router_init: RouterInit,
+    seed: int,
+    general_text: Path | str | None,
+    domain_text: Path | str | None,
 ) -> Callable[[str, int], torch.Tensor]:
-    """(router name, row) -> the row's start in float32. Row 0 is blind to the domain, so that branches share their anchor."""
+    """(router name, row) -> the row's start in float32. Row 0 is blind to the domain, so that branches share
+    their anchor."""
     if router_init != "domain" and (general_text or domain_text):
         raise BarError(f"texts are only used with router init 'domain', got {router_init!r}")
     if router_init == "zero":
@@ -139,7 +169,9 @@ def _router_rows(
         return lambda name, row: normal_row(anchor.config.hidden_size, f"{seed}/{name}/{row}")
     if router_init == "domain":
         if general_text is None or domain_text is None:
-            raise BarError("router init 'domain' expected a general text (row 0) and a domain text (row 1), got only one or none")
+            raise BarError(
+                "router init 'domain' expected a general text (row 0) and a domain text (row 1), got only one or none"
+            )
         rows = [domain_embedding(anchor, text) for text in (general_text, domain_text)]
         return lambda name, row: rows[row]
     raise BarError(f"router init expected normal, domain or zero, got {router_init!r}")
@@ -174,7 +206,9 @@ def _token_counts(folder: Folder, text: Path) -> torch.Tensor:
             for line in lines:
                 ids = torch.tensor(tokenizer.encode_text(line), dtype=torch.long)
                 if len(ids) and ids.max() >= len(counts):
-                    raise BarError(f"{folder.path}: token ids expected below vocab_size {len(counts)}, got {ids.max()} in {text}")
+                    raise BarError(
+                        f"{folder.path}: token ids expected below vocab_size {len(counts)}, got {ids.max()} in {text}"
+                    )
                 counts += torch.bincount(ids, minlength=len(counts))
     except (OSError, UnicodeDecodeError) as error:
         raise BarError(f"{text}: not readable as UTF-8 text: {error}") from None

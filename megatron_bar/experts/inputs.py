@@ -1,7 +1,7 @@
 """What a merge accepts: a branched folder and experts that were trained from it, each a lineage of its own.
 
-Everything is checked by headers and by the receipts in the manifests, before a tensor is read. A manifest is a claim: the merge
-compares every tensor with its receipt as it reads it.
+Everything is checked by headers and by the receipts in the manifests, before a tensor is read. A manifest is
+a claim: the merge compares every tensor with its receipt as it reads it.
 """
 
 import re
@@ -14,7 +14,16 @@ from megatron_bar.weights.folder import TOKENIZERS, Folder, require_same_config,
 from megatron_bar.weights.groups import POLICIES, ParamGroup
 from megatron_bar.weights.hashes import Units, anchor_hash, domain_hash, is_anchors_own
 from megatron_bar.weights.hf_config import MOE
-from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, DOMAIN, MANIFEST, Expert, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.manifest import (
+    ANCHOR,
+    ARTIFACT,
+    DOMAIN,
+    MANIFEST,
+    Expert,
+    Manifest,
+    has_manifest,
+    read_manifest,
+)
 from megatron_bar.weights.receipts import Proven, receipts
 
 
@@ -45,15 +54,21 @@ def check_arguments(anchor: Path, experts: dict[str, Path | str]) -> None:
     paths = {anchor.resolve(): ANCHOR}
     for name, path in experts.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == ANCHOR:
-            raise BarError(f"expert name expected of letters, digits, '_', '.', '-' and not {ANCHOR!r}, got {name!r}")
+            raise BarError(
+                f"expert name expected of letters, digits, '_', '.', '-' and not {ANCHOR!r}, got {name!r}"
+            )
         other = paths.setdefault(Path(path).resolve(), name)
         if other != name:
-            raise BarError(f"{path}: expected one folder per expert, got the same one as {other!r} and as {name!r}")
+            raise BarError(
+                f"{path}: expected one folder per expert, got the same one as {other!r} and as {name!r}"
+            )
 
 
 def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: bool = True) -> list[Input]:
-    """All that headers and manifests can show. ``finite``: values that are not are refused when they are read."""
-    branched, recorded = _two_experts(Folder.open(anchor)), _read_manifest(Path(anchor))
+    """All that headers and manifests can show. ``finite``: values that are not are refused when they are
+    read."""
+    branched = _two_experts(Folder.open(anchor))
+    recorded = _read_manifest(Path(anchor))
     if recorded.kind != "branched":
         raise BarError(
             f"{branched.path}: the anchor expected is the branched folder all experts started from, got {recorded.kind!r}"
@@ -66,11 +81,14 @@ def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: b
         _compare_with_anchor(branched, recorded, folder, manifest)
     _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened[1:]])
     inputs = [
-        Input(name=name, source=Proven(folder, receipts(folder, m), finite=finite), manifest=m) for name, folder, m in opened
+        Input(name=name, source=Proven(folder, receipts(folder, m), finite=finite), manifest=m)
+        for name, folder, m in opened
     ]
     found = anchor_hash(inputs[0].units)
     if found != recorded.anchor_hash:
-        raise BarError(f"{branched.path}: changed since the branch: expected anchor hash {recorded.anchor_hash}, got {found}")
+        raise BarError(
+            f"{branched.path}: changed since the branch: expected anchor hash {recorded.anchor_hash}, got {found}"
+        )
     _refuse_copies(inputs)
     for given in inputs[1:]:
         _refuse_foreign_anchor(inputs[0], given)
@@ -115,20 +133,26 @@ def _compare_with_anchor(branched: Folder, recorded: Manifest, folder: Folder, m
     if manifest.kind == ARTIFACT:  # has no tokenizer and only what is not the branch's
         return
     if manifest.kind != "expert":
-        raise BarError(f"{folder.path}: expected a trained expert of {branched.path}, got kind {manifest.kind!r}")
+        raise BarError(
+            f"{folder.path}: expected a trained expert of {branched.path}, got kind {manifest.kind!r}"
+        )
     require_same_config(branched, folder)
     require_same_tokenizer(branched.path, folder.path)
 
 
 def require_same_tokenizer(reference: Path, folder: Path) -> None:
     for name in TOKENIZERS:
-        ours, theirs = reference / name, folder / name
-        if ours.is_file() != theirs.is_file() or (ours.is_file() and ours.read_bytes() != theirs.read_bytes()):
+        ours = reference / name
+        theirs = folder / name
+        if ours.is_file() != theirs.is_file() or (
+            ours.is_file() and ours.read_bytes() != theirs.read_bytes()
+        ):
             raise BarError(f"{theirs}: expected the same tokenizer as {ours}, got another or none")
 
 
 def _refuse_one_lineage_twice(named: list[tuple[Folder, str]]) -> None:
-    """Two stages of one expert; those that no training named cannot be told apart and are left to `_refuse_copies`."""
+    """Two stages of one expert; those that no training named cannot be told apart and are left to
+    `_refuse_copies`."""
     seen: dict[str, Folder] = {}
     for folder, name in named:
         other = seen.setdefault(name, folder)
@@ -137,14 +161,21 @@ def _refuse_one_lineage_twice(named: list[tuple[Folder, str]]) -> None:
 
 
 def moved_anchor(branched: Input, given: Input) -> list[str]:
-    return [unit for unit, digest in branched.units.items() if is_anchors_own(unit) and given.units[unit] != digest]
+    return [
+        unit
+        for unit, digest in branched.units.items()
+        if is_anchors_own(unit) and given.units[unit] != digest
+    ]
 
 
 def _refuse_foreign_anchor(branched: Input, given: Input) -> None:
-    """The anchor hash in a manifest says where an expert came from, not that it did: its frozen tensors show it."""
+    """The anchor hash in a manifest says where an expert came from, not that it did: its frozen tensors show
+    it."""
     moved = moved_anchor(branched, given)
     policies = [training.policy for training in given.lineage.trained]
-    if moved and not any(policy in POLICIES and ParamGroup.ANCHOR_EXPERT in POLICIES[policy].trains for policy in policies):
+    if moved and not any(
+        policy in POLICIES and ParamGroup.ANCHOR_EXPERT in POLICIES[policy].trains for policy in policies
+    ):
         trained = " > ".join(map(str, policies)) or "none"
         raise BarError(
             f"{given.folder.path}: tensor {moved[0]!r} is the anchor's, frozen in its stages ({trained}): expected the bits of"

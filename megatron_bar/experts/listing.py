@@ -14,11 +14,20 @@ def listing(path: Path | str) -> list[str]:
     rows = [("slot", "expert", "stages", "merged from", "its hash", "shared tensors")]
     anchor = manifest.experts[0].shared_hash
     for expert in manifest.experts:
-        shared = "" if expert.shared_hash is None else "the anchor's" if expert.shared_hash == anchor else "its own"
-        stages, digest = " > ".join(expert.stages) or "none", (expert.folder_hash or "")[:16]
+        shared = (
+            ""
+            if expert.shared_hash is None
+            else "the anchor's"
+            if expert.shared_hash == anchor
+            else "its own"
+        )
+        stages = " > ".join(expert.stages) or "none"
+        digest = (expert.folder_hash or "")[:16]
         rows.append((str(expert.index), expert.name, stages, expert.folder or "", digest, shared))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     state = {"merged": "not trained since the merge", "routed": "trained"}.get(manifest.kind)
     if state:
         lines.append(f"router: {'STALE, train it again' if manifest.router_stale else state}")

@@ -1,10 +1,10 @@
 """Merge: N experts that were trained apart from one branch become one FlexOlmo folder with N+1 experts.
 
-As published (arXiv 2604.18473, stage 2): the domain FFNs and their router rows are copied to slots 1..N in the given order;
-expert 0, router row 0 and every shared tensor become the uniform mean over ALL inputs, the branched folder itself included, so
-each expert's shared delta is scaled by 1/(N+1). All N+1 experts are active in the result.
-Where nothing moved the mean is bit-equal to the inputs: it is taken in float64, where a sum of a few equal numbers is exact.
-Other ways to combine what is shared: shared.py.
+As published (arXiv 2604.18473, stage 2): the domain FFNs and their router rows are copied to slots 1..N in
+the given order; expert 0, router row 0 and every shared tensor become the uniform mean over ALL inputs, the
+branched folder itself included, so each expert's shared delta is scaled by 1/(N+1). All N+1 experts are
+active in the result. Where nothing moved the mean is bit-equal to the inputs: it is taken in float64, where a
+sum of a few equal numbers is exact. Other ways to combine what is shared: shared.py.
 """
 
 import dataclasses
@@ -50,7 +50,8 @@ def merge(
     shared: Combination = MEAN,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """``anchor`` is the branched folder that all ``experts`` (name -> folder, in slot order) were trained from."""
+    """``anchor`` is the branched folder that all ``experts`` (name -> folder, in slot order) were trained
+    from."""
     check_out(out)
     shared.check(1 + len(experts))
     check_arguments(Path(anchor), experts)
@@ -87,7 +88,9 @@ def merge_inputs(
         if classify(name) is ParamGroup.DOMAIN_EXPERT:
             slot = expert_index(name)
             if slot == 1 and options.verifies:
-                deque(inputs[0].source.blocks(name), maxlen=0)  # not in the result, but of the branch that its hash names
+                deque(
+                    inputs[0].source.blocks(name), maxlen=0
+                )  # not in the result, but of the branch that its hash names
             return inputs[slot].source.blocks(with_expert(name, 1))
         if classify(name) is ParamGroup.ROUTER:
             return [_router(name, inputs, shared, kept)]
@@ -99,19 +102,26 @@ def merge_inputs(
         produce,
         companions_from=inputs[0].folder.path,
         manifest=lambda written, units: _manifest(inputs, written, shared, kept),
-        job={"merge": {given.name: given.folder.fingerprint() for given in inputs}, "shared": to_json(shared), "rows": rows},
+        job={
+            "merge": {given.name: given.folder.fingerprint() for given in inputs},
+            "shared": to_json(shared),
+            "rows": rows,
+        },
         options=options,
     )
 
 
 def _router(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
-    """Row 0 is combined; a domain expert brings its own row, or keeps the one that it has in a merged model."""
+    """Row 0 is combined; a domain expert brings its own row, or keeps the one that it has in a merged
+    model."""
     routers = [given.source.whole(name) for given in inputs]
     rows = [shared(name, [router[:1] for router in routers]), *(router[1:2] for router in routers[1:])]
     if kept is not None:
         before = kept.model.whole(name)
         slots = [0 if kept.trained else None, *(kept.slots.get(given.name) for given in inputs[1:])]
-        rows = [row if slot is None else before[slot : slot + 1] for row, slot in zip(rows, slots, strict=True)]
+        rows = [
+            row if slot is None else before[slot : slot + 1] for row, slot in zip(rows, slots, strict=True)
+        ]
     return torch.cat(rows)
 
 
@@ -151,7 +161,9 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination, kept: K
         )
         for slot, (given, lineage) in enumerate(zip(inputs, lineages, strict=True))
     ]
-    sources = [SourceRecord(role=expert.name, name=expert.folder, hash=expert.folder_hash) for expert in experts]
+    sources = [
+        SourceRecord(role=expert.name, name=expert.folder, hash=expert.folder_hash) for expert in experts
+    ]
     return Manifest(
         family=written.config.family,
         kind="merged",
@@ -162,7 +174,10 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination, kept: K
         shared=to_json(shared),
         router_stale=kept is not None and kept.trained,
         ledger=_ledger(inputs, kept),
-        notes=(f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included", *_notes(inputs)),
+        notes=(
+            f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included",
+            *_notes(inputs),
+        ),
     )
 
 

@@ -1,7 +1,8 @@
-"""What experts did to the tensors that they share, before a merge averages it: distances, directions, conflicts, per tensor.
+"""What experts did to the tensors that they share, before a merge averages it: distances, directions,
+conflicts, per tensor.
 
-A merge halves nothing that the experts agree on and loses what they do in opposite directions; the router cannot bring that
-back. Said of every shared tensor, of the anchor's own, and summed up by layer.
+A merge halves nothing that the experts agree on and loses what they do in opposite directions; the router
+cannot bring that back. Said of every shared tensor, of the anchor's own, and summed up by layer.
 """
 
 import math
@@ -20,7 +21,9 @@ OPPOSED = -0.1
 """A cosine below this is a direction of its own against another's, not noise around a right angle."""
 
 
-def measure(anchor: Path | str, experts: dict[str, Path | str], *, progress: Progress = silent) -> dict[str, Disagreement]:
+def measure(
+    anchor: Path | str, experts: dict[str, Path | str], *, progress: Progress = silent
+) -> dict[str, Disagreement]:
     """Per shared tensor (and the anchor's own: its FFN and router row); ``anchor`` is the branched folder."""
     branched = Folder.open(anchor)
     folders = [branched, *(open_expert(path, branched) for path in experts.values())]
@@ -37,7 +40,8 @@ def measure(anchor: Path | str, experts: dict[str, Path | str], *, progress: Pro
 
 
 def at_risk(one: Disagreement) -> bool:
-    """Whether two experts oppose each other, or the mean keeps less than it would of deltas at right angles."""
+    """Whether two experts oppose each other, or the mean keeps less than it would of deltas at right
+    angles."""
     movers = sum(norm > 0 for norm in one.moved)
     opposed = any(cosine < OPPOSED for cosine in one.cosines.values())
     return opposed or (movers > 1 and one.kept < (1 + OPPOSED) / math.sqrt(movers))
@@ -73,7 +77,13 @@ def _table(what: str, rows: list[tuple[str, Disagreement]], experts: Sequence[st
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for name, one in rows:
         cosine = f"{min(one.cosines.values()):.2f}" if one.cosines else ""
-        cells = [name, *(f"{100 * norm:.3g}" for norm in one.moved), cosine, f"{one.conflicts:.0%}", f"{one.kept:.2f}"]
+        cells = [
+            name,
+            *(f"{100 * norm:.3g}" for norm in one.moved),
+            cosine,
+            f"{one.conflicts:.0%}",
+            f"{one.kept:.2f}",
+        ]
         lines.append(f"| {' | '.join(cells)} | {'!' if at_risk(one) else ''} |")
     return lines
 

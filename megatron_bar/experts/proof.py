@@ -1,4 +1,5 @@
-"""The certificate of a stage: two folders are compared bit by bit with what its freeze policy allowed to move."""
+"""The certificate of a stage: two folders are compared bit by bit with what its freeze policy allowed to
+move."""
 
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ class GroupRow:
     changed: int
     """Tensors that differ in at least one bit."""
     trains: bool
-    """The policy lets the group move. A frozen group has ``changed == 0``, or there would be no certificate."""
+    """The policy lets the group move. A frozen group has ``changed == 0``, or there would be no
+    certificate."""
 
     @property
     def stuck(self) -> bool:
@@ -28,16 +30,20 @@ class GroupRow:
 def verify_frozen(
     before: Folder, after: Folder, policy: FreezePolicy, *, strict: bool = False, progress: Progress = silent
 ) -> list[GroupRow]:
-    """One row per group, or BarError at the first frozen tensor that changed; ``strict`` refuses stuck groups too."""
+    """One row per group, or BarError at the first frozen tensor that changed; ``strict`` refuses stuck groups
+    too."""
     _check_comparable(before, after, policy)
-    tensors, changed = dict.fromkeys(ParamGroup, 0), dict.fromkeys(ParamGroup, 0)
+    tensors = dict.fromkeys(ParamGroup, 0)
+    changed = dict.fromkeys(ParamGroup, 0)
     with progress(f"comparing {after.path.name}", after.nbytes) as advance:
         for name, info in after.tensors.items():
             group = classify(name)
             first = _first_changed_row(before, after, name)
             if first is not None and _frozen_row(policy, name, first):
                 what = f"tensor {name!r} is frozen in stage {policy.name}"
-                raise BarError(f"{info.file}: {what}: expected the bits of {before.path}, got a change in row {first}")
+                raise BarError(
+                    f"{info.file}: {what}: expected the bits of {before.path}, got a change in row {first}"
+                )
             tensors[group] += 1
             changed[group] += first is not None
             advance(info.nbytes)
@@ -48,7 +54,9 @@ def verify_frozen(
     ]
     stuck = [row.group for row in rows if row.stuck]
     if strict and stuck:
-        raise BarError(f"{after.path}: {policy.name} expected a change in every trained group, got none in {', '.join(stuck)}")
+        raise BarError(
+            f"{after.path}: {policy.name} expected a change in every trained group, got none in {', '.join(stuck)}"
+        )
     return rows
 
 
@@ -59,7 +67,9 @@ def _check_comparable(before: Folder, after: Folder, policy: FreezePolicy) -> No
     unmatched = policy.trains - {classify(name) for name in after.tensors}
     if unmatched:
         groups = ", ".join(sorted(unmatched))
-        raise BarError(f"{after.path}: stage {policy.name} expected a model with the groups it trains, got no tensor of {groups}")
+        raise BarError(
+            f"{after.path}: stage {policy.name} expected a model with the groups it trains, got no tensor of {groups}"
+        )
 
 
 def _frozen_row(policy: FreezePolicy, name: str, first: int) -> bool:
@@ -75,7 +85,11 @@ def _first_changed_row(before: Folder, after: Folder, name: str) -> int | None:
     for ours, theirs in zip(before.chunks(name), after.chunks(name), strict=True):
         if tensor_bytes(ours) != tensor_bytes(theirs):
             bits = torch.int32 if ours.element_size() == 4 else torch.int16
-            differs = (ours.contiguous().view(bits) != theirs.contiguous().view(bits)).reshape(len(ours), -1).any(dim=1)
+            differs = (
+                (ours.contiguous().view(bits) != theirs.contiguous().view(bits))
+                .reshape(len(ours), -1)
+                .any(dim=1)
+            )
             return start + int(differs.nonzero()[0])
         start += len(ours)
     return None

@@ -1,7 +1,9 @@
-"""How the tensors that all experts share become one: by rows, in float64, from lazy views of the inputs' files.
+"""How the tensors that all experts share become one: by rows, in float64, from lazy views of the inputs'
+files.
 
-The first tensor is the base (the branched folder's), the others the experts', in order; a delta is what an expert's differs
-from the base. Only ``mean`` is BAR's; the others are what its readers will want to compare it with.
+The first tensor is the base (the branched folder's), the others the experts', in order; a delta is what an
+expert's differs from the base. Only ``mean`` is BAR's; the others are what its readers will want to compare
+it with.
 """
 
 import math
@@ -23,12 +25,12 @@ _BLOCK_VALUES = 1 << 16
 @dataclass(frozen=True, kw_only=True)
 class Combination:
     method: Method = "mean"
-    """mean: uniform over all inputs, the base included, as published (arXiv 2604.18473, stage 2).
-    weighted: the same with ``weights`` (model soups, arXiv 2203.05482).
-    task-arithmetic: base + scale x the sum of deltas (arXiv 2212.04089).
-    ties: each delta cut to its largest entries, a sign elected per entry, the mean of those that agree (arXiv 2306.01708).
-    dare: each delta's entries dropped at random and the rest scaled up, then the mean of deltas (arXiv 2311.03099).
-    first: the first expert's, as one of the paper's baselines has it."""
+    """mean: uniform over all inputs, the base included, as published (arXiv 2604.18473, stage 2). weighted:
+    the same with ``weights`` (model soups, arXiv 2203.05482). task-arithmetic: base + scale x the sum of
+    deltas (arXiv 2212.04089). ties: each delta cut to its largest entries, a sign elected per entry, the mean
+    of those that agree (arXiv 2306.01708). dare: each delta's entries dropped at random and the rest scaled
+    up, then the mean of deltas (arXiv 2311.03099). first: the first expert's, as one of the paper's baselines
+    has it."""
     weights: tuple[float, ...] = ()
     """Of weighted: one per input, the base first; they are divided by their sum."""
     scale: float = 1.0
@@ -46,7 +48,9 @@ class Combination:
                 "shared: weights expected with weighted and with nothing else (--weight NAME=W), "
                 f"got {self.method} and {self.weights}"
             )
-        if not all(math.isfinite(w) and w >= 0 for w in self.weights) or (self.weights and not sum(self.weights)):
+        if not all(math.isfinite(w) and w >= 0 for w in self.weights) or (
+            self.weights and not sum(self.weights)
+        ):
             raise BarError(f"shared: weights expected of 0 and more, not all 0, got {self.weights}")
         if not 0 < self.density <= 1 or not math.isfinite(self.scale):
             raise BarError(
@@ -61,11 +65,13 @@ class Combination:
         """Of whole tensors ``[rows, ...]`` alike."""
         return next(self.blocks(name, tensors, [tensors]))
 
-    def blocks(self, name: str, tensors: Sequence[Tensor], blocks: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+    def blocks(
+        self, name: str, tensors: Sequence[Tensor], blocks: Iterable[Sequence[Tensor]]
+    ) -> Iterator[Tensor]:
         """The combination by blocks of rows, of each block of every tensor in ``blocks``, in its dtype.
 
-        ``tensors``, the same ones whole, are read where a method needs to know all of a tensor. Where nothing moved the
-        result has the base's bits.
+        ``tensors``, the same ones whole, are read where a method needs to know all of a tensor. Where nothing
+        moved the result has the base's bits.
         """
         rows_of = COMBINE[self.method](self, name, tensors)
         for rows in blocks:
@@ -101,7 +107,8 @@ def _weighted(settings: Combination, name: str, tensors: Sequence[Tensor]) -> Ro
     total = sum(settings.weights)
     # From the base on: where nothing moved, no weight rounds anything.
     return lambda rows: (
-        rows[0] + sum((w / total) * (row - rows[0]) for w, row in zip(settings.weights[1:], rows[1:], strict=True))
+        rows[0]
+        + sum((w / total) * (row - rows[0]) for w, row in zip(settings.weights[1:], rows[1:], strict=True))
     )
 
 
@@ -114,7 +121,9 @@ def _ties(settings: Combination, name: str, tensors: Sequence[Tensor]) -> RowsOf
 
     def rows_of(rows: list[Tensor]) -> Tensor:
         deltas = [row - rows[0] for row in rows[1:]]
-        kept = torch.stack([d.masked_fill(d.float().abs() < least, 0.0) for d, least in zip(deltas, smallest, strict=True)])
+        kept = torch.stack(
+            [d.masked_fill(d.float().abs() < least, 0.0) for d, least in zip(deltas, smallest, strict=True)]
+        )
         agree = (kept.sign() == kept.sum(0).sign()) & (kept != 0)
         return rows[0] + settings.scale * (kept * agree).sum(0) / agree.sum(0).clamp(min=1)
 
@@ -167,18 +176,24 @@ class Disagreement:
     conflicts: float
     """Share of entries that one expert raised and another lowered, of those that at least two moved."""
     kept: float
-    """Norm of the mean delta over the mean norm of the deltas, the base's delta of 0 included in both: 1 where all agree."""
+    """Norm of the mean delta over the mean norm of the deltas, the base's delta of 0 included in both: 1
+    where all agree."""
 
 
 def disagreement(tensors: Sequence[Tensor]) -> Disagreement:
     """By rows, in the memory of a few of them."""
     count = len(tensors) - 1
-    gram, base, conflicts, shared, mean = torch.zeros(count, count, dtype=torch.float64), 0.0, 0, 0, 0.0
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    base = 0.0
+    conflicts = 0
+    shared = 0
+    mean = 0.0
     for rows in _row_blocks(tensors):
         deltas = torch.stack([(row - rows[0]).flatten() for row in rows[1:]])
         gram += deltas @ deltas.T
         base += float(rows[0].square().sum())
-        up, down = (deltas > 0).sum(0), (deltas < 0).sum(0)
+        up = (deltas > 0).sum(0)
+        down = (deltas < 0).sum(0)
         conflicts += int(((up > 0) & (down > 0)).sum())
         shared += int((up + down > 1).sum())
         mean += float((deltas.sum(0) / len(tensors)).square().sum())

@@ -1,10 +1,10 @@
 """Add, replace or remove one expert of a merged model, by merging again from what it was merged from.
 
-A mean cannot be inverted, so the folders or artifacts that the model's manifest names are found by their hashes, and the result
-is bit-equal to a fresh merge of that set. Only where every input had the same shared tensors is one that is gone not needed:
-its FFN is in the model. Router rows of the experts that stay are kept (the trained ones are the start of the next router
-stage), the new expert brings its own, and the manifest says that the router is stale. BAR's upgrades (arXiv 2604.18473) retrain
-one expert and the router.
+A mean cannot be inverted, so the folders or artifacts that the model's manifest names are found by their
+hashes, and the result is bit-equal to a fresh merge of that set. Only where every input had the same shared
+tensors is one that is gone not needed: its FFN is in the model. Router rows of the experts that stay are kept
+(the trained ones are the start of the next router stage), the new expert brings its own, and the manifest
+says that the router is stale. BAR's upgrades (arXiv 2604.18473) retrain one expert and the router.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,15 @@ from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.locks import check_out
-from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, MANIFEST, Manifest, has_manifest, read_manifest, union
+from megatron_bar.weights.manifest import (
+    ANCHOR,
+    ARTIFACT,
+    MANIFEST,
+    Manifest,
+    has_manifest,
+    read_manifest,
+    union,
+)
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions
 
@@ -36,9 +44,12 @@ class Merged:
     @classmethod
     def open(cls, path: Path | str, places: Sequence[Path | str]) -> "Merged":
         """``places``: folders of which subfolders are looked through, besides the model's own parent."""
-        folder, manifest = Folder.open(path), read_manifest(path)
+        folder = Folder.open(path)
+        manifest = read_manifest(path)
         if manifest.kind not in ("merged", "routed") or len(manifest.experts) != folder.config.num_experts:
-            raise BarError(f"{path}: expected a merged model with a manifest of its experts, got kind {manifest.kind!r}")
+            raise BarError(
+                f"{path}: expected a merged model with a manifest of its experts, got kind {manifest.kind!r}"
+            )
         if manifest.anchor_hash is None:
             raise BarError(
                 f"{path}: was made of independent dense models, with no branch to merge again from: expected a merge of "
@@ -46,7 +57,9 @@ class Merged:
             )
         missing = [expert.name for expert in manifest.experts if not expert.folder_hash]
         if missing or manifest.shared is None:
-            raise BarError(f"{Path(path) / MANIFEST}: expected the hash of what each expert was merged from, got none")
+            raise BarError(
+                f"{Path(path) / MANIFEST}: expected the hash of what each expert was merged from, got none"
+            )
         return cls(folder=folder, manifest=manifest, places=[Path(path).resolve().parent, *map(Path, places)])
 
     @property
@@ -64,7 +77,11 @@ class Merged:
                     manifest = read_manifest(path) if has_manifest(path) else None
                 except BarError:  # somebody else's
                     continue
-                if manifest is not None and manifest.kind in kinds and folder_hash(manifest.tensors) == wanted:
+                if (
+                    manifest is not None
+                    and manifest.kind in kinds
+                    and folder_hash(manifest.tensors) == wanted
+                ):
                     return path
         return None
 
@@ -74,13 +91,19 @@ class Merged:
         return len({expert.shared_hash for expert in self.manifest.experts}) == 1
 
 
-def add(model: Merged, name: str, expert: Path | str, out: Path | str, options: WriteOptions = USUAL) -> Folder:
+def add(
+    model: Merged, name: str, expert: Path | str, out: Path | str, options: WriteOptions = USUAL
+) -> Folder:
     if name in model.slots:
-        raise BarError(f"{model.folder.path}: expected no expert called {name!r} yet, got it in slot {model.slots[name]}")
+        raise BarError(
+            f"{model.folder.path}: expected no expert called {name!r} yet, got it in slot {model.slots[name]}"
+        )
     return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, options)
 
 
-def replace_expert(model: Merged, name: str, expert: Path | str, out: Path | str, options: WriteOptions = USUAL) -> Folder:
+def replace_expert(
+    model: Merged, name: str, expert: Path | str, out: Path | str, options: WriteOptions = USUAL
+) -> Folder:
     _require(model, name)
     return _merge_again(model, {**dict.fromkeys(model.slots), name: Path(expert)}, out, options)
 
@@ -117,7 +140,9 @@ def _merge_again(
     found = {name: path or model.find(name) for name, path in experts.items()}
     gone = [name for name, path in found.items() if path is None]
     if gone and not model.shares_one_set:
-        raise BarError(f"{_not_found(model, gone[0])}: a mean cannot be taken back, so it is needed to merge again")
+        raise BarError(
+            f"{_not_found(model, gone[0])}: a mean cannot be taken back, so it is needed to merge again"
+        )
     there = {name: path for name, path in found.items() if path is not None}
     if there:
         check_arguments(base, there)
@@ -142,7 +167,8 @@ def _not_found(model: Merged, name: str) -> str:
 
 def _from_model(model: Merged, branched: Input, name: str) -> Input:
     """An expert whose own folder is gone, all of whose shared tensors are the branch's."""
-    slot, recorded = model.slots[name], model.manifest.tensors
+    slot = model.slots[name]
+    recorded = model.manifest.tensors
     units = {
         unit: recorded[unit.replace(".experts.1.", f".experts.{slot}.")] if ".experts.1." in unit else digest
         for unit, digest in branched.units.items()
@@ -150,5 +176,9 @@ def _from_model(model: Merged, branched: Input, name: str) -> Input:
     lineage = replace(model.manifest.experts[slot], index=1)
     own = tuple(replace(cost, expert=None) for cost in model.manifest.ledger if cost.expert == name)
     ledger = union(branched.manifest.ledger, own)
-    manifest = replace(branched.manifest, kind="expert", experts=(branched.manifest.experts[0], lineage), ledger=ledger)
-    return Input(name=name, source=Proven(overlay(branched.folder, model.folder, slot), units), manifest=manifest)
+    manifest = replace(
+        branched.manifest, kind="expert", experts=(branched.manifest.experts[0], lineage), ledger=ledger
+    )
+    return Input(
+        name=name, source=Proven(overlay(branched.folder, model.folder, slot), units), manifest=manifest
+    )

@@ -1,14 +1,15 @@
-"""Bytes of a micro-batch on one rank: what autograd keeps for the backward pass, and what is there only for a moment.
+"""Bytes of a micro-batch on one rank: what autograd keeps for the backward pass, and what is there only for a
+moment.
 
-Follows models/{attention,layers,moe,cross_entropy}.py operation by operation, and like flops.py from the embedding up: an
-operation keeps its input for the gradient of a weight that trains, and what its input's gradient takes only where something
-below it trains.
-So a frozen weight keeps nothing, and below the first layer that trains nothing is kept at all. With recomputation a layer keeps
-its input, and all of this for the one layer that is at work; the embedding's output then always wants a gradient
-(models/build.py), as does what a later pipeline rank receives.
+Follows models/{attention,layers,moe,cross_entropy}.py operation by operation, and like flops.py from the
+embedding up: an operation keeps its input for the gradient of a weight that trains, and what its input's
+gradient takes only where something below it trains. So a frozen weight keeps nothing, and below the first
+layer that trains nothing is kept at all. With recomputation a layer keeps its input, and all of this for the
+one layer that is at work; the embedding's output then always wants a gradient (models/build.py), as does what
+a later pipeline rank receives.
 
-Left out: a token's few numbers (labels, masks of the loss), fp32 copies of a norm's weight, and the dispatch of tokens where not
-all experts are active: counted as if all were.
+Left out: a token's few numbers (labels, masks of the loss), fp32 copies of a norm's weight, and the dispatch
+of tokens where not all experts are active: counted as if all were.
 """
 
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from megatron_bar.weights.groups import ParamGroup
 from megatron_bar.weights.hf_config import ModelConfig
 
 Attention = Literal["kernel", "mask"]
-"""How a row is attended to. kernel: by torch's flash or varlen attention, or Transformer Engine's, as on a GPU in 16 bit:
-queries, keys, values, outputs and a number for each token and head are kept. mask: as on a CPU, where documents lie in a row:
-besides, every layer keeps the mask in the model's dtype, a row of it for each token."""
+"""How a row is attended to. kernel: by torch's flash or varlen attention, or Transformer Engine's, as on a
+GPU in 16 bit: queries, keys, values, outputs and a number for each token and head are kept. mask: as on a
+CPU, where documents lie in a row: besides, every layer keeps the mask in the model's dtype, a row of it for
+each token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class Activations:
     kept: int
     """For the backward pass, the loss left out: of all micro-batches that are under way on this rank."""
     logits: int
-    """The logits and what the cross-entropy makes of them, at their peak; none before the last pipeline rank."""
+    """The logits and what the cross-entropy makes of them, at their peak; none before the last pipeline
+    rank."""
     logits_kept: int
     """What of them stays for the backward pass."""
     working: int
@@ -47,10 +50,11 @@ class Activations:
 
 
 def cross_entropy(tokens: int, columns: int, size: int) -> tuple[int, int]:
-    """(kept for the backward pass, at the peak) of `token_nll` over logits ``[tokens, columns]`` of ``size`` bytes a value.
+    """(kept for the backward pass, at the peak) of `token_nll` over logits ``[tokens, columns]`` of ``size``
+    bytes a value.
 
-    The peak is in the backward pass: the logits, their gradient, and of a block of rows its softmax in fp32 and, where the
-    logits are not, a copy in fp32.
+    The peak is in the backward pass: the logits, their gradient, and of a block of rows its softmax in fp32
+    and, where the logits are not, a copy in fp32.
     """
     logits = tokens * columns * size
     return logits, 2 * logits + FP32 * (1 + (size != FP32)) * min(tokens * columns, max(BLOCK, columns))
@@ -94,8 +98,11 @@ class Pass:
 
     def mixing(self, needs: bool) -> int:
         """Attention with its norms."""
-        shape, trains, tensor = self.shape, ParamGroup.ATTENTION in self.trains, self.spread.tensor
-        q, kv = shape.hidden_size // tensor, shape.num_kv_heads * shape.head_dim // tensor
+        shape = self.shape
+        trains = ParamGroup.ATTENTION in self.trains
+        tensor = self.spread.tensor
+        q = shape.hidden_size // tensor
+        kv = shape.num_kv_heads * shape.head_dim // tensor
         kept = self.own * shape.hidden_size * self.size * trains
         needs = needs or trains
         if needs:
@@ -107,12 +114,18 @@ class Pass:
 
     def ffn(self, needs: bool) -> int:
         """The FFN or the experts, with their norm."""
-        shape, router = self.shape, ParamGroup.ROUTER in self.trains
-        h, f, experts = shape.hidden_size, shape.intermediate_size // self.spread.expert_tensor, shape.num_experts
+        shape = self.shape
+        router = ParamGroup.ROUTER in self.trains
+        h = shape.hidden_size
+        f = shape.intermediate_size // self.spread.expert_tensor
+        experts = shape.num_experts
         norm = ParamGroup.BLOCK_NORM in self.trains
         if not experts:
-            trains, f = ParamGroup.FFN in self.trains, shape.intermediate_size // self.spread.tensor
-            kept = self.own * h * self.size * trains + self.tokens * f * self.size * (2 * (needs or trains) + trains)
+            trains = ParamGroup.FFN in self.trains
+            f = shape.intermediate_size // self.spread.tensor
+            kept = self.own * h * self.size * trains + self.tokens * f * self.size * (
+                2 * (needs or trains) + trains
+            )
             return kept + self.norm(needs or trains, norm)
         local = [
             (ParamGroup.DOMAIN_EXPERT if index else ParamGroup.ANCHOR_EXPERT) in self.trains
@@ -124,17 +137,23 @@ class Pass:
         kept = self.own * h * self.size * (router or (alone and (weighted or any(local))))
         kept += self.gathered * h * self.size * ((weighted or any(local)) and not alone)
         if weighted:
-            kept += self.own * FP32 * (experts + (experts + 1) * self.z_loss) + self.gathered * experts * self.size
-        for trains in local:  # both halves of the first product, and the output for the gradient of its weight
+            kept += (
+                self.own * FP32 * (experts + (experts + 1) * self.z_loss)
+                + self.gathered * experts * self.size
+            )
+        for (
+            trains
+        ) in local:  # both halves of the first product, and the output for the gradient of its weight
             kept += self.gathered * self.size * (2 * f * (weighted or trains) + h * weighted)
         changed = weighted or not self.trains.isdisjoint({ParamGroup.DOMAIN_EXPERT, ParamGroup.ANCHOR_EXPERT})
         return kept + self.norm(changed, norm)
 
     def temporaries(self) -> int:
-        """Of a layer at work, after measurements on a CPU: experts make their intermediates again, four times their width,
-        beside the gradients of input, output and sum; a dense FFN three times, as the one it kept is gone by then. A norm takes
-        three times the hidden size in fp32, and four times in 16 bit."""
-        h, f = self.shape.hidden_size, self.shape.intermediate_size
+        """Of a layer at work, after measurements on a CPU: experts make their intermediates again, four times
+        their width, beside the gradients of input, output and sum; a dense FFN three times, as the one it
+        kept is gone by then. A norm takes three times the hidden size in fp32, and four times in 16 bit."""
+        h = self.shape.hidden_size
+        f = self.shape.intermediate_size
         if self.shape.num_experts:
             ffn = self.gathered * self.size * (4 * f // self.spread.expert_tensor + 3 * h)
         else:
@@ -157,15 +176,21 @@ _FFN = {ParamGroup.FFN, ParamGroup.ANCHOR_EXPERT, ParamGroup.DOMAIN_EXPERT, Para
 
 def activations(one: Pass, *, recompute: bool, micro_batches: int) -> Activations:
     """Of a step of ``micro_batches`` on this rank, in Megatron's order: one forward, one backward (1F1B)."""
-    shape, spread, place = one.shape, one.spread, one.place
-    first, last = place.pipeline == 0, place.pipeline == spread.pipeline - 1
+    shape = one.shape
+    spread = one.spread
+    place = one.place
+    first = place.pipeline == 0
+    last = place.pipeline == spread.pipeline - 1
     embedding = ParamGroup.EMBEDDING in one.trains
     layers = one.layers(embedding or recompute or not first)
-    kept = one.tokens * (8 * (first and embedding) + 2 * shape.head_dim * FP32)  # ids; RoPE's cosines and sines
+    kept = one.tokens * (
+        8 * (first and embedding) + 2 * shape.head_dim * FP32
+    )  # ids; RoPE's cosines and sines
     kept += len(layers) * one.own * shape.hidden_size * one.size if recompute else sum(layers)
     logits = logits_kept = 0
     if last:
-        head, final = ParamGroup.LM_HEAD in one.trains, ParamGroup.FINAL_NORM in one.trains
+        head = ParamGroup.LM_HEAD in one.trains
+        final = ParamGroup.FINAL_NORM in one.trains
         kept += one.norm(True, final) + one.own * shape.hidden_size * one.size * head
         rows = padded_vocab_size(shape.vocab_size, spread.tensor, VOCABULARY_UNIT[shape.dtype])
         logits_kept, logits = cross_entropy(one.tokens, rows // spread.tensor, one.size)

@@ -1,8 +1,9 @@
 """What an environment has of what a run needs, item by item, and what each missing thing costs.
 
-`local` looks at one machine, `folder` at the place that a run is to be written to, `together` at the processes of torchrun and
-at what lies between their machines. Nothing of the project is imported before all that it requires is known to be there.
-Left out: how fast the disk is, and whether a network is as fast as its makers say; the figure is shown.
+`local` looks at one machine, `folder` at the place that a run is to be written to, `together` at the
+processes of torchrun and at what lies between their machines. Nothing of the project is imported before all
+that it requires is known to be there. Left out: how fast the disk is, and whether a network is as fast as its
+makers say; the figure is shown.
 """
 
 import fcntl
@@ -66,7 +67,10 @@ def local(engine: Path | None = None) -> Iterator[Item]:
     yield Item(name="bubblewrap", ok=found is not None, found=found or "no bwrap", cost=cost)
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     yield Item(
-        name="chromium", ok=found is not None, found=found or "none", cost="the report's browser tests are skipped, no more"
+        name="chromium",
+        ok=found is not None,
+        found=found or "none",
+        cost="the report's browser tests are skipped, no more",
     )
 
 
@@ -74,7 +78,9 @@ def _packages() -> Iterator[Item]:
     """What setup.py requires."""
     version = platform.python_version()
     old = "Megatron-Core 0.19 needs 3.12"
-    yield Item(name="python", ok=sys.version_info >= (3, 12), found=version, cost=old, required=True, same=True)
+    yield Item(
+        name="python", ok=sys.version_info >= (3, 12), found=version, cost=old, required=True, same=True
+    )
     wanted = metadata.requires("megatron_bar") if _version("megatron_bar") else None
     if wanted is None or not _version("packaging"):
         cost = "nothing runs: pip install -e . in the checkout"
@@ -87,7 +93,9 @@ def _packages() -> Iterator[Item]:
             continue
         version = _version(requirement.name)
         ok = version is not None and requirement.specifier.contains(version, prereleases=True)
-        found = version if ok else f"{version or 'not installed'}, expected {str(requirement.specifier) or 'any'}"
+        found = (
+            version if ok else f"{version or 'not installed'}, expected {str(requirement.specifier) or 'any'}"
+        )
         cost = "nothing runs: pip install -e . in the checkout"
         yield Item(name=requirement.name, ok=ok, found=found, cost=cost, required=True, same=True)
 
@@ -115,7 +123,13 @@ def _gpus() -> Iterator[Item]:
         yield Item(name="GPU", ok=False, found=f"none, CUDA {torch.version.cuda} {has}", cost=cost, same=True)
     has_nccl = torch.distributed.is_nccl_available()
     found = ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else "not in this torch"
-    yield Item(name="NCCL", ok=has_nccl, found=found, cost="no GPUs together: install a CUDA build of torch", same=True)
+    yield Item(
+        name="NCCL",
+        ok=has_nccl,
+        found=found,
+        cost="no GPUs together: install a CUDA build of torch",
+        same=True,
+    )
 
 
 def _kernels() -> Iterator[Item]:
@@ -136,7 +150,11 @@ def _kernels() -> Iterator[Item]:
     yield Item(
         name="fused weight gradients",
         ok=has_fused_weight_gradients(),
-        found="apex's kernel" if has_fused_weight_gradients() else "no apex (NVIDIA's PyTorch image has it)" if gpu else "no GPU",
+        found="apex's kernel"
+        if has_fused_weight_gradients()
+        else "no apex (NVIDIA's PyTorch image has it)"
+        if gpu
+        else "no GPU",
         cost="gradients are made in 16 bit and then added in 32: one more pass over each",
         same=True,
     )
@@ -152,13 +170,15 @@ def _optional(engine: Path | None) -> Iterator[Item]:
         asked = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60, check=False)
         version = asked.stdout.strip()
     except OSError as error:
-        version, python = "", f"{python} ({error.strerror})"
+        version = ""
+        python = f"{python} ({error.strerror})"
     cost = "answers of RLVR come from the trainer itself (engine.name=own)"
     yield Item(name="vllm", ok=bool(version), found=version or f"not in {python}", cost=cost, same=True)
 
 
 def _machine() -> Iterator[Item]:
-    cores, processes = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = len(os.sched_getaffinity(0))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cost = "processes wait for each other: ask the scheduler for more (--cpus-per-task)"
     yield Item(name="CPUs", ok=cores >= processes, found=f"{cores} for {processes} processes", cost=cost)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -176,9 +196,13 @@ def _sandbox() -> Item:
 
     try:
         outcome = sandbox.run("print(6 * 7)")
-        ok, found, cost = outcome.stdout == b"42\n", "runs a program", ""
+        ok = outcome.stdout == b"42\n"
+        found = "runs a program"
+        cost = ""
     except BarError as error:
-        ok, found, cost = False, "runs none", f"no RLVR on code, no HumanEval+ and MBPP+: {error}"
+        ok = False
+        found = "runs none"
+        cost = f"no RLVR on code, no HumanEval+ and MBPP+: {error}"
     return Item(name="sandbox", ok=ok, found=found, cost=cost)
 
 
@@ -192,14 +216,21 @@ def folder(out: Path) -> Iterator[Item]:
                     work(Path(name))
                     yield Item(name=what, ok=True, found=str(out), required=required)
                 except OSError as error:
-                    yield Item(name=what, ok=False, found=f"{out}: {error.strerror}", cost=cost, required=required)
+                    yield Item(
+                        name=what, ok=False, found=f"{out}: {error.strerror}", cost=cost, required=required
+                    )
     except OSError as error:
         cost = "nothing can be kept there"
         yield Item(name="out", ok=False, found=f"{out}: {error.strerror}", cost=cost, required=True)
         return
     disk = shutil.disk_usage(out)
     found = f"{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free"
-    yield Item(name="disk", ok=disk.free >= 10 * GIB, found=found, cost="a full disk stops a run; what was finished stays")
+    yield Item(
+        name="disk",
+        ok=disk.free >= 10 * GIB,
+        found=found,
+        cost="a full disk stops a run; what was finished stays",
+    )
 
 
 def _rename(place: Path) -> None:
@@ -252,8 +283,8 @@ _HABITS: dict[str, tuple[Callable[[Path], None], bool, str]] = {
 
 
 def together(mine: list[Item], out: Path | None) -> Iterator[Item]:
-    """Between the processes of torchrun, inside their group; ``mine``: the items of this machine, by its first process, and none
-    by the others. What rank 0's machine has itself is not said again. Collective."""
+    """Between the processes of torchrun, inside their group; ``mine``: the items of this machine, by its
+    first process, and none by the others. What rank 0's machine has itself is not said again. Collective."""
     import torch.distributed as dist
 
     everyone: list = [None] * dist.get_world_size()
@@ -274,20 +305,24 @@ def _others(first: tuple[str, list[Item]], *others: tuple[str, list[Item]]) -> I
             known = here.get(item.name)
             if item.same and (known is None or known.found != item.found):
                 found = f"{item.found} on {host}, {known.found if known else 'none'} on {first[0]}"
-                cost = "make them the same: ranks that differ compute different things, or wait for each other"
+                cost = (
+                    "make them the same: ranks that differ compute different things, or wait for each other"
+                )
                 yield replace(item, ok=False, found=found, cost=cost, required=True)
             elif not item.ok and (known is None or known.ok):
                 yield replace(item, found=f"{item.found} (on {host})")
 
 
 def _all_reduce(repetitions: int = 5) -> Item:
-    """A sum over all ranks, checked, then timed. Bandwidth of a ring: what each rank sends, 2 (n - 1) / n of the bytes."""
+    """A sum over all ranks, checked, then timed. Bandwidth of a ring: what each rank sends, 2 (n - 1) / n of
+    the bytes."""
     import torch
     import torch.distributed as dist
 
     from megatron_bar.parallel import cpu
 
-    ranks, size = dist.get_world_size(), (256 if torch.cuda.is_available() else 16) << 20
+    ranks = dist.get_world_size()
+    size = (256 if torch.cuda.is_available() else 16) << 20
     values = torch.full((size // 4,), float(dist.get_rank()), device=cpu.device())
     dist.all_reduce(values)
     right = bool((values == ranks * (ranks - 1) / 2).all())
@@ -298,8 +333,18 @@ def _all_reduce(repetitions: int = 5) -> Item:
     torch.cuda.synchronize()
     seconds = (time.monotonic() - began) / repetitions
     speed = 2 * (ranks - 1) / ranks * size / seconds / 1e9
-    found = f"{size >> 20} MiB over {ranks} ranks in {1000 * seconds:.1f} ms, {speed:.1f} GB/s" if right else "a wrong sum"
-    return Item(name="all-reduce", ok=right, found=found, cost="the network or a device computes wrongly", required=True)
+    found = (
+        f"{size >> 20} MiB over {ranks} ranks in {1000 * seconds:.1f} ms, {speed:.1f} GB/s"
+        if right
+        else "a wrong sum"
+    )
+    return Item(
+        name="all-reduce",
+        ok=right,
+        found=found,
+        cost="the network or a device computes wrongly",
+        required=True,
+    )
 
 
 def _one_folder(out: Path) -> Item:
@@ -308,7 +353,9 @@ def _one_folder(out: Path) -> Item:
 
     from megatron_bar.parallel.state import is_rank_zero
 
-    path, held, seen = out / ".doctor.lock", None, [False] * dist.get_world_size()
+    path = out / ".doctor.lock"
+    held = None
+    seen = [False] * dist.get_world_size()
     if is_rank_zero():
         held = path.open("w")
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -318,6 +365,10 @@ def _one_folder(out: Path) -> Item:
         held.close()
         path.unlink()
     without = [str(rank) for rank, ok in enumerate(seen) if not ok and rank]
-    found = f"{out}, the same for all" if not without else f"{out}: not one, or not locked, on rank {', '.join(without)}"
+    found = (
+        f"{out}, the same for all"
+        if not without
+        else f"{out}: not one, or not locked, on rank {', '.join(without)}"
+    )
     cost = "every rank must see what rank 0 writes, and its locks"
     return Item(name="one folder", ok=not without, found=found, cost=cost, required=True)

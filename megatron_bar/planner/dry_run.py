@@ -1,4 +1,5 @@
-"""What a recipe will do, stage by stage, before anything is done: hyperparameters, what trains, how many parameters."""
+"""What a recipe will do, stage by stage, before anything is done: hyperparameters, what trains, how many
+parameters."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,12 +50,14 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
 
 
 def rehearsed(pipeline: Pipeline, steps: list[Step], world_size: int) -> Iterator[str]:
-    """A line for each of ``steps`` that trains, once its ranks were built and found to fit together (planner/rehearsal.py)."""
+    """A line for each of ``steps`` that trains, once its ranks were built and found to fit together
+    (planner/rehearsal.py)."""
     done: dict[tuple, Rehearsal] = {}
     for step in steps:
         if step.run is None:
             continue
-        stage, shape = step.run.stage, pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
+        stage = step.run.stage
+        shape = pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
         alike = (shape, stage.policy, stage.parallel, stage.recompute, stage.attention)
         if alike not in done:
             done[alike] = rehearse(step.name, shape, stage, world_size, batches=step.run.rl is None)
@@ -62,16 +65,22 @@ def rehearsed(pipeline: Pipeline, steps: list[Step], world_size: int) -> Iterato
 
 
 def traffic(pipeline: Pipeline, steps: list[Step], world_sizes: tuple[int, ...]) -> Iterator[str]:
-    """A table in Markdown: GB that a GPU sends in a step, for every different stage among ``steps`` (planner/traffic.py)."""
+    """A table in Markdown: GB that a GPU sends in a step, for every different stage among ``steps``
+    (planner/traffic.py)."""
     yield f"| stage | GPUs | data ranks | micro-batches | {' | '.join(PARTS)} | sum | nothing frozen |"
     yield "|---|" + "---:|" * 10
     seen = set()
     for step in steps:
         if step.run is None or step.run.stage in seen:
             continue
-        stage, shape = step.run.stage, pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
+        stage = step.run.stage
+        shape = pipeline.shape.with_experts(step.experts) if step.experts else pipeline.shape
         seen.add(stage)
-        free = replace(stage, policy="rlvr_open" if step.experts else "dense_all", optim=replace(stage.optim, weight_decay=0.0))
+        free = replace(
+            stage,
+            policy="rlvr_open" if step.experts else "dense_all",
+            optim=replace(stage.optim, weight_decay=0.0),
+        )
         for world_size in world_sizes:
             stage.check(shape, world_size, batches=step.run.rl is None)
             sent = _sent(shape, stage, world_size)
@@ -99,13 +108,15 @@ def _sent(shape: ModelConfig, stage: Stage, world_size: int) -> dict[str, float]
 
 
 def _run(name: str, run: Training, shape: ModelConfig) -> Iterator[str]:
-    stage, optim = run.stage, run.stage.optim
+    stage = run.stage
+    optim = run.stage.optim
     amount = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
     if run.rl is not None:
         amount = f"{run.rl.rounds} rounds of {run.rl.prompts} prompts x {run.rl.group}, {run.rl.mini_batches} mini-batches"
     yield f"{name}: policy {stage.policy}, {amount}, {stage.batch * stage.sequence:,} tokens a step in rows of {stage.sequence}"
     if run.rates:
-        rates, chats = ", ".join(f"{rate:g}" for rate in run.rates), ", ".join(str(source.path) for source in run.validation)
+        rates = ", ".join(f"{rate:g}" for rate in run.rates)
+        chats = ", ".join(str(source.path) for source in run.validation)
         yield f"    the best of lr {rates} by the loss on {chats}"
     warmup = f"{optim.warmup:g} steps" if optim.warmup >= 1 else f"{optim.warmup:.0%}"
     yield (

@@ -1,13 +1,15 @@
-"""Bytes of a stage that stay on one rank: weights, gradients, optimizer state, the sampler's cache. Arithmetic alone, exact.
+"""Bytes of a stage that stay on one rank: weights, gradients, optimizer state, the sampler's cache.
+Arithmetic alone, exact.
 
-What trains lies in Megatron's buffers, one for the experts where they are spread otherwise than the rest, one for the rest. A
-buffer holds its parameters from the last to the first, each from a multiple of 64 values on, and ends at a multiple of 128 and
-of the ranks that share its optimizer (Megatron-Core, optimizer/param_layout.py; on the first pipeline rank DDP pads so once
-every 40 M values, which is left out here). It exists twice: as weights in the model's dtype and as gradients in fp32. Each of
-these ranks updates an equal range of it, with Adam's two moments for every value in that range, torch's count of steps for
-every parameter there, and, where the model is not in fp32 itself, the fp32 values; a model in fp32 is updated in place. What is
-frozen is its weights and nothing else. The anchor's row of a router is masked: it has a gradient and state like the rows that
-train.
+What trains lies in Megatron's buffers, one for the experts where they are spread otherwise than the rest, one
+for the rest. A buffer holds its parameters from the last to the first, each from a multiple of 64 values on,
+and ends at a multiple of 128 and of the ranks that share its optimizer (Megatron-Core,
+optimizer/param_layout.py; on the first pipeline rank DDP pads so once every 40 M values, which is left out
+here). It exists twice: as weights in the model's dtype and as gradients in fp32. Each of these ranks updates
+an equal range of it, with Adam's two moments for every value in that range, torch's count of steps for every
+parameter there, and, where the model is not in fp32 itself, the fp32 values; a model in fp32 is updated in
+place. What is frozen is its weights and nothing else. The anchor's row of a router is masked: it has a
+gradient and state like the rows that train.
 """
 
 import math
@@ -22,10 +24,12 @@ from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.weights.groups import FreezePolicy, ParamGroup, classify, expert_index
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 
-ALIGN, END = 64, 128
+ALIGN = 64
+END = 128
 """Values: where a parameter begins in a buffer, and what a buffer's length is a multiple of."""
 FP32 = 4
-MOMENTS, STEP = 2 * FP32, FP32
+MOMENTS = 2 * FP32
+STEP = FP32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,8 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A model over ``ranks`` processes: how many hold other layers, columns, experts; what is left is data-parallel."""
+    """A model over ``ranks`` processes: how many hold other layers, columns, experts; what is left is
+    data-parallel."""
 
     pipeline: int
     tensor: int
@@ -72,7 +77,9 @@ class Spread:
     @classmethod
     def of(cls, shape: ModelConfig, layout: ParallelConfig, ranks: int) -> "Spread":
         expert, cut = layout.expert_sizes(shape)
-        return cls(pipeline=layout.pipeline, tensor=layout.tensor, expert=expert, expert_tensor=cut, ranks=ranks)
+        return cls(
+            pipeline=layout.pipeline, tensor=layout.tensor, expert=expert, expert_tensor=cut, ranks=ranks
+        )
 
     @property
     def data(self) -> int:
@@ -109,11 +116,15 @@ class Parameter:
 
 @lru_cache
 def _numels(shape: ModelConfig, tensor: int, expert_tensor: int) -> dict[str, Parameter]:
-    """Every parameter of the whole model by name, in the model's order: what one of the ranks that it is cut over holds."""
-    shapes, found = tensor_shapes(shape), {}
+    """Every parameter of the whole model by name, in the model's order: what one of the ranks that it is cut
+    over holds."""
+    shapes = tensor_shapes(shape)
+    found = {}
     for name, op in weight_ops(shape).items():
         expert = expert_index(op.names[0]) is not None
-        part = op.cut(lambda of: torch.empty(shapes[of], device="meta"), 0, expert_tensor if expert else tensor)
+        part = op.cut(
+            lambda of: torch.empty(shapes[of], device="meta"), 0, expert_tensor if expert else tensor
+        )
         found[name] = Parameter(name=name, group=classify(op.names[0]), expert=expert, numel=part.numel())
     return found
 
@@ -169,7 +180,8 @@ class Buffer:
     def owned(self) -> list[tuple[int, int]]:
         """By rank: values that it updates, and parameters that these belong to."""
         share = self.length // self.ranks
-        values, count = [0] * self.ranks, [0] * self.ranks
+        values = [0] * self.ranks
+        count = [0] * self.ranks
         for start, stop in self.ranges():
             for rank in range(start // share, -(-stop // share)):
                 values[rank] += min(stop, (rank + 1) * share) - max(start, rank * share)
@@ -218,7 +230,8 @@ def states(shape: ModelConfig, policy: FreezePolicy, spread: Spread, place: Plac
     size = DTYPES[shape.dtype].itemsize
     held = _held(shape, policy, spread, place.pipeline, place.expert)
     length = held.rest[0] + held.experts[0]
-    (values, count), (more, others) = held.rest[1][place.data], held.experts[1][place.expert_data]
+    values, count = held.rest[1][place.data]
+    more, others = held.experts[1][place.expert_data]
     return States(
         weights=(held.frozen + length) * size,
         gradients=length * FP32,
@@ -229,6 +242,7 @@ def states(shape: ModelConfig, policy: FreezePolicy, spread: Spread, place: Plac
 
 
 def cache(shape: ModelConfig, spread: Spread, *, rows: int, length: int) -> int:
-    """Bytes of the sampler's keys and values (models/attention.py): one row more than ``rows``, which belongs to none."""
+    """Bytes of the sampler's keys and values (models/attention.py): one row more than ``rows``, which belongs
+    to none."""
     values = (rows + 1) * length * shape.head_dim * (shape.num_kv_heads // spread.tensor)
     return 2 * values * (shape.num_layers // spread.pipeline) * DTYPES[shape.dtype].itemsize

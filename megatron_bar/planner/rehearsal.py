@@ -1,8 +1,10 @@
-"""A stage on a job of any size, in one process: every rank's real model, freeze, DDP and optimizer, and that they fit together.
+"""A stage on a job of any size, in one process: every rank's real model, freeze, DDP and optimizer, and that
+they fit together.
 
-The ranks are built one after the other with fake process groups on the meta device (parallel/fake.py). Nothing here says how a
-layout spreads a model: each rank tells what it would read of the folder, and Megatron's own DDP, gradient finalizer and
-optimizer tell over which ranks a gradient is summed, who updates which values and whose count for the gradient norm. Then
+The ranks are built one after the other with fake process groups on the meta device (parallel/fake.py).
+Nothing here says how a layout spreads a model: each rank tells what it would read of the folder, and
+Megatron's own DDP, gradient finalizer and optimizer tell over which ranks a gradient is summed, who updates
+which values and whose count for the gradient norm. Then
 
 - every tensor of the folder is there whole, each value once, in as many replicas as the layout leaves; the padding is not in it;
 - what trains on each rank is what the policy says, with the router's anchor row masked where it says so;
@@ -104,7 +106,9 @@ class Rehearsal:
     """Ranks on which nothing trains."""
 
     def __str__(self) -> str:
-        held, trained = ("..".join(f"{n:,}" for n in sorted({*span})) for span in (self.parameters, self.trainable))
+        held, trained = (
+            "..".join(f"{n:,}" for n in sorted({*span})) for span in (self.parameters, self.trainable)
+        )
         idle = f", nothing trains on {len(self.idle)} of them" if self.idle else ""
         return (
             f"{self.ranks} ranks of {self.kinds} kinds (tensor {self.layout.tensor} pipeline {self.layout.pipeline} "
@@ -113,8 +117,11 @@ class Rehearsal:
         )
 
 
-def rehearse(name: str, shape: ModelConfig, stage: Stage, world_size: int, *, batches: bool = True) -> Rehearsal:
-    """``stage``, called ``name`` in messages, on ``world_size`` ranks; a `BarError` says what does not fit. See `Stage.check`."""
+def rehearse(
+    name: str, shape: ModelConfig, stage: Stage, world_size: int, *, batches: bool = True
+) -> Rehearsal:
+    """``stage``, called ``name`` in messages, on ``world_size`` ranks; a `BarError` says what does not fit.
+    See `Stage.check`."""
     stage.check(shape, world_size, batches=batches)
     shape = stage.built(shape)
     ranks = [build_rank(number, world_size, shape, stage) for number in range(world_size)]
@@ -143,7 +150,8 @@ def build_rank(number: int, world_size: int, shape: ModelConfig, stage: Stage) -
         frozen = freeze(model, policy)
         ddp = data_parallel(model)
         optimizers = distributed_optimizers(build_optimizer(ddp, stage.optim))
-        owned, counted = owned_ranges(optimizers), _counted(optimizers)
+        owned = owned_ranges(optimizers)
+        counted = _counted(optimizers)
         summed = _summed_over_tensor(ddp)
         tensor_ranks = tuple(dist.get_process_group_ranks(parallel_state.get_tensor_model_parallel_group()))
         parts = []
@@ -151,7 +159,9 @@ def build_rank(number: int, world_size: int, shape: ModelConfig, stage: Stage) -
             rank, size, replica = place(op)
             regions, cut = cut_regions(op, shape, rank, size)
             if cut != tuple(param.shape):
-                raise BarError(f"rank {number}: parameter {name} has shape {tuple(param.shape)}, its part of the folder {cut}")
+                raise BarError(
+                    f"rank {number}: parameter {name} has shape {tuple(param.shape)}, its part of the folder {cut}"
+                )
             trained = {}
             if param.requires_grad:
                 group = ddp.param_to_bucket_group[param].intra_distributed_optimizer_instance_group
@@ -179,8 +189,13 @@ def build_rank(number: int, world_size: int, shape: ModelConfig, stage: Stage) -
             number=number,
             data_size=parallel_state.get_data_parallel_world_size(),
             groups=_groups(),
-            scales=frozenset(buffer.gradient_scaling_factor for buffer in (*ddp.buffers, *ddp.expert_parallel_buffers)),
-            norms=tuple(tuple(dist.get_process_group_ranks(part.get_grad_stats_parallel_group())) for part in optimizers),
+            scales=frozenset(
+                buffer.gradient_scaling_factor for buffer in (*ddp.buffers, *ddp.expert_parallel_buffers)
+            ),
+            norms=tuple(
+                tuple(dist.get_process_group_ranks(part.get_grad_stats_parallel_group()))
+                for part in optimizers
+            ),
             parts=tuple(parts),
         )
 
@@ -235,7 +250,8 @@ class _Writes(TorchDispatchMode):
 
 
 def check_ranks(ranks: list[Rank], shape: ModelConfig, stage: Stage) -> None:
-    """That all ``ranks`` of a job fit together, or a `BarError` that names the first rank and parameter that do not."""
+    """That all ``ranks`` of a job fit together, or a `BarError` that names the first rank and parameter that
+    do not."""
     policy = POLICIES[stage.policy]
     _check_groups(ranks)
     for number, part in _parts(ranks):
@@ -254,7 +270,8 @@ def _parts(ranks: list[Rank]) -> Iterator[tuple[int, Part]]:
 
 
 def _check_groups(ranks: list[Rank]) -> None:
-    """That all members of a group mean the same one, and that the data-parallel ranks are as many everywhere."""
+    """That all members of a group mean the same one, and that the data-parallel ranks are as many
+    everywhere."""
     for rank in ranks:
         for name, members in rank.groups.items():
             for other in members:
@@ -263,17 +280,23 @@ def _check_groups(ranks: list[Rank]) -> None:
                         f"rank {rank.number}: {name} group is {members}, and rank {other} of it has {ranks[other].groups[name]}"
                     )
         if rank.data_size != len(rank.groups["data"]) or rank.data_size != ranks[0].data_size:
-            raise BarError(f"rank {rank.number}: expected {ranks[0].data_size} data-parallel ranks, got {rank.data_size}")
+            raise BarError(
+                f"rank {rank.number}: expected {ranks[0].data_size} data-parallel ranks, got {rank.data_size}"
+            )
 
 
 def _check_policy(number: int, part: Part, policy: FreezePolicy) -> None:
     for name in part.op.names:
         if part.trains != policy.trainable(name):
             found, wanted = ("trainable", "frozen") if part.trains else ("frozen", "trainable")
-            raise BarError(f"rank {number}: parameter {part.name} is {found}, and policy {policy.name} says {wanted}")
+            raise BarError(
+                f"rank {number}: parameter {part.name} is {found}, and policy {policy.name} says {wanted}"
+            )
     masked = part.trains and policy.anchor_row_frozen and classify(part.op.names[0]) is ParamGroup.ROUTER
     if part.masked != masked:
-        raise BarError(f"rank {number}: parameter {part.name}: the anchor's row is {'not ' if masked else ''}masked")
+        raise BarError(
+            f"rank {number}: parameter {part.name}: the anchor's row is {'not ' if masked else ''}masked"
+        )
 
 
 def _check_owners(ranks: list[Rank], shape: ModelConfig, layout: ParallelConfig) -> dict[str, int]:
@@ -287,7 +310,9 @@ def _check_owners(ranks: list[Rank], shape: ModelConfig, layout: ParallelConfig)
     for name, replicas in found.items():
         expected = _replicas(name, len(ranks), shape, layout)
         if sorted(replicas) != list(range(expected)):
-            raise BarError(f"tensor {name}: expected {expected} replicas, got {len(replicas)}: {sorted(replicas)}")
+            raise BarError(
+                f"tensor {name}: expected {expected} replicas, got {len(replicas)}: {sorted(replicas)}"
+            )
         for replica, parts in replicas.items():
             regions = [region for _, part in parts for region in part.regions if region.tensor == name]
             if problem := flaw(shapes[name], regions):
@@ -310,7 +335,8 @@ def _replicas(name: str, world_size: int, shape: ModelConfig, layout: ParallelCo
 
 
 def _check_sums(ranks: list[Rank]) -> None:
-    """DDP sums a gradient over ``data`` on every rank of ``tensor``, whose sums are then summed; the trainer alone divides."""
+    """DDP sums a gradient over ``data`` on every rank of ``tensor``, whose sums are then summed; the trainer
+    alone divides."""
     for rank in ranks:
         if rank.scales - {1.0}:
             raise BarError(
@@ -332,12 +358,16 @@ def _check_sums(ranks: list[Rank]) -> None:
 
 
 def _check_updates(ranks: list[Rank]) -> None:
-    updated, counted = defaultdict(list), defaultdict(list)
+    updated = defaultdict(list)
+    counted = defaultdict(list)
     everyone = tuple(range(len(ranks)))
     for rank in ranks:
-        # A real rank on which nothing trains has an empty optimizer and takes part: Megatron asks all ranks what trains on them.
+        # A real rank on which nothing trains has an empty optimizer and takes part: Megatron asks all ranks
+        # what trains on them.
         if rank.norms and set(rank.norms) != {everyone}:
-            raise BarError(f"rank {rank.number}: the gradient norm is summed over ranks {rank.norms}, expected all of them")
+            raise BarError(
+                f"rank {rank.number}: the gradient norm is summed over ranks {rank.norms}, expected all of them"
+            )
         for part in rank.parts:
             if part.trains:
                 key = (part.op.names, part.number if part.op.sharded else 0)

@@ -1,4 +1,5 @@
-"""Which layout a stage should take on the GPUs that there are: all that divide, ranked by time, the first that fits."""
+"""Which layout a stage should take on the GPUs that there are: all that divide, ranked by time, the first
+that fits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,21 +29,24 @@ class Proposal:
 
 
 def propose(planned: PlannedStage, machine: Machine) -> Proposal | None:
-    """The cheapest layout that fits, or None. A BarError where no layout divides the GPUs, the model and the batch.
+    """The cheapest layout that fits, or None. A BarError where no layout divides the GPUs, the model and the
+    batch.
 
-    The rule: the least time of a step, its operations at the given share of the peak (recomputation and the idle ends of a
-    pipeline included) plus what the GPUs exchange; of layouts within 10 % of that, the one with the shortest pipeline, then
-    the one whose tensor and expert groups are smallest, then the one that recomputes nothing, then the one with the largest
-    micro-batch of at most 8192 tokens. Tensor and expert groups stay inside a node, whose links are several times as fast.
-    A data-parallel rank exchanges only what trains, and once a step, so this comes to: small groups inside a node, the rest
-    data-parallel, a pipeline where nothing else fits. Where the trainer samples too, token by token through all of a pipeline,
-    every layout with a shorter one comes first.
+    The rule: the least time of a step, its operations at the given share of the peak (recomputation and the
+    idle ends of a pipeline included) plus what the GPUs exchange; of layouts within 10 % of that, the one
+    with the shortest pipeline, then the one whose tensor and expert groups are smallest, then the one that
+    recomputes nothing, then the one with the largest micro-batch of at most 8192 tokens. Tensor and expert
+    groups stay inside a node, whose links are several times as fast. A data-parallel rank exchanges only what
+    trains, and once a step, so this comes to: small groups inside a node, the rest data-parallel, a pipeline
+    where nothing else fits. Where the trainer samples too, token by token through all of a pipeline, every
+    layout with a shorter one comes first.
     """
     ranked = [(_seconds(planned, stage, machine), stage) for stage in layouts(planned, machine)]
     samples = planned.run.rl is not None and planned.run.rl.engine.name == "own"
     ranked.sort(key=lambda one: (one[1].parallel.pipeline if samples else 1, one[0]))
     if not ranked:
-        stage, shape = planned.stage, planned.shape
+        stage = planned.stage
+        shape = planned.shape
         raise BarError(
             f"{planned.name}: no layout of {machine.gpus} GPUs divides {planned.rows} rows, {shape.num_heads} heads and "
             f"{shape.num_layers} layers; expected a number of GPUs that does"
@@ -66,13 +70,18 @@ def _size(proposal: Proposal) -> tuple:
 
 def layouts(planned: PlannedStage, machine: Machine) -> Iterator[Stage]:
     """The stage in every layout that divides the GPUs, the model and the batch."""
-    inside = [n for n in range(1, min(machine.node, machine.gpus) + 1) if machine.node % n == 0 or n == machine.gpus]
-    stage, shape = planned.stage, planned.shape
+    inside = [
+        n for n in range(1, min(machine.node, machine.gpus) + 1) if machine.node % n == 0 or n == machine.gpus
+    ]
+    stage = planned.stage
+    shape = planned.shape
     for tensor in inside:
         for pipeline in _divisors(shape.num_layers):
             for expert in inside if shape.num_experts else (1,):
                 layout = ParallelConfig(tensor=tensor, pipeline=pipeline, expert=expert)
-                if stage.sequence % tensor or (expert > 1 and expert == tensor):  # at 1 experts are cut just so
+                if stage.sequence % tensor or (
+                    expert > 1 and expert == tensor
+                ):  # at 1 experts are cut just so
                     continue
                 try:
                     layout.check(shape, machine.gpus)
@@ -84,7 +93,9 @@ def layouts(planned: PlannedStage, machine: Machine) -> Iterator[Stage]:
                 for micro_batch in _divisors(max(1, rows)):
                     if micro_batch == 1 or micro_batch * stage.sequence <= BUSY:
                         for recompute in (False, True):
-                            yield replace(stage, parallel=layout, micro_batch=micro_batch, recompute=recompute)
+                            yield replace(
+                                stage, parallel=layout, micro_batch=micro_batch, recompute=recompute
+                            )
 
 
 def _divisors(number: int) -> list[int]:
@@ -93,18 +104,24 @@ def _divisors(number: int) -> list[int]:
 
 def _seconds(planned: PlannedStage, stage: Stage, machine: Machine) -> float:
     """Of a step, for ranking: operations, and bytes that the busiest rank exchanges."""
-    shape, layout = planned.shape, stage.parallel
+    shape = planned.shape
+    layout = stage.parallel
     spread = Spread.of(shape, layout, machine.gpus)
-    size, h = DTYPES[shape.dtype].itemsize, shape.hidden_size
+    size = DTYPES[shape.dtype].itemsize
+    h = shape.hidden_size
     tokens = planned.rows * stage.sequence / spread.data  # of a rank's model, in a step
     passes = 2 + stage.recompute
     layers = shape.num_layers // layout.pipeline
 
-    def whole(tokens: float, ranks: int) -> float:  # a gather and a scatter of what the group's ranks hold together
+    def whole(
+        tokens: float, ranks: int
+    ) -> float:  # a gather and a scatter of what the group's ranks hold together
         return 2 * tokens * h * size * (ranks - 1) / ranks
 
     experts = spread.expert * spread.expert_tensor if shape.num_experts else spread.tensor
-    inside = passes * layers * (whole(tokens, spread.tensor) + whole(tokens / spread.tensor * experts, experts))
+    inside = (
+        passes * layers * (whole(tokens, spread.tensor) + whole(tokens / spread.tensor * experts, experts))
+    )
     between = 2 * tokens / spread.tensor * h * size * (layout.pipeline > 1)
     trains = max(_trains(planned, spread, pipeline) for pipeline in range(layout.pipeline))
     reduced = trains * (1 + 4 / size) * (spread.data > 1)  # gradients in fp32 one way, weights the other
@@ -118,7 +135,8 @@ def _trains(planned: PlannedStage, spread: Spread, pipeline: int) -> int:
 
 
 def smallest(planned: PlannedStage, machine: Machine) -> int | None:
-    """GPUs of this kind from which on the stage fits, None: not on 4096 either. Powers of two, which divide most."""
+    """GPUs of this kind from which on the stage fits, None: not on 4096 either. Powers of two, which divide
+    most."""
     gpus = 1
     while gpus <= LARGEST:
         try:
@@ -153,7 +171,9 @@ def plan(pipeline: Pipeline, steps: list[Step], machine: Machine) -> list[Plan]:
         run = step.run
         stage = replace(run.stage, optim=replace(run.stage.optim, lr=1.0), seed=0)
         planned = PlannedStage(name=step.name, run=run, shape=shape)
-        alike.setdefault((stage, run.rl and replace(run.rl, rounds=1), run.dpo, shape, planned.steps), []).append(planned)
+        alike.setdefault(
+            (stage, run.rl and replace(run.rl, rounds=1), run.dpo, shape, planned.steps), []
+        ).append(planned)
     return [_plan(stages, machine) for stages in alike.values()]
 
 

@@ -1,4 +1,5 @@
-"""A plan as lines: of every stage what trains and what it computes, then its own layout and the proposed; GB are 1e9 bytes."""
+"""A plan as lines: of every stage what trains and what it computes, then its own layout and the proposed; GB
+are 1e9 bytes."""
 
 from collections.abc import Iterator
 
@@ -14,7 +15,8 @@ HEAD = ["", "layout", *KINDS, "s/step", "stage"]
 
 
 def lines(plans: list[Plan], machine: Machine) -> Iterator[str]:
-    reserve, memory = machine.reserve / 1e9, machine.memory / 1e9
+    reserve = machine.reserve / 1e9
+    memory = machine.memory / 1e9
     speed = f"{machine.mfu:.0%} of {machine.tflops:g} TFLOP/s"
     yield f"{machine.gpus} GPUs of {memory:g} GB, {reserve:g} GB of each in reserve; {speed}"
     for one in plans:
@@ -27,7 +29,8 @@ def lines(plans: list[Plan], machine: Machine) -> Iterator[str]:
 def _stage(plan: Plan, machine: Machine) -> Iterator[str]:
     planned = plan.planned
     counts = table(planned.shape, planned.policy)
-    trains, total = sum(n for _, n, moves in counts if moves), sum(n for _, n, _ in counts)
+    trains = sum(n for _, n, moves in counts if moves)
+    total = sum(n for _, n, _ in counts)
     steps = f"{planned.steps:,} steps" if planned.steps else f"{planned.stage.epochs:g} epochs"
     yield ""
     yield (
@@ -58,13 +61,20 @@ def _from(plan: Plan) -> str:
 def refusal(plans: list[Plan], machine: Machine) -> str | None:
     """One line about the stages that fit in no layout; None where there are none."""
     missing = [f"{', '.join(plan.names)} ({_from(plan)})" for plan in plans if plan.proposal is None]
-    return f"no layout of {machine.gpus} GPUs of {machine.memory / 1e9:g} GB holds {'; '.join(missing)}" if missing else None
+    return (
+        f"no layout of {machine.gpus} GPUs of {machine.memory / 1e9:g} GB holds {'; '.join(missing)}"
+        if missing
+        else None
+    )
 
 
 def _row(what: str, planned: PlannedStage, stage: Stage, used: Usage, machine: Machine) -> list[str]:
-    layout, seconds = stage.parallel, compute_seconds(planned, stage, machine)
+    layout = stage.parallel
+    seconds = compute_seconds(planned, stage, machine)
     data = machine.gpus // (layout.tensor * layout.pipeline)
-    text = f"TP{layout.tensor} PP{layout.pipeline} EP{layout.expert} DP{data}, micro-batch {stage.micro_batch}"
+    text = (
+        f"TP{layout.tensor} PP{layout.pipeline} EP{layout.expert} DP{data}, micro-batch {stage.micro_batch}"
+    )
     text += ", recompute" if stage.recompute else ""
     sizes = [f"{getattr(used, kind) / 1e9:.4g}" for kind in KINDS]
     return [what, text, *sizes, f"{seconds:.3g}", _time(seconds * planned.steps) if planned.steps else "-"]

@@ -1,10 +1,11 @@
 """Bytes that a rank exchanges with others in one optimizer step, by formula. docs/scaling.md has the table.
 
-A ring, which NCCL and gloo use for large tensors: of a tensor of N bytes over r ranks each sends (r - 1) / r N to gather or
-scatter it, and twice that to reduce it for all. Left out: numbers that do not grow with the model or the batch (token counts,
-losses, the gradient norm), what rounds a buffer up, loading and saving, sampling, and the exchange of RLVR's rollouts.
-The backward pass exchanges a gradient only where something below or in the layer needs it, as in flops.py.
-Sources: Megatron-LM's sequence parallelism (arXiv 2205.05198), ZeRO (arXiv 1910.02054), models/moe.py.
+A ring, which NCCL and gloo use for large tensors: of a tensor of N bytes over r ranks each sends (r - 1) / r
+N to gather or scatter it, and twice that to reduce it for all. Left out: numbers that do not grow with the
+model or the batch (token counts, losses, the gradient norm), what rounds a buffer up, loading and saving,
+sampling, and the exchange of RLVR's rollouts. The backward pass exchanges a gradient only where something
+below or in the layer needs it, as in flops.py. Sources: Megatron-LM's sequence parallelism (arXiv
+2205.05198), ZeRO (arXiv 1910.02054), models/moe.py.
 """
 
 import math
@@ -60,8 +61,12 @@ def micro_batches(stage: Stage, world_size: int) -> int:
 
 class _Step:
     def __init__(self, shape: ModelConfig, stage: Stage, world_size: int, pipeline_rank: int):
-        self.shape, self.stage, self.world_size, self.rank = shape, stage, world_size, pipeline_rank
-        self.layout, self.policy = stage.parallel, POLICIES[stage.policy]
+        self.shape = shape
+        self.stage = stage
+        self.world_size = world_size
+        self.rank = pipeline_rank
+        self.layout = stage.parallel
+        self.policy = POLICIES[stage.policy]
         self.trains = self.policy.trains
         self.spread, self.cut = self.layout.expert_sizes(shape)
         self.micro_batches = micro_batches(stage, world_size)
@@ -77,18 +82,25 @@ class _Step:
         return Exchange(part=part, op=op, ranks=ranks, payload=payload * self.micro_batches)
 
     def layers(self) -> Iterator[Exchange]:
-        """The needs of a gradient rise with the layers: below, in attention, in the norm behind it, in the FFN."""
-        group, trains = ParamGroup, self.trains
+        """The needs of a gradient rise with the layers: below, in attention, in the norm behind it, in the
+        FFN."""
+        group = ParamGroup
+        trains = self.trains
         forward = 2 if self.stage.recompute else 1
-        # With recomputation the embedding's output asks for a gradient, whatever trains (see models/build.py).
+        # With recomputation the embedding's output asks for a gradient, whatever trains (see
+        # models/build.py).
         needs = group.EMBEDDING in trains or self.stage.recompute or (self.rank > 0 and self._below())
-        attention, norm = group.ATTENTION in trains, group.BLOCK_NORM in trains
+        attention = group.ATTENTION in trains
+        norm = group.BLOCK_NORM in trains
         ffn = not trains.isdisjoint({group.FFN, group.ANCHOR_EXPERT, group.DOMAIN_EXPERT, group.ROUTER})
         for _ in self.mine:
             yield from self._column_row(forward, needs, attention)
             # Of queries and keys the sum of squares, forwards and backwards.
             yield self._times(
-                "layers", "all_reduce", self.layout.tensor, 2 * FP32 * self.tokens * (forward + (needs or attention))
+                "layers",
+                "all_reduce",
+                self.layout.tensor,
+                2 * FP32 * self.tokens * (forward + (needs or attention)),
             )
             needs = needs or attention or norm
             if not self.shape.num_experts:
@@ -101,10 +113,13 @@ class _Step:
 
     def _below(self) -> bool:
         """Whether anything in a layer trains: of an earlier pipeline rank."""
-        return not self.trains.isdisjoint(set(ParamGroup) - {ParamGroup.EMBEDDING, ParamGroup.LM_HEAD, ParamGroup.FINAL_NORM})
+        return not self.trains.isdisjoint(
+            set(ParamGroup) - {ParamGroup.EMBEDDING, ParamGroup.LM_HEAD, ParamGroup.FINAL_NORM}
+        )
 
     def _column_row(self, forward: int, needs: bool, trains: bool) -> Iterator[Exchange]:
-        """A product cut by its output, then one by its input: the sequence is gathered before, and scattered behind.
+        """A product cut by its output, then one by its input: the sequence is gathered before, and scattered
+        behind.
 
         A frozen matrix saves the second gathering of its input, which its own gradient would want.
         """
@@ -114,9 +129,13 @@ class _Step:
 
     def _all_experts(self, forward: int, needs: bool) -> Iterator[Exchange]:
         """Tokens and their weights to every rank of the group, sums back; and the other way backwards."""
-        group, g = ParamGroup, self.spread * self.cut
-        tokens, weights = self.hidden, self.tokens * self.shape.num_experts * self.width
-        if g > 1:  # the group gathers what its ranks hold, which is a tensor rank's share of the sequence each
+        group = ParamGroup
+        g = self.spread * self.cut
+        tokens = self.hidden
+        weights = self.tokens * self.shape.num_experts * self.width
+        if (
+            g > 1
+        ):  # the group gathers what its ranks hold, which is a tensor rank's share of the sequence each
             tokens, weights = (size * g / self.layout.tensor for size in (tokens, weights))
         weighed = needs or group.ROUTER in self.trains
         out = weighed or not self.trains.isdisjoint({group.ANCHOR_EXPERT, group.DOMAIN_EXPERT})
@@ -128,22 +147,31 @@ class _Step:
     def _dispatched(self, forward: int, needs: bool) -> Iterator[Exchange]:
         """Each token to its experts and back, with a weight in fp32; balanced routing."""
         copies = self.shape.experts_per_token / self.layout.tensor
-        tokens, weights = self.hidden * copies, FP32 * self.tokens * copies
-        trains = not self.trains.isdisjoint({ParamGroup.ANCHOR_EXPERT, ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER})
+        tokens = self.hidden * copies
+        weights = FP32 * self.tokens * copies
+        trains = not self.trains.isdisjoint(
+            {ParamGroup.ANCHOR_EXPERT, ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
+        )
         weighed = needs or ParamGroup.ROUTER in self.trains
-        yield self._times("experts", "all_to_all", self.spread, tokens * (2 * forward + needs + (needs or trains)))
+        yield self._times(
+            "experts", "all_to_all", self.spread, tokens * (2 * forward + needs + (needs or trains))
+        )
         yield self._times("experts", "all_to_all", self.spread, weights * (forward + weighed))
 
     def vocabulary(self) -> Iterator[Exchange]:
-        """Embeddings are summed into shares of the sequence, which the head gathers; the loss exchanges three numbers a token."""
-        group, n = ParamGroup, self.layout.tensor
+        """Embeddings are summed into shares of the sequence, which the head gathers; the loss exchanges three
+        numbers a token."""
+        group = ParamGroup
+        n = self.layout.tensor
         if self.rank == 0:
             yield self._times("vocabulary", "reduce_scatter", n, self.hidden)
             yield self._times("vocabulary", "all_gather", n, self.hidden * (group.EMBEDDING in self.trains))
         if self.rank == self.layout.pipeline - 1:
             head = group.LM_HEAD in self.trains
             needs = self.stage.recompute or not self.trains <= {group.LM_HEAD}
-            yield self._times("vocabulary", "all_gather", n, self.hidden * (1 + head) + n * FP32 * self.tokens)
+            yield self._times(
+                "vocabulary", "all_gather", n, self.hidden * (1 + head) + n * FP32 * self.tokens
+            )
             yield self._times("vocabulary", "reduce_scatter", n, self.hidden * needs)
             yield self._times("vocabulary", "all_reduce", n, FP32 * self.tokens)
 
@@ -153,12 +181,20 @@ class _Step:
         yield self._times("pipeline", "send", 2, neighbours * self.hidden / self.layout.tensor)
 
     def data(self) -> Iterator[Exchange]:
-        """Gradients of what trains, in fp32, to the ranks that update it, parameters back; whole ones are also summed over TP."""
-        n, per_stage = self.layout.tensor, self.world_size // self.layout.pipeline
+        """Gradients of what trains, in fp32, to the ranks that update it, parameters back; whole ones are
+        also summed over TP."""
+        n = self.layout.tensor
+        per_stage = self.world_size // self.layout.pipeline
         whole = sum(math.prod(size) for name, size in self._trained() if _is_whole(name))
-        cut = sum(math.prod(size) for name, size in self._trained() if not _is_whole(name) and expert_index(name) is None)
-        dense, experts = whole + cut / n, self._expert_values()
-        # Experts in groups of their own have an optimizer of their own, and each of the two has Megatron gather everything.
+        cut = sum(
+            math.prod(size)
+            for name, size in self._trained()
+            if not _is_whole(name) and expert_index(name) is None
+        )
+        dense = whole + cut / n
+        experts = self._expert_values()
+        # Experts in groups of their own have an optimizer of their own, and each of the two has Megatron
+        # gather everything.
         gathers = 2 if self.layout.expert > 1 and dense and experts else 1
         for values, ranks in ((dense, per_stage // n), (experts, per_stage // (self.spread * self.cut))):
             yield Exchange(part="data", op="reduce_scatter", ranks=ranks, payload=FP32 * values)

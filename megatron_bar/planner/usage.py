@@ -1,9 +1,11 @@
-"""Bytes that a recipe's stage takes on the GPU that holds most, and seconds of its steps. No GPU is needed to say so.
+"""Bytes that a recipe's stage takes on the GPU that holds most, and seconds of its steps. No GPU is needed to
+say so.
 
-Exact: weights, gradients, optimizer state (planner/memory.py). Followed operation by operation: what is kept for the backward
-pass (planner/activations.py). Estimated: temporaries, and every second. What is neither, CUDA's context, NCCL's and cuBLAS's
-buffers and what the allocator cannot use, is taken off the GPU's memory beforehand (`Machine.reserve`).
-Rows are taken to be full and one document each: where documents are packed, the attention's operations are an upper bound.
+Exact: weights, gradients, optimizer state (planner/memory.py). Followed operation by operation: what is kept
+for the backward pass (planner/activations.py). Estimated: temporaries, and every second. What is neither,
+CUDA's context, NCCL's and cuBLAS's buffers and what the allocator cannot use, is taken off the GPU's memory
+beforehand (`Machine.reserve`). Rows are taken to be full and one document each: where documents are packed,
+the attention's operations are an upper bound.
 """
 
 import re
@@ -28,7 +30,9 @@ def parse_bytes(text: str) -> int:
     """``80GB``, ``79.6 GiB``: a number and its unit."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
     if not found or found[2] not in _BYTES:
-        raise BarError(f"memory expected as a number and one of {', '.join(_BYTES)}, such as 80GB, got {text!r}")
+        raise BarError(
+            f"memory expected as a number and one of {', '.join(_BYTES)}, such as 80GB, got {text!r}"
+        )
     return int(float(found[1]) * _BYTES[found[2]])
 
 
@@ -46,7 +50,8 @@ class Machine:
     mfu: float = 0.4
     """Share of the peak that is reached, over all that is computed, what is recomputed included."""
     link: float = 200e9
-    """Bytes a second that a GPU exchanges with the others of its node; with ``network`` it ranks layouts, and does no more."""
+    """Bytes a second that a GPU exchanges with the others of its node; with ``network`` it ranks layouts, and
+    does no more."""
     network: float = 40e9
     """The same between nodes."""
 
@@ -59,7 +64,9 @@ class Machine:
         if self.gpus > self.node and self.gpus % self.node:
             raise BarError(f"{self.gpus} GPUs are not whole nodes of {self.node} (--gpus-per-node)")
         if self.reserve >= self.memory:
-            raise BarError(f"a GPU of {self.memory / 1e9:g} GB has nothing left beside the {self.reserve / 1e9:g} GB in reserve")
+            raise BarError(
+                f"a GPU of {self.memory / 1e9:g} GB has nothing left beside the {self.reserve / 1e9:g} GB in reserve"
+            )
 
     def holds(self, used: "Usage") -> bool:
         return used.total + self.reserve <= self.memory
@@ -101,13 +108,15 @@ class PlannedStage:
         """Operations of a step."""
         length = self.stage.sequence
         given = {"tokens": self.rows * length, "pairs": self.rows * length * (length + 1) // 2}
-        forward, backward = flops.forward(self.shape), flops.backward(self.shape, self.policy)
+        forward = flops.forward(self.shape)
+        backward = flops.backward(self.shape, self.policy)
         return forward(**given) + backward(**given) + recompute * forward(**given, heads=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Bytes of one rank. What is there all the time, and of what comes and goes the most that is there at once."""
+    """Bytes of one rank. What is there all the time, and of what comes and goes the most that is there at
+    once."""
 
     weights: int
     gradients: int
@@ -121,7 +130,8 @@ class Usage:
     working: int
     """A layer at work, and one parameter's gradient."""
     scoring: int
-    """While log-probabilities of the start are computed: what trains once more, and a pass that trains nothing."""
+    """While log-probabilities of the start are computed: what trains once more, and a pass that trains
+    nothing."""
     sampling: int
     """RLVR by the trainer itself: the KV cache and the pass over the prompts."""
     engine: int
@@ -138,10 +148,13 @@ def usage(planned: PlannedStage, stage: Stage, machine: Machine) -> Usage:
     spread = Spread.of(planned.shape, stage.parallel, machine.gpus)
     most: dict[tuple[int, int], tuple[States, Place]] = {}  # of the ranks with the same layers and experts
     for place in spread.places():
-        key, found = (place.pipeline, place.expert), states(planned.shape, planned.policy, spread, place)
+        key = (place.pipeline, place.expert)
+        found = states(planned.shape, planned.policy, spread, place)
         if key not in most or found.total > most[key][0].total:
             most[key] = found, place
-    return max((_of_rank(planned, stage, machine, spread, *one) for one in most.values()), key=lambda one: one.total)
+    return max(
+        (_of_rank(planned, stage, machine, spread, *one) for one in most.values()), key=lambda one: one.total
+    )
 
 
 def attention(stage: Stage, shape: ModelConfig) -> Attention:
@@ -150,8 +163,11 @@ def attention(stage: Stage, shape: ModelConfig) -> Attention:
     return "kernel" if whole or DTYPES[shape.dtype].itemsize == 2 else "mask"
 
 
-def _of_rank(planned: PlannedStage, stage: Stage, machine: Machine, spread: Spread, fixed: States, place: Place) -> Usage:
-    shape, run = planned.shape, planned.run
+def _of_rank(
+    planned: PlannedStage, stage: Stage, machine: Machine, spread: Spread, fixed: States, place: Place
+) -> Usage:
+    shape = planned.shape
+    run = planned.run
     one = Pass(
         shape=shape,
         trains=planned.policy.trains,
@@ -180,8 +196,10 @@ def _of_rank(planned: PlannedStage, stage: Stage, machine: Machine, spread: Spre
 
 
 def _sampling(rl: GRPOConfig, one: Pass) -> int:
-    """Of RLVR's answers: keys and values of all slots at the largest length, and the first pass, over a prompt in every slot."""
-    spread, length = one.spread, one.length
+    """Of RLVR's answers: keys and values of all slots at the largest length, and the first pass, over a
+    prompt in every slot."""
+    spread = one.spread
+    length = one.length
     rows = min(rl.slots, -(-rl.prompts * rl.group // spread.data))
     rows = -(-rows // spread.tensor) * spread.tensor
     prompt = max(1, length - rl.max_new_tokens)

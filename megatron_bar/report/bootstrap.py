@@ -1,7 +1,8 @@
-"""Means over items and seeds with 95 % intervals, by the two-level bootstrap: seeds are drawn, then items of each.
+"""Means over items and seeds with 95 % intervals, by the two-level bootstrap: seeds are drawn, then items of
+each.
 
-With one seed only items are drawn, and the interval says nothing about another training. Percentile method (Efron and
-Tibshirani 1993, chapter 13; several levels: Davison and Hinkley 1997, section 3.8).
+With one seed only items are drawn, and the interval says nothing about another training. Percentile method
+(Efron and Tibshirani 1993, chapter 13; several levels: Davison and Hinkley 1997, section 3.8).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean with its 95 % interval. In a report a fraction (a gain may be negative) or, of a divergence, nats."""
+    """A mean with its 95 % interval. In a report a fraction (a gain may be negative) or, of a divergence,
+    nats."""
 
     mean: float
     low: float
@@ -39,23 +41,32 @@ def overall_interval(seeds: Sequence[Mapping[str, Sequence[float]]], *, seed: in
         draws[number] = np.mean([_resampled(items, rng) for items in arrays], axis=0)
     # Each resample of the seeds takes, for every seed that it draws, a resample of that seed's items.
     chosen = rng.integers(0, len(seeds), (len(seeds), RESAMPLES))
-    which = rng.integers(0, RESAMPLES, (len(seeds), RESAMPLES)) if len(seeds) > 1 else np.arange(RESAMPLES)[None]
+    which = (
+        rng.integers(0, RESAMPLES, (len(seeds), RESAMPLES)) if len(seeds) > 1 else np.arange(RESAMPLES)[None]
+    )
     low, high = np.percentile(draws[chosen, which].mean(0), [2.5, 97.5])
     return Estimate(mean=float(np.mean(means)), low=float(low), high=float(high), seeds=len(seeds))
 
 
 def ratio_interval(
-    tops: Sequence[Mapping[str, Sequence[float]]], bottoms: Sequence[Mapping[str, Sequence[float]]], *, seed: int = 0
+    tops: Sequence[Mapping[str, Sequence[float]]],
+    bottoms: Sequence[Mapping[str, Sequence[float]]],
+    *,
+    seed: int = 0,
 ) -> Estimate:
-    """Of the mean over seeds of ``top / bottom``, each the mean of the tests' means; the same items are drawn for both."""
+    """Of the mean over seeds of ``top / bottom``, each the mean of the tests' means; the same items are drawn
+    for both."""
     rng = np.random.default_rng(seed)
-    draws, ratios = np.empty((len(tops), RESAMPLES)), []
+    draws = np.empty((len(tops), RESAMPLES))
+    ratios = []
     for number, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
         pairs = [np.stack([np.asarray(side[test], np.float64) for side in (top, bottom)], -1) for test in top]
         ratios.append(_ratio(np.mean([items.mean(0) for items in pairs], axis=0)))
         draws[number] = _ratio(np.mean([_resampled(items, rng) for items in pairs], axis=0))
     chosen = rng.integers(0, len(tops), (len(tops), RESAMPLES))
-    which = rng.integers(0, RESAMPLES, (len(tops), RESAMPLES)) if len(tops) > 1 else np.arange(RESAMPLES)[None]
+    which = (
+        rng.integers(0, RESAMPLES, (len(tops), RESAMPLES)) if len(tops) > 1 else np.arange(RESAMPLES)[None]
+    )
     low, high = np.percentile(draws[chosen, which].mean(0), [2.5, 97.5])
     return Estimate(mean=float(np.mean(ratios)), low=float(low), high=float(high), seeds=len(tops))
 

@@ -4,7 +4,16 @@ import re
 from collections.abc import Sequence
 
 from megatron_bar.report import wording
-from megatron_bar.report.report import ClaimResult, CostRow, Estimate, Provenance, Report, Routing, SweepResult, UpgradeResult
+from megatron_bar.report.report import (
+    ClaimResult,
+    CostRow,
+    Estimate,
+    Provenance,
+    Report,
+    Routing,
+    SweepResult,
+    UpgradeResult,
+)
 
 
 def markdown(report: Report) -> str:
@@ -14,7 +23,9 @@ def markdown(report: Report) -> str:
         parts += ["## The published claims", _claims(report.claims)]
     if report.comparisons:
         parts.append("## One thing changed")
-        parts.append("Gains in points, paired by item; bold: the interval does not hold 0. KL: nats a token of the next-token")
+        parts.append(
+            "Gains in points, paired by item; bold: the interval does not hold 0. KL: nats a token of the next-token"
+        )
         parts[-1] += " distribution, before to after, on the domain's prompts."
         for comparison in report.comparisons:
             parts += [f"### {_plain(comparison.name)}", _comparison(comparison)]
@@ -23,7 +34,11 @@ def markdown(report: Report) -> str:
         for sweep in report.sweeps:
             parts += [f"### {_plain(sweep.name)}", _sweep(sweep, wording.usual_seeds(report))]
     if report.routing:
-        parts += ["## Where tokens go", f"Mean router weight over {_layers(report.routing)}, percent.", _routing(report.routing)]
+        parts += [
+            "## Where tokens go",
+            f"Mean router weight over {_layers(report.routing)}, percent.",
+            _routing(report.routing),
+        ]
     if report.costs:
         parts += ["## What it cost", _costs(report.costs)]
     parts += ["## Where the numbers come from", _provenance(report.provenance)]
@@ -43,7 +58,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1)
 
 
 def _results(report: Report) -> list[str]:
-    usual, best_of = wording.usual_seeds(report), wording.best(report)
+    usual = wording.usual_seeds(report)
+    best_of = wording.best(report)
     rows = []
     for group, title in wording.GROUPS.items():
         for row in (row for row in report.rows if row.group == group):
@@ -64,14 +80,17 @@ def _spread(score: Estimate, usual: int) -> str:
 
 
 def _claims(claims: tuple[ClaimResult, ...]) -> str:
-    rows = [[claim.verdict, _plain(claim.text), _plain(claim.evidence), _plain(claim.source)] for claim in claims]
+    rows = [
+        [claim.verdict, _plain(claim.text), _plain(claim.evidence), _plain(claim.source)] for claim in claims
+    ]
     return f"{wording.tally(claims)}.\n\n" + _table(["verdict", "claim", "evidence", "source"], rows, left=4)
 
 
 def _comparison(comparison: UpgradeResult) -> str:
     rows = []
     for skill in dict.fromkeys([*comparison.gains, *comparison.kl]):
-        gain, kl = comparison.gains.get(skill), comparison.kl.get(skill)
+        gain = comparison.gains.get(skill)
+        kl = comparison.kl.get(skill)
         bold = "**" if gain and wording.sure(gain) else ""
         rows.append(
             [
@@ -84,16 +103,21 @@ def _comparison(comparison: UpgradeResult) -> str:
         )
     head = ["skill", "meant to change", "gain", "95 % interval", "KL"]
     if not comparison.kl:
-        head, rows = head[:-1], [row[:-1] for row in rows]
+        head = head[:-1]
+        rows = [row[:-1] for row in rows]
     seeds = max(score.seeds for score in (*comparison.gains.values(), *comparison.kl.values()))
-    return f"{_plain(comparison.before)} to {_plain(comparison.after)}, {wording.seeds_of(seeds)}.\n\n" + _table(
-        head, rows, left=2
+    return (
+        f"{_plain(comparison.before)} to {_plain(comparison.after)}, {wording.seeds_of(seeds)}.\n\n"
+        + _table(head, rows, left=2)
     )
 
 
 def _sweep(sweep: SweepResult, usual: int) -> str:
     rows = [
-        [_plain(name), *(f"{wording.percent(score.mean)} {_spread(score, usual)}" if score else "" for score in scores)]
+        [
+            _plain(name),
+            *(f"{wording.percent(score.mean)} {_spread(score, usual)}" if score else "" for score in scores),
+        ]
         for name, scores in sweep.rows.items()
     ]
     return _table([_plain(sweep.x_label), *map(_plain, sweep.xs)], rows)
@@ -106,7 +130,8 @@ def _layers(routing: Routing) -> str:
 
 def _routing(routing: Routing) -> str:
     rows = [
-        [_plain(domain), *map(wording.percent, wording.mean_over_layers(layers))] for domain, layers in routing.layers.items()
+        [_plain(domain), *map(wording.percent, wording.mean_over_layers(layers))]
+        for domain, layers in routing.layers.items()
     ]
     return _table(["data", *map(_plain, routing.experts)], rows)
 

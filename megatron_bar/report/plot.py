@@ -1,4 +1,5 @@
-"""Line charts as SVG: pictures that need no plotting library, in a file or in a page, light or dark as the reader's screen is."""
+"""Line charts as SVG: pictures that need no plotting library, in a file or in a page, light or dark as the
+reader's screen is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from colorsys import hls_to_rgb
@@ -6,10 +7,17 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888")
-"""Told apart by colour-blind readers too: Paul Tol's bright scheme (personal.sron.nl/~pault), its grey somewhat darker."""
+"""Told apart by colour-blind readers too: Paul Tol's bright scheme (personal.sron.nl/~pault), its grey
+somewhat darker."""
 DASHES = ("", "6 3", "2 2", "8 2 2 2")
 """For the second, third, ... round through the colours."""
-WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM, LINE = 480, 230, 44, 12, 42, 36, 18
+WIDTH = 480
+PLOT = 230
+LEFT = 44
+RIGHT = 12
+TOP = 42
+BOTTOM = 36
+LINE = 18
 STYLE = (
     ".plot{color:#222}.plot text{fill:currentColor}.plot .grid{stroke:currentColor;stroke-opacity:.15}"
     "@media(prefers-color-scheme:dark){.plot{color:#ddd}}"
@@ -17,7 +25,8 @@ STYLE = (
 
 
 def expert_colour(number: int) -> str:
-    """Of the expert in slot ``number``, as #rrggbb: the anchor grey; beyond the scheme's, hues by the golden angle."""
+    """Of the expert in slot ``number``, as #rrggbb: the anchor grey; beyond the scheme's, hues by the golden
+    angle."""
     if number < len(COLOURS):
         return COLOURS[number - 1]
     return "#" + "".join(f"{round(255 * part):02x}" for part in hls_to_rgb(number * 0.381966 % 1, 0.5, 0.6))
@@ -44,8 +53,10 @@ class Line:
 
 
 def line_chart(curves: Mapping[str, Sequence[Sequence[float]]], *, title: str, x: str, y: str) -> str:
-    """One or more named curves over 1, 2, 3, ...; of several runs, thin lines and their mean, as far as all go."""
-    lines, steps = [], 1
+    """One or more named curves over 1, 2, 3, ...; of several runs, thin lines and their mean, as far as all
+    go."""
+    lines = []
+    steps = 1
     for name, runs in curves.items():
         mean = [sum(run[n] for run in runs) / len(runs) for n in range(min(map(len, runs)))]
         thin = tuple(map(_numbered, runs)) if len(runs) > 1 else ()
@@ -58,12 +69,16 @@ def _numbered(values: Sequence[float]) -> tuple[Point, ...]:
     return tuple(Point(x=n, y=value) for n, value in enumerate(values, 1))
 
 
-def chart(lines: Sequence[Line], *, title: str, x: str, y: str, ticks: Mapping[float, str], low: float, high: float) -> str:
+def chart(
+    lines: Sequence[Line], *, title: str, x: str, y: str, ticks: Mapping[float, str], low: float, high: float
+) -> str:
     """An SVG; ``ticks`` are the marks of the x axis, ``low`` to ``high`` is shown at least."""
     drawn = [point for line in lines for points in (line.points, *line.thin) for point in points]
     heights = [value for p in drawn for value in (p.y, p.low, p.high) if value is not None]
-    low, high = min(low, *heights), max(high, *heights)
-    first, last = min(p.x for p in drawn), max(p.x for p in drawn)
+    low = min(low, *heights)
+    high = max(high, *heights)
+    first = min(p.x for p in drawn)
+    last = max(p.x for p in drawn)
 
     def across(value: float) -> float:
         return LEFT + (value - first) / ((last - first) or 1) * (WIDTH - LEFT - RIGHT)
@@ -81,19 +96,27 @@ def chart(lines: Sequence[Line], *, title: str, x: str, y: str, ticks: Mapping[f
         _text(LEFT + (WIDTH - LEFT - RIGHT) / 2, TOP + PLOT + 30, x, anchor="middle", extra=' opacity=".7"'),
     ]
     for mark in (low, low + (high - low) / 4, (low + high) / 2, high - (high - low) / 4, high):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(mark):.1f}" y2="{up(mark):.1f}"/>')
-        parts.append(_text(LEFT - 6, up(mark) + 4, f"{mark:.2g}" if high < 10 else f"{mark:.0f}", anchor="end"))
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(mark):.1f}" y2="{up(mark):.1f}"/>'
+        )
+        parts.append(
+            _text(LEFT - 6, up(mark) + 4, f"{mark:.2g}" if high < 10 else f"{mark:.0f}", anchor="end")
+        )
     parts += [_text(across(value), TOP + PLOT + 15, mark, anchor="middle") for value, mark in ticks.items()]
     for number, line in enumerate(lines):
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        colour = COLOURS[number % len(COLOURS)]
+        dash = DASHES[number // len(COLOURS) % len(DASHES)]
         parts += _line(line, colour, dash, across, up)
-        at, row = LEFT + (number % columns) * ((WIDTH - LEFT) // columns), TOP + PLOT + BOTTOM + LINE * (number // columns)
+        at = LEFT + (number % columns) * ((WIDTH - LEFT) // columns)
+        row = TOP + PLOT + BOTTOM + LINE * (number // columns)
         parts.append(_stroke(f'd="M{at} {row + 5}h18"', colour, dash, 3 if line.strong else 2))
         parts.append(_text(at + 23, row + 9, line.name))
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _line(line: Line, colour: str, dash: str, across: Callable[[float], float], up: Callable[[float], float]) -> list[str]:
+def _line(
+    line: Line, colour: str, dash: str, across: Callable[[float], float], up: Callable[[float], float]
+) -> list[str]:
     def path(points: Sequence[Point]) -> str:
         return 'd="M' + "L".join(f"{across(p.x):.1f} {up(p.y):.1f}" for p in points) + '"'
 
@@ -104,13 +127,17 @@ def _line(line: Line, colour: str, dash: str, across: Callable[[float], float], 
             parts.append(_stroke(f'd="M{across(p.x):.1f} {up(p.low):.1f}V{up(p.high):.1f}"', colour, "", 1))
         if p.tip:
             place = f'cx="{across(p.x):.1f}" cy="{up(p.y):.1f}"'
-            parts.append(f'<circle {place} r="{4.5 if line.strong else 3.5}" fill="{colour}" data-tip="{escape(p.tip)}"/>')
+            parts.append(
+                f'<circle {place} r="{4.5 if line.strong else 3.5}" fill="{colour}" data-tip="{escape(p.tip)}"/>'
+            )
     return parts
 
 
 def _stroke(path: str, colour: str, dash: str, width: float) -> str:
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<path {path} fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"{dashes}/>'
+    return (
+        f'<path {path} fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"{dashes}/>'
+    )
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", extra: str = "") -> str:

@@ -1,7 +1,8 @@
-"""The report of a recipe as a value: what one or more of its runs measured, and what of the published claims that shows.
+"""The report of a recipe as a value: what one or more of its runs measured, and what of the published claims
+that shows.
 
-Every number comes from the runs' files; whoever fills the value says in `Provenance` which. `config.to_json` and `from_json`
-keep it; `markdown.markdown` and `html.html` show it.
+Every number comes from the runs' files; whoever fills the value says in `Provenance` which. `config.to_json`
+and `from_json` keep it; `markdown.markdown` and `html.html` show it.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +37,8 @@ class UpgradeResult:
     """The skills that were meant to change."""
     gains: dict[str, Estimate]
     kl: dict[str, Estimate] = field(default_factory=dict)
-    """Domain -> the divergence of the next token on its prompts, in nats a token; none where it was not measured."""
+    """Domain -> the divergence of the next token on its prompts, in nats a token; none where it was not
+    measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +77,23 @@ class Routing:
 
     def __post_init__(self):
         if tuple(self.layers) != self.domains:
-            raise BarError(f"routing: expected the domains {', '.join(self.domains)}, got {', '.join(self.layers)}")
+            raise BarError(
+                f"routing: expected the domains {', '.join(self.domains)}, got {', '.join(self.layers)}"
+            )
         for domain, shares in self.layers.items():
             if any(len(layer) != len(self.experts) for layer in shares):
                 raise BarError(f"routing: {domain}: expected {len(self.experts)} experts in every layer")
 
 
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-"""Of the weights of a lens, in base 64: one keeps 1 in 63, two 1 in 4095. None of them is escaped in JSON or HTML."""
+"""Of the weights of a lens, in base 64: one keeps 1 in 63, two 1 in 4095. None of them is escaped in JSON or
+HTML."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LensText:
-    """A text and its router weights as strings of `DIGITS`, which is what keeps a file of 10,000 tokens small."""
+    """A text and its router weights as strings of `DIGITS`, which is what keeps a file of 10,000 tokens
+    small."""
 
     domain: str
     tokens: tuple[str, ...]
@@ -107,7 +113,10 @@ class Lens:
     def __post_init__(self):
         for number, text in enumerate(self.texts):
             mean = len(text.tokens) * len(self.experts)
-            for what, found, wanted in (("weights", text.weights, 2 * mean), ("by_layer", text.by_layer, mean * self.layers)):
+            for what, found, wanted in (
+                ("weights", text.weights, 2 * mean),
+                ("by_layer", text.by_layer, mean * self.layers),
+            ):
                 if len(found) != wanted and (found or what == "weights"):
                     raise BarError(f"lens: text {number}: {what} expected {wanted} digits, got {len(found)}")
                 if set(found) - set(DIGITS):
@@ -169,7 +178,9 @@ class Report:
             raise BarError("report: expected at least one row of results, got none")
         for row in self.rows:
             if tuple(row.scores) != self.skills:
-                raise BarError(f"report: {row.model}: expected {', '.join(self.skills)}, got {', '.join(row.scores)}")
+                raise BarError(
+                    f"report: {row.model}: expected {', '.join(self.skills)}, got {', '.join(row.scores)}"
+                )
 
     @property
     def skills(self) -> tuple[str, ...]:

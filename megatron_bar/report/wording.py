@@ -1,4 +1,5 @@
-"""How a report's numbers are told, on a page as in Markdown: which are bold, how they are rounded, what is said of them all."""
+"""How a report's numbers are told, on a page as in Markdown: which are bold, how they are rounded, what is
+said of them all."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ def usual_seeds(report: Report) -> int:
 
 
 def best(report: Report) -> dict[str, str]:
-    """Column -> the best mean as shown, of the models that are meant for everything (`COMPARABLE`); ties are all best."""
+    """Column -> the best mean as shown, of the models that are meant for everything (`COMPARABLE`); ties are
+    all best."""
     rows = [scores_of(row) for row in report.rows if row.group in COMPARABLE]
     return {skill: percent(max(row[skill].mean for row in rows)) for skill in rows[0]} if rows else {}
 

@@ -1,4 +1,5 @@
-"""A suite on a Hugging Face folder, whatever measures it: what is asked is checked first, before a model is loaded."""
+"""A suite on a Hugging Face folder, whatever measures it: what is asked is checked first, before a model is
+loaded."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,8 +30,9 @@ def evaluate_folder(
 ) -> dict:
     """Results (see `results`) of ``suite``, or of its benchmarks ``tasks``. Collective.
 
-    ``batch``: prompts at a time. The toy: ``data`` holds test_SKILL.jsonl (None: the folder ``world`` beside ``folder``),
-    ``tensor`` is tensor parallelism. Others: see `harness.run_suite`. Raises BarError for what cannot be.
+    ``batch``: prompts at a time. The toy: ``data`` holds test_SKILL.jsonl (None: the folder ``world`` beside
+    ``folder``), ``tensor`` is tensor parallelism. Others: see `harness.run_suite`. Raises BarError for what
+    cannot be.
     """
     if suite not in SUITES:
         raise BarError(f"suite {suite}: expected one of {', '.join(SUITES)}")
@@ -41,19 +43,24 @@ def evaluate_folder(
     opened = Folder.open(folder)
     chats = ChatFormat(load_tokenizer(folder), "own")
     if active_experts is not None and server is not None:
-        raise BarError(f"active experts: a server's model has those of its config.json, got {active_experts} for {server}")
+        raise BarError(
+            f"active experts: a server's model has those of its config.json, got {active_experts} for {server}"
+        )
     if active_experts is not None:
         opened = opened.with_active(active_experts)
     if suite != TOY.name:
         if opened.config.experts_per_layer:
-            where, got = f"{folder}: suite {suite}", show_active(opened.config.experts_per_layer)
+            where = f"{folder}: suite {suite}"
+            got = show_active(opened.config.experts_per_layer)
             raise BarError(
                 f"{where}: transformers and vLLM use one number of experts in all layers, expected one "
                 f"(--active-experts {opened.config.experts_per_token}), got {got}"
             )
         _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None)
         if world_size() > 1:
-            raise BarError(f"suite {suite}: expected one process, got {world_size()}; a server (--server) spreads a large model")
+            raise BarError(
+                f"suite {suite}: expected one process, got {world_size()}; a server (--server) spreads a large model"
+            )
         if tasks_dir is not None and not tasks_dir.is_dir():
             raise BarError(f"{tasks_dir}: not found; expected a folder of lm-eval tasks")
         return run_suite(
@@ -74,7 +81,9 @@ def evaluate_folder(
     layout = ParallelConfig(tensor=tensor)
     layout.check(opened.config, world_size())
     sets = tuple(benchmark.by for benchmark in tests)
-    return measure_folder(folder, layout, chats, sets, root, active_experts=active_experts, limit=limit, slots=batch)[1]
+    return measure_folder(
+        folder, layout, chats, sets, root, active_experts=active_experts, limit=limit, slots=batch
+    )[1]
 
 
 def _refuse(suite: str, **options) -> None:

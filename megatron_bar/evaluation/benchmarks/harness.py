@@ -1,9 +1,11 @@
-"""Public benchmarks on a Hugging Face folder by EleutherAI's lm-evaluation-harness: in transformers, or on an OpenAI-like server.
+"""Public benchmarks on a Hugging Face folder by EleutherAI's lm-evaluation-harness: in transformers, or on an
+OpenAI-like server.
 
-Every benchmark of a suite gets an entry: a score, or why there is none (its data cannot be reached, its task needs a package, it
-is measured elsewhere). Greedy, no examples, the folder's chat template. What a model wrote is never run in this process: tasks
-that lm-eval marks as unsafe are left out. Offline, tasks come from a folder of YAML files; they take the place of those of the
-same name. One process; lm-eval is imported when it is used, since it is an optional part.
+Every benchmark of a suite gets an entry: a score, or why there is none (its data cannot be reached, its task
+needs a package, it is measured elsewhere). Greedy, no examples, the folder's chat template. What a model
+wrote is never run in this process: tasks that lm-eval marks as unsafe are left out. Offline, tasks come from
+a folder of YAML files; they take the place of those of the same name. One process; lm-eval is imported when
+it is used, since it is an optional part.
 """
 
 import json
@@ -38,12 +40,14 @@ def run_suite(
     batch: int = 32,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Results (see `results`) of ``suite`` on ``folder``, with benchmarks, categories and overall (scores from 0 to 1).
+    """Results (see `results`) of ``suite`` on ``folder``, with benchmarks, categories and overall (scores
+    from 0 to 1).
 
-    ``names``: only these benchmarks; none: all. The averages are those of the whole suite, with what is missing said. ``limit``:
-    items of every lm-eval task, so of every part of a group. ``server``: http://HOST:PORT, which serves this folder; None:
-    transformers here, on ``batch`` prompts at a time. ``tasks_dir``: lm-eval tasks that take the place of those of the same
-    name. Raises BarError where nothing could be measured.
+    ``names``: only these benchmarks; none: all. The averages are those of the whole suite, with what is
+    missing said. ``limit``: items of every lm-eval task, so of every part of a group. ``server``:
+    http://HOST:PORT, which serves this folder; None: transformers here, on ``batch`` prompts at a time.
+    ``tasks_dir``: lm-eval tasks that take the place of those of the same name. Raises BarError where nothing
+    could be measured.
     """
     require_lm_eval()
     config = Folder.open(folder).config
@@ -52,7 +56,8 @@ def run_suite(
     # A prompt needs room too: OLMo 2's 4096 positions are as many as an answer may have.
     new_tokens = min(suite.max_new_tokens, config.max_positions // 2)
     entries = {b.name: {"category": b.category, "not_measured": "not asked for"} for b in suite.benchmarks}
-    chosen, tasks = suite.choose(names), {}
+    chosen = suite.choose(names)
+    tasks = {}
     with redirect_stdout(sys.stderr):  # lm-eval's tasks print
         manager = _manager(tasks_dir, chosen)
         for benchmark in chosen:
@@ -63,16 +68,22 @@ def run_suite(
                 entries[benchmark.name]["not_measured"] = str(reason)
         if not tasks:
             name = chosen[0].name
-            raise BarError(f"suite {suite.name}: nothing can be measured here; {name}: {entries[name]['not_measured']}")
+            raise BarError(
+                f"suite {suite.name}: nothing can be measured here; {name}: {entries[name]['not_measured']}"
+            )
         if server:
             model = _server(server, served, folder, config.max_positions)
         else:
             model = _transformers(folder, chats, batch, active_experts)
         for benchmark in chosen:
             if benchmark.name in tasks:
-                found = _measure(model, tasks[benchmark.name], benchmark.by, manager, limit, new_tokens, server)
-                test, scores = found.pop("test"), found.pop("items_scores")
-                results["tests"][benchmark.name], results["scores"][benchmark.name] = test, scores
+                found = _measure(
+                    model, tasks[benchmark.name], benchmark.by, manager, limit, new_tokens, server
+                )
+                test = found.pop("test")
+                scores = found.pop("items_scores")
+                results["tests"][benchmark.name] = test
+                results["scores"][benchmark.name] = scores
                 entries[benchmark.name] |= found
                 say(f"  {benchmark.name}: {100 * found['score']:.1f} of {found['items']} items")
     measured = {name: entry["score"] for name, entry in entries.items() if "score" in entry}
@@ -87,7 +98,9 @@ def run_suite(
 
 def require_lm_eval() -> None:
     if find_spec("lm_eval") is None:
-        raise BarError("lm-eval is not installed; expected it for this suite: pip install -e '.[eval]' -c constraints.txt")
+        raise BarError(
+            "lm-eval is not installed; expected it for this suite: pip install -e '.[eval]' -c constraints.txt"
+        )
 
 
 def _named(benchmark: Benchmark) -> dict[str, str | dict]:
@@ -97,10 +110,13 @@ def _named(benchmark: Benchmark) -> dict[str, str | dict]:
 
 
 def _manager(tasks_dir: Path | None, chosen: tuple[Benchmark, ...]):
-    """lm-eval's index of tasks. Its own are thousands of files, read only where ``tasks_dir`` lacks some of ``chosen``."""
+    """lm-eval's index of tasks. Its own are thousands of files, read only where ``tasks_dir`` lacks some of
+    ``chosen``."""
     from lm_eval.tasks import TaskManager
 
-    wanted = {name for benchmark in chosen for name, task in _named(benchmark).items() if isinstance(task, str)}
+    wanted = {
+        name for benchmark in chosen for name, task in _named(benchmark).items() if isinstance(task, str)
+    }
     folder = str(tasks_dir) if tasks_dir else None
     few = TaskManager(include_path=folder, include_defaults=False)
     return few if wanted <= set(few.all_tasks) else TaskManager(include_path=folder)
@@ -113,10 +129,14 @@ def _load(benchmark: Benchmark, manager) -> list:
     named = _named(benchmark)
     try:
         # One of ours has given way to one of the same name too, if there is one.
-        loaded = manager.load([name if name in manager.all_tasks else task for name, task in named.items()])["tasks"]
+        loaded = manager.load([name if name in manager.all_tasks else task for name, task in named.items()])[
+            "tasks"
+        ]
     except Exception as error:  # noqa: BLE001  a task's own Python may raise anything where its data or a package is missing
         told = next(iter(str(error).splitlines()), "")
-        raise BarError(f"lm-eval cannot load task {next(iter(named))}: {type(error).__name__}: {told}") from None
+        raise BarError(
+            f"lm-eval cannot load task {next(iter(named))}: {type(error).__name__}: {told}"
+        ) from None
     if unsafe := [task for task, value in loaded.items() if value.config.unsafe_code]:
         raise BarError(
             f"lm-eval runs model-written code of task {unsafe[0]} in its own process; here only the sandbox runs such code"
@@ -143,7 +163,9 @@ def _measure(model, tasks: list, by: LmEval, manager, limit, max_new_tokens: int
             raise
         raise BarError(f"{server}: expected completions, got {type(error).__name__}: {error}") from None
     metric, filtered = by.metric.split(",")
-    parts, docs, items = [], [], []
+    parts = []
+    docs = []
+    items = []
     for task in sorted(found["samples"]):
         samples = [sample for sample in found["samples"][task] if sample["filter"] == filtered]
         if not samples or metric not in samples[0]:
@@ -152,7 +174,9 @@ def _measure(model, tasks: list, by: LmEval, manager, limit, max_new_tokens: int
         samples.sort(key=lambda sample: sample["doc_id"])
         scores = [float(sample[metric]) for sample in samples]
         parts.append(sum(scores) / len(scores))
-        docs += [[task, sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]] for sample in samples]
+        docs += [
+            [task, sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]] for sample in samples
+        ]
         items += [_item(sample, score) for sample, score in zip(samples, scores, strict=True)]
     return {
         "score": sum(parts) / len(parts),
@@ -189,7 +213,9 @@ def _transformers(folder: Path, chats: ChatFormat, batch: int, active_experts: i
     model = AutoModelForCausalLM.from_pretrained(folder, **options).to(cpu.device()).eval()
     model.generation_config.eos_token_id = sorted(chats.stop_ids)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=opened.config.max_positions)
+    return HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=opened.config.max_positions
+    )
 
 
 def _served_model(url: str) -> str:
@@ -197,7 +223,9 @@ def _served_model(url: str) -> str:
         with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=30) as answer:
             return json.load(answer)["data"][0]["id"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BarError(f"{url}: expected an OpenAI-like server that lists its model at /v1/models, got {error}") from None
+        raise BarError(
+            f"{url}: expected an OpenAI-like server that lists its model at /v1/models, got {error}"
+        ) from None
 
 
 def _server(url: str, name: str, folder: Path, max_positions: int):

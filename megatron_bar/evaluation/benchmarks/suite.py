@@ -1,9 +1,11 @@
-"""Suites of benchmarks as values: TOY, by our own sampler and verifiers, and BAR19, the published nineteen by public harnesses.
+"""Suites of benchmarks as values: TOY, by our own sampler and verifiers, and BAR19, the published nineteen by
+public harnesses.
 
-BAR19 (arXiv 2604.18473): a category is the mean of its benchmarks, Overall the mean of the categories; greedy, no examples, the
-chat template, at most 4096 new tokens. The published numbers come from Ai2's own runner (oe-eval; its public part: olmes), whose
-prompts and extraction of answers are its own: these are the nearest public ones, and what differs is said beside each.
-A benchmark that is a group of tasks is their plain mean.
+BAR19 (arXiv 2604.18473): a category is the mean of its benchmarks, Overall the mean of the categories;
+greedy, no examples, the chat template, at most 4096 new tokens. The published numbers come from Ai2's own
+runner (oe-eval; its public part: olmes), whose prompts and extraction of answers are its own: these are the
+nearest public ones, and what differs is said beside each. A benchmark that is a group of tasks is their plain
+mean.
 """
 
 from collections.abc import Iterable
@@ -57,7 +59,8 @@ class Suite:
 
     def choose(self, names: Iterable[str]) -> tuple[Benchmark, ...]:
         """These benchmarks; none named: all. Unknown ones are an error that lists the known."""
-        names, known = list(names), [benchmark.name for benchmark in self.benchmarks]
+        names = list(names)
+        known = [benchmark.name for benchmark in self.benchmarks]
         if unknown := [name for name in names if name not in known]:
             raise BarError(f"task {unknown[0]}: expected one of suite {self.name}'s: {', '.join(known)}")
         return tuple(benchmark for benchmark in self.benchmarks if not names or benchmark.name in names)
@@ -92,7 +95,9 @@ def overall(categories: dict[str, Average]) -> Average:
 
 
 def _average(values: list[float], of: int, *, partial: bool) -> Average:
-    return Average(mean=sum(values) / len(values) if values else None, measured=len(values), of=of, partial=partial)
+    return Average(
+        mean=sum(values) / len(values) if values else None, measured=len(values), of=of, partial=partial
+    )
 
 
 def _olmes(task: str, why: str = "lm-eval has no such task") -> Elsewhere:
@@ -111,7 +116,8 @@ def _benchmark(category: str, name: str, by: TestSet | LmEval | Elsewhere) -> Be
 TOY = Suite(
     name="toy",
     benchmarks=tuple(
-        _benchmark(skill, skill, TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64)) for skill in SKILLS
+        _benchmark(skill, skill, TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64))
+        for skill in SKILLS
     ),
 )
 BFCL = Elsewhere(
@@ -126,17 +132,27 @@ BAR19 = Suite(
         _benchmark(
             "knowledge",
             "mmlu",
-            LmEval(tasks=("mmlu_flan_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
+            LmEval(
+                tasks=("mmlu_flan_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED
+            ),
         ),
         _benchmark("knowledge", "popqa", _olmes("popqa::hamish_zs_reasoning_deepseek")),
-        _benchmark("knowledge", "simpleqa", _olmes("simpleqa::tulu-thinker_deepseek", "a language model judges the answers")),
         _benchmark(
-            "reasoning", "bbh", LmEval(tasks=("bbh_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
+            "knowledge",
+            "simpleqa",
+            _olmes("simpleqa::tulu-thinker_deepseek", "a language model judges the answers"),
+        ),
+        _benchmark(
+            "reasoning",
+            "bbh",
+            LmEval(tasks=("bbh_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
         ),
         _benchmark(
             "reasoning",
             "gpqa",
-            LmEval(tasks=("gpqa_main_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
+            LmEval(
+                tasks=("gpqa_main_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED
+            ),
         ),
         _benchmark("reasoning", "zebralogic", _olmes("zebralogic::hamish_zs_reasoning_deepseek")),
         _benchmark(
@@ -160,7 +176,9 @@ BAR19 = Suite(
         _benchmark("chat", "ifeval", LmEval(tasks=("ifeval",), metric="prompt_level_loose_acc,none")),
         _benchmark("math", "math", LmEval(tasks=MATH, metric="math,none")),
         _benchmark(
-            "math", "gsm8k", LmEval(tasks=("gsm8k_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
+            "math",
+            "gsm8k",
+            LmEval(tasks=("gsm8k_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
         ),
         _benchmark("code", "humaneval_plus", LmEval(tasks=(HUMANEVAL_PLUS,), metric="pass_at_1,none")),
         _benchmark("code", "mbpp_plus", LmEval(tasks=(MBPP_PLUS,), metric="pass_at_1,none")),

@@ -6,7 +6,8 @@ from megatron_bar.report.bootstrap import Estimate, mean_interval, overall_inter
 
 
 def table(results: dict) -> list[str]:
-    """Scores in percent: by test with 95 % bootstrap intervals, or by benchmark and category with what was not measured."""
+    """Scores in percent: by test with 95 % bootstrap intervals, or by benchmark and category with what was
+    not measured."""
     about = f"{results['model']}: suite {results['suite']}"
     if results["active_experts"]:
         active = results["active_experts"]
@@ -35,13 +36,17 @@ def _cells(found: Estimate) -> list[str]:
 
 
 def _benchmarks(results: dict) -> list[str]:
-    entries, rows, missing = results["benchmarks"], [["category", "benchmark", "percent", "items", "metric"]], []
+    entries = results["benchmarks"]
+    rows = [["category", "benchmark", "percent", "items", "metric"]]
+    missing = []
     for category, average in results["categories"].items():
         for name, entry in entries.items():
             if entry["category"] != category:
                 continue
             if "score" in entry:
-                rows.append([category, name, f"{100 * entry['score']:.1f}", str(entry["items"]), entry["metric"]])
+                rows.append(
+                    [category, name, f"{100 * entry['score']:.1f}", str(entry["items"]), entry["metric"]]
+                )
             else:
                 asked = entry["not_measured"] != "not asked for"
                 rows.append([category, name, "-", "-", "not measured" if asked else entry["not_measured"]])
@@ -53,4 +58,8 @@ def _benchmarks(results: dict) -> list[str]:
 
 def _average(average: dict, what: str) -> list[str]:
     mean = "-" if average["mean"] is None else f"{100 * average['mean']:.1f}"
-    return [mean, "", f"partial: {average['measured']} of {average['of']} {what}" if average["partial"] else ""]
+    return [
+        mean,
+        "",
+        f"partial: {average['measured']} of {average['of']} {what}" if average["partial"] else "",
+    ]

@@ -1,5 +1,5 @@
-"""lm-eval tasks of our own, graded by our verifiers, where lm-eval's run what the model wrote (HumanEval+, MBPP+) or need another
-version of a package than the verifiers do (MATH: an older antlr).
+"""lm-eval tasks of our own, graded by our verifiers, where lm-eval's run what the model wrote (HumanEval+,
+MBPP+) or need another version of a package than the verifiers do (MATH: an older antlr).
 """
 
 from megatron_bar.errors import BarError
@@ -18,8 +18,8 @@ def mbpp_plus(doc: dict, results: list[str]) -> dict[str, float]:
 
 
 def math(doc: dict, results: list[str]) -> dict[str, float]:
-    """Quirks of the data: a few solutions box their answer by fbox, and a few answers are nothing that the verifier can decide
-    (a sum, say): those must be given as they are written."""
+    """Quirks of the data: a few solutions box their answer by fbox, and a few answers are nothing that the
+    verifier can decide (a sum, say): those must be given as they are written."""
     truth = final_answer(doc["solution"].replace("\\fbox", "\\boxed"))
     try:
         check_task("math", truth, doc["problem"])

@@ -1,4 +1,5 @@
-"""The routing lens: the router's weights for every token of a text, and their compact form that the report holds."""
+"""The routing lens: the router's weights for every token of a text, and their compact form that the report
+holds."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,12 +23,14 @@ CONTEXT = 8
 
 @torch.no_grad()
 def token_weights(model: LanguageModel, ids: Sequence[int]) -> torch.Tensor:
-    """The router's probabilities ``[tokens, layers, experts]`` (fp32, on the CPU) for one text, before any are left out.
+    """The router's probabilities ``[tokens, layers, experts]`` (fp32, on the CPU) for one text, before any
+    are left out.
 
-    Collective: every rank of the model brings the same ``ids`` and gets the whole. The model must not be spread over
-    pipeline ranks. Too many tokens, none, a dense model, pipeline ranks: `BarError`.
+    Collective: every rank of the model brings the same ``ids`` and gets the whole. The model must not be
+    spread over pipeline ranks. Too many tokens, none, a dense model, pipeline ranks: `BarError`.
     """
-    shape, tensor = model.shape, model.layout.tensor
+    shape = model.shape
+    tensor = model.layout.tensor
     if not shape.num_experts:
         raise BarError("routing: expected a model with experts, got a dense one")
     if model.layout.pipeline > 1:
@@ -35,17 +38,23 @@ def token_weights(model: LanguageModel, ids: Sequence[int]) -> torch.Tensor:
     # Sequence parallelism cuts the text evenly; what is appended is behind every token that is asked for.
     padded = [*ids, *[0] * (-len(ids) % tensor)]
     if not ids or len(ids) > shape.max_positions:
-        raise BarError(f"text: expected 1 to {shape.max_positions} tokens (the model's positions), got {len(ids)}")
+        raise BarError(
+            f"text: expected 1 to {shape.max_positions} tokens (the model's positions), got {len(ids)}"
+        )
     seen: dict[int, torch.Tensor] = {}
 
     def watch(layer_number: int, probs: torch.Tensor) -> None:
-        whole = gather_from_sequence_parallel_region(probs, group=model.pg_collection.tp) if tensor > 1 else probs
+        whole = (
+            gather_from_sequence_parallel_region(probs, group=model.pg_collection.tp) if tensor > 1 else probs
+        )
         seen[layer_number] = whole[: len(ids)].float().cpu()
 
     batch = torch.tensor([padded], device=cpu.device())
     positions = torch.arange(len(padded), device=cpu.device())[None]
     with watching(model, watch):
-        model(batch, positions, keep=torch.zeros(1, dtype=torch.long, device=cpu.device()))  # of the logits nothing is wanted
+        model(
+            batch, positions, keep=torch.zeros(1, dtype=torch.long, device=cpu.device())
+        )  # of the logits nothing is wanted
     return torch.stack([seen[layer] for layer in sorted(seen)], dim=1)
 
 
@@ -57,7 +66,8 @@ def show(
     *,
     most_digits: int = MOST_DIGITS,
 ) -> Lens:
-    """A lens of ``texts``, (domain, ids) each; ``experts``: their names in slot order. Collective, as `token_weights`.
+    """A lens of ``texts``, (domain, ids) each; ``experts``: their names in slot order. Collective, as
+    `token_weights`.
 
     Single layers that would take more than ``most_digits`` are left out.
     """
@@ -86,14 +96,17 @@ def digits(weights: torch.Tensor, places: int) -> str:
 
 
 def token_texts(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the text; a special token's name. Of a character that several tokens spell, all but the last
-    add nothing."""
+    """What each token adds to the text; a special token's name. Of a character that several tokens spell, all
+    but the last add nothing."""
     names = {number: name for name, number in tokenizer.special.items()}
-    found, before, open_ = [], [], []
+    found = []
+    before = []
+    open_ = []
     for number in ids:
         if number in names:
             found.append(names[number])
-            before, open_ = [], []
+            before = []
+            open_ = []
             continue
         open_.append(number)
         text = tokenizer.decode(before + open_)
@@ -101,7 +114,8 @@ def token_texts(tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
             found.append("")
             continue
         found.append(text[len(tokenizer.decode(before)) :])
-        before, open_ = [*before, *open_][-CONTEXT:], []
+        before = [*before, *open_][-CONTEXT:]
+        open_ = []
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
 """Which layers need how many experts: what each costs with fewer active ones, without training.
 
-The loss on held-out chats with one layer changed at a time; then layer by layer the cheapest experts go, as long as the sum of
-what they cost stays within a tolerance, and the numbers so found are measured together.
+The loss on held-out chats with one layer changed at a time; then layer by layer the cheapest experts go, as
+long as the sum of what they cost stays within a tolerance, and the numbers so found are measured together.
 """
 
 import tempfile
@@ -30,7 +30,8 @@ class Scan:
 
     all_active: float
     costs: tuple[tuple[float, ...], ...]
-    """``[layers][k - 1]``: what is lost with k experts active in that layer and all in the others; 0 at all of them."""
+    """``[layers][k - 1]``: what is lost with k experts active in that layer and all in the others; 0 at all
+    of them."""
     chosen: tuple[int, ...]
     """Experts of each layer within the tolerance."""
     loss: float
@@ -44,8 +45,10 @@ def scan(
     tolerance: float,
     say: Callable[[str], None] = lambda line: None,
 ) -> Scan:
-    """Of a model that is built with all experts active and is left so. ``tolerance``: nats per token. Collective."""
-    layers, experts = model.shape.num_layers, model.shape.num_experts
+    """Of a model that is built with all experts active and is left so. ``tolerance``: nats per token.
+    Collective."""
+    layers = model.shape.num_layers
+    experts = model.shape.num_experts
     if not held_out:
         raise BarError("scan: expected held-out chats, got none")
     everything = (experts,) * layers
@@ -62,13 +65,19 @@ def scan(
     for layer in range(layers):
         row = [loss((*everything[:layer], k, *everything[layer + 1 :])) - base for k in range(1, experts)]
         costs.append((*row, 0.0))
-        say(f"layer {layer + 1} of {layers}: " + ", ".join(f"{k} active {cost:+.4f}" for k, cost in enumerate(row, 1)))
+        say(
+            f"layer {layer + 1} of {layers}: "
+            + ", ".join(f"{k} active {cost:+.4f}" for k, cost in enumerate(row, 1))
+        )
     chosen = fewest(costs, tolerance)
     return Scan(all_active=base, costs=tuple(costs), chosen=chosen, loss=loss(chosen))
 
 
-def scan_folder(folder: Path, files: Sequence[Path], *, template: str, tolerance: float, say: Callable[[str], None]) -> Scan:
-    """`scan` of the model in ``folder`` on the chats of ``files``, a domain each, laid out by ``template``."""
+def scan_folder(
+    folder: Path, files: Sequence[Path], *, template: str, tolerance: float, say: Callable[[str], None]
+) -> Scan:
+    """`scan` of the model in ``folder`` on the chats of ``files``, a domain each, laid out by
+    ``template``."""
     opened = Folder.open(folder)
     opened.with_active(max(1, opened.config.num_experts))  # a dense model has none
     if tolerance < 0:
@@ -76,7 +85,8 @@ def scan_folder(folder: Path, files: Sequence[Path], *, template: str, tolerance
     sources = [Source(path=file, kind="chat") for file in files]
     for source in sources:
         check(source, Path())
-    chats, length = ChatFormat(load_tokenizer(folder), template), min(1024, opened.config.max_positions)
+    chats = ChatFormat(load_tokenizer(folder), template)
+    length = min(1024, opened.config.max_positions)
     with distributed(), tempfile.TemporaryDirectory() as cache:
         held_out = []
         for source in sources:
@@ -88,20 +98,24 @@ def scan_folder(folder: Path, files: Sequence[Path], *, template: str, tolerance
 
 def lines(found: Scan, tolerance: float) -> list[str]:
     """What was chosen, in lines."""
-    experts, chosen = len(found.costs[0]), show_active(found.chosen)
-    mean, more = sum(found.chosen) / len(found.chosen), found.loss - found.all_active
+    experts = len(found.costs[0])
+    chosen = show_active(found.chosen)
+    mean = sum(found.chosen) / len(found.chosen)
+    more = found.loss - found.all_active
     said = [
         f"at most {tolerance:g} nats per token more by the sum: {chosen} (mean {mean:.2f} of {experts})",
         f"measured together: {found.loss:.4f}, {more:+.4f}",
     ]
     if more > tolerance:
-        said.append("that is more than the tolerance: layers cost more together than one by one; try a smaller one, and evaluate")
+        said.append(
+            "that is more than the tolerance: layers cost more together than one by one; try a smaller one, and evaluate"
+        )
     return said
 
 
 def fewest(costs: Sequence[Sequence[float]], tolerance: float) -> tuple[int, ...]:
-    """Experts of each layer: of all ways that lower a layer's number, the one that saves an expert most cheaply is taken, until
-    the costs' sum would exceed ``tolerance``."""
+    """Experts of each layer: of all ways that lower a layer's number, the one that saves an expert most
+    cheaply is taken, until the costs' sum would exceed ``tolerance``."""
     chosen = [len(row) for row in costs]
     while True:
         now = sum(row[k - 1] for row, k in zip(costs, chosen, strict=True))

@@ -14,7 +14,8 @@ from megatron_bar.parallel import cpu
 
 @contextmanager
 def watching(model: LanguageModel, watch: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """``watch(layer number, probabilities [t, E])`` is called by every router of this rank's layers, from layer 1 on."""
+    """``watch(layer number, probabilities [t, E])`` is called by every router of this rank's layers, from
+    layer 1 on."""
     for router in model.routers():
         router.watch = watch
     try:
@@ -26,11 +27,15 @@ def watching(model: LanguageModel, watch: Callable[[int, torch.Tensor], None]) -
 
 @torch.no_grad()
 def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: int = 32) -> list[list[float]]:
-    """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most ``length`` tokens. Collective.
+    """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most ``length`` tokens.
+    Collective.
 
-    Texts run on without padding, so that no padding token is counted. The model must not be spread over pipeline ranks.
+    Texts run on without padding, so that no padding token is counted. The model must not be spread over
+    pipeline ranks.
     """
-    total = torch.zeros(model.shape.num_layers, model.shape.num_experts, dtype=torch.float64, device=cpu.device())
+    total = torch.zeros(
+        model.shape.num_layers, model.shape.num_experts, dtype=torch.float64, device=cpu.device()
+    )
     count = torch.zeros(1, dtype=torch.float64, device=cpu.device())
 
     def watch(layer_number: int, probs: torch.Tensor) -> None:

@@ -1,4 +1,5 @@
-"""The routing lens in the terminal: a text whose tokens have the colour of the expert with the largest weight."""
+"""The routing lens in the terminal: a text whose tokens have the colour of the expert with the largest
+weight."""
 
 import re
 from collections.abc import Sequence
@@ -20,12 +21,18 @@ from megatron_bar.weights.folder import Folder
 
 
 def route(
-    folder: Path, text: str, *, template: str | None = None, layer: int | None = None, console: Console | None = None
+    folder: Path,
+    text: str,
+    *,
+    template: str | None = None,
+    layer: int | None = None,
+    console: Console | None = None,
 ) -> None:
-    """Prints ``text`` by the routers of ``folder``, and every expert's mean weight and how many tokens it wins.
+    """Prints ``text`` by the routers of ``folder``, and every expert's mean weight and how many tokens it
+    wins.
 
-    ``template``: the text is a user's message, laid out by it (chat.ROLES) up to where the model answers; None: text as it is.
-    ``layer``: of that one alone, from 1; None: the mean over layers.
+    ``template``: the text is a user's message, laid out by it (chat.ROLES) up to where the model answers;
+    None: text as it is. ``layer``: of that one alone, from 1; None: the mean over layers.
     """
     shape = Folder.open(folder).config
     if not shape.num_experts:
@@ -38,14 +45,22 @@ def route(
     if half := re.search("[\ud800-\udfff]", text):  # as a command line has bytes that are not UTF-8
         raise BarError(f"text: expected UTF-8, got {half[0]!a}")
     chat = [{"role": "user", "content": text}]
-    ids = tokenizer.encode_text(text) if template is None else ChatFormat(tokenizer, template).prompt(chat, where="text")
+    ids = (
+        tokenizer.encode_text(text)
+        if template is None
+        else ChatFormat(tokenizer, template).prompt(chat, where="text")
+    )
     if len(ids) > shape.max_positions:
-        raise BarError(f"text: expected at most {shape.max_positions} tokens (the model's positions), got {len(ids)}")
+        raise BarError(
+            f"text: expected at most {shape.max_positions} tokens (the model's positions), got {len(ids)}"
+        )
     with distributed():
         weights = token_weights(load_model(folder, ParallelConfig()), ids)
     chosen = weights.mean(1) if layer is None else weights[:, layer - 1]
     names = expert_names(folder, shape.num_experts)
-    where = f"mean over {shape.num_layers} layers" if layer is None else f"layer {layer} of {shape.num_layers}"
+    where = (
+        f"mean over {shape.num_layers} layers" if layer is None else f"layer {layer} of {shape.num_layers}"
+    )
     console = console or Console(highlight=False)
     console.print(coloured(token_texts(tokenizer, ids), chosen))
     console.print(shares(names, chosen, title=f"{len(ids)} tokens, {where}"))
