@@ -40,11 +40,11 @@ def load_model(
     active_experts: Active | None = None,
     disabled: tuple[str, ...] = (),
 ) -> LanguageModel:
-    """A folder's model for inference. ``active_experts``: how many a token uses; None: as the folder says.
-    Collective.
+    """Loads a folder's model for inference. Collective.
 
-    ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all
-    active then uses all that are left.
+    ``active_experts``: how many experts a token uses; None: as the folder says. ``disabled`` names experts of
+    the manifest that the router never chooses; a folder whose experts are all active then uses all that are
+    left.
     """
     opened, slots = _opened(folder, active_experts, disabled)
     set_layout(layout, opened.config, seed=0)
@@ -58,12 +58,14 @@ def load_beside(
     active_experts: Active | None = None,
     disabled: tuple[str, ...] = (),
 ) -> LanguageModel:
-    """The same where ``layout`` is set already, by a model that stays. Collective."""
+    """Loads a second model beside one that has set ``layout`` already; see `load_model`. Collective."""
     opened, slots = _opened(folder, active_experts, disabled)
-    if not is_set(layout, opened.config):
+    config = opened.config
+    if not is_set(layout, config):
         raise BarError(
-            f"{folder}: with {opened.config.experts_per_token} of {opened.config.num_experts} experts active, expert parallelism "
-            f"{layout.expert} spreads them in another way than those of the model beside it; compare them with expert 1"
+            f"{folder}: with {config.experts_per_token} of {config.num_experts} experts active, expert "
+            f"parallelism {layout.expert} spreads them in another way than those of the model beside it; "
+            "compare them with expert 1"
         )
     return _loaded(opened, layout, slots)
 
@@ -71,6 +73,7 @@ def load_beside(
 def _opened(
     folder: Path, active_experts: Active | None, disabled: tuple[str, ...]
 ) -> tuple[Folder, tuple[int, ...]]:
+    """Returns the folder with its active experts set, and the slots of the disabled ones."""
     opened = Folder.open(folder)
     slots = _disabled_slots(opened, disabled, active_experts)
     return (opened if active_experts is None else opened.with_active(active_experts)), slots
@@ -114,14 +117,14 @@ def _disabled_slots(folder: Folder, names: tuple[str, ...], active_experts: Acti
 
 
 def read_tests(tests: tuple[TestSet, ...], root: Path, *, limit: int | None = None) -> dict[str, list[Row]]:
-    """For every test set its checked rows and where each stands, at most ``limit``, in file order."""
-    found = {}
+    """Returns the checked rows of every test set, at most ``limit`` of each, in file order."""
+    by_test = {}
     for test in tests:
         rows = read_rows(Source(path=test.path, kind="task"), root)[:limit]
         for where, row in rows:
             check_task(row["verifier"], row["truth"], where)
-        found[test.name] = rows
-    return found
+        by_test[test.name] = rows
+    return by_test
 
 
 def measure_folder(
@@ -136,7 +139,7 @@ def measure_folder(
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[LanguageModel, dict]:
-    """`load_model`, and `measure` of it. Collective."""
+    """Loads a folder's model (`load_model`) and measures it (`measure`); returns both. Collective."""
     model = load_model(folder, layout, active_experts=active_experts)
     return model, measure(folder, model, chats, tests, root, limit=limit, slots=slots, say=say)
 
@@ -152,41 +155,33 @@ def measure(
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Results (see `results`), of ``limit`` items a test at most; ``folder``: where ``model`` is from.
-    Collective."""
+    """Returns results (see `results`) on at most ``limit`` items of each test; ``folder``: where ``model`` is
+    from. Collective."""
     active = model.shape.experts_per_layer or model.shape.experts_per_token or None
     results = on_rank_zero(lambda: new_results(folder, "toy", active_experts=active, limit=limit))
-    used = read_tests(tests, root, limit=limit)
+    rows_by_test = read_tests(tests, root, limit=limit)
     results["tests"] = {
         name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)}
-        for name, rows in used.items()
+        for name, rows in rows_by_test.items()
     }
-    results["scores"] = _answer(model, chats, tests, used, slots, say)
-    return results
-
-
-def _answer(
-    model, chats: ChatFormat, tests: tuple[TestSet, ...], used: dict[str, list[Row]], slots: int, say
-) -> dict:
-    tokenizer = chats.tokenizer
-    results = {}
-    sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=tokenizer.pad_id)
+    sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id)
+    scores = results["scores"]
     for test in tests:
-        rows = used[test.name]
-        prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
-        done = sampler.generate(prompts, max_new_tokens=test.max_new_tokens, temperature=0.0, slots=slots)
-        answers = [tokenizer.decode(completion.ids) for completion in done]
-        scores = on_rank_zero(
-            lambda: verify_many(
-                [
-                    (row["verifier"], answer, row["truth"])
-                    for (_, row), answer in zip(rows, answers, strict=True)
-                ]
-            )  # noqa: B023
-        )
-        say(f"  {test.name}: {sum(scores):g} of {len(scores)} solved")
-        results[test.name] = [
-            {"prompt": row["messages"][-1]["content"], "answer": answer, "score": score}
-            for (_, row), answer, score in zip(rows, answers, scores, strict=True)
-        ]
+        scores[test.name] = _answer(sampler, chats, test, rows_by_test[test.name], slots)
+        solved = sum(item["score"] for item in scores[test.name])
+        say(f"  {test.name}: {solved:g} of {len(scores[test.name])} solved")
     return results
+
+
+def _answer(sampler: Sampler, chats: ChatFormat, test: TestSet, rows: list[Row], slots: int) -> list[dict]:
+    """Returns prompt, answer and score of every row."""
+    prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
+    done = sampler.generate(prompts, max_new_tokens=test.max_new_tokens, temperature=0.0, slots=slots)
+    answers = [chats.tokenizer.decode(completion.ids) for completion in done]
+    answered = [(row, answer) for (_, row), answer in zip(rows, answers, strict=True)]
+    to_verify = [(row["verifier"], answer, row["truth"]) for row, answer in answered]
+    scores = on_rank_zero(lambda: verify_many(to_verify))
+    return [
+        {"prompt": row["messages"][-1]["content"], "answer": answer, "score": score}
+        for (row, answer), score in zip(answered, scores, strict=True)
+    ]

@@ -2,8 +2,8 @@
 verbatim.
 
 A two-expert folder of BAR 7B is 23 GB, nearly all of it the branch's; what an expert adds is 9 GB after
-mid-training. The manifest is the two-expert folder's own, with the hashes of ALL its tensors: so on the
-branched folder the artifact stands for the whole one, bit for bit, and says so where it does not.
+mid-training. The manifest is the two-expert folder's own, with the hashes of ALL its tensors: so with the
+branched folder the artifact stands for the whole one, bit for bit, and it is refused where it does not.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ from megatron_bar.weights.writer import (
 
 CARD = "README.md"
 _ALWAYS = {ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
-"""Kept even where they equal the branch's: another branch of the same anchor may have started from others."""
+"""Groups that are kept even where they equal the branch's: another branch of the same anchor may have started
+from others."""
 
 
 def extract(
@@ -38,15 +39,17 @@ def extract(
     *,
     options: WriteOptions = USUAL,
 ) -> Manifest:
-    """``expert`` is a two-expert folder that was trained from the branched folder ``base``."""
+    """Writes what ``expert``, a two-expert folder that was trained from the branched folder ``base``, adds to
+    it."""
     folder = Folder.open(expert)
     branched = Folder.open(base)
     manifest = read_manifest(folder.path)
     origin = read_manifest(branched.path)
     if manifest.kind != "expert" or origin.kind != "branched" or manifest.anchor_hash != origin.anchor_hash:
         raise BarError(
-            f"{folder.path}: expected a trained expert of the branched folder {branched.path} (anchor hash {origin.anchor_hash}),"
-            f" got kind {manifest.kind!r} (anchor hash {manifest.anchor_hash})"
+            f"{folder.path}: expected a trained expert of the branched folder {branched.path} "
+            f"(anchor hash {origin.anchor_hash}), "
+            f"got kind {manifest.kind!r} (anchor hash {manifest.anchor_hash})"
         )
     units = receipts(folder, manifest)
     before = receipts(branched, origin)
@@ -73,7 +76,7 @@ def _differs(folder: Folder, name: str, left: dict[str, str], right: dict[str, s
 
 
 def open_artifact(path: Path | str, base: Folder) -> Folder:
-    """The two-expert folder that the artifact and the branched folder are together. Reads headers and
+    """Opens the two-expert folder that the artifact and the branched folder are together. Reads headers and
     manifests only."""
     path = Path(path)
     manifest = read_manifest(path)
@@ -81,10 +84,9 @@ def open_artifact(path: Path | str, base: Folder) -> Folder:
         raise BarError(f"{path / MANIFEST}: expected kind {ARTIFACT!r} with a config, got {manifest.kind!r}")
     config = ModelConfig.from_hf(manifest.config, source=f"{path / MANIFEST}: config")
     if config != base.config:
-        name = next(name for name, value in vars(config).items() if value != vars(base.config)[name])
-        raise BarError(
-            f"{path}: {name} expected {vars(base.config)[name]} as in {base.path}, got {vars(config)[name]}"
-        )
+        expected = vars(base.config)
+        name, got = next((name, value) for name, value in vars(config).items() if value != expected[name])
+        raise BarError(f"{path}: {name} expected {expected[name]} as in {base.path}, got {got}")
     own, dtypes = read_tensors(path)
     for name, info in own.items():
         if name not in base.tensors or info.shape != base.tensors[name].shape or dtypes[name] != base.dtype:
@@ -103,7 +105,7 @@ def open_artifact(path: Path | str, base: Folder) -> Folder:
 
 
 def open_expert(path: Path | str, base: Folder) -> Folder:
-    """A two-expert folder, whole or as an artifact of ``base``."""
+    """Opens a two-expert folder, whole or as an artifact of ``base``."""
     return open_artifact(path, base) if is_artifact(path) else Folder.open(path)
 
 
@@ -112,7 +114,8 @@ def is_artifact(path: Path | str) -> bool:
 
 
 def overlay(base: Folder, merged: Folder, slot: int) -> Folder:
-    """A two-expert folder with the domain expert in ``slot`` of a merged one and all else as in ``base``."""
+    """Returns a two-expert folder with the domain expert in ``slot`` of a merged one and all else as in
+    ``base``."""
     own = {}
     for name in base.tensors:
         if classify(name) is ParamGroup.DOMAIN_EXPERT:
@@ -122,7 +125,7 @@ def overlay(base: Folder, merged: Folder, slot: int) -> Folder:
 
 
 def card(manifest: Manifest, names: list[str], base: str) -> str:
-    """What the folder is, for a person."""
+    """Returns the text of README.md, which says what the folder is."""
     expert = manifest.experts[1]
     shared = [name for name in names if classify(name) not in _ALWAYS]
     stages = "\n".join(
@@ -131,7 +134,8 @@ def card(manifest: Manifest, names: list[str], base: str) -> str:
     )
     return f"""# Expert {expert.name}
 
-One expert of a BAR model (arXiv 2604.18473): its FFN in every layer, its routers, and the {len(shared)} shared tensors that its
+One expert of a BAR model (arXiv 2604.18473): its FFN in every layer, its routers, and the {len(shared)} \
+shared tensors that its
 training changed. It is not a model by itself: merge it with the branched folder that it was trained from.
 
 - trained from: {base}, anchor hash {manifest.anchor_hash}

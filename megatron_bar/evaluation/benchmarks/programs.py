@@ -33,19 +33,16 @@ _stand_in()
 
 
 def passes(program: str, tests: str) -> bool:
-    """Whether ``program`` and then ``tests`` run to their end in the sandbox."""
+    """Returns whether ``program`` and then ``tests`` run to their end in the sandbox."""
     secret = secrets.token_hex(16)
     script = f"{NUMPY}\n{program}\n{tests}\nprint()\nprint({secret!r})\n"
     outcome = sandbox.run(script, limits=LIMITS)
-    return (
-        not outcome.stopped
-        and outcome.exit_code == 0
-        and outcome.stdout.rstrip().endswith(b"\n" + secret.encode())
-    )
+    ended = not outcome.stopped and outcome.exit_code == 0
+    return ended and outcome.stdout.rstrip().endswith(b"\n" + secret.encode())
 
 
 def humaneval_plus(doc: dict, answer: str) -> bool:
-    """``doc``: a row of evalplus/humanevalplus."""
+    """Returns whether an answer to ``doc``, a row of evalplus/humanevalplus, passes its tests."""
     prompt = doc["prompt"]
     name = doc["entry_point"]
     given = prompt[: prompt.index(f"def {name}(")]  # imports and helpers, which an answer need not repeat
@@ -53,5 +50,5 @@ def humaneval_plus(doc: dict, answer: str) -> bool:
 
 
 def mbpp_plus(doc: dict, answer: str) -> bool:
-    """``doc``: a row of evalplus/mbppplus."""
+    """Returns whether an answer to ``doc``, a row of evalplus/mbppplus, passes its tests."""
     return passes(program_of(answer), doc["test"])

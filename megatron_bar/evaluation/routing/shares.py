@@ -14,8 +14,8 @@ from megatron_bar.parallel import cpu
 
 @contextmanager
 def watching(model: LanguageModel, watch: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """``watch(layer number, probabilities [t, E])`` is called by every router of this rank's layers, from
-    layer 1 on."""
+    """Has every router of this rank's layers call ``watch(layer number, probabilities [t, E])``; layers are
+    counted from 1."""
     for router in model.routers():
         router.watch = watch
     try:
@@ -27,11 +27,11 @@ def watching(model: LanguageModel, watch: Callable[[int, torch.Tensor], None]) -
 
 @torch.no_grad()
 def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: int = 32) -> list[list[float]]:
-    """Mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most ``length`` tokens.
-    Collective.
+    """Returns the mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most
+    ``length`` tokens. Collective.
 
-    Texts run on without padding, so that no padding token is counted. The model must not be spread over
-    pipeline ranks.
+    Texts follow each other without padding, so that no padding token is counted. The model must not be spread
+    over pipeline ranks.
     """
     total = torch.zeros(
         model.shape.num_layers, model.shape.num_experts, dtype=torch.float64, device=cpu.device()
