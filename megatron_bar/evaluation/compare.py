@@ -151,10 +151,7 @@ def compare(
     """
     changed = list(changed)
     chats = _shared_format(old, new)
-    if not root.is_dir():
-        raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl")
-    if limit is not None and limit < 1:
-        raise BarError(f"limit expected at least 1, got {limit}")
+    _check_arguments(root, limit)
     for folder in (old, new):
         layout.check(Folder.open(folder).config, world_size())
     if results is not None:
@@ -176,12 +173,14 @@ def compare(
         )
     answered = results[0]["scores"]
     longest = min(first.shape.max_positions, second.shape.max_positions)
-    divergences = {}
-    for name in guarded:
-        texts = answered_texts(chats, rows[name], answered[name], longest)
-        divergences[name] = mean_interval([divergence(first, second, texts)])
-    items = {name: len(scores) for name, scores in answered.items()}
-    return Comparison(old=str(old), new=str(new), items=items, gains=gains(*results), divergence=divergences)
+    texts = {name: answered_texts(chats, rows[name], answered[name], longest) for name in guarded}
+    return Comparison(
+        old=str(old),
+        new=str(new),
+        items={name: len(scores) for name, scores in answered.items()},
+        gains=gains(*results),
+        divergence={name: mean_interval([divergence(first, second, texts[name])]) for name in guarded},
+    )
 
 
 def _active_experts(results: dict) -> Active | None:
@@ -189,7 +188,15 @@ def _active_experts(results: dict) -> Active | None:
     return tuple(active) if isinstance(active, list) else active
 
 
+def _check_arguments(root: Path, limit: int | None) -> None:
+    if not root.is_dir():
+        raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl")
+    if limit is not None and limit < 1:
+        raise BarError(f"limit expected at least 1, got {limit}")
+
+
 def _shared_format(old: Path, new: Path) -> ChatFormat:
+    """Returns the chat format of both models. Raises BarError unless their tokenizers are the same."""
     for folder in (old, new):
         Folder.open(folder)
     first, second = (ChatFormat(load_tokenizer(folder), "own") for folder in (old, new))

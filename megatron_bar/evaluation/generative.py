@@ -18,15 +18,15 @@ from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.manifest import read_manifest
 
 Row = tuple[str, dict]
-"""Where it stands (file:line), and its values."""
+"""Place of a row (file:line), and its values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
     name: str
-    """The skill it measures."""
+    """Skill that it measures."""
     path: Path
-    """JSONL of messages, verifier and truth."""
+    """File of JSONL: messages, verifier and truth."""
     max_new_tokens: int
 
     def __post_init__(self):

@@ -1,5 +1,5 @@
-"""The certificate of a stage: compares two folders bit by bit, and says whether only that moved which its
-freeze policy allows."""
+"""The certificate of a stage: compares two folders bit by bit, and checks that only what its freeze policy
+allows has changed."""
 
 from dataclasses import dataclass
 

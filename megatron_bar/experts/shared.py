@@ -24,12 +24,12 @@ _BLOCK_VALUES = 1 << 16
 @dataclass(frozen=True, kw_only=True)
 class Combination:
     method: Method = "mean"
-    """mean: uniform over all inputs, the base included, as published (arXiv 2604.18473, stage 2). weighted:
-    the same with ``weights`` (model soups, arXiv 2203.05482). task-arithmetic: base + scale x the sum of
-    deltas (arXiv 2212.04089). ties: each delta cut to its largest entries, a sign elected per entry, the mean
-    of those that agree (arXiv 2306.01708). dare: each delta's entries dropped at random and the rest scaled
-    up, then the mean of deltas (arXiv 2311.03099). first: the first expert's, as one of the paper's baselines
-    has it."""
+    """Kind of combination. mean: uniform over all inputs, the base included, as published (arXiv 2604.18473,
+    stage 2). weighted: the same with ``weights`` (model soups, arXiv 2203.05482). task-arithmetic: base +
+    scale x the sum of deltas (arXiv 2212.04089). ties: each delta cut to its largest entries, a sign elected
+    per entry, the mean of those that agree (arXiv 2306.01708). dare: each delta's entries dropped at random
+    and the rest scaled up, then the mean of deltas (arXiv 2311.03099). first: the first expert's tensor, as
+    in one of the paper's baselines."""
     weights: tuple[float, ...] = ()
     """Weights of the method weighted: one per input, the base first; they are divided by their sum."""
     scale: float = 1.0

@@ -13,7 +13,7 @@ from megatron_bar.verifiers.code import program_of
 from megatron_bar.verifiers.sandbox import sandbox
 
 LIMITS = sandbox.Limits(wall_s=60.0, cpu_s=30, memory_bytes=2 << 30)
-"""EvalPlus has hundreds of inputs to an item, large ones among them, and allows 4 GiB."""
+"""Limits of one item: EvalPlus has hundreds of inputs to it, large ones among them, and allows 4 GiB."""
 NUMPY = """
 def _stand_in():
     import sys, types

@@ -47,7 +47,7 @@ class Benchmark:
     name: str
     category: str
     by: TestSet | LmEval | Elsewhere
-    """What measures it."""
+    """Test set or harness that measures it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,14 +40,7 @@ def route(
     if layer is not None and not 1 <= layer <= shape.num_layers:
         raise BarError(f"layer: expected 1 to {shape.num_layers}, got {layer}")
     tokenizer = load_tokenizer(folder)
-    if not text:
-        raise BarError("text: expected at least one token, got none")
-    if half := re.search("[\ud800-\udfff]", text):  # as a command line has bytes that are not UTF-8
-        raise BarError(f"text: expected UTF-8, got {half[0]!a}")
-    if template is None:
-        ids = tokenizer.encode_text(text)
-    else:
-        ids = ChatFormat(tokenizer, template).prompt([{"role": "user", "content": text}], where="text")
+    ids = _token_ids(tokenizer, text, template)
     if len(ids) > shape.max_positions:
         raise BarError(
             f"text: expected at most {shape.max_positions} tokens (the model's positions), got {len(ids)}"
@@ -65,6 +58,16 @@ def route(
     console = console or Console(highlight=False)
     console.print(coloured(token_texts(tokenizer, ids), shown))
     console.print(shares(names, shown, title=f"{len(ids)} tokens, {where}"))
+
+
+def _token_ids(tokenizer, text: str, template: str | None) -> list[int]:
+    if not text:
+        raise BarError("text: expected at least one token, got none")
+    if half := re.search("[\ud800-\udfff]", text):  # as a command line has bytes that are not UTF-8
+        raise BarError(f"text: expected UTF-8, got {half[0]!a}")
+    if template is None:
+        return tokenizer.encode_text(text)
+    return ChatFormat(tokenizer, template).prompt([{"role": "user", "content": text}], where="text")
 
 
 def coloured(tokens: Sequence[str], weights: torch.Tensor) -> Text:
