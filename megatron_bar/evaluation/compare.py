@@ -1,10 +1,11 @@
-"""Did an upgrade break anything? Two models on the same tests: what each domain gained, and how far the others' answers moved.
+"""Did an upgrade break anything? Compares two models on the same tests: what each domain gained, and how far
+the others' answers moved.
 
-Gains are per item, NEW - OLD, with a 95 % bootstrap interval. KL(OLD || NEW) is of the whole next-token distributions, in nats
-per token, over prompts followed by OLD's own greedy answers, the last position included; the mean of each text, then over texts.
-Answers are tokenised again from their text: what no text spells (the end token) is not among them, and bytes that are no UTF-8
-are read as what stands for them. Texts longer than a model's positions are cut.
-Left out: models that do not fit side by side.
+Gains are NEW - OLD per item, with a 95 % bootstrap interval. KL(OLD || NEW) compares the whole next-token
+distributions, in nats per token, over prompts followed by OLD's own greedy answers, the last position
+included: the mean of each text, then the mean over texts. Answers are tokenised again from their text: what
+no text spells (the end token) is not among them, and bytes that are not UTF-8 are read as replacement
+characters. Texts longer than a model's positions are cut. Left out: models that do not fit side by side.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,16 +20,17 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.suite import TOY
-from megatron_bar.evaluation.generative import TestSet, load_beside, load_model, measure, read_tests
+from megatron_bar.evaluation.generative import Row, TestSet, load_beside, load_model, measure, read_tests
 from megatron_bar.evaluation.results import hash_items, require_of, require_same_tests
 from megatron_bar.models.sampler import through_stages
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, broadcast_from_last_stage, on_rank_zero, world_size
 from megatron_bar.report.bootstrap import Estimate, mean_interval
 from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.hf_config import Active
 
 PASS = 2048
-"""Tokens of texts in one forward pass, or one text where it is longer."""
+"""Most tokens of texts in one forward pass; a longer text has a pass of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,52 +38,61 @@ class Comparison:
     old: str
     new: str
     items: dict[str, int]
-    """By domain."""
+    """Number of items, by domain."""
     gains: dict[str, Estimate]
-    """By domain, in points (percent)."""
+    """Gain in points (percent), by domain."""
     divergence: dict[str, Estimate]
-    """Of the domains that were not changed: KL(OLD || NEW) in nats per token."""
+    """KL(OLD || NEW) in nats per token, by domain that was not changed."""
 
     def regressed(self, tolerance: float) -> list[str]:
-        """Domains that were not changed and lost more than ``tolerance`` points, by the whole of the interval."""
+        """Returns the unchanged domains that lost more than ``tolerance`` points, by the whole of the
+        interval."""
         return [domain for domain in self.divergence if self.gains[domain].high < -tolerance]
 
     def as_json(self) -> dict:
-        measured = {"gains": self.gains, "divergence": self.divergence}
-        return {"old": self.old, "new": self.new} | {
-            name: {
-                domain: {"mean": found.mean, "low": found.low, "high": found.high, "items": self.items[domain]}
-                for domain, found in estimates.items()
-            }
-            for name, estimates in measured.items()
+        return {
+            "old": self.old,
+            "new": self.new,
+            "gains": self._estimates_as_json(self.gains),
+            "divergence": self._estimates_as_json(self.divergence),
+        }
+
+    def _estimates_as_json(self, estimates: dict[str, Estimate]) -> dict:
+        return {
+            domain: {"mean": mean.mean, "low": mean.low, "high": mean.high, "items": self.items[domain]}
+            for domain, mean in estimates.items()
         }
 
 
 def gains(old: dict, new: dict) -> dict[str, Estimate]:
-    """What NEW scores more than OLD, in points, paired by item; of two results (see `results`) of the same tests."""
+    """Returns by how many points NEW beats OLD on each test, paired by item; both are results (see `results`)
+    of the same tests."""
     require_same_tests(old, new)
-    found = {}
+    by_test = {}
     for test, items in old["scores"].items():
         pairs = zip(items, new["scores"][test], strict=True)
-        found[test] = mean_interval([[100.0 * (after["score"] - before["score"]) for before, after in pairs]])
-    return found
+        differences = [100.0 * (after["score"] - before["score"]) for before, after in pairs]
+        by_test[test] = mean_interval([differences])
+    return by_test
 
 
 def divergence(old, new, texts: list[list[int]]) -> list[float]:
-    """Mean KL(OLD || NEW) over the positions of each text, in nats, on every rank; both models in the same layout. Collective.
+    """Returns the mean KL(OLD || NEW) over the positions of each text, in nats, on every rank. Collective.
 
-    Every data-parallel rank reads every text.
+    Both models have the same layout; every data-parallel rank reads every text.
     """
-    found = [_divergence(old, new, texts[start:end]) for start, end in _passes([len(text) for text in texts])]
-    return [value for part in found for value in part]
+    passes = _passes([len(text) for text in texts])
+    return [value for start, end in passes for value in _divergence(old, new, texts[start:end])]
 
 
 def _passes(lengths: list[int]) -> Iterable[tuple[int, int]]:
+    """Yields (start, end) of the texts that share a forward pass."""
     start = tokens = 0
     for n, length in enumerate(lengths):
         if n > start and tokens + length > PASS:
             yield start, n
-            start, tokens = n, 0
+            start = n
+            tokens = 0
         tokens += length
     if lengths:
         yield start, len(lengths)
@@ -89,27 +100,30 @@ def _passes(lengths: list[int]) -> Iterable[tuple[int, int]]:
 
 @torch.no_grad()
 def _divergence(old, new, texts: list[list[int]]) -> list[float]:
-    """Of texts side by side in one row, each attending to itself alone."""
-    from megatron.core import parallel_state  # here: imported before megatron_bar.parallel it warns of what a CPU lacks
+    """Computes `divergence` of texts packed into one row, each attending to itself alone."""
+    # Imported here: before megatron_bar.parallel it would warn of what a CPU lacks.
+    from megatron.core import parallel_state
 
-    tensor, device = parallel_state.get_tensor_model_parallel_world_size(), cpu.device()
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    device = cpu.device()
     padding = -sum(map(len, texts)) % tensor  # sequence parallelism cuts the row
     parts = [*texts, [texts[0][0]] * padding]
     ids = torch.tensor([[token for part in parts for token in part]], device=device)
     positions = torch.cat([torch.arange(len(part), device=device) for part in parts])[None]
     documents = torch.cat([torch.full((len(part),), n, device=device) for n, part in enumerate(parts)])[None]
     before, after = (through_stages(model, ids, positions, documents=documents) for model in (old, new))
-    found = torch.zeros(len(texts), dtype=torch.float64, device=device)
-    if before is not None:
+    means = torch.zeros(len(texts), dtype=torch.float64, device=device)
+    if before is not None:  # the last pipeline rank has the logits
         kl = _kl(before[0], after[0])[: positions.shape[1] - padding]
-        found = torch.stack([part.mean() for part in kl.split([len(text) for text in texts])])
-    broadcast_from_last_stage(found)
-    return found.tolist()
+        means = torch.stack([part.mean() for part in kl.split([len(text) for text in texts])])
+    broadcast_from_last_stage(means)
+    return means.tolist()
 
 
 def _kl(before: Tensor, after: Tensor) -> Tensor:
-    """``[t]`` fp64 of logits ``[t, vocabulary]``."""
-    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    """Returns the divergence ``[t]`` in fp64 between logits ``[t, vocabulary]``."""
+    p = before.double().log_softmax(-1)
+    q = after.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
 
@@ -125,16 +139,15 @@ def compare(
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """The model in ``new`` against the one in ``old`` on the toy's tests in ``root``. Collective.
+    """Compares the model in ``new`` with the one in ``old`` on the toy's tests in ``root``. Collective.
 
-    ``changed``: the domains that the upgrade was for; the others are guarded. ``results``: of both, measured already; then only
-    the divergence is computed. ``limit``: items of a test otherwise. Raises BarError for what cannot be compared.
+    ``changed``: the domains that the upgrade was for; the others are guarded. ``results``: those of both
+    models where they are measured already; then only the divergence is computed. ``limit``: most items of a
+    test otherwise. Raises BarError for what cannot be compared.
     """
-    changed, chats = list(changed), _shared_format(old, new)
-    if not root.is_dir():
-        raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl")
-    if limit is not None and limit < 1:
-        raise BarError(f"limit expected at least 1, got {limit}")
+    changed = list(changed)
+    chats = _shared_format(old, new)
+    _check_arguments(root, limit)
     for folder in (old, new):
         layout.check(Folder.open(folder).config, world_size())
     if results is not None:
@@ -144,43 +157,65 @@ def compare(
     guarded = _guarded(tests, changed)
     rows = read_tests(tests, root, limit=limit)
     if results is not None:
-        _check_rows(results[0], {name: [row for _, row in items] for name, items in rows.items()}, root)
-    active = [None, None] if results is None else [found["active_experts"] for found in results]
-    active = [tuple(a) if isinstance(a, list) else a for a in active]
+        _check_rows(results[0], rows, root)
+    active = (None, None) if results is None else tuple(map(_active_experts, results))
     first = load_model(old, layout, active_experts=active[0])
     second = load_beside(new, layout, active_experts=active[1])
     if results is None:
         options = {"limit": limit, "slots": slots, "say": say}
-        results = tuple(measure(folder, model, chats, tests, root, **options) for folder, model in ((old, first), (new, second)))
+        results = tuple(
+            measure(folder, model, chats, tests, root, **options)
+            for folder, model in ((old, first), (new, second))
+        )
+    answered = results[0]["scores"]
     longest = min(first.shape.max_positions, second.shape.max_positions)
-    found = {}
-    for name in guarded:
-        texts = answered_texts(chats, rows[name], results[0]["scores"][name], longest)
-        found[name] = mean_interval([divergence(first, second, texts)])
-    items = {name: len(scores) for name, scores in results[0]["scores"].items()}
-    return Comparison(old=str(old), new=str(new), items=items, gains=gains(*results), divergence=found)
+    texts = {name: answered_texts(chats, rows[name], answered[name], longest) for name in guarded}
+    return Comparison(
+        old=str(old),
+        new=str(new),
+        items={name: len(scores) for name, scores in answered.items()},
+        gains=gains(*results),
+        divergence={name: mean_interval([divergence(first, second, texts[name])]) for name in guarded},
+    )
+
+
+def _active_experts(results: dict) -> Active | None:
+    active = results["active_experts"]
+    return tuple(active) if isinstance(active, list) else active
+
+
+def _check_arguments(root: Path, limit: int | None) -> None:
+    if not root.is_dir():
+        raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl")
+    if limit is not None and limit < 1:
+        raise BarError(f"limit expected at least 1, got {limit}")
 
 
 def _shared_format(old: Path, new: Path) -> ChatFormat:
+    """Returns the chat format of both models. Raises BarError unless their tokenizers are the same."""
     for folder in (old, new):
         Folder.open(folder)
     first, second = (ChatFormat(load_tokenizer(folder), "own") for folder in (old, new))
     if first.tokenizer.hash != second.tokenizer.hash:
-        raise BarError(f"{new}: expected the tokenizer of {old}, got another: distributions over other tokens do not compare")
+        raise BarError(
+            f"{new}: expected the tokenizer of {old}, got another: "
+            "distributions over other tokens do not compare"
+        )
     return first
 
 
 def _check_results(results: tuple[dict, dict], old: Path, new: Path) -> None:
-    for found, folder in zip(results, (old, new), strict=True):
-        if found["suite"] != TOY.name:
-            raise BarError(f"results of {found['model']}: suite expected {TOY.name}, got {found['suite']}")
-        require_of(found, folder)
+    for of_model, folder in zip(results, (old, new), strict=True):
+        suite = of_model["suite"]
+        if suite != TOY.name:
+            raise BarError(f"results of {of_model['model']}: suite expected {TOY.name}, got {suite}")
+        require_of(of_model, folder)
     require_same_tests(*results)
 
 
-def _check_rows(results: dict, rows: dict[str, list[dict]], root: Path) -> None:
+def _check_rows(results: dict, rows: dict[str, list[Row]], root: Path) -> None:
     for name, items in rows.items():
-        if hash_items(items) != results["tests"][name]["hash"]:
+        if hash_items([row for _, row in items]) != results["tests"][name]["hash"]:
             raise BarError(f"{root}: test {name} expected the items that the results are of, got others")
 
 
@@ -194,29 +229,40 @@ def _guarded(tests: tuple[TestSet, ...], changed: list[str]) -> list[str]:
     return guarded
 
 
-def answered_texts(chats: ChatFormat, rows: list, answered: list[dict], longest: int) -> list[list[int]]:
-    """Of every item the prompt with the answer to it, as ids; ``rows``: see `read_tests`, ``answered``: of a results file."""
+def answered_texts(chats: ChatFormat, rows: list[Row], answered: list[dict], longest: int) -> list[list[int]]:
+    """Returns the token ids of every item's prompt and answer, cut to ``longest``; ``rows``: see
+    `read_tests`, ``answered``: the scores of a results file."""
     encode = chats.tokenizer.encode_text
     prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
-    return [(prompt + encode(item["answer"]))[:longest] for prompt, item in zip(prompts, answered, strict=True)]
+    pairs = zip(prompts, answered, strict=True)
+    return [(prompt + encode(item["answer"]))[:longest] for prompt, item in pairs]
 
 
-def lines(found: Comparison, tolerance: float) -> list[str]:
-    """For a terminal."""
+def lines(comparison: Comparison, tolerance: float) -> list[str]:
+    """Returns the comparison as a table for a terminal."""
     rows = [["domain", "items", "gain", "95 % interval", "KL per token", "95 % interval", ""]]
-    regressed = found.regressed(tolerance)
-    for domain, gain in found.gains.items():
-        kl = found.divergence.get(domain)
-        moved = ["-", "-", "changed"] if kl is None else [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}", ""]
+    regressed = comparison.regressed(tolerance)
+    for domain, gain in comparison.gains.items():
+        kl = comparison.divergence.get(domain)
+        if kl is None:
+            moved = ["-", "-", "changed"]
+        else:
+            moved = [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}", ""]
         if domain in regressed:
             moved[-1] = "REGRESSED"
-        rows.append([domain, str(found.items[domain]), f"{gain.mean:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}", *moved])
-    told = [f"{found.new} against {found.old}: gains in points, KL(old || new) in nats", *aligned(rows)]
-    return told if regressed else [*told, f"no domain surely lost more than {tolerance:g} points"]
+        interval = f"{gain.low:+.1f} to {gain.high:+.1f}"
+        rows.append([domain, str(comparison.items[domain]), f"{gain.mean:+.1f}", interval, *moved])
+    head = f"{comparison.new} against {comparison.old}: gains in points, KL(old || new) in nats"
+    table = [head, *aligned(rows)]
+    return table if regressed else [*table, f"no domain surely lost more than {tolerance:g} points"]
 
 
-def require_no_regression(found: Comparison, tolerance: float) -> None:
-    """Raises BarError that names the domains."""
-    if regressed := found.regressed(tolerance):
-        told = ", ".join(f"{d} {found.gains[d].mean:+.1f} (at most {found.gains[d].high:+.1f})" for d in regressed)
-        raise BarError(f"{found.new}: expected no domain to lose more than {tolerance:g} points against {found.old}, got {told}")
+def require_no_regression(comparison: Comparison, tolerance: float) -> None:
+    """Raises BarError that names the domains that regressed, if any did."""
+    if regressed := comparison.regressed(tolerance):
+        losses = {domain: comparison.gains[domain] for domain in regressed}
+        told = ", ".join(f"{d} {gain.mean:+.1f} (at most {gain.high:+.1f})" for d, gain in losses.items())
+        raise BarError(
+            f"{comparison.new}: expected no domain to lose more than {tolerance:g} points "
+            f"against {comparison.old}, got {told}"
+        )

@@ -1,4 +1,5 @@
-"""A conversation with a folder's model: greedy as it is evaluated, or sampled; every answer is shown while it is written.
+"""A conversation with a folder's model: greedy as it is evaluated, or sampled; every answer is shown while it
+is written.
 
 Rank 0 reads and prints. An answer that was interrupted stays in the conversation as far as it came.
 """
@@ -19,19 +20,20 @@ from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
 from megatron_bar.weights.folder import require_tokenizer
 from megatron_bar.weights.hf_config import read_config
 
-QUIT, RESET = "/quit", "/reset"
+QUIT = "/quit"
+RESET = "/reset"
 _UNDECODED = "\ufffd"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     max_new_tokens: int = 512
-    """Fewer where the model's positions end."""
+    """Longest answer in tokens; it is shorter where the model's positions end."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Temperature of the softmax; 0 is greedy."""
     top_p: float = 1.0
     seed: int = 0
-    """Of the first answer; each later one has the next."""
+    """Seed of the first answer; each later one has the next."""
 
     def __post_init__(self):
         require_at_least("sampling", self, 1, "max_new_tokens")
@@ -45,20 +47,23 @@ class Sampling:
 
 
 class TextStream:
-    """Tokens to text, in pieces of whole characters: a token may end inside of one. Special tokens are no text.
+    """Turns tokens into text, in pieces of whole characters: a token may end inside of one. Special tokens
+    are left out.
 
-    Tokens are decoded with the piece before them: some decoders treat the first token apart (SentencePiece drops its space).
+    Tokens are decoded with the piece before them: some decoders treat the first token apart (SentencePiece
+    drops its space).
     """
 
     def __init__(self, tokenizer):
-        self._decode, self._special = tokenizer.decode, set(tokenizer.special.values())
+        self._decode = tokenizer.decode
+        self._special = set(tokenizer.special.values())
         self._before: list[int] = []
         self._new: list[int] = []
         self._shown = 0
         """Characters of the decoded ids that were given out."""
 
     def add(self, token: int) -> str:
-        """What can be shown with ``token``; maybe nothing yet."""
+        """Returns the text that can be shown with ``token``; it may be empty."""
         if token in self._special:
             return ""
         self._new.append(token)
@@ -72,7 +77,7 @@ class TextStream:
         return piece
 
     def end(self) -> str:
-        """What was held back: bytes that no character came of."""
+        """Returns what was held back: bytes that never became a character."""
         return self._decode(self._before + self._new)[self._shown :] if self._new else ""
 
 
@@ -89,14 +94,22 @@ class Conversation:
         self.turns = []
 
     def answer(
-        self, text: str, *, say: Callable[[str], None] = lambda piece: None, stop: Callable[[], bool] = lambda: False
+        self,
+        text: str,
+        *,
+        say: Callable[[str], None] = lambda piece: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> str:
-        """The answer to ``text`` and all before it; ``say`` gets its pieces, ``stop`` is asked after each token. Collective."""
+        """Returns the answer to ``text`` and all before it; ``say`` gets its pieces, ``stop`` is asked after
+        each token. Collective."""
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         turns = [*self.turns, {"role": "user", "content": text}]
-        prompt, limit = self.chats.prompt([*system, *turns]), self.sampler.model.shape.max_positions
+        prompt = self.chats.prompt([*system, *turns])
+        limit = self.sampler.model.shape.max_positions
         if len(prompt) >= limit:
-            raise BarError(f"the conversation expected below {limit} tokens (max_position_embeddings), got {len(prompt)}")
+            raise BarError(
+                f"the conversation expected below {limit} tokens (max_position_embeddings), got {len(prompt)}"
+            )
         stream = TextStream(self.chats.tokenizer)
         sampling = self.sampling
         (done,) = self.sampler.generate(
@@ -110,24 +123,28 @@ class Conversation:
         )
         say(stream.end())
         answer = self.chats.tokenizer.decode(done.ids)
-        self.turns, self.answers = [*turns, {"role": "assistant", "content": answer}], self.answers + 1
+        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        self.answers += 1
         return answer
 
 
 def chat_format(folder: Path, template: str | None) -> ChatFormat:
-    """Of the folder's tokenizer; ``template`` None: its own."""
+    """Returns the chat format of the folder's tokenizer; ``template`` None: its own."""
     require_tokenizer(folder, read_config(folder).vocab_size)
     tokenizer = load_tokenizer(folder)
     if template is None and not tokenizer.template:
-        raise BarError(f"{folder}: expected a tokenizer with a chat template, or --chat-template tulu or chatml, got neither")
+        raise BarError(
+            f"{folder}: expected a tokenizer with a chat template, "
+            "or --chat-template tulu or chatml, got neither"
+        )
     return ChatFormat(tokenizer, template or "own")
 
 
 def talk(conversation: Conversation) -> None:
     """Answers line by line, until /quit or the end of the input; /reset begins anew. Collective.
 
-    At a terminal a mistake is told and the conversation goes on, Ctrl-C ends the answer (under torchrun: all), Ctrl-D the
-    program.
+    At a terminal an error is printed and the conversation goes on, Ctrl-C ends the answer (under torchrun:
+    everything), Ctrl-D the program.
     """
     interactive = on_rank_zero(sys.stdin.isatty)
     sys.stdin.reconfigure(errors="surrogateescape")  # refused with the chat, in one line
@@ -174,7 +191,7 @@ def _read(interactive: bool) -> str | None:
 
 @contextmanager
 def _interruptible(enabled: bool) -> Iterator[Callable[[], bool]]:
-    """Whether there was a Ctrl-C since; a second one raises KeyboardInterrupt."""
+    """Yields a function that says whether there was a Ctrl-C since; a second one raises KeyboardInterrupt."""
     seen = False
 
     def interrupt(number, frame) -> None:

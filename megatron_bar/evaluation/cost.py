@@ -1,8 +1,9 @@
-"""What updating one domain costs modularly and by retraining, from the ledgers that manifests keep.
+"""What updating one domain costs, modularly and by retraining, from the ledgers that manifests keep.
 
-Modularly, a domain costs its own expert's stages and the router's; the merge trains nothing. Retraining costs what a monolithic
-baseline took beyond the start that both share; without such a folder, the stages of all domains.
-Adding domains one by one, that is a sum of prices against a sum of sums: linear against quadratic (arXiv 2604.18473).
+Modularly, a domain costs its own expert's stages and the router's; the merge trains nothing. Retraining costs
+what a monolithic baseline took beyond the start that both share; without such a folder, the stages of all
+domains. Where domains are added one by one, the modular cost is a sum of prices and the other a sum of sums:
+linear against quadratic (arXiv 2604.18473).
 """
 
 from collections.abc import Sequence
@@ -32,9 +33,12 @@ NOTHING = Price(tokens=0, flops=0.0, device_seconds=0.0)
 
 
 def price(costs: Sequence[Cost]) -> Price:
-    """``tokens``: trained on and sampled."""
-    prices = (Price(tokens=c.tokens + c.generated, flops=c.flops, device_seconds=c.seconds * c.devices) for c in costs)
-    return sum(prices, NOTHING)
+    """Returns the sum of ``costs``; its tokens are those trained on and those sampled."""
+    total = NOTHING
+    for cost in costs:
+        tokens = cost.tokens + cost.generated
+        total += Price(tokens=tokens, flops=cost.flops, device_seconds=cost.seconds * cost.devices)
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +46,29 @@ class Bill:
     """A merged model's ledger by what was paid for."""
 
     start: tuple[Cost, ...]
-    """The dense models."""
+    """Stages of the dense models."""
     experts: dict[str, tuple[Cost, ...]]
-    """In slot order."""
+    """Stages of each expert, in slot order."""
     router: tuple[Cost, ...]
-    """Its stages, one for every time that the set of experts changed."""
+    """Stages of the router, one for every time that the set of experts changed."""
 
     @property
     def routing(self) -> Price:
-        """Of the last time; nothing where the router was not trained yet."""
+        """Price of the router's last stage; nothing where it was not trained yet."""
         return price(self.router[-1:])
 
     def update(self, name: str) -> Price:
-        """Of this one domain."""
+        """Returns the price of updating this one domain."""
         return price(self.experts[name]) + self.routing
 
     @property
     def all_domains(self) -> Price:
         return price([cost for costs in self.experts.values() for cost in costs])
+
+    @property
+    def entries(self) -> list[Cost]:
+        """Every entry of the ledger: the start's, each expert's, the router's."""
+        return [cost for costs in (self.start, *self.experts.values(), self.router) for cost in costs]
 
 
 def read_ledger(folder: Path) -> tuple[Cost, ...]:
@@ -72,13 +81,16 @@ def read_ledger(folder: Path) -> tuple[Cost, ...]:
 
 
 def read_bill(folder: Path) -> Bill:
-    """Of a merged model, its router trained or not."""
-    ledger, manifest = read_ledger(folder), read_manifest(folder)
+    """Reads the bill of a merged model, its router trained or not."""
+    ledger = read_ledger(folder)
+    manifest = read_manifest(folder)
     if manifest.kind not in ("merged", "routed"):
         raise BarError(f"{folder}: expected a merged model, got kind {manifest.kind!r}")
     experts = {e.name: tuple(cost for cost in ledger if cost.expert == e.name) for e in manifest.experts[1:]}
     if unpaid := [name for name, costs in experts.items() if not costs]:
-        raise BarError(f"{folder / MANIFEST}: ledger expected with the stages of expert {unpaid[0]!r}, got none")
+        raise BarError(
+            f"{folder / MANIFEST}: ledger expected with the stages of expert {unpaid[0]!r}, got none"
+        )
     first = next(n for n, cost in enumerate(ledger) if cost.expert is not None)
     shared = [cost.expert is None for cost in ledger]
     router = tuple(cost for n, cost in enumerate(ledger) if shared[n] and n > first)
@@ -86,7 +98,8 @@ def read_bill(folder: Path) -> Bill:
 
 
 def retraining(bill: Bill, monolithic: Sequence[Cost] | None) -> Price:
-    """Of everything at once; ``monolithic``: the ledger of a model trained on all domains, None: what the experts took."""
+    """Returns the price of training everything at once; ``monolithic``: the ledger of a model trained on all
+    domains, None: what the experts took."""
     if monolithic is None:
         return bill.all_domains
     return price([cost for cost in monolithic if cost not in bill.start])
@@ -94,72 +107,92 @@ def retraining(bill: Bill, monolithic: Sequence[Cost] | None) -> Price:
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """So far, of ``domains`` added one by one."""
+    """What ``domains`` added one by one have cost in all."""
 
     domains: int
     modular: Price
     retrained: Price
     extrapolated: bool
-    """More domains than the run had: each at the mean price of its own."""
+    """Whether these are more domains than the run had; each other one counts at the mean price of its own."""
 
 
 def growth(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> list[Growth]:
-    """For 1 to ``domains``. The router costs every time what it cost this run; a monolithic model costs in proportion to the
-    number of its domains."""
+    """Returns the costs for 1 to ``domains``. The router costs every time what it cost in this run; a
+    monolithic model costs in proportion to the number of its domains."""
     own = [price(costs) for costs in bill.experts.values()]
-    whole, mean = retraining(bill, monolithic), bill.all_domains * (1 / len(own))
-    rows, modular, retrained, known = [], NOTHING, NOTHING, NOTHING
+    whole = retraining(bill, monolithic)
+    mean = bill.all_domains * (1 / len(own))
+    rows = []
+    modular = NOTHING
+    retrained = NOTHING
+    known = NOTHING
     for n in range(1, domains + 1):
-        one = own[n - 1] if n <= len(own) else mean
-        known += one
-        modular += one + bill.routing
+        domain = own[n - 1] if n <= len(own) else mean
+        known += domain
+        modular += domain + bill.routing
         retrained += known if monolithic is None else whole * (n / len(own))
         rows.append(Growth(domains=n, modular=modular, retrained=retrained, extrapolated=n > len(own)))
     return rows
 
 
 def as_json(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> dict:
-    """All of it."""
+    """Returns entries, prices and growth as JSON values."""
     return {
-        "entries": [vars(cost) for costs in (bill.start, *bill.experts.values(), bill.router) for cost in costs],
+        "entries": [vars(cost) for cost in bill.entries],
         "update": {name: vars(bill.update(name)) for name in bill.experts},
         "retraining": vars(retraining(bill, monolithic)) | {"measured": monolithic is not None},
         "growth": [
-            {"domains": g.domains, "modular": vars(g.modular), "retrained": vars(g.retrained), "extrapolated": g.extrapolated}
-            for g in growth(bill, monolithic, domains)
+            vars(row) | {"modular": vars(row.modular), "retrained": vars(row.retrained)}
+            for row in growth(bill, monolithic, domains)
         ],
     }
 
 
 def lines(bill: Bill, monolithic: Sequence[Cost] | None, domains: int) -> list[str]:
-    """The same for a terminal."""
-    entries = [["step", "expert", "tokens", "sampled", "FLOPs", "seconds", "devices", "device"]]
-    for cost in (*bill.start, *(cost for costs in bill.experts.values() for cost in costs), *bill.router):
-        counts = [f"{cost.tokens:,}", f"{cost.generated:,}", f"{cost.flops:.3g}", f"{cost.seconds:.1f}", str(cost.devices)]
-        entries.append([cost.step, cost.expert or "-", *counts, cost.device])
-    whole = retraining(bill, monolithic)
-    how = "as the retrained model's ledger says" if monolithic is not None else "taken as the sum of all domains' stages"
-    updates = [["update of", "tokens", "FLOPs", "device-seconds", "retraining / update"]]
-    for name in bill.experts:
-        paid = bill.update(name)
-        times = f"{whole.flops / paid.flops:.1f} x" if paid.flops else "-"
-        updates.append([name, *_cells(paid), times])
-    updates.append(["all at once", *_cells(whole), ""])
-    grown = [["domains", "modular FLOPs", "retrained FLOPs", "ratio", ""]]
-    for row in growth(bill, monolithic, domains):
-        ratio = f"{row.retrained.flops / row.modular.flops:.2f}" if row.modular.flops else "-"
-        mark = "extrapolated" if row.extrapolated else ""
-        grown.append([str(row.domains), f"{row.modular.flops:.3g}", f"{row.retrained.flops:.3g}", ratio, mark])
+    """Returns the same as tables for a terminal."""
+    if monolithic is not None:
+        how = "as the retrained model's ledger says"
+    else:
+        how = "taken as the sum of all domains' stages"
     router = "with the router's last stage" if bill.router else "its router is not trained yet"
     return [
-        *aligned(entries),
+        *_entry_lines(bill),
         "",
         f"Updating one domain ({router}); retraining {how}:",
-        *aligned(updates),
+        *_update_lines(bill, retraining(bill, monolithic)),
         "",
-        "Domains added one by one, summed (the router at this run's price; extrapolated: at the mean price of a domain):",
-        *aligned(grown),
+        "Domains added one by one, summed (the router at this run's price; "
+        "extrapolated: at the mean price of a domain):",
+        *_growth_lines(growth(bill, monolithic, domains)),
     ]
+
+
+def _entry_lines(bill: Bill) -> list[str]:
+    rows = [["step", "expert", "tokens", "sampled", "FLOPs", "seconds", "devices", "device"]]
+    for cost in bill.entries:
+        tokens = [f"{cost.tokens:,}", f"{cost.generated:,}"]
+        work = [f"{cost.flops:.3g}", f"{cost.seconds:.1f}", str(cost.devices)]
+        rows.append([cost.step, cost.expert or "-", *tokens, *work, cost.device])
+    return aligned(rows)
+
+
+def _update_lines(bill: Bill, whole: Price) -> list[str]:
+    rows = [["update of", "tokens", "FLOPs", "device-seconds", "retraining / update"]]
+    for name in bill.experts:
+        update = bill.update(name)
+        times = f"{whole.flops / update.flops:.1f} x" if update.flops else "-"
+        rows.append([name, *_cells(update), times])
+    rows.append(["all at once", *_cells(whole), ""])
+    return aligned(rows)
+
+
+def _growth_lines(grown: list[Growth]) -> list[str]:
+    rows = [["domains", "modular FLOPs", "retrained FLOPs", "ratio", ""]]
+    for row in grown:
+        flops = [f"{row.modular.flops:.3g}", f"{row.retrained.flops:.3g}"]
+        ratio = f"{row.retrained.flops / row.modular.flops:.2f}" if row.modular.flops else "-"
+        rows.append([str(row.domains), *flops, ratio, "extrapolated" if row.extrapolated else ""])
+    return aligned(rows)
 
 
 def _cells(paid: Price) -> list[str]:

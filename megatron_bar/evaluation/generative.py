@@ -18,15 +18,15 @@ from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.manifest import read_manifest
 
 Row = tuple[str, dict]
-"""Where it stands (file:line), and its values."""
+"""Place of a row (file:line), and its values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
     name: str
-    """The skill it measures."""
+    """Skill that it measures."""
     path: Path
-    """JSONL of messages, verifier and truth."""
+    """File of JSONL: messages, verifier and truth."""
     max_new_tokens: int
 
     def __post_init__(self):
@@ -34,12 +34,17 @@ class TestSet:
 
 
 def load_model(
-    folder: Path, layout: ParallelConfig, *, active_experts: Active | None = None, disabled: tuple[str, ...] = ()
+    folder: Path,
+    layout: ParallelConfig,
+    *,
+    active_experts: Active | None = None,
+    disabled: tuple[str, ...] = (),
 ) -> LanguageModel:
-    """A folder's model for inference. ``active_experts``: how many a token uses; None: as the folder says. Collective.
+    """Loads a folder's model for inference. Collective.
 
-    ``disabled`` names experts of the manifest that the router never chooses; a folder whose experts are all active then
-    uses all that are left.
+    ``active_experts``: how many experts a token uses; None: as the folder says. ``disabled`` names experts of
+    the manifest that the router never chooses; a folder whose experts are all active then uses all that are
+    left.
     """
     opened, slots = _opened(folder, active_experts, disabled)
     set_layout(layout, opened.config, seed=0)
@@ -47,19 +52,28 @@ def load_model(
 
 
 def load_beside(
-    folder: Path, layout: ParallelConfig, *, active_experts: Active | None = None, disabled: tuple[str, ...] = ()
+    folder: Path,
+    layout: ParallelConfig,
+    *,
+    active_experts: Active | None = None,
+    disabled: tuple[str, ...] = (),
 ) -> LanguageModel:
-    """The same where ``layout`` is set already, by a model that stays. Collective."""
+    """Loads a second model beside one that has set ``layout`` already; see `load_model`. Collective."""
     opened, slots = _opened(folder, active_experts, disabled)
-    if not is_set(layout, opened.config):
+    config = opened.config
+    if not is_set(layout, config):
         raise BarError(
-            f"{folder}: with {opened.config.experts_per_token} of {opened.config.num_experts} experts active, expert parallelism "
-            f"{layout.expert} spreads them in another way than those of the model beside it; compare them with expert 1"
+            f"{folder}: with {config.experts_per_token} of {config.num_experts} experts active, expert "
+            f"parallelism {layout.expert} spreads them in another way than those of the model beside it; "
+            "compare them with expert 1"
         )
     return _loaded(opened, layout, slots)
 
 
-def _opened(folder: Path, active_experts: Active | None, disabled: tuple[str, ...]) -> tuple[Folder, tuple[int, ...]]:
+def _opened(
+    folder: Path, active_experts: Active | None, disabled: tuple[str, ...]
+) -> tuple[Folder, tuple[int, ...]]:
+    """Returns the folder with its active experts set, and the slots of the disabled ones."""
     opened = Folder.open(folder)
     slots = _disabled_slots(opened, disabled, active_experts)
     return (opened if active_experts is None else opened.with_active(active_experts)), slots
@@ -75,31 +89,41 @@ def _loaded(folder: Folder, layout: ParallelConfig, disabled: tuple[int, ...]):
 def _disabled_slots(folder: Folder, names: tuple[str, ...], active_experts: Active | None) -> tuple[int, ...]:
     if not names:
         return ()
-    total, active = folder.config.num_experts, folder.config.experts_per_token
+    total = folder.config.num_experts
+    active = folder.config.experts_per_token
     if not total:
-        raise BarError(f"{folder.path}: experts to disable expected none of a dense model, got {', '.join(names)}")
+        raise BarError(
+            f"{folder.path}: experts to disable expected none of a dense model, got {', '.join(names)}"
+        )
     slots = {expert.name: expert.index for expert in read_manifest(folder.path).experts}
     for name in names:
         if name not in slots:
-            raise BarError(f"{folder.path}: expert to disable expected one of {', '.join(slots)}, got {name!r}")
+            raise BarError(
+                f"{folder.path}: expert to disable expected one of {', '.join(slots)}, got {name!r}"
+            )
         if names.count(name) > 1:
-            raise BarError(f"{folder.path}: expert to disable expected once, got {name!r} {names.count(name)} times")
+            raise BarError(
+                f"{folder.path}: expert to disable expected once, got {name!r} {names.count(name)} times"
+            )
     few = max(active_experts) if isinstance(active_experts, tuple) else active_experts
-    left, wanted = total - len(names), few or (1 if active == total else active)
+    left = total - len(names)
+    wanted = few or (1 if active == total else active)
     if left < wanted:
-        raise BarError(f"{folder.path}: expected at least {wanted} of the {total} experts to be left, got {left}")
+        raise BarError(
+            f"{folder.path}: expected at least {wanted} of the {total} experts to be left, got {left}"
+        )
     return tuple(slots[name] for name in names)
 
 
 def read_tests(tests: tuple[TestSet, ...], root: Path, *, limit: int | None = None) -> dict[str, list[Row]]:
-    """For every test set its checked rows and where each stands, at most ``limit``, in file order."""
-    found = {}
+    """Returns the checked rows of every test set, at most ``limit`` of each, in file order."""
+    by_test = {}
     for test in tests:
         rows = read_rows(Source(path=test.path, kind="task"), root)[:limit]
         for where, row in rows:
             check_task(row["verifier"], row["truth"], where)
-        found[test.name] = rows
-    return found
+        by_test[test.name] = rows
+    return by_test
 
 
 def measure_folder(
@@ -114,7 +138,7 @@ def measure_folder(
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[LanguageModel, dict]:
-    """`load_model`, and `measure` of it. Collective."""
+    """Loads a folder's model (`load_model`) and measures it (`measure`); returns both. Collective."""
     model = load_model(folder, layout, active_experts=active_experts)
     return model, measure(folder, model, chats, tests, root, limit=limit, slots=slots, say=say)
 
@@ -130,29 +154,33 @@ def measure(
     slots: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Results (see `results`), of ``limit`` items a test at most; ``folder``: where ``model`` is from. Collective."""
+    """Returns results (see `results`) on at most ``limit`` items of each test; ``folder``: where ``model`` is
+    from. Collective."""
     active = model.shape.experts_per_layer or model.shape.experts_per_token or None
     results = on_rank_zero(lambda: new_results(folder, "toy", active_experts=active, limit=limit))
-    used = read_tests(tests, root, limit=limit)
-    results["tests"] = {name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)} for name, rows in used.items()}
-    results["scores"] = _answer(model, chats, tests, used, slots, say)
-    return results
-
-
-def _answer(model, chats: ChatFormat, tests: tuple[TestSet, ...], used: dict[str, list[Row]], slots: int, say) -> dict:
-    tokenizer, results = chats.tokenizer, {}
-    sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=tokenizer.pad_id)
+    rows_by_test = read_tests(tests, root, limit=limit)
+    results["tests"] = {
+        name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)}
+        for name, rows in rows_by_test.items()
+    }
+    sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id)
+    scores = results["scores"]
     for test in tests:
-        rows = used[test.name]
-        prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
-        done = sampler.generate(prompts, max_new_tokens=test.max_new_tokens, temperature=0.0, slots=slots)
-        answers = [tokenizer.decode(completion.ids) for completion in done]
-        scores = on_rank_zero(
-            lambda: verify_many([(row["verifier"], answer, row["truth"]) for (_, row), answer in zip(rows, answers, strict=True)])  # noqa: B023
-        )
-        say(f"  {test.name}: {sum(scores):g} of {len(scores)} solved")
-        results[test.name] = [
-            {"prompt": row["messages"][-1]["content"], "answer": answer, "score": score}
-            for (_, row), answer, score in zip(rows, answers, scores, strict=True)
-        ]
+        scores[test.name] = _answer(sampler, chats, test, rows_by_test[test.name], slots)
+        solved = sum(item["score"] for item in scores[test.name])
+        say(f"  {test.name}: {solved:g} of {len(scores[test.name])} solved")
     return results
+
+
+def _answer(sampler: Sampler, chats: ChatFormat, test: TestSet, rows: list[Row], slots: int) -> list[dict]:
+    """Returns prompt, answer and score of every row."""
+    prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
+    done = sampler.generate(prompts, max_new_tokens=test.max_new_tokens, temperature=0.0, slots=slots)
+    answers = [chats.tokenizer.decode(completion.ids) for completion in done]
+    answered = [(row, answer) for (_, row), answer in zip(rows, answers, strict=True)]
+    to_verify = [(row["verifier"], answer, row["truth"]) for row, answer in answered]
+    scores = on_rank_zero(lambda: verify_many(to_verify))
+    return [
+        {"prompt": row["messages"][-1]["content"], "answer": answer, "score": score}
+        for (row, answer), score in zip(answered, scores, strict=True)
+    ]

@@ -10,23 +10,27 @@ from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
 
 ROWS = 8
-"""In a forward pass."""
+"""Rows of a forward pass."""
 
 
 def mean_over(model: LanguageModel, held_out: Sequence[PackedRows]) -> float:
-    """`mean_loss`, the mean over the domains. Collective."""
+    """Returns the mean of `mean_loss` over the domains. Collective."""
     return sum(mean_loss(model, rows) for rows in held_out) / len(held_out)
 
 
 @torch.no_grad()
 def mean_loss(model: LanguageModel, rows: PackedRows) -> float:
-    """Nats per token of the answers in ``rows``. Every rank reads all of them; no pipeline. Collective."""
-    total, count = 0.0, 0
+    """Returns the loss on the answers in ``rows``, in nats per token. Every rank reads all rows; the model
+    must not be spread over pipeline ranks. Collective."""
+    total = 0.0
+    count = 0
     for start in range(0, len(rows), ROWS):
         batch = rows.take(range(start, min(start + ROWS, len(rows)))).to(cpu.device())
         nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
         mask = batch.labels >= 0
-        total, count = total + nll[mask].double().sum().item(), count + int(mask.sum())
+        total = total + nll[mask].double().sum().item()
+        count = count + int(mask.sum())
     if not count:
-        raise BarError(f"{', '.join(rows.sources)}: expected held-out chats with answers to learn from, got no such token")
+        where = ", ".join(rows.sources)
+        raise BarError(f"{where}: expected held-out chats with answers to learn from, got no such token")
     return total / count

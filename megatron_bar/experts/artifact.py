@@ -1,8 +1,9 @@
-"""One expert as a small folder: its FFNs, its routers, and the shared tensors that its training changed, verbatim.
+"""One expert as a small folder: its FFNs, its routers, and the shared tensors that its training changed,
+verbatim.
 
-A two-expert folder of BAR 7B is 23 GB, nearly all of it the branch's; what an expert adds is 9 GB after mid-training. The
-manifest is the two-expert folder's own, with the hashes of ALL its tensors: so on the branched folder the artifact stands
-for the whole one, bit for bit, and says so where it does not.
+A two-expert folder of BAR 7B is 23 GB, nearly all of it the branch's; what an expert adds is 9 GB after
+mid-training. The manifest is the two-expert folder's own, with the hashes of ALL its tensors: so with the
+branched folder the artifact stands for the whole one, bit for bit, and it is refused where it does not.
 """
 
 import dataclasses
@@ -27,7 +28,8 @@ from megatron_bar.weights.writer import (
 
 CARD = "README.md"
 _ALWAYS = {ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
-"""Kept even where they equal the branch's: another branch of the same anchor may have started from others."""
+"""Groups that are kept even where they equal the branch's: another branch of the same anchor may have started
+from others."""
 
 
 def extract(
@@ -37,17 +39,25 @@ def extract(
     *,
     options: WriteOptions = USUAL,
 ) -> Manifest:
-    """``expert`` is a two-expert folder that was trained from the branched folder ``base``."""
-    folder, branched = Folder.open(expert), Folder.open(base)
-    manifest, origin = read_manifest(folder.path), read_manifest(branched.path)
+    """Writes what ``expert``, a two-expert folder that was trained from the branched folder ``base``, adds to
+    it."""
+    folder = Folder.open(expert)
+    branched = Folder.open(base)
+    manifest = read_manifest(folder.path)
+    origin = read_manifest(branched.path)
     if manifest.kind != "expert" or origin.kind != "branched" or manifest.anchor_hash != origin.anchor_hash:
         raise BarError(
-            f"{folder.path}: expected a trained expert of the branched folder {branched.path} (anchor hash {origin.anchor_hash}),"
-            f" got kind {manifest.kind!r} (anchor hash {manifest.anchor_hash})"
+            f"{folder.path}: expected a trained expert of the branched folder {branched.path} "
+            f"(anchor hash {origin.anchor_hash}), "
+            f"got kind {manifest.kind!r} (anchor hash {manifest.anchor_hash})"
         )
-    units, before = receipts(folder, manifest), receipts(branched, origin)
-    names = [name for name in folder.tensors if classify(name) in _ALWAYS or _differs(folder, name, units, before)]
-    source, plan = Proven(folder, units), plan_shards(folder.config, folder.dtype, options.max_shard_bytes, only=set(names))
+    units = receipts(folder, manifest)
+    before = receipts(branched, origin)
+    names = [
+        name for name in folder.tensors if classify(name) in _ALWAYS or _differs(folder, name, units, before)
+    ]
+    source = Proven(folder, units)
+    plan = plan_shards(folder.config, folder.dtype, options.max_shard_bytes, only=set(names))
     job = {"extract": [folder.fingerprint(), branched.fingerprint()]}
     with lock_files(out, folder.config, plan, job=job) as lock:
         written = write_files(lock, folder.config, plan, source.blocks, progress=options.progress)
@@ -66,30 +76,36 @@ def _differs(folder: Folder, name: str, left: dict[str, str], right: dict[str, s
 
 
 def open_artifact(path: Path | str, base: Folder) -> Folder:
-    """The two-expert folder that the artifact and the branched folder are together. Reads headers and manifests only."""
+    """Opens the two-expert folder that the artifact and the branched folder are together. Reads headers and
+    manifests only."""
     path = Path(path)
     manifest = read_manifest(path)
     if manifest.kind != ARTIFACT or manifest.config is None:
         raise BarError(f"{path / MANIFEST}: expected kind {ARTIFACT!r} with a config, got {manifest.kind!r}")
     config = ModelConfig.from_hf(manifest.config, source=f"{path / MANIFEST}: config")
     if config != base.config:
-        name = next(name for name, value in vars(config).items() if value != vars(base.config)[name])
-        raise BarError(f"{path}: {name} expected {vars(base.config)[name]} as in {base.path}, got {vars(config)[name]}")
+        expected = vars(base.config)
+        name, got = next((name, value) for name, value in vars(config).items() if value != expected[name])
+        raise BarError(f"{path}: {name} expected {expected[name]} as in {base.path}, got {got}")
     own, dtypes = read_tensors(path)
     for name, info in own.items():
         if name not in base.tensors or info.shape != base.tensors[name].shape or dtypes[name] != base.dtype:
             known = base.tensors.get(name)
             expected = f"{base.dtype} {list(known.shape)}" if known else "no such tensor"
-            raise BarError(f"{info.file}: tensor {name!r}: expected {expected}, got {dtypes[name]} {list(info.shape)}")
+            raise BarError(
+                f"{info.file}: tensor {name!r}: expected {expected}, got {dtypes[name]} {list(info.shape)}"
+            )
     before = receipts(base, read_manifest(base.path))
     for name in base.tensors:
         if name not in own and (classify(name) in _ALWAYS or _differs(base, name, manifest.tensors, before)):
-            raise BarError(f"{path}: tensor {name!r} expected, for it is not that of {base.path}; got no such tensor")
+            raise BarError(
+                f"{path}: tensor {name!r} expected, for it is not that of {base.path}; got no such tensor"
+            )
     return Folder(path, config, base.tensors | own)
 
 
 def open_expert(path: Path | str, base: Folder) -> Folder:
-    """A two-expert folder, whole or as an artifact of ``base``."""
+    """Opens a two-expert folder, whole or as an artifact of ``base``."""
     return open_artifact(path, base) if is_artifact(path) else Folder.open(path)
 
 
@@ -98,7 +114,8 @@ def is_artifact(path: Path | str) -> bool:
 
 
 def overlay(base: Folder, merged: Folder, slot: int) -> Folder:
-    """A two-expert folder with the domain expert in ``slot`` of a merged one and all else as in ``base``."""
+    """Returns a two-expert folder with the domain expert in ``slot`` of a merged one and all else as in
+    ``base``."""
     own = {}
     for name in base.tensors:
         if classify(name) is ParamGroup.DOMAIN_EXPERT:
@@ -108,15 +125,17 @@ def overlay(base: Folder, merged: Folder, slot: int) -> Folder:
 
 
 def card(manifest: Manifest, names: list[str], base: str) -> str:
-    """What the folder is, for a person."""
+    """Returns the text of README.md, which says what the folder is."""
     expert = manifest.experts[1]
     shared = [name for name in names if classify(name) not in _ALWAYS]
     stages = "\n".join(
-        f"- {t.stage} (policy {t.policy}, recipe {t.recipe}), data: {', '.join(t.data) or 'not recorded'}" for t in expert.trained
+        f"- {t.stage} (policy {t.policy}, recipe {t.recipe}), data: {', '.join(t.data) or 'not recorded'}"
+        for t in expert.trained
     )
     return f"""# Expert {expert.name}
 
-One expert of a BAR model (arXiv 2604.18473): its FFN in every layer, its routers, and the {len(shared)} shared tensors that its
+One expert of a BAR model (arXiv 2604.18473): its FFN in every layer, its routers, and the {len(shared)} \
+shared tensors that its
 training changed. It is not a model by itself: merge it with the branched folder that it was trained from.
 
 - trained from: {base}, anchor hash {manifest.anchor_hash}

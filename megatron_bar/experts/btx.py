@@ -1,12 +1,14 @@
-"""Branch-Train-Mix (arXiv 2403.07816): dense models that were trained apart, as a whole, become one FlexOlmo folder.
+"""Branch-Train-Mix (arXiv 2403.07816): dense models that were trained apart, as a whole, become one FlexOlmo
+folder.
 
-Expert i's FFN is copied to slot i, in the given order; all else is combined: the uniform mean in BTX's paper, or taken from one
-of them, as BAR's authors did in their comparison (arXiv 2604.18473; from the first of their list, the tool-use expert). Router
-rows are new, from N(0, 0.02) or zeros; all experts are active, and their probabilities are not renormalised.
-BTX goes on to train everything, sparsely (top 2); in BAR's comparison the router alone is trained, like BAR's own.
+Expert i's FFN is copied to slot i, in the given order; all else is combined: the uniform mean in BTX's paper,
+or taken from one of them, as BAR's authors did in their comparison (arXiv 2604.18473; from the first of their
+list, the tool-use expert). Router rows are new, from N(0, 0.02) or zeros; all experts are active, and their
+probabilities are not renormalised. BTX goes on to train everything, sparsely (top 2); in BAR's comparison the
+router alone is trained, like BAR's own.
 
-No branch stands behind such a model, so it has no anchor hash, and its experts are not added, replaced or removed: it is made
-again. In BAR's comparison the first of them is the post-trained anchor.
+No branch stands behind such a model, so it has no anchor hash, and its experts are not added, replaced or
+removed: it is made again. In BAR's comparison the first of them is the post-trained anchor.
 """
 
 import dataclasses
@@ -43,17 +45,15 @@ def btx(
     seed: int = 0,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """``experts``: name -> dense folder, in the order of the slots 0, 1, ...; config and tokenizer are the same in all of them.
+    """Mixes ``experts`` (name -> dense folder, in the order of the slots 0, 1, ...), which have one config
+    and one tokenizer.
 
-    ``shared``: how the tensors outside the FFNs are combined; the first folder is the base that deltas are taken from.
-    ``shared_from``: the name of the expert whose own are taken instead. ``seed``: of the router's rows.
+    ``shared``: how the tensors outside the FFNs are combined; the first folder is the base that deltas are
+    taken from. ``shared_from``: the name of the expert whose own are taken instead. ``seed``: that of the
+    router's rows.
     """
     check_out(out)
-    if router_init not in ("normal", "zero"):
-        raise BarError(f"router init expected normal or zero, got {router_init!r}")
-    if shared_from is not None and (shared_from not in experts or shared.method != MEAN.method):
-        got = f"{shared_from!r} with {shared.describe()}"
-        raise BarError(f"shared_from expected one of {', '.join(experts)} and no other way to combine, got {got}")
+    _check_choices(experts, shared, shared_from, router_init)
     inputs = open_dense(experts, shared, finite=options.verifies)
     sources = list(inputs.values())
     first = sources[0].folder
@@ -62,7 +62,7 @@ def btx(
 
     def produce(name: str) -> Iterable[Tensor]:
         if classify(name) is ParamGroup.ROUTER:
-            return [_router(name, len(inputs), config.hidden_size, router_init, seed).to(getattr(torch, config.dtype))]
+            return [_router(name, config, router_init, seed)]
         slot = expert_index(name)
         if slot is not None:
             return sources[slot].blocks(name.replace(f".experts.{slot}.", "."))
@@ -70,8 +70,9 @@ def btx(
             return combined(name, inputs, shared)
         if not options.verifies:
             return inputs[shared_from].blocks(name)
-        # The others' are not in the result, but of the folders that its manifest names.
-        return (row[list(inputs).index(shared_from)] for row in side_by_side(name, inputs))
+        # The others' blocks are not in the result, but are verified: its manifest names their folders.
+        chosen = list(inputs).index(shared_from)
+        return (blocks[chosen] for blocks in side_by_side(name, inputs))
 
     return write_folder(
         out,
@@ -88,6 +89,18 @@ def btx(
     )
 
 
+def _check_choices(
+    experts: dict[str, Path | str], shared: Combination, shared_from: str | None, router_init: NewRows
+) -> None:
+    if router_init not in ("normal", "zero"):
+        raise BarError(f"router init expected normal or zero, got {router_init!r}")
+    if shared_from is not None and (shared_from not in experts or shared.method != MEAN.method):
+        got = f"{shared_from!r} with {shared.describe()}"
+        raise BarError(
+            f"shared_from expected one of {', '.join(experts)} and no other way to combine, got {got}"
+        )
+
+
 def _manifest(
     inputs: dict[str, Proven],
     config: ModelConfig,
@@ -99,7 +112,13 @@ def _manifest(
     how = f"those of {shared_from}" if shared_from else f"{shared.describe()} of all"
     read = dense_sources(inputs, progress)
     experts = [
-        Expert(index=slot, name=source.role, trained=_trained(given.folder), folder=source.name, folder_hash=source.hash)
+        Expert(
+            index=slot,
+            name=source.role,
+            trained=_trained(given.folder),
+            folder=source.name,
+            folder_hash=source.hash,
+        )
         for slot, (source, given) in enumerate(zip(read, inputs.values(), strict=True))
     ]
     return Manifest(
@@ -119,7 +138,10 @@ def _trained(folder: Folder) -> tuple[TrainingRecord, ...]:
     return experts[0].trained if experts else ()
 
 
-def _router(name: str, rows: int, width: int, router_init: NewRows, seed: int) -> Tensor:
+def _router(name: str, config: ModelConfig, router_init: NewRows, seed: int) -> Tensor:
+    width = config.hidden_size
     if router_init == "zero":
-        return torch.zeros(rows, width)
-    return torch.stack([normal_row(width, f"{seed}/{name}/{row}") for row in range(rows)])
+        rows = torch.zeros(config.num_experts, width)
+    else:
+        rows = torch.stack([normal_row(width, f"{seed}/{name}/{row}") for row in range(config.num_experts)])
+    return rows.to(getattr(torch, config.dtype))

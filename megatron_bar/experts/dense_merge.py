@@ -1,7 +1,9 @@
-"""Dense merge: N dense models of one shape become one, tensor by tensor; the cheapest baseline of BAR (arXiv 2604.18473).
+"""Dense merge: N dense models of one shape become one, tensor by tensor; the cheapest baseline of BAR (arXiv
+2604.18473).
 
-The mean of all of them (model soups, arXiv 2203.05482) or another `Combination`, in which the first folder is the base that
-deltas are taken from. All read by blocks of rows, compared with their receipts in the same pass.
+A tensor becomes the mean of all of them (model soups, arXiv 2203.05482) or another `Combination`, in which
+the first folder is the base that deltas are taken from. All are read by blocks of rows, and compared with
+their receipts in the same pass.
 """
 
 from collections.abc import Iterator
@@ -30,7 +32,8 @@ def dense_merge(
     shared: Combination = MEAN,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """``folders`` by name; ``shared``: how every tensor is combined. Config and tokenizer are the same in all of them."""
+    """Merges ``folders`` (name -> folder), which have one config and one tokenizer; ``shared``: how every
+    tensor is combined."""
     check_out(out)
     inputs = open_dense(folders, shared, finite=options.verifies)
     first = next(iter(inputs.values())).folder
@@ -54,30 +57,39 @@ def dense_merge(
         lambda name: combined(name, inputs, shared),
         companions_from=first.path,
         manifest=manifest,
-        job={"dense merge": {name: source.folder.fingerprint() for name, source in inputs.items()}, "shared": to_json(shared)},
+        job={
+            "dense merge": {name: source.folder.fingerprint() for name, source in inputs.items()},
+            "shared": to_json(shared),
+        },
         options=options,
     )
 
 
 def open_dense(folders: dict[str, Path | str], shared: Combination, *, finite: bool) -> dict[str, Proven]:
-    """All that headers can show: at least two dense folders of one config and tokenizer, that ``shared`` can combine.
+    """Opens ``folders``. Raises BarError unless they are at least two dense folders of one config and
+    tokenizer that ``shared`` can combine, as far as headers show.
 
-    ``finite``: values that are not are refused when they are read.
+    ``finite``: values that are not finite are refused when they are read.
     """
     if len(folders) < 2:
         raise BarError(f"expected at least two models NAME=FOLDER, got {', '.join(folders) or 'none'}")
     shared.check(len(folders))
     if shared.method == "first":
-        raise BarError("shared: 'first' expected in a merge of branched experts only; independent ones have no base before them")
+        raise BarError(
+            "shared: 'first' expected in a merge of branched experts only; "
+            "independent ones have no base before them"
+        )
     opened: dict[str, Folder] = {}
     for name, path in folders.items():
         require_name("model", name)
         folder = Folder.open(path)
         if folder.config.family != DENSE:
-            raise BarError(f"{folder.path}: expected a dense OLMo 2 folder, got one of {folder.config.num_experts} experts")
+            got = f"one of {folder.config.num_experts} experts"
+            raise BarError(f"{folder.path}: expected a dense OLMo 2 folder, got {got}")
         for other, before in opened.items():
             if before.path.resolve() == folder.path.resolve():
-                raise BarError(f"{folder.path}: expected one folder per model, got the same one as {other!r} and as {name!r}")
+                got = f"the same one as {other!r} and as {name!r}"
+                raise BarError(f"{folder.path}: expected one folder per model, got {got}")
         opened[name] = folder
     first = next(iter(opened.values()))
     require_tokenizer(first.path, first.config.vocab_size)
@@ -88,26 +100,31 @@ def open_dense(folders: dict[str, Path | str], shared: Combination, *, finite: b
 
 
 def combined(name: str, inputs: dict[str, Proven], shared: Combination) -> Iterator[Tensor]:
-    """By blocks of rows."""
-    return shared.blocks(name, [source.folder.read(name) for source in inputs.values()], side_by_side(name, inputs))
+    """Yields the combined tensor by blocks of rows."""
+    whole = [source.folder.read(name) for source in inputs.values()]
+    return shared.blocks(name, whole, side_by_side(name, inputs))
 
 
 def side_by_side(name: str, inputs: dict[str, Proven]) -> Iterator[tuple[Tensor, ...]]:
-    """The same block of rows of each."""
+    """Yields each block of rows, of all inputs together."""
     return zip(*(source.blocks(name) for source in inputs.values()), strict=True)
 
 
 def dense_sources(inputs: dict[str, Proven], progress: Progress) -> tuple[SourceRecord, ...]:
+    """Returns a record of every input, with the hash of its folder."""
     return tuple(
-        SourceRecord(role=name, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress)))
+        SourceRecord(
+            role=name, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress))
+        )
         for name, source in inputs.items()
     )
 
 
 def ledger(inputs: dict[str, Proven]) -> tuple[Cost, ...]:
-    """Every entry of the inputs once, under the name of the one that alone has it."""
+    """Returns every entry of the inputs once; one that a single input has goes under its name."""
     owners: dict[Cost, str | None] = {}
     for name, source in inputs.items():
-        for cost in read_manifest(source.folder.path).ledger if has_manifest(source.folder.path) else ():
+        path = source.folder.path
+        for cost in read_manifest(path).ledger if has_manifest(path) else ():
             owners[cost] = None if cost in owners else name
     return tuple(replace(cost, expert=owner) for cost, owner in owners.items())

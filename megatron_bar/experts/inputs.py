@@ -1,7 +1,7 @@
 """What a merge accepts: a branched folder and experts that were trained from it, each a lineage of its own.
 
-Everything is checked by headers and by the receipts in the manifests, before a tensor is read. A manifest is a claim: the merge
-compares every tensor with its receipt as it reads it.
+Everything is checked by headers and by the receipts in the manifests, before a tensor is read. A manifest may
+be wrong: the merge compares every tensor with its receipt as it reads it.
 """
 
 import re
@@ -14,7 +14,16 @@ from megatron_bar.weights.folder import TOKENIZERS, Folder, require_same_config,
 from megatron_bar.weights.groups import POLICIES, ParamGroup
 from megatron_bar.weights.hashes import Units, anchor_hash, domain_hash, is_anchors_own
 from megatron_bar.weights.hf_config import MOE
-from megatron_bar.weights.manifest import ANCHOR, ARTIFACT, DOMAIN, MANIFEST, Expert, Manifest, has_manifest, read_manifest
+from megatron_bar.weights.manifest import (
+    ANCHOR,
+    ARTIFACT,
+    DOMAIN,
+    MANIFEST,
+    Expert,
+    Manifest,
+    has_manifest,
+    read_manifest,
+)
 from megatron_bar.weights.receipts import Proven, receipts
 
 
@@ -30,47 +39,61 @@ class Input:
 
     @property
     def units(self) -> Units:
-        """As recorded; what the merge reads is compared with it on the way."""
+        """Recorded hashes; the merge compares what it reads with them on the way."""
         return self.source.recorded
 
     @property
     def lineage(self) -> Expert:
-        """Of its domain expert."""
+        """Lineage of its domain expert."""
         return self.manifest.experts[1]
 
 
 def check_arguments(anchor: Path, experts: dict[str, Path | str]) -> None:
+    """Raises BarError unless there is an expert, every name is fit for one, and every folder is given
+    once."""
     if not experts:
         raise BarError("merge expected at least one expert NAME=FOLDER, got none")
     paths = {anchor.resolve(): ANCHOR}
     for name, path in experts.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == ANCHOR:
-            raise BarError(f"expert name expected of letters, digits, '_', '.', '-' and not {ANCHOR!r}, got {name!r}")
+            raise BarError(
+                f"expert name expected of letters, digits, '_', '.', '-' and not {ANCHOR!r}, got {name!r}"
+            )
         other = paths.setdefault(Path(path).resolve(), name)
         if other != name:
-            raise BarError(f"{path}: expected one folder per expert, got the same one as {other!r} and as {name!r}")
+            raise BarError(
+                f"{path}: expected one folder per expert, got the same one as {other!r} and as {name!r}"
+            )
 
 
 def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: bool = True) -> list[Input]:
-    """All that headers and manifests can show. ``finite``: values that are not are refused when they are read."""
-    branched, recorded = _two_experts(Folder.open(anchor)), _read_manifest(Path(anchor))
+    """Opens the branched folder and the experts, and checks all that headers and manifests can show.
+    ``finite``: values that are not finite are refused when they are read."""
+    branched = _two_experts(Folder.open(anchor))
+    recorded = _read_manifest(Path(anchor))
     if recorded.kind != "branched":
         raise BarError(
-            f"{branched.path}: the anchor expected is the branched folder all experts started from, got {recorded.kind!r}"
+            f"{branched.path}: the anchor expected is the branched folder all experts started from, "
+            f"got {recorded.kind!r}"
         )
     require_tokenizer(branched.path, branched.config.vocab_size)
-    opened = [(ANCHOR, branched, recorded)]
-    for name, path in experts.items():
-        opened.append((name, _two_experts(open_expert(path, branched)), _read_manifest(Path(path))))
-    for _, folder, manifest in opened[1:]:
-        _compare_with_anchor(branched, recorded, folder, manifest)
-    _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened[1:]])
-    inputs = [
-        Input(name=name, source=Proven(folder, receipts(folder, m), finite=finite), manifest=m) for name, folder, m in opened
+    opened = [
+        (name, _two_experts(open_expert(path, branched)), _read_manifest(Path(path)))
+        for name, path in experts.items()
     ]
-    found = anchor_hash(inputs[0].units)
-    if found != recorded.anchor_hash:
-        raise BarError(f"{branched.path}: changed since the branch: expected anchor hash {recorded.anchor_hash}, got {found}")
+    for _, folder, manifest in opened:
+        _compare_with_anchor(branched, recorded, folder, manifest)
+    _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened])
+    inputs = [
+        Input(name=name, source=Proven(folder, receipts(folder, m), finite=finite), manifest=m)
+        for name, folder, m in [(ANCHOR, branched, recorded), *opened]
+    ]
+    got = anchor_hash(inputs[0].units)
+    if got != recorded.anchor_hash:
+        expected = recorded.anchor_hash
+        raise BarError(
+            f"{branched.path}: changed since the branch: expected anchor hash {expected}, got {got}"
+        )
     _refuse_copies(inputs)
     for given in inputs[1:]:
         _refuse_foreign_anchor(inputs[0], given)
@@ -79,9 +102,8 @@ def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: b
 
 def _two_experts(folder: Folder) -> Folder:
     if folder.config.num_experts != 2:
-        raise BarError(
-            f"{folder.path}: merge expected a FlexOlmo folder with 2 experts, got {folder.config.num_experts or 'a dense one'}"
-        )
+        got = folder.config.num_experts or "a dense one"
+        raise BarError(f"{folder.path}: merge expected a FlexOlmo folder with 2 experts, got {got}")
     return folder
 
 
@@ -101,34 +123,41 @@ def _read_manifest(path: Path) -> Manifest:
         raise BarError(f"{path / MANIFEST}: expected {MOE} of {ANCHOR!r} and a domain expert, got {got}")
     for expert in manifest.experts:
         if expert.anchor_hash != manifest.anchor_hash:
-            what = f"anchor hash {manifest.anchor_hash} of expert {expert.name!r} too"
-            raise BarError(f"{path / MANIFEST}: expected {what}, got {expert.anchor_hash}")
+            expected = f"anchor hash {manifest.anchor_hash} of expert {expert.name!r} too"
+            raise BarError(f"{path / MANIFEST}: expected {expected}, got {expert.anchor_hash}")
     return manifest
 
 
 def _compare_with_anchor(branched: Folder, recorded: Manifest, folder: Folder, manifest: Manifest) -> None:
     if manifest.anchor_hash != recorded.anchor_hash:
         raise BarError(
-            f"{folder.path}: foreign anchor: expected anchor hash {recorded.anchor_hash} as recorded in {branched.path},"
-            f" got {manifest.anchor_hash}"
+            f"{folder.path}: foreign anchor: expected anchor hash {recorded.anchor_hash} "
+            f"as recorded in {branched.path}, got {manifest.anchor_hash}"
         )
     if manifest.kind == ARTIFACT:  # has no tokenizer and only what is not the branch's
         return
     if manifest.kind != "expert":
-        raise BarError(f"{folder.path}: expected a trained expert of {branched.path}, got kind {manifest.kind!r}")
+        raise BarError(
+            f"{folder.path}: expected a trained expert of {branched.path}, got kind {manifest.kind!r}"
+        )
     require_same_config(branched, folder)
     require_same_tokenizer(branched.path, folder.path)
 
 
 def require_same_tokenizer(reference: Path, folder: Path) -> None:
+    """Raises BarError unless the tokenizer's files in ``folder`` are those in ``reference``."""
     for name in TOKENIZERS:
-        ours, theirs = reference / name, folder / name
-        if ours.is_file() != theirs.is_file() or (ours.is_file() and ours.read_bytes() != theirs.read_bytes()):
+        ours = reference / name
+        theirs = folder / name
+        both = ours.is_file() and theirs.is_file()
+        same = ours.read_bytes() == theirs.read_bytes() if both else ours.is_file() == theirs.is_file()
+        if not same:
             raise BarError(f"{theirs}: expected the same tokenizer as {ours}, got another or none")
 
 
 def _refuse_one_lineage_twice(named: list[tuple[Folder, str]]) -> None:
-    """Two stages of one expert; those that no training named cannot be told apart and are left to `_refuse_copies`."""
+    """Raises BarError for two stages of one expert; experts that no training named cannot be told apart and
+    are left to `_refuse_copies`."""
     seen: dict[str, Folder] = {}
     for folder, name in named:
         other = seen.setdefault(name, folder)
@@ -137,27 +166,31 @@ def _refuse_one_lineage_twice(named: list[tuple[Folder, str]]) -> None:
 
 
 def moved_anchor(branched: Input, given: Input) -> list[str]:
-    return [unit for unit, digest in branched.units.items() if is_anchors_own(unit) and given.units[unit] != digest]
+    """Returns the anchor's own tensors and router rows that differ in ``given``."""
+    own = {unit: digest for unit, digest in branched.units.items() if is_anchors_own(unit)}
+    return [unit for unit, digest in own.items() if given.units[unit] != digest]
 
 
 def _refuse_foreign_anchor(branched: Input, given: Input) -> None:
-    """The anchor hash in a manifest says where an expert came from, not that it did: its frozen tensors show it."""
+    """Raises BarError where a tensor that every stage of the expert froze differs from the branch's: the
+    anchor hash in its manifest says where it came from, and does not prove it."""
     moved = moved_anchor(branched, given)
     policies = [training.policy for training in given.lineage.trained]
-    if moved and not any(policy in POLICIES and ParamGroup.ANCHOR_EXPERT in POLICIES[policy].trains for policy in policies):
+    known = [POLICIES[policy] for policy in policies if policy in POLICIES]
+    if moved and not any(ParamGroup.ANCHOR_EXPERT in policy.trains for policy in known):
         trained = " > ".join(map(str, policies)) or "none"
         raise BarError(
-            f"{given.folder.path}: tensor {moved[0]!r} is the anchor's, frozen in its stages ({trained}): expected the bits of"
-            f" {branched.folder.path}, got others"
+            f"{given.folder.path}: tensor {moved[0]!r} is the anchor's, frozen in its stages ({trained}): "
+            f"expected the bits of {branched.folder.path}, got others"
         )
 
 
 def _refuse_copies(inputs: list[Input]) -> None:
-    """The branched folder among them: with its domain expert an input is untrained."""
+    """Raises BarError for two equal domain experts, the branched folder's among them: an input with that one
+    is untrained."""
     seen: dict[str, Input] = {}
     for given in inputs:
         other = seen.setdefault(domain_hash(given.units), given)
         if other is not given:
-            raise BarError(
-                f"{given.folder.path}: expected a domain expert of its own, got a copy of {other.name!r} as {given.name!r}"
-            )
+            got = f"a copy of {other.name!r} as {given.name!r}"
+            raise BarError(f"{given.folder.path}: expected a domain expert of its own, got {got}")

@@ -1,10 +1,10 @@
 """Merge: N experts that were trained apart from one branch become one FlexOlmo folder with N+1 experts.
 
-As published (arXiv 2604.18473, stage 2): the domain FFNs and their router rows are copied to slots 1..N in the given order;
-expert 0, router row 0 and every shared tensor become the uniform mean over ALL inputs, the branched folder itself included, so
-each expert's shared delta is scaled by 1/(N+1). All N+1 experts are active in the result.
-Where nothing moved the mean is bit-equal to the inputs: it is taken in float64, where a sum of a few equal numbers is exact.
-Other ways to combine what is shared: shared.py.
+As published (arXiv 2604.18473, stage 2): the domain FFNs and their router rows are copied to slots 1..N in
+the given order; expert 0, router row 0 and every shared tensor become the uniform mean over ALL inputs, the
+branched folder itself included, so each expert's shared delta is scaled by 1/(N+1). All N+1 experts are
+active in the result. Where nothing moved the mean is bit-equal to the inputs: it is taken in float64, where a
+sum of a few equal numbers is exact. Other ways to combine what is shared: shared.py.
 """
 
 import dataclasses
@@ -24,13 +24,14 @@ from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index, with_expert
 from megatron_bar.weights.hashes import anchor_hash, folder_hash
 from megatron_bar.weights.locks import check_out
-from megatron_bar.weights.manifest import DOMAIN, Cost, Manifest, SourceRecord, union
+from megatron_bar.weights.manifest import DOMAIN, Cost, Expert, Manifest, SourceRecord, union
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
 
 def parse_experts(arguments: Sequence[str]) -> dict[str, Path]:
-    """NAME=FOLDER arguments, in order; a name given twice would lose an expert silently in a plain dict."""
+    """Parses NAME=FOLDER arguments, in order. Raises BarError for a name that is given twice, which would
+    lose an expert silently in a plain dict."""
     experts: dict[str, Path] = {}
     for argument in arguments:
         name, sign, path = argument.partition("=")
@@ -50,7 +51,8 @@ def merge(
     shared: Combination = MEAN,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """``anchor`` is the branched folder that all ``experts`` (name -> folder, in slot order) were trained from."""
+    """Merges ``experts`` (name -> folder, in slot order), which were all trained from the branched folder
+    ``anchor``."""
     check_out(out)
     shared.check(1 + len(experts))
     check_arguments(Path(anchor), experts)
@@ -66,9 +68,10 @@ class Kept:
     slots: dict[str, int]
     """Name of an expert -> its slot in that model."""
     trained: bool
-    """Since it was merged: then the anchor's row stays too, and the router of the result is stale."""
+    """Whether the router was trained since the merge: then the anchor's row stays too, and the router of the
+    result is stale."""
     ledger: tuple[Cost, ...]
-    """What that training cost, among other things: the model's entries that belong to no expert."""
+    """Entries of the model that belong to no expert, the cost of that training among them."""
 
 
 def merge_inputs(
@@ -79,7 +82,8 @@ def merge_inputs(
     kept: Kept | None = None,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """``inputs``: the branched folder, then the experts in slot order, as `open_inputs` checked them."""
+    """Merges ``inputs``: the branched folder, then the experts in slot order, as `open_inputs` checked
+    them."""
     config = inputs[0].folder.config.with_experts(len(inputs))
     rows = None if kept is None else [kept.model.folder.fingerprint(), kept.slots, kept.trained]
 
@@ -87,7 +91,8 @@ def merge_inputs(
         if classify(name) is ParamGroup.DOMAIN_EXPERT:
             slot = expert_index(name)
             if slot == 1 and options.verifies:
-                deque(inputs[0].source.blocks(name), maxlen=0)  # not in the result, but of the branch that its hash names
+                # The branch's domain expert is not in the result, but the manifest names the branch's hash.
+                deque(inputs[0].source.blocks(name), maxlen=0)
             return inputs[slot].source.blocks(with_expert(name, 1))
         if classify(name) is ParamGroup.ROUTER:
             return [_router(name, inputs, shared, kept)]
@@ -99,24 +104,31 @@ def merge_inputs(
         produce,
         companions_from=inputs[0].folder.path,
         manifest=lambda written, units: _manifest(inputs, written, shared, kept),
-        job={"merge": {given.name: given.folder.fingerprint() for given in inputs}, "shared": to_json(shared), "rows": rows},
+        job={
+            "merge": {given.name: given.folder.fingerprint() for given in inputs},
+            "shared": to_json(shared),
+            "rows": rows,
+        },
         options=options,
     )
 
 
 def _router(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
-    """Row 0 is combined; a domain expert brings its own row, or keeps the one that it has in a merged model."""
+    """Returns the router: row 0 is combined; a domain expert brings its own row, or keeps the one that it has
+    in a merged model."""
     routers = [given.source.whole(name) for given in inputs]
     rows = [shared(name, [router[:1] for router in routers]), *(router[1:2] for router in routers[1:])]
     if kept is not None:
         before = kept.model.whole(name)
         slots = [0 if kept.trained else None, *(kept.slots.get(given.name) for given in inputs[1:])]
-        rows = [row if slot is None else before[slot : slot + 1] for row, slot in zip(rows, slots, strict=True)]
+        pairs = zip(rows, slots, strict=True)
+        rows = [row if slot is None else before[slot : slot + 1] for row, slot in pairs]
     return torch.cat(rows)
 
 
 def _combined(name: str, inputs: list[Input], shared: Combination, *, prove: bool) -> Iterator[Tensor]:
-    """By blocks of rows. What nobody moved is copied; only ``prove`` then reads the others' too."""
+    """Yields the combined tensor by blocks of rows. What nobody moved is copied; only ``prove`` then reads
+    the others' too."""
     moved = len({given.units[name] for given in inputs}) > 1
     if not moved and not prove:
         return inputs[0].source.blocks(name)
@@ -127,7 +139,8 @@ def _combined(name: str, inputs: list[Input], shared: Combination, *, prove: boo
 
 
 def _ledger(inputs: list[Input], kept: Kept | None) -> tuple[Cost, ...]:
-    """Every entry once: the branch's, then each expert's under its name, then what the router's rows cost."""
+    """Returns every entry once: the branch's, then each expert's under its name, then what the router's rows
+    cost."""
     owners: dict[Cost, str | None] = dict.fromkeys(inputs[0].manifest.ledger)
     for given in inputs[1:]:
         for cost in given.manifest.ledger:
@@ -138,8 +151,28 @@ def _ledger(inputs: list[Input], kept: Kept | None) -> tuple[Cost, ...]:
 
 def _manifest(inputs: list[Input], written: Folder, shared: Combination, kept: Kept | None) -> Manifest:
     branched = inputs[0].manifest
-    lineages = [branched.experts[0], *(given.lineage for given in inputs[1:])]
-    experts = [
+    experts = _experts(inputs)
+    sources = [
+        SourceRecord(role=expert.name, name=expert.folder, hash=expert.folder_hash) for expert in experts
+    ]
+    combined = f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included"
+    return Manifest(
+        family=written.config.family,
+        kind="merged",
+        stage="merge",
+        anchor_hash=branched.anchor_hash,
+        experts=experts,
+        sources=tuple(sources),
+        shared=to_json(shared),
+        router_stale=kept is not None and kept.trained,
+        ledger=_ledger(inputs, kept),
+        notes=(combined, *_notes(inputs)),
+    )
+
+
+def _experts(inputs: list[Input]) -> tuple[Expert, ...]:
+    lineages = [inputs[0].manifest.experts[0], *(given.lineage for given in inputs[1:])]
+    return tuple(
         dataclasses.replace(
             lineage,
             index=slot,
@@ -150,19 +183,6 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination, kept: K
             shared_hash=lineage.shared_hash or anchor_hash(given.units),
         )
         for slot, (given, lineage) in enumerate(zip(inputs, lineages, strict=True))
-    ]
-    sources = [SourceRecord(role=expert.name, name=expert.folder, hash=expert.folder_hash) for expert in experts]
-    return Manifest(
-        family=written.config.family,
-        kind="merged",
-        stage="merge",
-        anchor_hash=branched.anchor_hash,
-        experts=tuple(experts),
-        sources=tuple(sources),
-        shared=to_json(shared),
-        router_stale=kept is not None and kept.trained,
-        ledger=_ledger(inputs, kept),
-        notes=(f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included", *_notes(inputs)),
     )
 
 
@@ -170,6 +190,6 @@ def _notes(inputs: list[Input]) -> Iterator[str]:
     for given in inputs[1:]:
         if given.lineage.name not in (given.name, DOMAIN):
             yield f"expert {given.name} is called {given.lineage.name} by its own manifest"
-        moved = moved_anchor(inputs[0], given)
+        moved = len(moved_anchor(inputs[0], given))
         if moved:
-            yield f"expert {given.name} moved {len(moved)} of the anchor's own tensors, which its stages let train"
+            yield f"expert {given.name} moved {moved} of the anchor's own tensors, which its stages let train"

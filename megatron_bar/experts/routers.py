@@ -1,8 +1,9 @@
-"""Routers that nobody trained, and how many experts a token uses: a folder's experts with other routers or numbers.
+"""Routers that nobody trained, and how many experts a token uses: a folder's experts with other routers or
+numbers.
 
-Rows from the domains' own texts: the mean input embedding (as BAR initialises them, the same in every layer) or the mean hidden
-state that each router sees. Softmax forgets what all rows have in common, so only directions and scale matter; the scale is for
-held-out text to choose.
+Rows come from the domains' own texts: the mean input embedding (as BAR initialises them, the same in every
+layer) or the mean hidden state that each router sees. Softmax ignores what all rows have in common, so only
+directions and scale matter; the scale is chosen by held-out text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,39 +31,49 @@ from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
 RouterKind = Literal["zero", "copied", "embedding", "hidden"]
-"""Of the rows: zeros (every expert alike); as they are in the folder; mean input embeddings; mean hidden states."""
+"""Kinds of rows: zeros (every expert alike); as they are in the folder; mean input embeddings; mean hidden
+states."""
 SCALES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""That are tried, of rows with a mean norm of 1."""
+"""Scales that are tried, of rows with a mean norm of 1."""
 
 
 @torch.no_grad()
-def untrained_rows(model: LanguageModel, kind: RouterKind, texts: Sequence[Tokens], *, length: int, rows: int = 64) -> Tensor:
-    """``[layers, E, h]`` fp32, of mean norm 1 in every layer (zeros stay). Collective; the layers must be on one rank.
+def untrained_rows(
+    model: LanguageModel, kind: RouterKind, texts: Sequence[Tokens], *, length: int, rows: int = 64
+) -> Tensor:
+    """Returns router rows ``[layers, E, h]`` in fp32, of mean norm 1 in every layer (zeros stay). Collective;
+    the model must not be spread over pipeline ranks.
 
-    ``texts``: of each expert's domain, in slot order, looked at in at most ``rows`` rows of ``length`` tokens.
+    ``texts``: one of each expert's domain, in slot order, read in at most ``rows`` rows of ``length`` tokens.
     """
-    found = torch.stack([router.weight.detach().float() for router in model.routers()])
+    weights = torch.stack([router.weight.detach().float() for router in model.routers()])
     if kind == "zero":
-        return torch.zeros_like(found)
+        return torch.zeros_like(weights)
     if kind != "copied":
         if len(texts) != model.shape.num_experts:
-            raise BarError(f"routers: expected a text for each of the {model.shape.num_experts} experts, got {len(texts)}")
+            experts = model.shape.num_experts
+            raise BarError(f"routers: expected a text for each of the {experts} experts, got {len(texts)}")
         means = [_means(model, text, length, rows) for text in texts]
-        place = 0 if kind == "embedding" else slice(1, None)
-        found = torch.stack([mean[place].expand_as(found[:, 0]) for mean in means], dim=1)
-    return found / found.norm(dim=-1).mean(-1)[:, None, None].clamp_min(1e-12)
+        wanted = 0 if kind == "embedding" else slice(1, None)
+        weights = torch.stack([mean[wanted].expand_as(weights[:, 0]) for mean in means], dim=1)
+    return weights / weights.norm(dim=-1).mean(-1)[:, None, None].clamp_min(1e-12)
 
 
 def _means(model: LanguageModel, text: Tokens, length: int, rows: int) -> Tensor:
-    """``[1 + layers, h]``: on ``text``, the mean input embedding, then the mean of what each router is given."""
-    total = torch.zeros(1 + model.shape.num_layers, model.shape.hidden_size, dtype=torch.float64, device=cpu.device())
+    """Returns ``[1 + layers, h]``: on ``text``, the mean input embedding, then the mean input of each
+    router."""
+    size = (1 + model.shape.num_layers, model.shape.hidden_size)
+    total = torch.zeros(size, dtype=torch.float64, device=cpu.device())
     count = torch.zeros(len(total), dtype=torch.float64, device=cpu.device())
 
-    def add(place: int, x: Tensor) -> None:
-        total[place] += x.flatten(0, -2).double().sum(0)
-        count[place] += x.shape[:-1].numel()
+    def add(index: int, x: Tensor) -> None:
+        total[index] += x.flatten(0, -2).double().sum(0)
+        count[index] += x.shape[:-1].numel()
 
-    hooks = [router.register_forward_pre_hook(lambda r, given: add(r.layer_number, given[0])) for router in model.routers()]
+    hooks = [
+        router.register_forward_pre_hook(lambda r, given: add(r.layer_number, given[0]))
+        for router in model.routers()
+    ]
     hooks.append(model.embedding.register_forward_hook(lambda _, __, out: add(0, out)))
     packed = CutRows("texts", text, min(length, len(text.ids) - 1))
     for start in range(0, min(rows, len(packed)), 8):
@@ -79,11 +90,11 @@ def _means(model: LanguageModel, text: Tokens, length: int, rows: int) -> Tensor
 def best_scale(
     model: LanguageModel, rows: Tensor, held_out: Iterable[PackedRows], scales: Sequence[float] = SCALES
 ) -> tuple[float, dict[float, float]]:
-    """The scale of ``rows`` with the lowest mean loss over the held-out texts, and the loss of each. Collective.
-
-    The model's routers are left as they were.
-    """
-    kept, held_out, losses = [router.weight.clone() for router in model.routers()], list(held_out), {}
+    """Returns the scale of ``rows`` with the lowest mean loss over the held-out texts, and the loss of each
+    scale. Leaves the model's routers as they were. Collective."""
+    kept = [router.weight.clone() for router in model.routers()]
+    held_out = list(held_out)
+    losses = {}
     if not held_out:
         raise BarError("routers: expected held-out texts to choose the scale by, got none")
     for scale in scales if rows.any() else (0.0,):
@@ -104,7 +115,8 @@ def rewrite(
     note: str,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """The same experts with routers ``rows`` ``[layers, E, h]`` or so many ``active`` experts per token; ``note``: how chosen."""
+    """Writes the same experts with routers ``rows`` ``[layers, E, h]`` or ``active`` experts per token;
+    ``note`` says how these were chosen."""
     check_out(out)
     opened = Folder.open(folder)
     if active is not None:
@@ -113,7 +125,8 @@ def rewrite(
         raise BarError(f"{folder}: expected a model with experts, got a dense one")
     if not has_manifest(folder):
         raise BarError(f"{folder}: expected a folder with a manifest, got none; make one with bar import")
-    proven, manifest = Proven.open(opened), read_manifest(folder)
+    proven = Proven.open(opened)
+    manifest = read_manifest(folder)
 
     def produce(name: str) -> Iterable[Tensor]:
         if rows is not None and classify(name) is ParamGroup.ROUTER:
@@ -123,6 +136,8 @@ def rewrite(
     def written(_, units):
         read = SourceRecord(role="source", name=Path(folder).resolve().name, hash=folder_hash(proven.units()))
         stale = manifest.router_stale and rows is None
-        return replace(manifest, sources=(read,), notes=(*manifest.notes, note), frozen=None, router_stale=stale)
+        notes = (*manifest.notes, note)
+        return replace(manifest, sources=(read,), notes=notes, frozen=None, router_stale=stale)
 
-    return write_folder(out, opened.config, produce, companions_from=folder, manifest=written, options=options)
+    config = opened.config
+    return write_folder(out, config, produce, companions_from=folder, manifest=written, options=options)

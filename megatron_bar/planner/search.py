@@ -1,4 +1,5 @@
-"""Which layout a stage should take on the GPUs that there are: all that divide, ranked by time, the first that fits."""
+"""Which layout a stage should take on the GPUs that there are: of all that divide, ranked by time, the first
+that fits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,11 +13,11 @@ from megatron_bar.run.pipeline import Pipeline, Step
 from megatron_bar.training.stage import Stage
 
 BUSY = 8192
-"""Tokens in a micro-batch that keep a GPU busy: larger ones are not proposed, but for a row that is."""
+"""Tokens in a micro-batch that keep a GPU busy: larger ones are not proposed, except for a single row."""
 CLOSE = 1.1
-"""Layouts of up to so much more time than the fastest count as equally fast: the estimate is no better."""
+"""Ratio to the fastest layout's time up to which layouts count as equally fast: the estimate is no better."""
 LARGEST = 4096
-"""GPUs up to which a smallest count is looked for."""
+"""Number of GPUs up to which the smallest one that fits is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,28 +25,30 @@ class Proposal:
     stage: Stage
     usage: Usage
     seconds: float
-    """Of a step, what is exchanged included: what layouts are ranked by."""
+    """Seconds of a step, what is exchanged included: layouts are ranked by them."""
 
 
 def propose(planned: PlannedStage, machine: Machine) -> Proposal | None:
-    """The cheapest layout that fits, or None. A BarError where no layout divides the GPUs, the model and the batch.
+    """Returns the cheapest layout that fits, or None. Raises BarError where no layout divides the GPUs, the
+    model and the batch.
 
-    The rule: the least time of a step, its operations at the given share of the peak (recomputation and the idle ends of a
-    pipeline included) plus what the GPUs exchange; of layouts within 10 % of that, the one with the shortest pipeline, then
-    the one whose tensor and expert groups are smallest, then the one that recomputes nothing, then the one with the largest
-    micro-batch of at most 8192 tokens. Tensor and expert groups stay inside a node, whose links are several times as fast.
-    A data-parallel rank exchanges only what trains, and once a step, so this comes to: small groups inside a node, the rest
-    data-parallel, a pipeline where nothing else fits. Where the trainer samples too, token by token through all of a pipeline,
-    every layout with a shorter one comes first.
+    The rule: the least time of a step, its operations at the given share of the peak (recomputation and the
+    idle ends of a pipeline included) plus what the GPUs exchange; of layouts within 10 % of that, the one
+    with the shortest pipeline, then the one whose tensor and expert groups are smallest, then the one that
+    recomputes nothing, then the one with the largest micro-batch of at most 8192 tokens. Tensor and expert
+    groups stay inside a node, whose links are several times as fast. A data-parallel rank exchanges only what
+    trains, and once a step, so this comes to: small groups inside a node, the rest data-parallel, a pipeline
+    where nothing else fits. Where the trainer samples too, token by token through all of a pipeline, every
+    layout with a shorter one comes first.
     """
     ranked = [(_seconds(planned, stage, machine), stage) for stage in layouts(planned, machine)]
     samples = planned.run.rl is not None and planned.run.rl.engine.name == "own"
-    ranked.sort(key=lambda one: (one[1].parallel.pipeline if samples else 1, one[0]))
+    ranked.sort(key=lambda timed: (timed[1].parallel.pipeline if samples else 1, timed[0]))
     if not ranked:
-        stage, shape = planned.stage, planned.shape
+        shape = planned.shape
         raise BarError(
-            f"{planned.name}: no layout of {machine.gpus} GPUs divides {planned.rows} rows, {shape.num_heads} heads and "
-            f"{shape.num_layers} layers; expected a number of GPUs that does"
+            f"{planned.name}: no layout of {machine.gpus} GPUs divides {planned.rows} rows, "
+            f"{shape.num_heads} heads and {shape.num_layers} layers; expected a number of GPUs that does"
         )
     fitting: list[Proposal] = []
     for seconds, stage in ranked:
@@ -65,26 +68,36 @@ def _size(proposal: Proposal) -> tuple:
 
 
 def layouts(planned: PlannedStage, machine: Machine) -> Iterator[Stage]:
-    """The stage in every layout that divides the GPUs, the model and the batch."""
-    inside = [n for n in range(1, min(machine.node, machine.gpus) + 1) if machine.node % n == 0 or n == machine.gpus]
-    stage, shape = planned.stage, planned.shape
+    """Yields the stage in every layout that divides the GPUs, the model and the batch."""
+    stage = planned.stage
+    for layout in _dividing(planned, machine):
+        rows, uneven = divmod(planned.rows, machine.gpus // (layout.tensor * layout.pipeline))
+        if uneven and planned.run.rl is None:
+            continue
+        for micro_batch in _divisors(max(1, rows)):
+            if micro_batch == 1 or micro_batch * stage.sequence <= BUSY:
+                for recompute in (False, True):
+                    yield replace(stage, parallel=layout, micro_batch=micro_batch, recompute=recompute)
+
+
+def _dividing(planned: PlannedStage, machine: Machine) -> Iterator[ParallelConfig]:
+    """Yields every layout that divides the GPUs, the model and a row."""
+    shape = planned.shape
+    largest = min(machine.node, machine.gpus)
+    inside = [n for n in range(1, largest + 1) if machine.node % n == 0 or n == machine.gpus]
     for tensor in inside:
         for pipeline in _divisors(shape.num_layers):
             for expert in inside if shape.num_experts else (1,):
                 layout = ParallelConfig(tensor=tensor, pipeline=pipeline, expert=expert)
-                if stage.sequence % tensor or (expert > 1 and expert == tensor):  # at 1 experts are cut just so
+                if planned.stage.sequence % tensor:
+                    continue
+                if expert > 1 and expert == tensor:  # with expert 1 the experts are cut just so
                     continue
                 try:
                     layout.check(shape, machine.gpus)
                 except BarError:
                     continue
-                rows, uneven = divmod(planned.rows, machine.gpus // (tensor * pipeline))
-                if uneven and planned.run.rl is None:
-                    continue
-                for micro_batch in _divisors(max(1, rows)):
-                    if micro_batch == 1 or micro_batch * stage.sequence <= BUSY:
-                        for recompute in (False, True):
-                            yield replace(stage, parallel=layout, micro_batch=micro_batch, recompute=recompute)
+                yield layout
 
 
 def _divisors(number: int) -> list[int]:
@@ -92,19 +105,25 @@ def _divisors(number: int) -> list[int]:
 
 
 def _seconds(planned: PlannedStage, stage: Stage, machine: Machine) -> float:
-    """Of a step, for ranking: operations, and bytes that the busiest rank exchanges."""
-    shape, layout = planned.shape, stage.parallel
+    """Returns the seconds of a step, for ranking: of its operations, and of the bytes that the busiest rank
+    exchanges."""
+    shape = planned.shape
+    layout = stage.parallel
     spread = Spread.of(shape, layout, machine.gpus)
-    size, h = DTYPES[shape.dtype].itemsize, shape.hidden_size
-    tokens = planned.rows * stage.sequence / spread.data  # of a rank's model, in a step
+    size = DTYPES[shape.dtype].itemsize
+    h = shape.hidden_size
+    tokens = planned.rows * stage.sequence / spread.data  # of a data-parallel rank in a step
     passes = 2 + stage.recompute
     layers = shape.num_layers // layout.pipeline
 
-    def whole(tokens: float, ranks: int) -> float:  # a gather and a scatter of what the group's ranks hold together
+    def gathered(tokens: float, ranks: int) -> float:
+        """Returns the bytes of a gather and a scatter of ``tokens``, which the group's ranks hold
+        together."""
         return 2 * tokens * h * size * (ranks - 1) / ranks
 
     experts = spread.expert * spread.expert_tensor if shape.num_experts else spread.tensor
-    inside = passes * layers * (whole(tokens, spread.tensor) + whole(tokens / spread.tensor * experts, experts))
+    layer = gathered(tokens, spread.tensor) + gathered(tokens / spread.tensor * experts, experts)
+    inside = passes * layers * layer
     between = 2 * tokens / spread.tensor * h * size * (layout.pipeline > 1)
     trains = max(_trains(planned, spread, pipeline) for pipeline in range(layout.pipeline))
     reduced = trains * (1 + 4 / size) * (spread.data > 1)  # gradients in fp32 one way, weights the other
@@ -118,7 +137,8 @@ def _trains(planned: PlannedStage, spread: Spread, pipeline: int) -> int:
 
 
 def smallest(planned: PlannedStage, machine: Machine) -> int | None:
-    """GPUs of this kind from which on the stage fits, None: not on 4096 either. Powers of two, which divide most."""
+    """Returns the smallest number of GPUs of this kind that the stage fits; None: not even 4096. Only powers
+    of two are tried, which divide most."""
     gpus = 1
     while gpus <= LARGEST:
         try:
@@ -132,19 +152,19 @@ def smallest(planned: PlannedStage, machine: Machine) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Of stages that are alike."""
+    """The plan of stages that are alike."""
 
     names: tuple[str, ...]
     planned: PlannedStage
     written: Usage | str
-    """Of the stage's own layout; or why it does not divide what there is."""
+    """Usage of the stage's own layout, or why that does not divide what there is."""
     proposal: Proposal | None
     smallest: int | None
-    """GPUs it takes, where ``proposal`` is None."""
+    """Number of GPUs that it takes, where ``proposal`` is None."""
 
 
 def plan(pipeline: Pipeline, steps: list[Step], machine: Machine) -> list[Plan]:
-    """Of all of ``steps`` that train, in order; those that differ in names and data alone are one."""
+    """Plans all of ``steps`` that train, in order; those that differ in names and data alone are one."""
     alike: dict[tuple, list[PlannedStage]] = {}
     for step in steps:
         if step.run is None:
@@ -153,7 +173,8 @@ def plan(pipeline: Pipeline, steps: list[Step], machine: Machine) -> list[Plan]:
         run = step.run
         stage = replace(run.stage, optim=replace(run.stage.optim, lr=1.0), seed=0)
         planned = PlannedStage(name=step.name, run=run, shape=shape)
-        alike.setdefault((stage, run.rl and replace(run.rl, rounds=1), run.dpo, shape, planned.steps), []).append(planned)
+        key = (stage, run.rl and replace(run.rl, rounds=1), run.dpo, shape, planned.steps)
+        alike.setdefault(key, []).append(planned)
     return [_plan(stages, machine) for stages in alike.values()]
 
 
@@ -166,7 +187,7 @@ def _plan(stages: list[PlannedStage], machine: Machine) -> Plan:
     except BarError as error:
         written = str(error)
     return Plan(
-        names=tuple(one.name for one in stages),
+        names=tuple(stage.name for stage in stages),
         planned=planned,
         written=written,
         proposal=proposal,

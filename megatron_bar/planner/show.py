@@ -1,4 +1,5 @@
-"""A plan as lines: of every stage what trains and what it computes, then its own layout and the proposed; GB are 1e9 bytes."""
+"""Shows a plan as lines: for every stage what trains and what it computes, then its own layout and the
+proposed one; a GB is 1e9 bytes."""
 
 from collections.abc import Iterator
 
@@ -14,25 +15,33 @@ HEAD = ["", "layout", *KINDS, "s/step", "stage"]
 
 
 def lines(plans: list[Plan], machine: Machine) -> Iterator[str]:
-    reserve, memory = machine.reserve / 1e9, machine.memory / 1e9
+    """Yields the machine, every plan, and how to read the tables."""
+    reserve = machine.reserve / 1e9
+    memory = machine.memory / 1e9
     speed = f"{machine.mfu:.0%} of {machine.tflops:g} TFLOP/s"
     yield f"{machine.gpus} GPUs of {memory:g} GB, {reserve:g} GB of each in reserve; {speed}"
-    for one in plans:
-        yield from _stage(one, machine)
+    for plan in plans:
+        yield from _stage(plan, machine)
     yield ""
-    yield "GB on the GPU that holds most. start: a copy of what trains. logits or working (the larger) with activations, scoring"
-    yield "and sampling follow each other: the largest counts. Seconds are estimates, of optimizer steps alone."
+    yield (
+        "GB on the GPU that holds most. start: a copy of what trains. "
+        "logits or working (the larger) with activations, scoring"
+    )
+    yield (
+        "and sampling follow each other: the largest counts. Seconds are estimates, of optimizer steps alone."
+    )
 
 
 def _stage(plan: Plan, machine: Machine) -> Iterator[str]:
     planned = plan.planned
     counts = table(planned.shape, planned.policy)
-    trains, total = sum(n for _, n, moves in counts if moves), sum(n for _, n, _ in counts)
+    trains = sum(n for _, n, moves in counts if moves)
+    total = sum(n for _, n, _ in counts)
     steps = f"{planned.steps:,} steps" if planned.steps else f"{planned.stage.epochs:g} epochs"
     yield ""
     yield (
-        f"{', '.join(plan.names)}: {planned.policy.name} trains {trains:,} of {total:,} parameters, {total - trains:,} frozen; "
-        f"{planned.step_flops(False) / 1e15:.3g} PFLOP a step, {steps}"
+        f"{', '.join(plan.names)}: {planned.policy.name} trains {trains:,} of {total:,} parameters, "
+        f"{total - trains:,} frozen; {planned.step_flops(False) / 1e15:.3g} PFLOP a step, {steps}"
     )
     rows = [HEAD]
     if isinstance(plan.written, Usage):
@@ -40,7 +49,8 @@ def _stage(plan: Plan, machine: Machine) -> Iterator[str]:
     if plan.proposal is not None:
         rows.append(_row("proposed", planned, plan.proposal.stage, plan.proposal.usage, machine))
     used = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"0"}]
-    yield from aligned([list(row) for row in zip(*used, strict=True)]) if len(rows) > 1 else ()
+    if len(rows) > 1:
+        yield from aligned([list(row) for row in zip(*used, strict=True)])
     if isinstance(plan.written, str):
         yield f"as written: does not divide: {plan.written}"
     elif not machine.holds(plan.written):
@@ -56,18 +66,23 @@ def _from(plan: Plan) -> str:
 
 
 def refusal(plans: list[Plan], machine: Machine) -> str | None:
-    """One line about the stages that fit in no layout; None where there are none."""
+    """Returns one line about the stages that fit in no layout; None where there are none."""
     missing = [f"{', '.join(plan.names)} ({_from(plan)})" for plan in plans if plan.proposal is None]
-    return f"no layout of {machine.gpus} GPUs of {machine.memory / 1e9:g} GB holds {'; '.join(missing)}" if missing else None
+    if not missing:
+        return None
+    return f"no layout of {machine.gpus} GPUs of {machine.memory / 1e9:g} GB holds {'; '.join(missing)}"
 
 
-def _row(what: str, planned: PlannedStage, stage: Stage, used: Usage, machine: Machine) -> list[str]:
-    layout, seconds = stage.parallel, compute_seconds(planned, stage, machine)
+def _row(label: str, planned: PlannedStage, stage: Stage, used: Usage, machine: Machine) -> list[str]:
+    layout = stage.parallel
+    seconds = compute_seconds(planned, stage, machine)
     data = machine.gpus // (layout.tensor * layout.pipeline)
-    text = f"TP{layout.tensor} PP{layout.pipeline} EP{layout.expert} DP{data}, micro-batch {stage.micro_batch}"
-    text += ", recompute" if stage.recompute else ""
-    sizes = [f"{getattr(used, kind) / 1e9:.4g}" for kind in KINDS]
-    return [what, text, *sizes, f"{seconds:.3g}", _time(seconds * planned.steps) if planned.steps else "-"]
+    text = f"TP{layout.tensor} PP{layout.pipeline} EP{layout.expert} DP{data}"
+    text += f", micro-batch {stage.micro_batch}" + (", recompute" if stage.recompute else "")
+    sizes = vars(used) | {"total": used.total}
+    gigabytes = [f"{sizes[kind] / 1e9:.4g}" for kind in KINDS]
+    stage_time = _time(seconds * planned.steps) if planned.steps else "-"
+    return [label, text, *gigabytes, f"{seconds:.3g}", stage_time]
 
 
 def _time(seconds: float) -> str:

@@ -1,9 +1,11 @@
-"""Bytes that a recipe's stage takes on the GPU that holds most, and seconds of its steps. No GPU is needed to say so.
+"""Bytes that a recipe's stage takes on the GPU that holds most, and seconds of its steps, computed without a
+GPU.
 
-Exact: weights, gradients, optimizer state (planner/memory.py). Followed operation by operation: what is kept for the backward
-pass (planner/activations.py). Estimated: temporaries, and every second. What is neither, CUDA's context, NCCL's and cuBLAS's
-buffers and what the allocator cannot use, is taken off the GPU's memory beforehand (`Machine.reserve`).
-Rows are taken to be full and one document each: where documents are packed, the attention's operations are an upper bound.
+Weights, gradients and optimizer state are exact (planner/memory.py). What is kept for the backward pass is
+followed operation by operation (planner/activations.py). Temporaries and all times are estimates. The rest,
+CUDA's context, NCCL's and cuBLAS's buffers and what the allocator cannot use, is taken off the GPU's memory
+beforehand (`Machine.reserve`). Rows are assumed to be full and to hold one document each: where documents are
+packed, the attention's operations are an upper bound.
 """
 
 import re
@@ -25,11 +27,13 @@ _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "T
 
 
 def parse_bytes(text: str) -> int:
-    """``80GB``, ``79.6 GiB``: a number and its unit."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
-    if not found or found[2] not in _BYTES:
-        raise BarError(f"memory expected as a number and one of {', '.join(_BYTES)}, such as 80GB, got {text!r}")
-    return int(float(found[1]) * _BYTES[found[2]])
+    """Parses a number and its unit, such as ``80GB`` or ``79.6 GiB``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
+    if not match or match[2] not in _BYTES:
+        raise BarError(
+            f"memory expected as a number and one of {', '.join(_BYTES)}, such as 80GB, got {text!r}"
+        )
+    return int(float(match[1]) * _BYTES[match[2]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,35 +42,40 @@ class Machine:
     memory: int
     """Bytes of one GPU."""
     reserve: int = 4 * 10**9
-    """Of these, bytes that no tensor of a stage can have: an assumption, not a measurement."""
+    """Bytes of these that no tensor of a stage can have: an assumption, not a measurement."""
     node: int = 8
-    """GPUs that are linked directly."""
+    """Number of GPUs that are linked directly."""
     tflops: float = 989.0
     """Peak of one GPU (H100 SXM in bf16)."""
     mfu: float = 0.4
     """Share of the peak that is reached, over all that is computed, what is recomputed included."""
     link: float = 200e9
-    """Bytes a second that a GPU exchanges with the others of its node; with ``network`` it ranks layouts, and does no more."""
+    """Bytes per second that a GPU exchanges with the others of its node; used, with ``network``, to rank
+    layouts and for nothing else."""
     network: float = 40e9
-    """The same between nodes."""
+    """Bytes per second that a GPU exchanges with those of other nodes."""
 
     def __post_init__(self):
         for name in ("gpus", "node", "memory", "tflops", "mfu"):
-            if not getattr(self, name) > 0:
-                raise BarError(f"{name} expected above 0, got {getattr(self, name)}")
+            value = vars(self)[name]
+            if not value > 0:
+                raise BarError(f"{name} expected above 0, got {value}")
         if self.mfu > 1:
             raise BarError(f"mfu expected at most 1, got {self.mfu}")
         if self.gpus > self.node and self.gpus % self.node:
             raise BarError(f"{self.gpus} GPUs are not whole nodes of {self.node} (--gpus-per-node)")
         if self.reserve >= self.memory:
-            raise BarError(f"a GPU of {self.memory / 1e9:g} GB has nothing left beside the {self.reserve / 1e9:g} GB in reserve")
+            memory = f"{self.memory / 1e9:g} GB"
+            reserve = f"{self.reserve / 1e9:g} GB"
+            raise BarError(f"a GPU of {memory} has nothing left beside the {reserve} in reserve")
 
     def holds(self, used: "Usage") -> bool:
+        """Returns whether ``used`` fits a GPU."""
         return used.total + self.reserve <= self.memory
 
     @property
     def flops(self) -> float:
-        """A second, of all GPUs."""
+        """Operations per second that all GPUs together reach."""
         return self.gpus * self.tflops * 1e12 * self.mfu
 
 
@@ -88,26 +97,27 @@ class PlannedStage:
 
     @property
     def rows(self) -> int:
-        """Of an optimizer step; in RLVR at most, an answer to each."""
+        """Rows of an optimizer step; in RLVR at most so many, one per answer."""
         rl = self.run.rl
         return self.stage.batch if rl is None else -(-rl.prompts * rl.group // rl.mini_batches)
 
     @property
     def steps(self) -> int | None:
-        """None: as many as the data make."""
+        """Number of optimizer steps; None: as many as the data make."""
         return self.stage.steps if self.run.rl is None else self.run.rl.rounds * self.run.rl.mini_batches
 
     def step_flops(self, recompute: bool) -> float:
-        """Operations of a step."""
+        """Returns the operations of a step."""
         length = self.stage.sequence
-        given = {"tokens": self.rows * length, "pairs": self.rows * length * (length + 1) // 2}
-        forward, backward = flops.forward(self.shape), flops.backward(self.shape, self.policy)
-        return forward(**given) + backward(**given) + recompute * forward(**given, heads=0)
+        counts = {"tokens": self.rows * length, "pairs": self.rows * length * (length + 1) // 2}
+        forward = flops.forward(self.shape)
+        backward = flops.backward(self.shape, self.policy)
+        return forward(**counts) + backward(**counts) + recompute * forward(**counts, heads=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Bytes of one rank. What is there all the time, and of what comes and goes the most that is there at once."""
+    """Bytes of one rank: what is there all the time, and the peaks of what comes and goes."""
 
     weights: int
     gradients: int
@@ -115,17 +125,18 @@ class Usage:
     start: int
     """A copy of what trains, as the stage began: RLVR that compares with it, and preference optimisation."""
     activations: int
-    """Kept for the backward pass, the loss left out."""
+    """Values kept for the backward pass, the loss left out."""
     logits: int
-    """And the cross-entropy."""
+    """Logits, and what the cross-entropy makes of them."""
     working: int
-    """A layer at work, and one parameter's gradient."""
+    """Temporaries of the layer at work, and one parameter's gradient."""
     scoring: int
-    """While log-probabilities of the start are computed: what trains once more, and a pass that trains nothing."""
+    """Peak while log-probabilities of the start are computed: a second copy of what trains, and a pass that
+    trains nothing."""
     sampling: int
-    """RLVR by the trainer itself: the KV cache and the pass over the prompts."""
+    """Peak of RLVR by the trainer itself: the KV cache and the pass over the prompts."""
     engine: int
-    """What another engine takes of the same GPU, all the time."""
+    """Bytes that another engine takes of the same GPU, all the time."""
 
     @property
     def total(self) -> int:
@@ -134,25 +145,31 @@ class Usage:
 
 
 def usage(planned: PlannedStage, stage: Stage, machine: Machine) -> Usage:
-    """Of the rank that holds most of ``planned`` trained as ``stage``, on all GPUs."""
+    """Returns the usage of the rank that holds most of ``planned`` trained as ``stage``, on all GPUs."""
     spread = Spread.of(planned.shape, stage.parallel, machine.gpus)
-    most: dict[tuple[int, int], tuple[States, Place]] = {}  # of the ranks with the same layers and experts
+    # Activations are equal on all ranks with the same layers and experts; states are not.
+    most: dict[tuple[int, int], tuple[States, Place]] = {}
     for place in spread.places():
-        key, found = (place.pipeline, place.expert), states(planned.shape, planned.policy, spread, place)
-        if key not in most or found.total > most[key][0].total:
-            most[key] = found, place
-    return max((_of_rank(planned, stage, machine, spread, *one) for one in most.values()), key=lambda one: one.total)
+        key = (place.pipeline, place.expert)
+        fixed = states(planned.shape, planned.policy, spread, place)
+        if key not in most or fixed.total > most[key][0].total:
+            most[key] = fixed, place
+    ranks = (_of_rank(planned, stage, machine, spread, fixed, place) for fixed, place in most.values())
+    return max(ranks, key=lambda rank: rank.total)
 
 
 def attention(stage: Stage, shape: ModelConfig) -> Attention:
-    """How a GPU attends: torch's kernels for documents take 16 bit."""
+    """Returns how a GPU attends: torch's kernels for documents take 16 bit."""
     whole = stage.packing == "cut" or stage.attention == "transformer_engine"
     return "kernel" if whole or DTYPES[shape.dtype].itemsize == 2 else "mask"
 
 
-def _of_rank(planned: PlannedStage, stage: Stage, machine: Machine, spread: Spread, fixed: States, place: Place) -> Usage:
-    shape, run = planned.shape, planned.run
-    one = Pass(
+def _of_rank(
+    planned: PlannedStage, stage: Stage, machine: Machine, spread: Spread, fixed: States, place: Place
+) -> Usage:
+    shape = planned.shape
+    run = planned.run
+    batch = Pass(
         shape=shape,
         trains=planned.policy.trains,
         spread=spread,
@@ -163,7 +180,7 @@ def _of_rank(planned: PlannedStage, stage: Stage, machine: Machine, spread: Spre
         z_loss=stage.router_z_loss > 0,
     )
     micro_batches = -(-planned.rows // (stage.micro_batch * spread.data))
-    passing = activations(one, recompute=stage.recompute, micro_batches=micro_batches)
+    passing = activations(batch, recompute=stage.recompute, micro_batches=micro_batches)
     from_start = run.dpo is not None or (run.rl is not None and run.rl.keeps_start)
     return Usage(
         weights=fixed.weights,
@@ -173,25 +190,28 @@ def _of_rank(planned: PlannedStage, stage: Stage, machine: Machine, spread: Spre
         activations=passing.kept,
         logits=passing.logits,
         working=passing.working + fixed.gradient,
-        scoring=fixed.trains + max(passing.logits, one.temporaries()) if from_start else 0,
-        sampling=_sampling(run.rl, one) if run.rl is not None and run.rl.engine.name == "own" else 0,
+        scoring=fixed.trains + max(passing.logits, batch.temporaries()) if from_start else 0,
+        sampling=_sampling(run.rl, batch) if run.rl is not None and run.rl.engine.name == "own" else 0,
         engine=_engine(run.rl.engine, shape, machine) if run.rl is not None else 0,
     )
 
 
-def _sampling(rl: GRPOConfig, one: Pass) -> int:
-    """Of RLVR's answers: keys and values of all slots at the largest length, and the first pass, over a prompt in every slot."""
-    spread, length = one.spread, one.length
+def _sampling(rl: GRPOConfig, batch: Pass) -> int:
+    """Returns the bytes of sampling RLVR's answers: keys and values of all slots at the largest length, and
+    the first pass, over a prompt in every slot."""
+    spread = batch.spread
+    length = batch.length
     rows = min(rl.slots, -(-rl.prompts * rl.group // spread.data))
     rows = -(-rows // spread.tensor) * spread.tensor
     prompt = max(1, length - rl.max_new_tokens)
-    keys = cache(one.shape, spread, rows=rows, length=length)
-    mask = rows * prompt * prompt * (1 + one.size)
-    return keys + mask + replace(one, rows=rows, length=prompt).temporaries()
+    keys = cache(batch.shape, spread, rows=rows, length=length)
+    mask = rows * prompt * prompt * (1 + batch.size)
+    return keys + mask + replace(batch, rows=rows, length=prompt).temporaries()
 
 
 def _engine(engine: EngineConfig, shape: ModelConfig, machine: Machine) -> int:
-    """Of a process on rank 0's GPU; with devices of its own it takes nothing here."""
+    """Returns the bytes of an engine's process on rank 0's GPU; with devices of its own it takes nothing
+    there."""
     if engine.name == "own" or engine.devices is not None:
         return 0
     weights = num_parameters(shape) * DTYPES[shape.dtype].itemsize
@@ -199,7 +219,7 @@ def _engine(engine: EngineConfig, shape: ModelConfig, machine: Machine) -> int:
 
 
 def compute_seconds(planned: PlannedStage, stage: Stage, machine: Machine) -> float:
-    """Of a step's operations, and of the ranks that wait at both ends of a pipeline."""
+    """Returns the seconds of a step's operations, the idle time at both ends of a pipeline included."""
     layout = stage.parallel
     data = machine.gpus // (layout.tensor * layout.pipeline)
     micro_batches = max(1, planned.rows // (stage.micro_batch * data))

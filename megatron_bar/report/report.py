@@ -1,7 +1,8 @@
-"""The report of a recipe as a value: what one or more of its runs measured, and what of the published claims that shows.
+"""The report of a recipe as a value: what one or more of its runs measured, and which of the published claims
+that supports.
 
-Every number comes from the runs' files; whoever fills the value says in `Provenance` which. `config.to_json` and `from_json`
-keep it; `markdown.markdown` and `html.html` show it.
+Every number comes from the runs' files, which `Provenance` names. `config.to_json` and `from_json` convert
+the value; `markdown.markdown` and `html.html` show it.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ class Row:
     model: str
     group: Group
     scores: dict[str, Estimate]
-    """By skill."""
+    """Scores by skill."""
     overall: Estimate
 
 
@@ -33,10 +34,11 @@ class UpgradeResult:
     before: str
     after: str
     changed: tuple[str, ...]
-    """The skills that were meant to change."""
+    """Skills that were meant to change."""
     gains: dict[str, Estimate]
     kl: dict[str, Estimate] = field(default_factory=dict)
-    """Domain -> the divergence of the next token on its prompts, in nats a token; none where it was not measured."""
+    """Domain -> the divergence of the next-token distribution on its prompts, in nats per token; none where
+    it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Curves:
     x: str
     y: str
     series: dict[str, tuple[tuple[float, ...], ...]]
-    """What is drawn -> one curve per seed."""
+    """Name of a series -> one curve per seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +77,22 @@ class Routing:
 
     def __post_init__(self):
         if tuple(self.layers) != self.domains:
-            raise BarError(f"routing: expected the domains {', '.join(self.domains)}, got {', '.join(self.layers)}")
+            raise BarError(
+                f"routing: expected the domains {', '.join(self.domains)}, got {', '.join(self.layers)}"
+            )
         for domain, shares in self.layers.items():
             if any(len(layer) != len(self.experts) for layer in shares):
                 raise BarError(f"routing: {domain}: expected {len(self.experts)} experts in every layer")
 
 
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-"""Of the weights of a lens, in base 64: one keeps 1 in 63, two 1 in 4095. None of them is escaped in JSON or HTML."""
+"""Digits of the weights of a lens, in base 64: one digit resolves 1 in 63, two 1 in 4095. None of them is
+escaped in JSON or HTML."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LensText:
-    """A text and its router weights as strings of `DIGITS`, which is what keeps a file of 10,000 tokens small."""
+    """A text and its router weights, as strings of `DIGITS` so that a file of 10,000 tokens stays small."""
 
     domain: str
     tokens: tuple[str, ...]
@@ -101,17 +106,22 @@ class LensText:
 class Lens:
     experts: tuple[str, ...]
     layers: int
-    """Of the model."""
+    """Layers of the model."""
     texts: tuple[LensText, ...]
 
     def __post_init__(self):
         for number, text in enumerate(self.texts):
-            mean = len(text.tokens) * len(self.experts)
-            for what, found, wanted in (("weights", text.weights, 2 * mean), ("by_layer", text.by_layer, mean * self.layers)):
-                if len(found) != wanted and (found or what == "weights"):
-                    raise BarError(f"lens: text {number}: {what} expected {wanted} digits, got {len(found)}")
-                if set(found) - set(DIGITS):
-                    raise BarError(f"lens: text {number}: {what} expected letters, digits, '-' and '_' only")
+            pairs = len(text.tokens) * len(self.experts)
+            _check_digits(f"lens: text {number}: weights", text.weights, 2 * pairs)
+            if text.by_layer:
+                _check_digits(f"lens: text {number}: by_layer", text.by_layer, pairs * self.layers)
+
+
+def _check_digits(name: str, digits: str, expected: int) -> None:
+    if len(digits) != expected:
+        raise BarError(f"{name} expected {expected} digits, got {len(digits)}")
+    if set(digits) - set(DIGITS):
+        raise BarError(f"{name} expected letters, digits, '-' and '_' only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +131,10 @@ class CostRow:
     domain: str
     stage: str
     tokens: int
-    """Trained on, and in RL generated."""
+    """Tokens trained on and, in RL, generated."""
     flops: float
     seconds: float
-    """By the clock."""
+    """Wall-clock time."""
     devices: int
 
 
@@ -142,13 +152,13 @@ class ClaimResult:
 class Provenance:
     date: str
     commit: str
-    """Of this code; empty where it is unknown."""
+    """Commit of this code; empty where it is unknown."""
     machine: str
     versions: dict[str, str]
     seeds: tuple[int, ...]
-    """Of the runs."""
+    """Seeds of the runs."""
     items: dict[str, int]
-    """Skill -> held-out items a seed."""
+    """Skill -> held-out items per seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +179,9 @@ class Report:
             raise BarError("report: expected at least one row of results, got none")
         for row in self.rows:
             if tuple(row.scores) != self.skills:
-                raise BarError(f"report: {row.model}: expected {', '.join(self.skills)}, got {', '.join(row.scores)}")
+                raise BarError(
+                    f"report: {row.model}: expected {', '.join(self.skills)}, got {', '.join(row.scores)}"
+                )
 
     @property
     def skills(self) -> tuple[str, ...]:

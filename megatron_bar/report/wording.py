@@ -1,4 +1,5 @@
-"""How a report's numbers are told, on a page as in Markdown: which are bold, how they are rounded, what is said of them all."""
+"""How a report's numbers are worded, on a page as in Markdown: which are bold, how they are rounded, and the
+sentences about them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +13,12 @@ GROUPS = {
     "baselines": "baselines",
     "ablations": "ablations",
 }
-"""Of rows, in the order shown, and how they are called."""
+"""Groups of rows, in the order shown -> what they are called."""
 COMPARABLE = ("start", "modular", "baselines")
-"""The groups of models that are meant for every skill."""
+"""Groups of models that are meant for every skill."""
 OVERALL = "overall"
 VERDICTS = {"holds": "hold", "does not hold": "do not hold", "not testable here": "not testable here"}
-"""And how several are counted."""
+"""Verdict -> its wording where several are counted."""
 
 
 def percent(share: float) -> str:
@@ -25,12 +26,12 @@ def percent(share: float) -> str:
 
 
 def half_width(score: Estimate) -> str:
-    """What stands after ±, in points."""
+    """Returns what stands after ±, in points."""
     return percent((score.high - score.low) / 2)
 
 
 def points(score: Estimate) -> str:
-    """A gain in points."""
+    """Words a gain in points."""
     return f"{100 * score.mean:+.1f}"
 
 
@@ -43,23 +44,24 @@ def seeds_of(count: int) -> str:
 
 
 def sure(gain: Estimate) -> bool:
-    """The interval lies on one side of 0."""
+    """Returns whether the interval lies on one side of 0."""
     return gain.low > 0 or gain.high < 0
 
 
 def scores_of(row: Row) -> dict[str, Estimate]:
-    """The columns of the results: overall, then the skills."""
+    """Returns the columns of the results: overall, then the skills."""
     return {OVERALL: row.overall} | row.scores
 
 
 def usual_seeds(report: Report) -> int:
-    """Of most cells; the others say theirs."""
+    """Returns the number of seeds of most cells; the others state theirs."""
     counts = Counter(score.seeds for row in report.rows for score in scores_of(row).values())
     return counts.most_common(1)[0][0]
 
 
 def best(report: Report) -> dict[str, str]:
-    """Column -> the best mean as shown, of the models that are meant for everything (`COMPARABLE`); ties are all best."""
+    """Returns column -> the best mean as shown, of the models that are meant for everything (`COMPARABLE`);
+    ties are all best."""
     rows = [scores_of(row) for row in report.rows if row.group in COMPARABLE]
     return {skill: percent(max(row[skill].mean for row in rows)) for skill in rows[0]} if rows else {}
 
@@ -69,20 +71,21 @@ def is_best(row: Row, skill: str, best_of: dict[str, str]) -> bool:
 
 
 def caption(report: Report) -> str:
-    """What a cell of the results is."""
+    """Explains what a cell of the results is."""
     seeds = usual_seeds(report)
-    what = f"the mean of {seeds} seeds" if seeds > 1 else "of one seed"
+    mean = f"the mean of {seeds} seeds" if seeds > 1 else "of one seed"
     drawn = "seeds and items" if seeds > 1 else "items"
     groups = ", ".join(GROUPS[group] for group in COMPARABLE)
     return (
-        f"Percent of held-out items solved, {what} where a cell does not say otherwise (n=); ± is half the width of the 95 %"
-        f" bootstrap interval over {drawn}; overall is the mean of the skills. Bold: the best of its column among {groups}"
-        " (single experts and ablations are not meant for every skill)."
+        f"Percent of held-out items solved, {mean} where a cell does not say otherwise (n=); "
+        f"± is half the width of the 95 % bootstrap interval over {drawn}; "
+        f"overall is the mean of the skills. Bold: the best of its column among {groups} "
+        "(single experts and ablations are not meant for every skill)."
     )
 
 
 def quantity(value: float) -> str:
-    """1234567 as 1.23 M."""
+    """Words a large number: 1234567 is 1.23 M."""
     for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * factor:  # shown with three digits, else 999.9 k would be 1e+03 k
             return f"{value / factor:.3g} {letter}"
@@ -90,16 +93,17 @@ def quantity(value: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Words a time as hours, minutes and seconds."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def by_domain(costs: tuple[CostRow, ...]) -> dict[str, list[CostRow]]:
-    found: dict[str, list[CostRow]] = {}
+    """Returns the rows of each domain, in the order of their first ones."""
+    domains: dict[str, list[CostRow]] = {}
     for cost in costs:
-        found.setdefault(cost.domain, []).append(cost)
-    return found
+        domains.setdefault(cost.domain, []).append(cost)
+    return domains
 
 
 def mean_over_layers(layers: Sequence[Sequence[float]]) -> list[float]:
@@ -107,18 +111,18 @@ def mean_over_layers(layers: Sequence[Sequence[float]]) -> list[float]:
 
 
 def tally(claims: tuple[ClaimResult, ...]) -> str:
-    """How many claims got which verdict."""
+    """Words how many claims got which verdict."""
     counts = Counter(claim.verdict for claim in claims)
     return ", ".join(f"{counts[verdict]} {words}" for verdict, words in VERDICTS.items() if counts[verdict])
 
 
-def facts(found: Provenance) -> dict[str, str]:
-    """Where the numbers come from, line by line."""
+def facts(provenance: Provenance) -> dict[str, str]:
+    """Returns where the numbers come from, line by line."""
     return {
-        "date": found.date,
-        "code": found.commit or "unknown",
-        "machine": found.machine,
-        "seeds": ", ".join(map(str, found.seeds)),
-        "held-out items a seed": ", ".join(f"{skill} {count:,}" for skill, count in found.items.items()),
-        "versions": ", ".join(f"{name} {number}" for name, number in found.versions.items()),
+        "date": provenance.date,
+        "code": provenance.commit or "unknown",
+        "machine": provenance.machine,
+        "seeds": ", ".join(map(str, provenance.seeds)),
+        "held-out items a seed": ", ".join(f"{skill} {n:,}" for skill, n in provenance.items.items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in provenance.versions.items()),
     }

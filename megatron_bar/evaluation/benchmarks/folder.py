@@ -1,4 +1,5 @@
-"""A suite on a Hugging Face folder, whatever measures it: what is asked is checked first, before a model is loaded."""
+"""Runs a suite on a Hugging Face folder, whatever measures it: what is asked is checked before a model is
+loaded."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from megatron_bar.evaluation.benchmarks.suite import SUITES, TOY
 from megatron_bar.evaluation.generative import measure_folder
 from megatron_bar.parallel.state import ParallelConfig, world_size
 from megatron_bar.weights.folder import Folder
-from megatron_bar.weights.hf_config import Active, show_active
+from megatron_bar.weights.hf_config import Active, ModelConfig, show_active
 
 
 def evaluate_folder(
@@ -27,54 +28,64 @@ def evaluate_folder(
     server: str | None = None,
     tasks_dir: Path | None = None,
 ) -> dict:
-    """Results (see `results`) of ``suite``, or of its benchmarks ``tasks``. Collective.
+    """Returns results (see `results`) of ``suite``, or of its benchmarks ``tasks``. Collective.
 
-    ``batch``: prompts at a time. The toy: ``data`` holds test_SKILL.jsonl (None: the folder ``world`` beside ``folder``),
-    ``tensor`` is tensor parallelism. Others: see `harness.run_suite`. Raises BarError for what cannot be.
+    ``batch``: prompts at a time. The toy: ``data`` holds test_SKILL.jsonl (None: the folder ``world`` beside
+    ``folder``), ``tensor`` is tensor parallelism. Others: see `harness.run_suite`. Raises BarError for what
+    cannot be.
     """
     if suite not in SUITES:
         raise BarError(f"suite {suite}: expected one of {', '.join(SUITES)}")
-    tests = SUITES[suite].choose(tasks)
+    benchmarks = SUITES[suite].choose(tasks)
     for name, value in (("limit", limit), ("batch", batch)):
         if value is not None and value < 1:
             raise BarError(f"{name} expected at least 1, got {value}")
     opened = Folder.open(folder)
     chats = ChatFormat(load_tokenizer(folder), "own")
     if active_experts is not None and server is not None:
-        raise BarError(f"active experts: a server's model has those of its config.json, got {active_experts} for {server}")
+        raise BarError(
+            "active experts: a server's model has those of its config.json, "
+            f"got {active_experts} for {server}"
+        )
     if active_experts is not None:
         opened = opened.with_active(active_experts)
-    if suite != TOY.name:
-        if opened.config.experts_per_layer:
-            where, got = f"{folder}: suite {suite}", show_active(opened.config.experts_per_layer)
-            raise BarError(
-                f"{where}: transformers and vLLM use one number of experts in all layers, expected one "
-                f"(--active-experts {opened.config.experts_per_token}), got {got}"
-            )
-        _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None)
-        if world_size() > 1:
-            raise BarError(f"suite {suite}: expected one process, got {world_size()}; a server (--server) spreads a large model")
-        if tasks_dir is not None and not tasks_dir.is_dir():
-            raise BarError(f"{tasks_dir}: not found; expected a folder of lm-eval tasks")
-        return run_suite(
-            folder,
-            chats,
-            SUITES[suite],
-            names=[benchmark.name for benchmark in tests],
-            limit=limit,
-            server=server,
-            tasks_dir=tasks_dir,
-            active_experts=active_experts,
-            batch=batch,
+    options = {"active_experts": active_experts, "limit": limit}
+    if suite == TOY.name:
+        _refuse(f"suite {suite}", server=server, tasks_dir=tasks_dir)
+        root = _tests_folder(folder, data)
+        layout = ParallelConfig(tensor=tensor)
+        layout.check(opened.config, world_size())
+        tests = tuple(benchmark.by for benchmark in benchmarks)
+        return measure_folder(folder, layout, chats, tests, root, slots=batch, **options)[1]
+    _check_one_number(folder, suite, opened.config)
+    _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None)
+    if world_size() > 1:
+        raise BarError(
+            f"suite {suite}: expected one process, got {world_size()}; "
+            "a server (--server) spreads a large model"
         )
-    _refuse(f"suite {suite}", server=server, tasks_dir=tasks_dir)
+    if tasks_dir is not None and not tasks_dir.is_dir():
+        raise BarError(f"{tasks_dir}: not found; expected a folder of lm-eval tasks")
+    names = [benchmark.name for benchmark in benchmarks]
+    options |= {"server": server, "tasks_dir": tasks_dir, "batch": batch}
+    return run_suite(folder, chats, SUITES[suite], names=names, **options)
+
+
+def _tests_folder(folder: Path, data: Path | None) -> Path:
     root = folder.resolve().parent / "world" if data is None else data
     if not root.is_dir():
         raise BarError(f"{root}: not found; expected a folder of test_SKILL.jsonl (--data DIR)")
-    layout = ParallelConfig(tensor=tensor)
-    layout.check(opened.config, world_size())
-    sets = tuple(benchmark.by for benchmark in tests)
-    return measure_folder(folder, layout, chats, sets, root, active_experts=active_experts, limit=limit, slots=batch)[1]
+    return root
+
+
+def _check_one_number(folder: Path, suite: str, config: ModelConfig) -> None:
+    """Raises BarError for a model whose layers have different numbers of active experts."""
+    if config.experts_per_layer:
+        raise BarError(
+            f"{folder}: suite {suite}: transformers and vLLM use one number of experts in all layers, "
+            f"expected one (--active-experts {config.experts_per_token}), "
+            f"got {show_active(config.experts_per_layer)}"
+        )
 
 
 def _refuse(suite: str, **options) -> None:

@@ -1,9 +1,11 @@
-"""Public benchmarks on a Hugging Face folder by EleutherAI's lm-evaluation-harness: in transformers, or on an OpenAI-like server.
+"""Public benchmarks on a Hugging Face folder by EleutherAI's lm-evaluation-harness: in transformers, or on an
+OpenAI-like server.
 
-Every benchmark of a suite gets an entry: a score, or why there is none (its data cannot be reached, its task needs a package, it
-is measured elsewhere). Greedy, no examples, the folder's chat template. What a model wrote is never run in this process: tasks
-that lm-eval marks as unsafe are left out. Offline, tasks come from a folder of YAML files; they take the place of those of the
-same name. One process; lm-eval is imported when it is used, since it is an optional part.
+Every benchmark of a suite gets an entry: a score, or why there is none (its data cannot be reached, its task
+needs a package, it is measured elsewhere). Decoding is greedy, zero-shot, with the folder's chat template.
+What a model wrote is never run in this process: tasks that lm-eval marks as unsafe are left out. Offline,
+tasks come from a folder of YAML files; they take the place of those of the same name. Everything runs in one
+process; lm-eval is imported when it is used, since it is an optional part.
 """
 
 import json
@@ -38,12 +40,14 @@ def run_suite(
     batch: int = 32,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Results (see `results`) of ``suite`` on ``folder``, with benchmarks, categories and overall (scores from 0 to 1).
+    """Returns results (see `results`) of ``suite`` on ``folder``, with benchmarks, categories and overall
+    (scores from 0 to 1).
 
-    ``names``: only these benchmarks; none: all. The averages are those of the whole suite, with what is missing said. ``limit``:
-    items of every lm-eval task, so of every part of a group. ``server``: http://HOST:PORT, which serves this folder; None:
-    transformers here, on ``batch`` prompts at a time. ``tasks_dir``: lm-eval tasks that take the place of those of the same
-    name. Raises BarError where nothing could be measured.
+    ``names``: only these benchmarks; none: all. The averages are those of the whole suite, and say what is
+    missing. ``limit``: most items of every lm-eval task, so of every part of a group. ``server``:
+    http://HOST:PORT, which serves this folder; None: transformers here, on ``batch`` prompts at a time.
+    ``tasks_dir``: lm-eval tasks that take the place of those of the same name. Raises BarError where nothing
+    could be measured.
     """
     require_lm_eval()
     config = Folder.open(folder).config
@@ -52,31 +56,26 @@ def run_suite(
     # A prompt needs room too: OLMo 2's 4096 positions are as many as an answer may have.
     new_tokens = min(suite.max_new_tokens, config.max_positions // 2)
     entries = {b.name: {"category": b.category, "not_measured": "not asked for"} for b in suite.benchmarks}
-    chosen, tasks = suite.choose(names), {}
+    chosen = suite.choose(names)
     with redirect_stdout(sys.stderr):  # lm-eval's tasks print
         manager = _manager(tasks_dir, chosen)
-        for benchmark in chosen:
-            try:
-                tasks[benchmark.name] = _load(benchmark, manager)
-                del entries[benchmark.name]["not_measured"]
-            except BarError as reason:
-                entries[benchmark.name]["not_measured"] = str(reason)
-        if not tasks:
-            name = chosen[0].name
-            raise BarError(f"suite {suite.name}: nothing can be measured here; {name}: {entries[name]['not_measured']}")
+        tasks = _load_all(suite, chosen, manager, entries)
         if server:
             model = _server(server, served, folder, config.max_positions)
         else:
             model = _transformers(folder, chats, batch, active_experts)
         for benchmark in chosen:
-            if benchmark.name in tasks:
-                found = _measure(model, tasks[benchmark.name], benchmark.by, manager, limit, new_tokens, server)
-                test, scores = found.pop("test"), found.pop("items_scores")
-                results["tests"][benchmark.name], results["scores"][benchmark.name] = test, scores
-                entries[benchmark.name] |= found
-                say(f"  {benchmark.name}: {100 * found['score']:.1f} of {found['items']} items")
-    measured = {name: entry["score"] for name, entry in entries.items() if "score" in entry}
-    categories = category_means(suite, measured)
+            name = benchmark.name
+            if name not in tasks:
+                continue
+            evaluated = _evaluate(model, tasks[name], manager, limit, new_tokens, server)
+            entry, docs, items = _score(benchmark.by, evaluated)
+            results["tests"][name] = {"hash": hash_items(docs), "items": len(items)}
+            results["scores"][name] = items
+            entries[name] |= entry
+            say(f"  {name}: {100 * entry['score']:.1f} of {entry['items']} items")
+    scores = {name: entry["score"] for name, entry in entries.items() if "score" in entry}
+    categories = category_means(suite, scores)
     return results | {
         "settings": {"through": "server" if server else "transformers", "max_new_tokens": new_tokens},
         "benchmarks": entries,
@@ -87,48 +86,76 @@ def run_suite(
 
 def require_lm_eval() -> None:
     if find_spec("lm_eval") is None:
-        raise BarError("lm-eval is not installed; expected it for this suite: pip install -e '.[eval]' -c constraints.txt")
+        raise BarError(
+            "lm-eval is not installed; expected it for this suite: "
+            "pip install -e '.[eval]' -c constraints.txt"
+        )
 
 
 def _named(benchmark: Benchmark) -> dict[str, str | dict]:
-    """Its lm-eval tasks by name."""
+    """Returns the benchmark's lm-eval tasks by name."""
     tasks = benchmark.by.tasks if isinstance(benchmark.by, LmEval) else ()
     return {task if isinstance(task, str) else task["task"]: task for task in tasks}
 
 
 def _manager(tasks_dir: Path | None, chosen: tuple[Benchmark, ...]):
-    """lm-eval's index of tasks. Its own are thousands of files, read only where ``tasks_dir`` lacks some of ``chosen``."""
+    """Returns lm-eval's index of tasks. Its own are thousands of files, read only where ``tasks_dir`` lacks
+    some of ``chosen``."""
     from lm_eval.tasks import TaskManager
 
-    wanted = {name for benchmark in chosen for name, task in _named(benchmark).items() if isinstance(task, str)}
+    wanted = {
+        name for benchmark in chosen for name, task in _named(benchmark).items() if isinstance(task, str)
+    }
     folder = str(tasks_dir) if tasks_dir else None
     few = TaskManager(include_path=folder, include_defaults=False)
     return few if wanted <= set(few.all_tasks) else TaskManager(include_path=folder)
 
 
+def _load_all(suite: Suite, chosen: tuple[Benchmark, ...], manager, entries: dict[str, dict]) -> dict:
+    """Returns the lm-eval tasks of each benchmark that can be measured here; ``entries`` says of the others
+    why not. Raises BarError where there is none."""
+    tasks = {}
+    for benchmark in chosen:
+        try:
+            tasks[benchmark.name] = _load(benchmark, manager)
+            del entries[benchmark.name]["not_measured"]
+        except BarError as reason:
+            entries[benchmark.name]["not_measured"] = str(reason)
+    if not tasks:
+        name = chosen[0].name
+        why = entries[name]["not_measured"]
+        raise BarError(f"suite {suite.name}: nothing can be measured here; {name}: {why}")
+    return tasks
+
+
 def _load(benchmark: Benchmark, manager) -> list:
-    """The lm-eval tasks of a benchmark, their data loaded."""
+    """Returns the lm-eval tasks of a benchmark, their data loaded."""
     if not isinstance(benchmark.by, LmEval):
         raise BarError(str(benchmark.by))
     named = _named(benchmark)
+    # One of ours has given way to one of the same name too, if there is one.
+    wanted = [name if name in manager.all_tasks else task for name, task in named.items()]
     try:
-        # One of ours has given way to one of the same name too, if there is one.
-        loaded = manager.load([name if name in manager.all_tasks else task for name, task in named.items()])["tasks"]
-    except Exception as error:  # noqa: BLE001  a task's own Python may raise anything where its data or a package is missing
+        loaded = manager.load(wanted)["tasks"]
+    except Exception as error:  # noqa: BLE001  a task's own Python: data or a package may be missing
         told = next(iter(str(error).splitlines()), "")
-        raise BarError(f"lm-eval cannot load task {next(iter(named))}: {type(error).__name__}: {told}") from None
+        raise BarError(
+            f"lm-eval cannot load task {next(iter(named))}: {type(error).__name__}: {told}"
+        ) from None
     if unsafe := [task for task, value in loaded.items() if value.config.unsafe_code]:
         raise BarError(
-            f"lm-eval runs model-written code of task {unsafe[0]} in its own process; here only the sandbox runs such code"
+            f"lm-eval runs model-written code of task {unsafe[0]} in its own process; "
+            "here only the sandbox runs such code"
         )
     return list(loaded.values())
 
 
-def _measure(model, tasks: list, by: LmEval, manager, limit, max_new_tokens: int, server: str | None) -> dict:
+def _evaluate(model, tasks: list, manager, limit, max_new_tokens: int, server: str | None) -> dict:
+    """Returns what lm-eval measured on ``tasks``: its results and samples by task."""
     from lm_eval import simple_evaluate
 
     try:
-        found = simple_evaluate(
+        return simple_evaluate(
             model=model,
             tasks=tasks,
             task_manager=manager,
@@ -142,43 +169,48 @@ def _measure(model, tasks: list, by: LmEval, manager, limit, max_new_tokens: int
         if server is None:
             raise
         raise BarError(f"{server}: expected completions, got {type(error).__name__}: {error}") from None
+
+
+def _score(by: LmEval, evaluated: dict) -> tuple[dict, list, list[dict]]:
+    """Returns the benchmark's entry, what its test's hash is of, and the score of every item."""
     metric, filtered = by.metric.split(",")
-    parts, docs, items = [], [], []
-    for task in sorted(found["samples"]):
-        samples = [sample for sample in found["samples"][task] if sample["filter"] == filtered]
+    means = []
+    docs = []
+    items = []
+    for task in sorted(evaluated["samples"]):
+        samples = [sample for sample in evaluated["samples"][task] if sample["filter"] == filtered]
         if not samples or metric not in samples[0]:
-            offered = sorted(key for key in found["results"][task] if "," in key)
+            offered = sorted(key for key in evaluated["results"][task] if "," in key)
             raise BarError(f"lm-eval's task {task}: metric expected {by.metric}, got {', '.join(offered)}")
         samples.sort(key=lambda sample: sample["doc_id"])
         scores = [float(sample[metric]) for sample in samples]
-        parts.append(sum(scores) / len(scores))
-        docs += [[task, sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]] for sample in samples]
+        means.append(sum(scores) / len(scores))
+        hashes = ("doc_hash", "prompt_hash", "target_hash")
+        docs += [[task, *(sample[name] for name in hashes)] for sample in samples]
         items += [_item(sample, score) for sample, score in zip(samples, scores, strict=True)]
-    return {
-        "score": sum(parts) / len(parts),
+    entry = {
+        "score": sum(means) / len(means),
         "metric": by.metric,
         "items": len(items),
         "harness": "lm-eval",
         "version": version("lm_eval"),
-        "task_versions": {task: found["versions"].get(task) for task in sorted(found["samples"])},
-        **({"differs": by.differs} if by.differs else {}),
-        "test": {"hash": hash_items(docs), "items": len(items)},
-        "items_scores": items,
+        "task_versions": {task: evaluated["versions"].get(task) for task in sorted(evaluated["samples"])},
     }
+    return entry | ({"differs": by.differs} if by.differs else {}), docs, items
 
 
 def _item(sample: dict, score: float) -> dict:
-    """Of a question with choices the answer is the likeliest one."""
-    asked = [argument[0] for argument in sample["arguments"]]
+    """Returns prompt, answer and score; the answer to a question with choices is the likeliest choice."""
+    arguments = sample["arguments"]
     answer = sample["resps"][0][0]
     if not isinstance(answer, str):
         likelihoods = [responses[0][0] for responses in sample["resps"]]
-        answer = sample["arguments"][likelihoods.index(max(likelihoods))][1]
-    return {"prompt": asked[0], "answer": answer, "score": score}
+        answer = arguments[likelihoods.index(max(likelihoods))][1]
+    return {"prompt": arguments[0][0], "answer": answer, "score": score}
 
 
 def _transformers(folder: Path, chats: ChatFormat, batch: int, active_experts: int | None):
-    """The folder in transformers, its tensors compared with their receipts."""
+    """Loads the folder in transformers, its tensors compared with their receipts."""
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -189,19 +221,24 @@ def _transformers(folder: Path, chats: ChatFormat, batch: int, active_experts: i
     model = AutoModelForCausalLM.from_pretrained(folder, **options).to(cpu.device()).eval()
     model.generation_config.eos_token_id = sorted(chats.stop_ids)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=opened.config.max_positions)
+    positions = opened.config.max_positions
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=positions)
 
 
 def _served_model(url: str) -> str:
+    """Returns the name of the model that the server has."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=30) as answer:
             return json.load(answer)["data"][0]["id"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BarError(f"{url}: expected an OpenAI-like server that lists its model at /v1/models, got {error}") from None
+        raise BarError(
+            f"{url}: expected an OpenAI-like server that lists its model at /v1/models, got {error}"
+        ) from None
 
 
 def _server(url: str, name: str, folder: Path, max_positions: int):
-    """A server's completions; prompts are laid out and tokenised here, by the folder's tokenizer."""
+    """Returns a server's completions as a model; prompts are laid out and tokenised here, by the folder's
+    tokenizer."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     return LocalCompletionsAPI(

@@ -1,9 +1,10 @@
-"""HumanEval+ and MBPP+ (EvalPlus, Liu et al. 2023, arXiv 2305.01210), graded in the sandbox of the code verifier.
+"""HumanEval+ and MBPP+ (EvalPlus, Liu et al. 2023, arXiv 2305.01210), graded in the sandbox of the code
+verifier.
 
-An item passes when the answer's program and then all of EvalPlus's tests run to their end. As in EvalPlus the tests run in the
-program's own interpreter; a secret printed after the last of them keeps an early exit from counting as passed.
-The sandbox holds the standard library alone: the tests' numpy is stood in for by the little of it that they use, and an answer
-that needs the real one fails.
+An item passes when the answer's program and then all of EvalPlus's tests run to their end. As in EvalPlus the
+tests run in the program's own interpreter; a secret printed after the last of them keeps an early exit from
+counting as passed. The sandbox holds the standard library alone: the tests' numpy is stood in for by the
+little of it that they use, and an answer that needs the real one fails.
 """
 
 import secrets
@@ -12,7 +13,7 @@ from megatron_bar.verifiers.code import program_of
 from megatron_bar.verifiers.sandbox import sandbox
 
 LIMITS = sandbox.Limits(wall_s=60.0, cpu_s=30, memory_bytes=2 << 30)
-"""EvalPlus has hundreds of inputs to an item, large ones among them, and allows 4 GiB."""
+"""Limits of one item: EvalPlus has hundreds of inputs to it, large ones among them, and allows 4 GiB."""
 NUMPY = """
 def _stand_in():
     import sys, types
@@ -32,20 +33,22 @@ _stand_in()
 
 
 def passes(program: str, tests: str) -> bool:
-    """Whether ``program`` and then ``tests`` run to their end in the sandbox."""
+    """Returns whether ``program`` and then ``tests`` run to their end in the sandbox."""
     secret = secrets.token_hex(16)
     script = f"{NUMPY}\n{program}\n{tests}\nprint()\nprint({secret!r})\n"
     outcome = sandbox.run(script, limits=LIMITS)
-    return not outcome.stopped and outcome.exit_code == 0 and outcome.stdout.rstrip().endswith(b"\n" + secret.encode())
+    ended = not outcome.stopped and outcome.exit_code == 0
+    return ended and outcome.stdout.rstrip().endswith(b"\n" + secret.encode())
 
 
 def humaneval_plus(doc: dict, answer: str) -> bool:
-    """``doc``: a row of evalplus/humanevalplus."""
-    prompt, name = doc["prompt"], doc["entry_point"]
+    """Returns whether an answer to ``doc``, a row of evalplus/humanevalplus, passes its tests."""
+    prompt = doc["prompt"]
+    name = doc["entry_point"]
     given = prompt[: prompt.index(f"def {name}(")]  # imports and helpers, which an answer need not repeat
     return passes(f"{given}\n{program_of(answer)}", f"{doc['test']}\ncheck({name})")
 
 
 def mbpp_plus(doc: dict, answer: str) -> bool:
-    """``doc``: a row of evalplus/mbppplus."""
+    """Returns whether an answer to ``doc``, a row of evalplus/mbppplus, passes its tests."""
     return passes(program_of(answer), doc["test"])

@@ -1,9 +1,11 @@
-"""Suites of benchmarks as values: TOY, by our own sampler and verifiers, and BAR19, the published nineteen by public harnesses.
+"""Suites of benchmarks as values: TOY, by our own sampler and verifiers, and BAR19, the published nineteen by
+public harnesses.
 
-BAR19 (arXiv 2604.18473): a category is the mean of its benchmarks, Overall the mean of the categories; greedy, no examples, the
-chat template, at most 4096 new tokens. The published numbers come from Ai2's own runner (oe-eval; its public part: olmes), whose
-prompts and extraction of answers are its own: these are the nearest public ones, and what differs is said beside each.
-A benchmark that is a group of tasks is their plain mean.
+BAR19 (arXiv 2604.18473): a category is the mean of its benchmarks, Overall the mean of the categories;
+decoding is greedy, zero-shot, with the chat template and at most 4096 new tokens. The published numbers come
+from Ai2's own runner (oe-eval; its public part: olmes), whose prompts and extraction of answers are its own:
+these are the nearest public ones, and what differs is said beside each. The score of a benchmark that is a
+group of tasks is their plain mean.
 """
 
 from collections.abc import Iterable
@@ -21,11 +23,11 @@ class LmEval:
     """A task or group of EleutherAI's lm-evaluation-harness, or several."""
 
     tasks: tuple[str | dict, ...]
-    """Ids, or configurations of our own (tasks.py)."""
+    """Ids of lm-eval's tasks, or configurations of our own (tasks.py)."""
     metric: str
-    """As lm-eval names it: metric and filter."""
+    """Metric and filter, as lm-eval names them."""
     differs: str = ""
-    """From what was published."""
+    """Difference from what was published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Benchmark:
     name: str
     category: str
     by: TestSet | LmEval | Elsewhere
-    """What measures it."""
+    """Test set or harness that measures it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +55,13 @@ class Suite:
     name: str
     benchmarks: tuple[Benchmark, ...]
     max_new_tokens: int = 4096
-    """Of lm-eval's tasks; a test set says its own."""
+    """Longest answer to lm-eval's tasks; a test set has its own."""
 
     def choose(self, names: Iterable[str]) -> tuple[Benchmark, ...]:
-        """These benchmarks; none named: all. Unknown ones are an error that lists the known."""
-        names, known = list(names), [benchmark.name for benchmark in self.benchmarks]
+        """Returns the benchmarks called ``names``; none named: all. Raises BarError for an unknown name, with
+        the known ones."""
+        names = list(names)
+        known = [benchmark.name for benchmark in self.benchmarks]
         if unknown := [name for name in names if name not in known]:
             raise BarError(f"task {unknown[0]}: expected one of suite {self.name}'s: {', '.join(known)}")
         return tuple(benchmark for benchmark in self.benchmarks if not names or benchmark.name in names)
@@ -71,19 +75,19 @@ class Average:
     measured: int
     of: int
     partial: bool
-    """Whether something is missing in it."""
+    """Whether anything in it was not measured."""
 
 
 def category_means(suite: Suite, scores: dict[str, float]) -> dict[str, Average]:
-    """``scores``: of the benchmarks that were measured, by name."""
+    """Returns the mean of every category; ``scores``: by name, of the benchmarks that were measured."""
     names: dict[str, list[str]] = {}
     for benchmark in suite.benchmarks:
         names.setdefault(benchmark.category, []).append(benchmark.name)
-    found = {}
+    means = {}
     for category, members in names.items():
         values = [scores[name] for name in members if name in scores]
-        found[category] = _average(values, len(members), partial=len(values) < len(members))
-    return found
+        means[category] = _average(values, len(members), partial=len(values) < len(members))
+    return means
 
 
 def overall(categories: dict[str, Average]) -> Average:
@@ -92,7 +96,14 @@ def overall(categories: dict[str, Average]) -> Average:
 
 
 def _average(values: list[float], of: int, *, partial: bool) -> Average:
-    return Average(mean=sum(values) / len(values) if values else None, measured=len(values), of=of, partial=partial)
+    mean = sum(values) / len(values) if values else None
+    return Average(mean=mean, measured=len(values), of=of, partial=partial)
+
+
+def _extracted(task: str) -> LmEval:
+    """Returns a task whose answer lm-eval extracts from the text by a rule of its own."""
+    differs = "oe-eval asks for an answer in words of its own and extracts that"
+    return LmEval(tasks=(task,), metric="exact_match,flexible-extract", differs=differs)
 
 
 def _olmes(task: str, why: str = "lm-eval has no such task") -> Elsewhere:
@@ -111,33 +122,29 @@ def _benchmark(category: str, name: str, by: TestSet | LmEval | Elsewhere) -> Be
 TOY = Suite(
     name="toy",
     benchmarks=tuple(
-        _benchmark(skill, skill, TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64)) for skill in SKILLS
+        _benchmark(skill, skill, TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64))
+        for skill in SKILLS
     ),
 )
 BFCL = Elsewhere(
     harness="bfcl-eval (in a container)",
-    task="REMOTE_OPENAI_BASE_URL=URL/v1 bfcl generate --model NAME --skip-server-setup --local-model-path HF, then bfcl evaluate",
-    why="bfcl-eval passes what a model wrote to Python's eval in its own process; here only the sandbox runs such code",
+    task="REMOTE_OPENAI_BASE_URL=URL/v1 bfcl generate --model NAME --skip-server-setup "
+    "--local-model-path HF, then bfcl evaluate",
+    why="bfcl-eval passes what a model wrote to Python's eval in its own process; "
+    "here only the sandbox runs such code",
 )
-_EXTRACTED = "oe-eval asks for an answer in words of its own and extracts that"
 BAR19 = Suite(
     name="bar19",
     benchmarks=(
+        _benchmark("knowledge", "mmlu", _extracted("mmlu_flan_cot_zeroshot")),
+        _benchmark("knowledge", "popqa", _olmes("popqa::hamish_zs_reasoning_deepseek")),
         _benchmark(
             "knowledge",
-            "mmlu",
-            LmEval(tasks=("mmlu_flan_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
+            "simpleqa",
+            _olmes("simpleqa::tulu-thinker_deepseek", "a language model judges the answers"),
         ),
-        _benchmark("knowledge", "popqa", _olmes("popqa::hamish_zs_reasoning_deepseek")),
-        _benchmark("knowledge", "simpleqa", _olmes("simpleqa::tulu-thinker_deepseek", "a language model judges the answers")),
-        _benchmark(
-            "reasoning", "bbh", LmEval(tasks=("bbh_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
-        ),
-        _benchmark(
-            "reasoning",
-            "gpqa",
-            LmEval(tasks=("gpqa_main_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED),
-        ),
+        _benchmark("reasoning", "bbh", _extracted("bbh_cot_zeroshot")),
+        _benchmark("reasoning", "gpqa", _extracted("gpqa_main_cot_zeroshot")),
         _benchmark("reasoning", "zebralogic", _olmes("zebralogic::hamish_zs_reasoning_deepseek")),
         _benchmark(
             "reasoning",
@@ -145,7 +152,8 @@ BAR19 = Suite(
             LmEval(
                 tasks=("agieval_en",),
                 metric="acc,none",
-                differs="lm-eval compares the choices' likelihoods, oe-eval lets the model reason; other subsets too",
+                differs="lm-eval compares the choices' likelihoods, oe-eval lets the model reason; "
+                "other subsets too",
             ),
         ),
         _benchmark(
@@ -159,9 +167,7 @@ BAR19 = Suite(
         ),
         _benchmark("chat", "ifeval", LmEval(tasks=("ifeval",), metric="prompt_level_loose_acc,none")),
         _benchmark("math", "math", LmEval(tasks=MATH, metric="math,none")),
-        _benchmark(
-            "math", "gsm8k", LmEval(tasks=("gsm8k_cot_zeroshot",), metric="exact_match,flexible-extract", differs=_EXTRACTED)
-        ),
+        _benchmark("math", "gsm8k", _extracted("gsm8k_cot_zeroshot")),
         _benchmark("code", "humaneval_plus", LmEval(tasks=(HUMANEVAL_PLUS,), metric="pass_at_1,none")),
         _benchmark("code", "mbpp_plus", LmEval(tasks=(MBPP_PLUS,), metric="pass_at_1,none")),
         _benchmark("tool_use", "bfcl", BFCL),

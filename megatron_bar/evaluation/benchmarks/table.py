@@ -6,7 +6,8 @@ from megatron_bar.report.bootstrap import Estimate, mean_interval, overall_inter
 
 
 def table(results: dict) -> list[str]:
-    """Scores in percent: by test with 95 % bootstrap intervals, or by benchmark and category with what was not measured."""
+    """Returns lines with scores in percent: by test with 95 % bootstrap intervals, or by benchmark and
+    category with what was not measured."""
     about = f"{results['model']}: suite {results['suite']}"
     if results["active_experts"]:
         active = results["active_experts"]
@@ -19,38 +20,39 @@ def table(results: dict) -> list[str]:
 def _tests(results: dict) -> list[str]:
     tests = {name: [item["score"] for item in items] for name, items in results["scores"].items()}
     rows = [[name, str(len(scores)), *_cells(mean_interval([scores]))] for name, scores in tests.items()]
-    whole = len(tests) == len(TOY.benchmarks)
-    rows.append(
-        [
-            "overall" if whole else f"partial: {len(tests)} of {len(TOY.benchmarks)}",
-            str(sum(map(len, tests.values()))),
-            *_cells(overall_interval([tests])),
-        ]
-    )
+    total = len(TOY.benchmarks)
+    label = "overall" if len(tests) == total else f"partial: {len(tests)} of {total}"
+    items = sum(map(len, tests.values()))
+    rows.append([label, str(items), *_cells(overall_interval([tests]))])
     return aligned([["test", "items", "percent", "95 % interval"], *rows])
 
 
-def _cells(found: Estimate) -> list[str]:
-    return [f"{100 * found.mean:.1f}", f"{100 * found.low:.1f} to {100 * found.high:.1f}"]
+def _cells(score: Estimate) -> list[str]:
+    return [f"{100 * score.mean:.1f}", f"{100 * score.low:.1f} to {100 * score.high:.1f}"]
 
 
 def _benchmarks(results: dict) -> list[str]:
-    entries, rows, missing = results["benchmarks"], [["category", "benchmark", "percent", "items", "metric"]], []
+    entries = results["benchmarks"]
+    rows = [["category", "benchmark", "percent", "items", "metric"]]
+    missing = []
     for category, average in results["categories"].items():
         for name, entry in entries.items():
             if entry["category"] != category:
                 continue
             if "score" in entry:
-                rows.append([category, name, f"{100 * entry['score']:.1f}", str(entry["items"]), entry["metric"]])
+                percent = f"{100 * entry['score']:.1f}"
+                rows.append([category, name, percent, str(entry["items"]), entry["metric"]])
+            elif entry["not_measured"] == "not asked for":
+                rows.append([category, name, "-", "-", "not asked for"])
             else:
-                asked = entry["not_measured"] != "not asked for"
-                rows.append([category, name, "-", "-", "not measured" if asked else entry["not_measured"]])
-                missing += [f"{name}: not measured: {entry['not_measured']}"] * asked
+                rows.append([category, name, "-", "-", "not measured"])
+                missing.append(f"{name}: not measured: {entry['not_measured']}")
         rows.append([category, "mean", *_average(average, "benchmarks")])
     rows.append(["overall", "mean", *_average(results["overall"], "categories")])
     return aligned(rows) + missing
 
 
-def _average(average: dict, what: str) -> list[str]:
+def _average(average: dict, parts: str) -> list[str]:
     mean = "-" if average["mean"] is None else f"{100 * average['mean']:.1f}"
-    return [mean, "", f"partial: {average['measured']} of {average['of']} {what}" if average["partial"] else ""]
+    partial = f"partial: {average['measured']} of {average['of']} {parts}" if average["partial"] else ""
+    return [mean, "", partial]

@@ -1,5 +1,5 @@
-"""lm-eval tasks of our own, graded by our verifiers, where lm-eval's run what the model wrote (HumanEval+, MBPP+) or need another
-version of a package than the verifiers do (MATH: an older antlr).
+"""lm-eval tasks of our own, graded by our verifiers, where lm-eval's run what the model wrote (HumanEval+,
+MBPP+) or need another version of a package than the verifiers do (MATH: an older antlr).
 """
 
 from megatron_bar.errors import BarError
@@ -9,17 +9,22 @@ from megatron_bar.verifiers.math import final_answer
 
 
 def humaneval_plus(doc: dict, results: list[str]) -> dict[str, float]:
-    """lm-eval's ``process_results``: ``doc`` is a row of the data, ``results`` holds the answer."""
+    """Grades an answer as lm-eval's ``process_results``; ``doc``: a row of the data, ``results``: the
+    answer."""
     return {"pass_at_1": float(programs.humaneval_plus(doc, results[0]))}
 
 
 def mbpp_plus(doc: dict, results: list[str]) -> dict[str, float]:
+    """Grades an answer like `humaneval_plus`."""
     return {"pass_at_1": float(programs.mbpp_plus(doc, results[0]))}
 
 
 def math(doc: dict, results: list[str]) -> dict[str, float]:
-    """Quirks of the data: a few solutions box their answer by fbox, and a few answers are nothing that the verifier can decide
-    (a sum, say): those must be given as they are written."""
+    """Grades an answer by the verifier of mathematics.
+
+    Quirks of the data: a few solutions box their answer by fbox, and a few answers are nothing that the
+    verifier can decide (a sum, say): those must be given as they are written.
+    """
     truth = final_answer(doc["solution"].replace("\\fbox", "\\boxed"))
     try:
         check_task("math", truth, doc["problem"])
@@ -48,7 +53,8 @@ def _task(name: str, dataset: str, question: str, grade, metric: str, **more) ->
 HUMANEVAL_PLUS = _task(
     "humaneval_plus_sandboxed",
     "evalplus/humanevalplus",
-    "Complete this function, and answer with the whole program in one block of code.\n```python\n{{prompt}}\n```",
+    "Complete this function, and answer with the whole program in one block of code.\n"
+    "```python\n{{prompt}}\n```",
     humaneval_plus,
     "pass_at_1",
 )
@@ -60,7 +66,15 @@ MBPP_PLUS = _task(
     mbpp_plus,
     "pass_at_1",
 )
-_SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus".split()
+_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
 MATH = tuple(
     _task(
         f"math_verified_{subject}",

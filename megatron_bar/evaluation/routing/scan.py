@@ -1,7 +1,8 @@
-"""Which layers need how many experts: what each costs with fewer active ones, without training.
+"""Which layers need how many experts: what each layer loses with fewer active ones, without training.
 
-The loss on held-out chats with one layer changed at a time; then layer by layer the cheapest experts go, as long as the sum of
-what they cost stays within a tolerance, and the numbers so found are measured together.
+Measures the loss on held-out chats with one layer changed at a time; then layer by layer the cheapest experts
+go, as long as the sum of what they cost stays within a tolerance, and the numbers so found are measured
+together.
 """
 
 import tempfile
@@ -29,12 +30,14 @@ class Scan:
     """Losses in nats per token, means over the domains."""
 
     all_active: float
+    """Loss with all experts active."""
     costs: tuple[tuple[float, ...], ...]
-    """``[layers][k - 1]``: what is lost with k experts active in that layer and all in the others; 0 at all of them."""
+    """``[layers][k - 1]``: what is lost with k experts active in that layer and all in the others; 0 where k
+    is all of them."""
     chosen: tuple[int, ...]
-    """Experts of each layer within the tolerance."""
+    """Number of active experts of each layer, within the tolerance."""
     loss: float
-    """With those."""
+    """Loss with the chosen numbers."""
 
 
 def scan(
@@ -44,8 +47,10 @@ def scan(
     tolerance: float,
     say: Callable[[str], None] = lambda line: None,
 ) -> Scan:
-    """Of a model that is built with all experts active and is left so. ``tolerance``: nats per token. Collective."""
-    layers, experts = model.shape.num_layers, model.shape.num_experts
+    """Scans a model that is built with all experts active, and leaves it so. ``tolerance``: nats per token.
+    Collective."""
+    layers = model.shape.num_layers
+    experts = model.shape.num_experts
     if not held_out:
         raise BarError("scan: expected held-out chats, got none")
     everything = (experts,) * layers
@@ -63,13 +68,17 @@ def scan(
     for layer in range(layers):
         row = [loss((*everything[:layer], k, *everything[layer + 1 :])) - base for k in range(1, experts)]
         costs.append((*row, 0.0))
-        say(f"layer {layer + 1} of {layers}: " + ", ".join(f"{k} active {cost:+.4f}" for k, cost in enumerate(row, 1)))
+        told = ", ".join(f"{k} active {cost:+.4f}" for k, cost in enumerate(row, 1))
+        say(f"layer {layer + 1} of {layers}: {told}")
     chosen = fewest(costs, tolerance)
     return Scan(all_active=base, costs=tuple(costs), chosen=chosen, loss=loss(chosen))
 
 
-def scan_folder(folder: Path, files: Sequence[Path], *, template: str, tolerance: float, say: Callable[[str], None]) -> Scan:
-    """`scan` of the model in ``folder`` on the chats of ``files``, a domain each, laid out by ``template``."""
+def scan_folder(
+    folder: Path, files: Sequence[Path], *, template: str, tolerance: float, say: Callable[[str], None]
+) -> Scan:
+    """Scans (`scan`) the model in ``folder`` on the chats of ``files``, a domain each, laid out by
+    ``template``."""
     opened = Folder.open(folder)
     opened.with_active(max(1, opened.config.num_experts))  # a dense model has none
     if tolerance < 0:
@@ -77,7 +86,8 @@ def scan_folder(folder: Path, files: Sequence[Path], *, template: str, tolerance
     sources = [Source(path=file, kind="chat") for file in files]
     for source in sources:
         check(source, Path())
-    chats, length = ChatFormat(load_tokenizer(folder), template), min(1024, opened.config.max_positions)
+    chats = ChatFormat(load_tokenizer(folder), template)
+    length = min(1024, opened.config.max_positions)
     with distributed(), tempfile.TemporaryDirectory() as cache:
         held_out = []
         for source in sources:
@@ -87,22 +97,27 @@ def scan_folder(folder: Path, files: Sequence[Path], *, template: str, tolerance
         return scan(model, held_out, tolerance=tolerance, say=say)
 
 
-def lines(found: Scan, tolerance: float) -> list[str]:
-    """What was chosen, in lines."""
-    experts, chosen = len(found.costs[0]), show_active(found.chosen)
-    mean, more = sum(found.chosen) / len(found.chosen), found.loss - found.all_active
+def lines(scanned: Scan, tolerance: float) -> list[str]:
+    """Returns lines that say what was chosen."""
+    experts = len(scanned.costs[0])
+    chosen = show_active(scanned.chosen)
+    mean = sum(scanned.chosen) / len(scanned.chosen)
+    more = scanned.loss - scanned.all_active
     said = [
         f"at most {tolerance:g} nats per token more by the sum: {chosen} (mean {mean:.2f} of {experts})",
-        f"measured together: {found.loss:.4f}, {more:+.4f}",
+        f"measured together: {scanned.loss:.4f}, {more:+.4f}",
     ]
     if more > tolerance:
-        said.append("that is more than the tolerance: layers cost more together than one by one; try a smaller one, and evaluate")
+        said.append(
+            "that is more than the tolerance: layers cost more together than one by one; "
+            "try a smaller one, and evaluate"
+        )
     return said
 
 
 def fewest(costs: Sequence[Sequence[float]], tolerance: float) -> tuple[int, ...]:
-    """Experts of each layer: of all ways that lower a layer's number, the one that saves an expert most cheaply is taken, until
-    the costs' sum would exceed ``tolerance``."""
+    """Returns the number of active experts of each layer. Of all ways to lower a layer's number it takes the
+    one that costs least per expert saved, until the sum of the costs would exceed ``tolerance``."""
     chosen = [len(row) for row in costs]
     while True:
         now = sum(row[k - 1] for row, k in zip(costs, chosen, strict=True))

@@ -16,7 +16,8 @@ from megatron_bar.parallel import cpu
 
 @contextmanager
 def watching(model: LanguageModel, watch: Watch) -> Iterator[None]:
-    """Has every router of this rank's layers call ``watch`` for the life of the block."""
+    """Has every router of this rank's layers call ``watch(layer number, probabilities [t, E])``; layers are
+    counted from 1."""
     before = model.routing
     model.route(replace(before, watch=watch))
     try:
@@ -27,11 +28,11 @@ def watching(model: LanguageModel, watch: Watch) -> Iterator[None]:
 
 @torch.no_grad()
 def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: int = 32) -> list[list[float]]:
-    """Returns the mean router probability ``[layers][experts]``. Collective.
+    """Returns the mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most
+    ``length`` tokens. Collective.
 
-    It is of at most ``rows`` rows of at most ``length`` tokens.
-
-    Texts run on without padding, so that no padding token is counted. The model must not be spread over pipeline ranks.
+    Texts follow each other without padding, so that no padding token is counted. The model must not be spread
+    over pipeline ranks.
     """
     shape = (model.shape.num_layers, model.shape.num_experts)
     total = torch.zeros(shape, dtype=torch.float64, device=cpu.device())

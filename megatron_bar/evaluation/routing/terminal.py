@@ -1,4 +1,5 @@
-"""The routing lens in the terminal: a text whose tokens have the colour of the expert with the largest weight."""
+"""The routing lens in the terminal: a text in which each token has the colour of the expert with the largest
+weight."""
 
 import re
 from collections.abc import Sequence
@@ -20,12 +21,18 @@ from megatron_bar.weights.folder import Folder
 
 
 def route(
-    folder: Path, text: str, *, template: str | None = None, layer: int | None = None, console: Console | None = None
+    folder: Path,
+    text: str,
+    *,
+    template: str | None = None,
+    layer: int | None = None,
+    console: Console | None = None,
 ) -> None:
-    """Prints ``text`` by the routers of ``folder``, and every expert's mean weight and how many tokens it wins.
+    """Prints ``text`` coloured by the routers of ``folder``, and every expert's mean weight and how many
+    tokens it wins.
 
-    ``template``: the text is a user's message, laid out by it (chat.ROLES) up to where the model answers; None: text as it is.
-    ``layer``: of that one alone, from 1; None: the mean over layers.
+    ``template``: the text is a user's message, laid out by it (chat.ROLES) up to where the model answers;
+    None: text as it is. ``layer``: the one whose weights are shown, from 1; None: the mean over layers.
     """
     shape = Folder.open(folder).config
     if not shape.num_experts:
@@ -33,26 +40,39 @@ def route(
     if layer is not None and not 1 <= layer <= shape.num_layers:
         raise BarError(f"layer: expected 1 to {shape.num_layers}, got {layer}")
     tokenizer = load_tokenizer(folder)
+    ids = _token_ids(tokenizer, text, template)
+    if len(ids) > shape.max_positions:
+        raise BarError(
+            f"text: expected at most {shape.max_positions} tokens (the model's positions), got {len(ids)}"
+        )
+    with distributed():
+        weights = token_weights(load_model(folder, ParallelConfig()), ids)
+    layers = shape.num_layers
+    if layer is None:
+        where = f"mean over {layers} layers"
+        shown = weights.mean(1)
+    else:
+        where = f"layer {layer} of {layers}"
+        shown = weights[:, layer - 1]
+    names = expert_names(folder, shape.num_experts)
+    console = console or Console(highlight=False)
+    console.print(coloured(token_texts(tokenizer, ids), shown))
+    console.print(shares(names, shown, title=f"{len(ids)} tokens, {where}"))
+
+
+def _token_ids(tokenizer, text: str, template: str | None) -> list[int]:
     if not text:
         raise BarError("text: expected at least one token, got none")
     if half := re.search("[\ud800-\udfff]", text):  # as a command line has bytes that are not UTF-8
         raise BarError(f"text: expected UTF-8, got {half[0]!a}")
-    chat = [{"role": "user", "content": text}]
-    ids = tokenizer.encode_text(text) if template is None else ChatFormat(tokenizer, template).prompt(chat, where="text")
-    if len(ids) > shape.max_positions:
-        raise BarError(f"text: expected at most {shape.max_positions} tokens (the model's positions), got {len(ids)}")
-    with distributed():
-        weights = token_weights(load_model(folder, ParallelConfig()), ids)
-    chosen = weights.mean(1) if layer is None else weights[:, layer - 1]
-    names = expert_names(folder, shape.num_experts)
-    where = f"mean over {shape.num_layers} layers" if layer is None else f"layer {layer} of {shape.num_layers}"
-    console = console or Console(highlight=False)
-    console.print(coloured(token_texts(tokenizer, ids), chosen))
-    console.print(shares(names, chosen, title=f"{len(ids)} tokens, {where}"))
+    if template is None:
+        return tokenizer.encode_text(text)
+    return ChatFormat(tokenizer, template).prompt([{"role": "user", "content": text}], where="text")
 
 
 def coloured(tokens: Sequence[str], weights: torch.Tensor) -> Text:
-    """``weights``: ``[tokens, experts]``. Black on the colour of the winner."""
+    """Returns the text, each token in black on the colour of its winner; ``weights``: ``[tokens,
+    experts]``."""
     text = Text()
     for token, winner in zip(tokens, weights.argmax(1).tolist(), strict=True):
         text.append(token, style=f"black on {expert_colour(winner)}")
@@ -60,7 +80,7 @@ def coloured(tokens: Sequence[str], weights: torch.Tensor) -> Text:
 
 
 def shares(names: Sequence[str], weights: torch.Tensor, *, title: str) -> Table:
-    """The legend: every expert's colour, mean weight and tokens won."""
+    """Returns the legend: every expert's colour, mean weight and number of tokens won."""
     won = torch.bincount(weights.argmax(1), minlength=len(names)).tolist()
     table = Table("", "expert", title=title, title_justify="left")
     table.add_column("mean weight", justify="right")

@@ -1,0 +1,180 @@
+"""What one machine has of what a run needs, item by item: packages, GPUs, kernels, memory, the sandbox.
+
+Nothing of the project is imported before all that it requires is known to be there.
+"""
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+
+GIB = 1 << 30
+OPTIONAL = {
+    "transformer-engine": "stages with attention=transformer_engine are refused; "
+    "torch's kernels need nothing",
+    "lm-eval": "no public benchmarks (tools/evaluate.py --suite bar19); the recipes' own tests need nothing",
+    "reasoning-gym": "no tasks of the verifier reasoning_gym",
+}
+"""Optional package -> what is missing without it."""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """Something that a run needs, and what was found of it."""
+
+    name: str
+    ok: bool
+    found: str
+    cost: str = ""
+    """Consequence where it is missing, or what to do about it."""
+    required: bool = False
+    same: bool = False
+    """Whether it must be the same on every machine."""
+
+    @property
+    def line(self) -> str:
+        """Line that the doctor prints."""
+        state = "OK" if self.ok else "MISSING" if self.required else "missing"
+        return f"{state:<8} {self.name:<24} {self.found}" + ("" if self.ok else f": {self.cost}")
+
+
+def packages() -> Iterator[Item]:
+    """Yields Python and what setup.py requires."""
+    right = sys.version_info >= (3, 12)
+    old = "Megatron-Core 0.19 needs 3.12"
+    yield Item(name="python", ok=right, found=platform.python_version(), cost=old, required=True, same=True)
+    wanted = metadata.requires("megatron_bar") if version_of("megatron_bar") else None
+    cost = "nothing runs: pip install -e . in the checkout"
+    if wanted is None or not version_of("packaging"):
+        yield Item(name="megatron_bar", ok=False, found="not installed", cost=cost, required=True)
+        return
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = version_of(requirement.name)
+        ok = version is not None and requirement.specifier.contains(version, prereleases=True)
+        expected = str(requirement.specifier) or "any"
+        found = version if ok else f"{version or 'not installed'}, expected {expected}"
+        yield Item(name=requirement.name, ok=ok, found=found, cost=cost, required=True, same=True)
+
+
+def version_of(package: str) -> str | None:
+    """Returns the version of an installed package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def gpus() -> Iterator[Item]:
+    """Yields the GPUs, or what keeps torch from having any, and NCCL."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for number in range(count):
+        gpu = torch.cuda.get_device_properties(number)
+        found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
+        cost = "no bf16 in hardware: of no use for recipes in bfloat16"
+        yield Item(name=f"GPU {number}", ok=gpu.major >= 8, found=found, cost=cost, same=True)
+    if not count:
+        driver = Path("/proc/driver/nvidia/version")
+        has = "and a driver that torch cannot use" if driver.is_file() else "and no NVIDIA driver"
+        cost = "all runs on the CPU, by gloo: good for the tiny recipes alone"
+        yield Item(name="GPU", ok=False, found=f"none, CUDA {torch.version.cuda} {has}", cost=cost, same=True)
+    has_nccl = torch.distributed.is_nccl_available()
+    found = ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else "not in this torch"
+    cost = "no GPUs together: install a CUDA build of torch"
+    yield Item(name="NCCL", ok=has_nccl, found=found, cost=cost, same=True)
+
+
+def kernels() -> Iterator[Item]:
+    """Yields the kernels, as the model finds them."""
+    import torch
+
+    from megatron_bar.models.attention import has_varlen
+    from megatron_bar.models.olmo2 import has_fused_weight_gradients
+
+    gpu = torch.cuda.is_available()
+    yield Item(
+        name="varlen attention",
+        ok=gpu and has_varlen(torch.device("cuda"), torch.bfloat16),
+        found="torch's, for packed documents" if gpu else "no GPU",
+        cost="packed documents attend as a padded batch or by a mask: "
+        "slower, and more memory (torch >= 2.10, 16 bit)",
+        same=True,
+    )
+    fused = has_fused_weight_gradients()
+    without = "no apex (NVIDIA's PyTorch image has it)" if gpu else "no GPU"
+    yield Item(
+        name="fused weight gradients",
+        ok=fused,
+        found="apex's kernel" if fused else without,
+        cost="gradients are made in 16 bit and then added in 32: one more pass over each",
+        same=True,
+    )
+
+
+def optional(engine: Path | None) -> Iterator[Item]:
+    """Yields the optional packages; ``engine``: the Python that is to run vLLM, None: this one."""
+    for name, cost in OPTIONAL.items():
+        version = version_of(name)
+        yield Item(name=name, ok=version is not None, found=version or "not installed", cost=cost, same=True)
+    python = str(engine or sys.executable)
+    ask = "from importlib import metadata; print(metadata.version('vllm'))"
+    try:
+        asked = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60, check=False)
+        version = asked.stdout.strip()
+    except OSError as error:
+        version = ""
+        python = f"{python} ({error.strerror})"
+    cost = "answers of RLVR come from the trainer itself (engine.name=own)"
+    yield Item(name="vllm", ok=bool(version), found=version or f"not in {python}", cost=cost, same=True)
+
+
+def machine() -> Iterator[Item]:
+    """Yields processors, memory, shared memory and the limit of open files."""
+    cores = len(os.sched_getaffinity(0))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cost = "processes wait for each other: ask the scheduler for more (--cpus-per-task)"
+    yield Item(name="CPUs", ok=cores >= processes, found=f"{cores} for {processes} processes", cost=cost)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Item(name="memory", ok=True, found=f"{memory / GIB:.1f} GiB")
+    shared = shutil.disk_usage("/dev/shm")
+    cost = "NCCL may fail with 'No space left on device': docker run --ipc=host, or --shm-size"
+    yield Item(name="/dev/shm", ok=shared.total >= GIB, found=f"{shared.total / GIB:.2f} GiB", cost=cost)
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cost = f"mapped data and many processes run out of them: ulimit -n {most}"
+    yield Item(name="open files", ok=files >= 4096, found=f"{files}, at most {most}", cost=cost)
+
+
+def sandbox() -> Item:
+    """Returns whether the sandbox runs a program."""
+    from megatron_bar.verifiers.sandbox.sandbox import run
+
+    try:
+        outcome = run("print(6 * 7)")
+    except BarError as error:
+        cost = f"no RLVR on code, no HumanEval+ and MBPP+: {error}"
+        return Item(name="sandbox", ok=False, found="runs none", cost=cost)
+    return Item(name="sandbox", ok=outcome.stdout == b"42\n", found="runs a program")
+
+
+def programs() -> Iterator[Item]:
+    """Yields the programs that some parts start."""
+    bwrap = shutil.which("bwrap")
+    cost = "needed only by an ordinary user where the kernel refuses namespaces (see sandbox)"
+    yield Item(name="bubblewrap", ok=bwrap is not None, found=bwrap or "no bwrap", cost=cost)
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    cost = "the report's browser tests are skipped, no more"
+    yield Item(name="chromium", ok=browser is not None, found=browser or "none", cost=cost)
