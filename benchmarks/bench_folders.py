@@ -1,10 +1,12 @@
-"""Branch, export and merge of OLMo 2 1B-shaped folders in bfloat16 against `cp` of the same bytes, and their memory.
+"""Branch, export and merge of OLMo 2 1B-shaped folders in bfloat16 against `cp` of the same bytes, and their
+memory.
 
-Two dense folders (3.0 GB), three two-expert ones (4.6 GB: the branched one and two experts of which every tensor but the
-anchor's moved), a torch_dist checkpoint. Each tool is a process of its own, as a user starts it. `cp` copies as many bytes as
-the tool writes, to the same disk, and syncs; what the tool reads beyond that is read by `cat`. Nobody finds a file in memory:
-inputs are dropped from the page cache before each run. Turns alternate; ratios are the medians of the pairs'. Peak memory is
-RssAnon of /proc/PID/status, which a mapped file does not count in, watched every 10 ms.
+Two dense folders (3.0 GB), three two-expert ones (4.6 GB: the branched one and two experts of which every
+tensor but the anchor's moved), a torch_dist checkpoint. Each tool is a process of its own, as a user starts
+it. `cp` copies as many bytes as the tool writes, to the same disk, and syncs; what the tool reads beyond that
+is read by `cat`. Nobody finds a file in memory: inputs are dropped from the page cache before each run. Turns
+alternate; ratios are the medians of the pairs'. Peak memory is RssAnon of /proc/PID/status, which a mapped
+file does not count in, watched every 10 ms.
 
     python benchmarks/bench_folders.py [--repeats 3] [--only merge] [--work FOLDER]      (35 GB of disk)
     python benchmarks/bench_folders.py --shape 7B --only branch --repeats 2              (55 GB)
@@ -37,7 +39,9 @@ ROOT = Path(__file__).parent.parent
 SEVEN = replace(SHAPE, vocab_size=100_352)
 """With as many rows in the embedding as the released folder has."""
 SHAPES = {
-    "1B": replace(SEVEN, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=16, num_kv_heads=16),
+    "1B": replace(
+        SEVEN, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=16, num_kv_heads=16
+    ),
     "7B": SEVEN,
 }
 UNVERIFIED = WriteOptions(verify="none")
@@ -67,7 +71,9 @@ def dense(out: Path, config: ModelConfig, seed: int, tokenizer: Path) -> Path:
     shapes = tensor_shapes(config)
     manifest = Manifest(family=config.family, kind="dense", stage="init")
     produce = lambda name: values(name, shapes[name], seed)  # noqa: E731
-    write_folder(out, config, produce, companions_from=tokenizer, manifest=lambda *_: manifest, options=UNVERIFIED)
+    write_folder(
+        out, config, produce, companions_from=tokenizer, manifest=lambda *_: manifest, options=UNVERIFIED
+    )
     return out
 
 
@@ -85,7 +91,14 @@ def trained(branched: Path, out: Path, seed: int) -> Path:
 
     training = TrainingRecord(stage="rlvr", policy="rlvr")
     manifest = read_manifest(branched).after(training, sources=(), expert=out.name)
-    write_folder(out, folder.config, produce, companions_from=branched, manifest=lambda *_: manifest, options=UNVERIFIED)
+    write_folder(
+        out,
+        folder.config,
+        produce,
+        companions_from=branched,
+        manifest=lambda *_: manifest,
+        options=UNVERIFIED,
+    )
     return out
 
 
@@ -109,7 +122,8 @@ def make(work: Path, config: ModelConfig, only: list[str]) -> list[Case]:
         given = ("--checkpoint", str(checkpoint), "--out", str(out))
         cases.append(Case("export", (tool("export_hf"), *given), out, (checkpoint,), two, two))
     if "merge" in only:
-        # Of the branched folder the domain expert is not read without --verify; the ratios count it for neither.
+        # Of the branched folder the domain expert is not read without --verify; the ratios count it for
+        # neither.
         ffn = two - num_parameters(config) * 2
         given = (
             "--anchor",
@@ -145,7 +159,9 @@ def run(arguments: list[str]) -> tuple[float, float]:
                 status = Path(f"/proc/{child.pid}/status").read_text()
             except OSError:
                 break
-            peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
+            peak = max(
+                [peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))]
+            )
             time.sleep(0.01)
     assert child.wait() == 0, arguments
     return time.perf_counter() - began, peak * 1024 / 1e9
@@ -189,7 +205,10 @@ def measure(case: Case, work: Path, repeats: int) -> None:
             peaks.append(peak)
             shutil.rmtree(case.out)
     seconds = ", ".join(f"{turn} {' '.join(f'{s:.1f}' for s in found)} s" for turn, found in took.items())
-    print(f"{case.name}: reads {case.read / 1e9:.1f} GB, writes {case.written / 1e9:.1f} GB; {seconds}", flush=True)
+    print(
+        f"{case.name}: reads {case.read / 1e9:.1f} GB, writes {case.written / 1e9:.1f} GB; {seconds}",
+        flush=True,
+    )
     for turn, what, target in (("none", "over_cp", 1.5), ("weights", "verified_over_cp", 2.5)):
         ratio = median(ours / theirs for ours, theirs in zip(took[turn], took["cp"], strict=True))
         figure(f"{case.name}_{what}", ratio, target, at_most=True)
@@ -197,10 +216,16 @@ def measure(case: Case, work: Path, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_folders", help="a folder that is made and removed")
-    parser.add_argument("--only", nargs="+", choices=("branch", "export", "merge"), default=["branch", "export", "merge"])
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "bench_folders", help="a folder that is made and removed"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=("branch", "export", "merge"), default=["branch", "export", "merge"]
+    )
     parser.add_argument("--shape", choices=tuple(SHAPES), default="1B", help="of OLMo 2")
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)

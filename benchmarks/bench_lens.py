@@ -1,5 +1,5 @@
-"""What a lens of 10,000 tokens weighs and how long a browser takes to open it, from the start of the navigation to the first
-frame that has it all; at the toy's shape and at the published one. Needs Chromium.
+"""What a lens of 10,000 tokens weighs and how long a browser takes to open it, from the start of the
+navigation to the first frame that has it all; at the toy's shape and at the published one. Needs Chromium.
 """
 
 import sys
@@ -33,13 +33,16 @@ def main() -> None:
             file = Path(folder) / f"{name}.html"
             file.write_text(html(report(TOKENS, layers=layers, texts=50)), encoding="utf-8")
             opened, parsed = zip(*(opening(browser, file) for _ in range(RUNS)), strict=True)
-            print(f"lens {name}: {TOKENS:,} tokens, {layers} layers; parsed after {median(parsed):.0f} ms, median of {RUNS}")
+            print(
+                f"lens {name}: {TOKENS:,} tokens, {layers} layers; parsed after {median(parsed):.0f} ms, median of {RUNS}"
+            )
             figure(f"lens_{name}_megabytes", file.stat().st_size / 1e6, 3, at_most=True)
             figure(f"lens_{name}_open_ms", median(opened), 1000, at_most=True)
 
 
 def opening(browser, file: Path) -> list[float]:
-    """Milliseconds from the start of the navigation until all is drawn, and until the page was parsed, in a fresh profile."""
+    """Milliseconds from the start of the navigation until all is drawn, and until the page was parsed, in a
+    fresh profile."""
     context = browser.new_context(viewport={"width": 1200, "height": 800})
     page = context.new_page()
     page.goto(file.as_uri())

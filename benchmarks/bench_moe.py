@@ -1,8 +1,10 @@
-"""The MoE layer, forward and backward, against its bare matrix products and against Megatron's all-to-all path.
+"""The MoE layer, forward and backward, against its bare matrix products and against Megatron's all-to-all
+path.
 
-Hidden 512, FFN 1376, 1,024 tokens, all of 2 or 5 experts active, the anchor frozen as in every stage of an expert, one process,
-all cores; alternated, medians. The bare products are those that the layer needs, each once, on tensors that are there; the
-reference path is Megatron's MoELayer with the same router and experts. Results are checked for equality first.
+Hidden 512, FFN 1376, 1,024 tokens, all of 2 or 5 experts active, the anchor frozen as in every stage of an
+expert, one process, all cores; alternated, medians. The bare products are those that the layer needs, each
+once, on tensors that are there; the reference path is Megatron's MoELayer with the same router and experts.
+Results are checked for equality first.
 """
 
 from functools import partial
@@ -27,16 +29,26 @@ def main() -> None:
                 shape = model_shape(experts, dtype)
                 set_layout(ParallelConfig(), shape, seed=0)
                 layer = build(shape, ParallelConfig())
-                x = torch.randn(TOKENS, 1, HIDDEN, dtype=getattr(torch, dtype), device=cpu.device(), requires_grad=True)
+                x = torch.randn(
+                    TOKENS, 1, HIDDEN, dtype=getattr(torch, dtype), device=cpu.device(), requires_grad=True
+                )
                 compare(layer, x)
                 bare = products(experts, x.dtype)
                 seconds = alternate(
-                    {"ours": partial(ours, layer, x), "alltoall": partial(alltoall, layer, x), "bare": bare}, PAIRS
+                    {"ours": partial(ours, layer, x), "alltoall": partial(alltoall, layer, x), "bare": bare},
+                    PAIRS,
                 )
-                print(f"{experts} experts, {dtype}: " + ", ".join(f"{n} {1e3 * median(s):.1f} ms" for n, s in seconds.items()))
+                print(
+                    f"{experts} experts, {dtype}: "
+                    + ", ".join(f"{n} {1e3 * median(s):.1f} ms" for n, s in seconds.items())
+                )
                 name = f"moe_{experts}_experts_{dtype}"
                 figure(f"{name}_rate_of_bare_products", over(seconds["bare"], seconds["ours"]), RATE[dtype])
-                figure(f"{name}_over_alltoall", over(seconds["alltoall"], seconds["ours"]), ALLTOALL if experts == 5 else 1)
+                figure(
+                    f"{name}_over_alltoall",
+                    over(seconds["alltoall"], seconds["ours"]),
+                    ALLTOALL if experts == 5 else 1,
+                )
 
 
 def model_shape(experts: int, dtype: str, layers: int = 1):
@@ -75,7 +87,8 @@ def build(shape, layout):
 
 
 def products(experts: int, dtype):
-    """The matrix products of one pass forward and backward: gate and up, down, and what their gradients take."""
+    """The matrix products of one pass forward and backward: gate and up, down, and what their gradients
+    take."""
     import torch
 
     from megatron_bar.parallel import cpu
@@ -87,7 +100,10 @@ def products(experts: int, dtype):
         "fc1": (2 * FFN, HIDDEN),
         "fc2": (HIDDEN, FFN),
     }
-    made = [{name: torch.randn(size, dtype=dtype, device=cpu.device()) for name, size in sizes.items()} for _ in range(experts)]
+    made = [
+        {name: torch.randn(size, dtype=dtype, device=cpu.device()) for name, size in sizes.items()}
+        for _ in range(experts)
+    ]
 
     def run() -> None:
         for index, t in enumerate(made):

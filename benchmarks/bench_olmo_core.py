@@ -1,9 +1,10 @@
 """A training step of dense OLMo 2 against ai2-olmo-core's, the code it was trained with.
 
-Hidden 512, FFN 1376, 4 layers, vocabulary 2,048, one batch of 4 x 256 tokens, everything trains, one process, all cores, fp32 and
-bf16; alternated, medians. The same weights, converted by its own code; its attention and loss as it chooses them here, torch's
-fused AdamW with the same clipping. In bf16 both keep weights and optimizer in fp32, as its FSDP does: here by torch's autocast.
-First losses are compared before anything is timed.
+Hidden 512, FFN 1376, 4 layers, vocabulary 2,048, one batch of 4 x 256 tokens, everything trains, one process,
+all cores, fp32 and bf16; alternated, medians. The same weights, converted by its own code; its attention and
+loss as it chooses them here, torch's fused AdamW with the same clipping. In bf16 both keep weights and
+optimizer in fp32, as its FSDP does: here by torch's autocast. First losses are compared before anything is
+timed.
 
 Its mixture of experts is tried too: it gathers and scatters tokens with Triton kernels, which want a GPU.
 
@@ -47,7 +48,9 @@ def main() -> None:
         figure(f"dense_step_{dtype}_over_ai2_olmo_core", over(seconds["theirs"], seconds["ours"]), 1)
     try:
         loss = olmo_core_moe()
-        print(f"ai2-olmo-core's mixture of experts runs here (loss {loss:.3f}) and is not compared: mend this benchmark")
+        print(
+            f"ai2-olmo-core's mixture of experts runs here (loss {loss:.3f}) and is not compared: mend this benchmark"
+        )
     except (AssertionError, RuntimeError) as error:
         print(f"ai2-olmo-core's mixture of experts does not run here: {error!r}")
 
@@ -64,7 +67,10 @@ def olmo_core_step(ours: Step, folder: Path) -> Callable[[], float]:
 
     shape = ours.model.shape
     save_folder(
-        ours.model, folder / "model", companions_from=folder, manifest=lambda *_: Manifest(family=shape.family, kind="dense")
+        ours.model,
+        folder / "model",
+        companions_from=folder,
+        manifest=lambda *_: Manifest(family=shape.family, kind="dense"),
     )
     published = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     config = TransformerConfig.llama_like(
@@ -101,7 +107,14 @@ def olmo_core_moe() -> float:
     from olmo_core.nn.transformer import TransformerConfig
 
     config = TransformerConfig.llama_like_moe(
-        d_model=512, vocab_size=2048, n_layers=1, n_heads=8, num_experts=2, top_k=2, expert_hidden_size=1376, reordered_norm=True
+        d_model=512,
+        vocab_size=2048,
+        n_layers=1,
+        n_heads=8,
+        num_experts=2,
+        top_k=2,
+        expert_hidden_size=1376,
+        reordered_norm=True,
     )
     ids = torch.randint(2048, (ROWS, LENGTH))
     return float(config.build()(ids, labels=ids).loss)

@@ -1,8 +1,10 @@
-"""Rollouts by our sampler against transformers' ``generate`` on the same model: tokens per second, side by side.
+"""Rollouts by our sampler against transformers' ``generate`` on the same model: tokens per second, side by
+side.
 
-256 prompts, 64 at a time, every answer's length forced: uniform on 1 to 128. transformers takes the prompts in four batches and
-each runs until its longest answer is done; our slots are refilled. Greedy, fp32, one process, the threads given to both the
-same; alternated, medians. The lengths of both sides' answers are checked, and that their tokens agree where they are compared.
+256 prompts, 64 at a time, every answer's length forced: uniform on 1 to 128. transformers takes the prompts
+in four batches and each runs until its longest answer is done; our slots are refilled. Greedy, fp32, one
+process, the threads given to both the same; alternated, medians. The lengths of both sides' answers are
+checked, and that their tokens agree where they are compared.
 """
 
 import os
@@ -80,7 +82,12 @@ def generate(model, prompts: list[list[int]], lengths: list[int]) -> list[list[i
         width = max(map(len, part))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in part])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
-        options = {"max_new_tokens": max(wanted), "min_new_tokens": max(wanted), "do_sample": False, "eos_token_id": None}
+        options = {
+            "max_new_tokens": max(wanted),
+            "min_new_tokens": max(wanted),
+            "do_sample": False,
+            "eos_token_id": None,
+        }
         out = model.generate(ids, attention_mask=mask, pad_token_id=0, **options)
         answers += [row[width : width + n].tolist() for row, n in zip(out, wanted, strict=True)]
     return answers

@@ -1,4 +1,5 @@
-"""What isolating a model-written program costs: start and end of an empty one, by the clock and in processor time."""
+"""What isolating a model-written program costs: start and end of an empty one, by the clock and in processor
+time."""
 
 import resource
 import time

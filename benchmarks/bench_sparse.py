@@ -6,8 +6,8 @@ forward   4 x 256 tokens without gradients
 sampler   128 prompts of 32 tokens, 128 answers of 64 tokens, one slot each
 training  a router step (4 x 256 tokens): with 5 active; 2, by our path and by Megatron's all-to-all; 2 with a dense gradient
 
-One forward of the experts, the bound for what the dense gradient costs more, is 5/3 of the difference of the forward passes with
-5 and with 2 active.
+One forward of the experts, the bound for what the dense gradient costs more, is 5/3 of the difference of the
+forward passes with 5 and with 2 active.
 """
 
 import random
@@ -42,7 +42,9 @@ def main() -> None:
             def run():
                 model.route(replace(model.routing, active=(active,) * LAYERS, dense_gradient=dense))
                 for layer in model.decoder.layers:
-                    layer.mlp.forward = partial(forward, layer.mlp) if forward else type(layer.mlp).forward.__get__(layer.mlp)
+                    layer.mlp.forward = (
+                        partial(forward, layer.mlp) if forward else type(layer.mlp).forward.__get__(layer.mlp)
+                    )
                 return work()
 
             return run
@@ -77,8 +79,15 @@ def main() -> None:
         figure("router_step_2_of_5_over_alltoall", over(trained["2 by all-to-all"], trained["2"]), 1)
         extra = [a - b for a, b in zip(trained["2, dense gradient"], trained["2"], strict=True)]
         experts = (median(passes[str(ALL)]) - median(passes[str(FEW)])) * ALL / (ALL - FEW)
-        figure("dense_router_gradient_of_one_forward_of_the_experts", median(extra) / experts, 1, at_most=True)
-        figure("dense_router_gradient_step_of_selected", over(trained["2, dense gradient"], trained["2"]), 1.6, at_most=True)
+        figure(
+            "dense_router_gradient_of_one_forward_of_the_experts", median(extra) / experts, 1, at_most=True
+        )
+        figure(
+            "dense_router_gradient_step_of_selected",
+            over(trained["2, dense gradient"], trained["2"]),
+            1.6,
+            at_most=True,
+        )
 
 
 def dispatched(layer_class):
@@ -95,7 +104,12 @@ def dispatched(layer_class):
 
 
 def told(what: str, seconds: dict[str, list[float]], tokens: int) -> None:
-    print(f"{what}: " + ", ".join(f"{name} active {tokens / median(times):,.0f} tokens/s" for name, times in seconds.items()))
+    print(
+        f"{what}: "
+        + ", ".join(
+            f"{name} active {tokens / median(times):,.0f} tokens/s" for name, times in seconds.items()
+        )
+    )
 
 
 if __name__ == "__main__":

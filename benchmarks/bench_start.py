@@ -1,4 +1,5 @@
-"""From the command to the first training step of a tiny run in a new folder: Python, imports, world, tokens, model."""
+"""From the command to the first training step of a tiny run in a new folder: Python, imports, world, tokens,
+model."""
 
 import os
 import re
@@ -25,8 +26,12 @@ def first_step() -> float:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, SCRIPT, "tiny", "--out", out]
         start = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}) as child:
-            found = next((time.perf_counter() - start for line in child.stdout if re.match(r"base +1/\d", line)), None)
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+        ) as child:
+            found = next(
+                (time.perf_counter() - start for line in child.stdout if re.match(r"base +1/\d", line)), None
+            )
             child.kill()
     if found is None:
         sys.exit("the run ended before its first step")

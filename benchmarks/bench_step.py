@@ -2,9 +2,9 @@
 
     python benchmarks/bench_step.py [--only 2 5]
 
-Hidden 512, FFN 1376, 4 layers, vocabulary 2,048 (about the share of the products that it has at 7B), one batch of 4 x 256
-tokens, AdamW, one process, all cores, fp32 and bf16; alternated, medians. Of 2 or 5 experts, all active, the last one and the
-routers train, as in mid-training.
+Hidden 512, FFN 1376, 4 layers, vocabulary 2,048 (about the share of the products that it has at 7B), one
+batch of 4 x 256 tokens, AdamW, one process, all cores, fp32 and bf16; alternated, medians. Of 2 or 5 experts,
+all active, the last one and the routers train, as in mid-training.
 
 masking        the reference's freezing on our own forward pass: everything has gradients and optimizer states, hooks zero those
                of what is frozen
@@ -12,8 +12,8 @@ transformers   FlexOlmo with the same weights; its experts are one parameter, so
                the rest is frozen; the faster of its two implementations of experts on this machine
 all            everything trains;  router: the routers alone do
 
-First losses are compared before anything is timed. Peak memory is what a process of its own has more at its peak than before the
-model was there.
+First losses are compared before anything is timed. Peak memory is what a process of its own has more at its
+peak than before the model was there.
 """
 
 import argparse
@@ -39,9 +39,15 @@ LR = 1e-4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=int, nargs="+", choices=TARGETS, default=list(TARGETS), help="numbers of experts")
-    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # experts, dtype and way, in this process
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", type=int, nargs="+", choices=TARGETS, default=list(TARGETS), help="numbers of experts"
+    )
+    parser.add_argument(
+        "--memory", nargs=3, help=argparse.SUPPRESS
+    )  # experts, dtype and way, in this process
     args = parser.parse_args()
     if args.memory:
         experts, dtype, way = args.memory
@@ -53,8 +59,16 @@ def main() -> None:
     for experts in args.only:
         for dtype in DTYPES:
             bytes_of = {way: in_a_process(experts, dtype, way) for way in ("frozen", "masking")}
-            print(f"{experts} experts, {dtype}: peak " + ", ".join(f"{way} {b / 2**20:.0f} MiB" for way, b in bytes_of.items()))
-            figure(f"step_{experts}_experts_{dtype}_peak_of_masking", bytes_of["frozen"] / bytes_of["masking"], 0.8, at_most=True)
+            print(
+                f"{experts} experts, {dtype}: peak "
+                + ", ".join(f"{way} {b / 2**20:.0f} MiB" for way, b in bytes_of.items())
+            )
+            figure(
+                f"step_{experts}_experts_{dtype}_peak_of_masking",
+                bytes_of["frozen"] / bytes_of["masking"],
+                0.8,
+                at_most=True,
+            )
 
 
 def compare(experts: int, dtype: str) -> None:
@@ -80,8 +94,8 @@ def _frozen(experts: int, name: str) -> bool:
 
 
 class Step:
-    """A step of ours on random weights and tokens; ``frozen`` and ``masked`` say of a folder's tensor that it has no gradient,
-    and that it has one which is zeroed."""
+    """A step of ours on random weights and tokens; ``frozen`` and ``masked`` say of a folder's tensor that it
+    has no gradient, and that it has one which is zeroed."""
 
     def __init__(
         self,
@@ -94,7 +108,11 @@ class Step:
         recompute: bool = False,
     ):
         import torch
-        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+        from megatron.core.distributed import (
+            DistributedDataParallel,
+            DistributedDataParallelConfig,
+            finalize_model_grads,
+        )
 
         from megatron_bar.models.build import build_model
         from megatron_bar.parallel import cpu
@@ -156,7 +174,8 @@ def ours(way: str, experts: int, dtype: str) -> Step:
 
 
 def transformers_step(ours: Step, folder: Path) -> Callable[[], float]:
-    """The same model and tokens, and torch's fused AdamW with the same clipping; the faster way of its experts."""
+    """The same model and tokens, and torch's fused AdamW with the same clipping; the faster way of its
+    experts."""
     import torch
     import transformers
 
@@ -197,7 +216,9 @@ def transformers_step(ours: Step, folder: Path) -> Callable[[], float]:
         step()
     fastest = {name: min(times) for name, times in alternate(built, 2).items()}
     best = min(fastest, key=fastest.get)
-    print(f"transformers' experts: {', '.join(f'{name} {1e3 * s:.0f} ms' for name, s in fastest.items())}; {best} is compared")
+    print(
+        f"transformers' experts: {', '.join(f'{name} {1e3 * s:.0f} ms' for name, s in fastest.items())}; {best} is compared"
+    )
     return build(best)
 
 
@@ -224,7 +245,9 @@ def memory(what: str) -> float:
 
 def in_a_process(experts: int, dtype: str, way: str) -> float:
     command = [sys.executable, __file__, "--memory", str(experts), dtype, way]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""From the figures of a `make bench` to results/DEVICE.json and DEVICE.md: value, target, machine, versions, date.
+"""From the figures of a `make bench` to results/DEVICE.json and DEVICE.md: value, target, machine, versions,
+date.
 
     BENCH_FIGURES=runs/bench.jsonl python benchmarks/bench_moe.py
     python benchmarks/collect.py runs/bench.jsonl
@@ -22,7 +23,9 @@ PACKAGES = ("megatron-core", "torch", "transformers")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("figures", type=Path, help="the file that BENCH_FIGURES named")
     args = parser.parse_args()
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
@@ -34,18 +37,28 @@ def main() -> None:
         measured = json.loads(line)
         found[measured.pop("name")] = measured | origin
     RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"device": device, "figures": dict(sorted(found.items()))}, indent=1) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps({"device": device, "figures": dict(sorted(found.items()))}, indent=1) + "\n",
+        encoding="utf-8",
+    )
     file.with_suffix(".md").write_text(table(device, found), encoding="utf-8")
     print(f"{file.relative_to(Path.cwd(), walk_up=True)}: {len(found)} figures")
 
 
 def table(device: str, figures: dict) -> str:
-    lines = [f"# {device}", "", "| figure | value | target | reached | measured | with |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"# {device}",
+        "",
+        "| figure | value | target | reached | measured | with |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, f in sorted(figures.items()):
         reached = f["value"] <= f["target"] if f["at_most"] else f["value"] >= f["target"]
         versions = ", ".join(f"{package} {number}" for package, number in f["versions"].items())
         target = f"at {'most' if f['at_most'] else 'least'} {f['target']:g}"
-        lines.append(f"| {name} | {f['value']:.3g} | {target} | {'yes' if reached else 'no'} | {f['date']} | {versions} |")
+        lines.append(
+            f"| {name} | {f['value']:.3g} | {target} | {'yes' if reached else 'no'} | {f['date']} | {versions} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""The parts of gpu_check.py: each is given ``record``, to call with a figure once it is known, and a folder for its files."""
+"""The parts of gpu_check.py: each is given ``record``, to call with a figure once it is known, and a folder
+for its files."""
 
 import os
 import re
@@ -19,7 +20,17 @@ from statistics import median
 
 from gpu_check import ROOT, Record
 
-PACKAGES = ("megatron-core", "torch", "triton", "transformers", "transformer-engine", "apex", "blake3", "datasets", "vllm")
+PACKAGES = (
+    "megatron-core",
+    "torch",
+    "triton",
+    "transformers",
+    "transformer-engine",
+    "apex",
+    "blake3",
+    "datasets",
+    "vllm",
+)
 LAYERS = 8
 """Of 7B's 32: what one card holds with the optimizer's state of two experts."""
 
@@ -48,9 +59,16 @@ def versions(record: Record, out: Path) -> None:
         record("compute capability", f"{gpu.major}.{gpu.minor}")
         record("bf16 in hardware", gpu.major >= 8)
         driver = Path("/proc/driver/nvidia/version")
-        record("driver", re.search(r"\d+\.\d+[\d.]*", driver.read_text())[0] if driver.is_file() else "unknown")
+        record(
+            "driver", re.search(r"\d+\.\d+[\d.]*", driver.read_text())[0] if driver.is_file() else "unknown"
+        )
         record("taken by others", (gpu.total_memory - torch.cuda.mem_get_info()[0]) / 2**30, "GiB")
-        record("NCCL", ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none")
+        record(
+            "NCCL",
+            ".".join(map(str, torch.cuda.nccl.version()))
+            if torch.distributed.is_nccl_available()
+            else "none",
+        )
     record("bf16 product", product_rate() / 1e12, "TFLOP/s")
     record("copy on the device", copy_rate() / 1e12, "TB/s")
 
@@ -93,10 +111,24 @@ def copy_rate() -> float:
 
 
 def tests(record: Record, out: Path) -> None:
-    files = [str(file) for file in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text(encoding="utf-8")]
+    files = [
+        str(file)
+        for file in (ROOT / "tests").rglob("test_*.py")
+        if "mark.gpu" in file.read_text(encoding="utf-8")
+    ]
     report = out.absolute() / "tests.xml"
     marker = ["-m", "gpu"] if has_gpu() else ["-m", "not gpu and not slow", "-k", "kernels or rope or norm"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *marker, f"--junit-xml={report}", *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *marker,
+        f"--junit-xml={report}",
+        *files,
+    ]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
     count = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
@@ -149,7 +181,12 @@ def write(model, path: Path) -> None:
     from megatron_bar.weights.manifest import Manifest
 
     kind = "expert" if model.shape.num_experts == 2 else "merged"
-    save_folder(model, path, companions_from=path.parent, manifest=lambda *_: Manifest(family=model.shape.family, kind=kind))
+    save_folder(
+        model,
+        path,
+        companions_from=path.parent,
+        manifest=lambda *_: Manifest(family=model.shape.family, kind=kind),
+    )
 
 
 def batches(count: int, length: int, vocabulary: int) -> list:
@@ -228,7 +265,10 @@ def done(of, policy: str, rows: list) -> float:
     from megatron_bar.training import flops
     from megatron_bar.weights.groups import POLICIES
 
-    work = {"tokens": sum(row.ids.numel() for row in rows), "pairs": sum(int((row.positions + 1).sum()) for row in rows)}
+    work = {
+        "tokens": sum(row.ids.numel() for row in rows),
+        "pairs": sum(int((row.positions + 1).sum()) for row in rows),
+    }
     return flops.forward(of)(**work) + flops.backward(of, POLICIES[policy])(**work)
 
 
@@ -241,7 +281,9 @@ def memory(record: Record, of, stage) -> None:
     from megatron_bar.recipes.recipe import Training
 
     run = Training(stage=stage, data=(Source(path=Path("none.jsonl"), kind="chat"),))
-    planned = usage(PlannedStage(name="sft", run=run, shape=of), stage, Machine(gpus=1, memory=80 * 10**9)).total
+    planned = usage(
+        PlannedStage(name="sft", run=run, shape=of), stage, Machine(gpus=1, memory=80 * 10**9)
+    ).total
     record("memory by the planner", planned / 1e9, "GB")
     if has_gpu():
         peak = torch.cuda.max_memory_allocated()
@@ -263,7 +305,9 @@ def waits(record: Record, step: Callable[[], object]) -> None:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    said = [w for w in caught if "synchronizing" in str(w.message) and "torch/cuda" not in w.filename]  # the switch itself waits
+    said = [
+        w for w in caught if "synchronizing" in str(w.message) and "torch/cuda" not in w.filename
+    ]  # the switch itself waits
     found = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in said)
     record("waits for the GPU in a step", sum(found.values()), "", 3, at_most=True)
     for place, times in found.most_common(12):
@@ -291,7 +335,9 @@ def kernels(record: Record, step: Callable[[], object], file: Path, longest: int
     record("GPU at work in a step", total / 1e6 / wall, "of the time")
     for event in ran[:longest]:
         record(f"  {event.key[:54]}", 100 * event.self_device_time_total / total, f"% x{event.count}")
-    file.write_text(seen.key_averages().table(sort_by="self_device_time_total", row_limit=60, max_name_column_width=100))
+    file.write_text(
+        seen.key_averages().table(sort_by="self_device_time_total", row_limit=60, max_name_column_width=100)
+    )
 
 
 def route(record: Record, out: Path) -> None:
@@ -317,13 +363,18 @@ def route_once(record: Record, of, source: Path, rows: list, micro_batch: int) -
     from megatron_bar.training.trainer import Trainer
 
     count, length = len(rows), rows[0].ids.shape[1]
-    stage = replace(stages.route(sequence=length, batch=count, steps=20, micro_batch=micro_batch), router_z_loss=0.0)
+    stage = replace(
+        stages.route(sequence=length, batch=count, steps=20, micro_batch=micro_batch), router_z_loss=0.0
+    )
     trainer, objective = Trainer(source, stage, steps=stage.steps), LanguageModelling(0.0)
     rows = [joined(part) for part in grouped(rows, micro_batch)]
     took = seconds(lambda: trainer.step(rows, objective), rounds=5)
     record(f"router step of 5 experts, micro-batch {micro_batch}", 1000 * took, "ms")
     record(f"router tokens, micro-batch {micro_batch}", count * length / took, "tokens/s")
-    record(f"router rate over a bare product's, micro-batch {micro_batch}", done(of, "route", rows) / took / product_rate())
+    record(
+        f"router rate over a bare product's, micro-batch {micro_batch}",
+        done(of, "route", rows) / took / product_rate(),
+    )
 
 
 def grouped(rows: list, size: int) -> list[list]:
@@ -338,7 +389,8 @@ def joined(rows: list):
 
 
 def sampler(record: Record, out: Path) -> None:
-    """Two experts of 7B's width; a token of 32 layers is one of 8 and three times what 8 layers take more than 4, twice."""
+    """Two experts of 7B's width; a token of 32 layers is one of 8 and three times what 8 layers take more
+    than 4, twice."""
     import torch
 
     from megatron_bar.models.sampler import Sampler
@@ -358,7 +410,9 @@ def sampler(record: Record, out: Path) -> None:
                         prompts = [[5 + n] * prompt for n in range(slots)]
                         draws = Sampler(model, eos_ids=set(), pad_id=0, graphs=graphs)
                         draws.generate(prompts, max_new_tokens=4, slots=slots)
-                        whole = seconds(lambda: draws.generate(prompts, max_new_tokens=steps, slots=slots), 1, 0)  # noqa: B023
+                        whole = seconds(
+                            lambda: draws.generate(prompts, max_new_tokens=steps, slots=slots), 1, 0
+                        )  # noqa: B023
                         first = seconds(lambda: draws.generate(prompts, max_new_tokens=2, slots=slots), 1, 0)  # noqa: B023
                         took[layers, slots, cudnn, graphs] = (whole - first) / (steps - 2)
             del model
@@ -370,7 +424,12 @@ def sampler(record: Record, out: Path) -> None:
             record(f"a token, {how}", 1000 * each, "ms")
             if (few := took.get((LAYERS // 2, slots, cudnn, graphs))) is not None:
                 deep = each + (32 - LAYERS) * max(0.0, each - few) / (LAYERS - LAYERS // 2)
-                record(f"tokens a second of 32 layers, {how}", slots / deep, "tokens/s", 3000 if slots == 64 else None)
+                record(
+                    f"tokens a second of 32 layers, {how}",
+                    slots / deep,
+                    "tokens/s",
+                    3000 if slots == 64 else None,
+                )
 
 
 def smoke(record: Record, out: Path) -> None:
@@ -379,7 +438,9 @@ def smoke(record: Record, out: Path) -> None:
         target = Path(folder) / "smoke"
         command = [sys.executable, "examples/pretrain_bar.py", "smoke", "--out", str(target)]
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         asked = False
         for text in process.stdout:
             print(text, end="", flush=True)
@@ -389,7 +450,9 @@ def smoke(record: Record, out: Path) -> None:
         status = process.wait()
         record("smoke, stopped by SIGTERM: exit status", status)
         if not asked or status != os.EX_TEMPFAIL:
-            sys.exit(f"SIGTERM {'was sent' if asked else 'found no training'}, status {status}; expected {os.EX_TEMPFAIL}")
+            sys.exit(
+                f"SIGTERM {'was sent' if asked else 'found no training'}, status {status}; expected {os.EX_TEMPFAIL}"
+            )
         record("smoke, stopped: until then", time.perf_counter() - start, "s")
         start = time.perf_counter()
         status = subprocess.run(command, cwd=ROOT, check=False).returncode

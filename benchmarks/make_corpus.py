@@ -1,11 +1,12 @@
 # ruff: noqa: RUF001  letters of other scripts are meant
-"""Makes corpus.jsonl.gz, the text that bench_data.py tokenises: mixed, and without repetition. Rows are ``{"text"}``.
+"""Makes corpus.jsonl.gz, the text that bench_data.py tokenises: mixed, and without repetition. Rows are
+``{"text"}``.
 
-A quarter is this project's own Python and Markdown, as tracked when this was last run, cut into pieces. The rest is made up
-here from seeds: English-like prose, eleven other languages in eight scripts, code in three languages, JSON, tables and logs,
-LaTeX, chats with emoji. Words follow Zipf's law, with names, compounds and made-up endings among them, so that a tokenizer's
-cache of words does not answer everything. No document and no line of 80 characters or more occurs twice. The benchmark reads
-the committed file and never runs this.
+A quarter is this project's own Python and Markdown, as tracked when this was last run, cut into pieces. The
+rest is made up here from seeds: English-like prose, eleven other languages in eight scripts, code in three
+languages, JSON, tables and logs, LaTeX, chats with emoji. Words follow Zipf's law, with names, compounds and
+made-up endings among them, so that a tokenizer's cache of words does not answer everything. No document and
+no line of 80 characters or more occurs twice. The benchmark reads the committed file and never runs this.
 
     python benchmarks/make_corpus.py
 """
@@ -131,7 +132,9 @@ def pieces() -> Iterator[str]:
 def project() -> Iterator[str]:
     """Tracked files, cut at an empty line where there is one in time; short ends are left out."""
     root = HERE.parent
-    names = subprocess.run(["git", "ls-files", "*.py", "*.md"], cwd=root, check=True, capture_output=True, text=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md"], cwd=root, check=True, capture_output=True, text=True
+    ).stdout
     for name in names.split("\n"):
         path = root / name
         if not path.is_file() or HERE in path.parents:
@@ -166,8 +169,13 @@ _WEIGHTS: dict[int, list[float]] = {}
 
 def name(rng: Random) -> str:
     """A syllable or three, such as no dictionary has."""
-    onsets, ends = "b br c ch d f g gr h j k kl l m n p r s st t th v w z".split(), ["", "n", "r", "s", "l", "th"]
-    return "".join(rng.choice(onsets) + rng.choice("aeiou") + rng.choice(ends) for _ in range(rng.randint(1, 3))).capitalize()
+    onsets, ends = (
+        "b br c ch d f g gr h j k kl l m n p r s st t th v w z".split(),
+        ["", "n", "r", "s", "l", "th"],
+    )
+    return "".join(
+        rng.choice(onsets) + rng.choice("aeiou") + rng.choice(ends) for _ in range(rng.randint(1, 3))
+    ).capitalize()
 
 
 def noun(rng: Random) -> str:
@@ -176,7 +184,9 @@ def noun(rng: Random) -> str:
         word = rng.choice(("over", "under", "micro", "counter", "re", "non", "sub")) + word
     if rng.random() < 0.1:
         word += rng.choice(("hood", "less", "ship", "like", "-" + rng.choice(NOUNS)))
-    return word if rng.random() < 0.7 else word[:-1] + "ies" if word.endswith(("ry", "ty", "dy")) else word + "s"
+    return (
+        word if rng.random() < 0.7 else word[:-1] + "ies" if word.endswith(("ry", "ty", "dy")) else word + "s"
+    )
 
 
 def phrase(rng: Random) -> str:
@@ -185,7 +195,13 @@ def phrase(rng: Random) -> str:
     words = [rng.choice(("the", "the", "a", "this", "every", "some", "our", "their", "no", "another"))]
     if rng.random() < 0.5:
         adjective = zipf(rng, ADJECTIVES)
-        words.append(adjective if rng.random() < 0.7 else f"un{adjective}" if rng.random() < 0.5 else f"more {adjective}")
+        words.append(
+            adjective
+            if rng.random() < 0.7
+            else f"un{adjective}"
+            if rng.random() < 0.5
+            else f"more {adjective}"
+        )
     words.append(noun(rng))
     if rng.random() < 0.25:
         words += [rng.choice(PLACES), phrase(rng)] if rng.random() < 0.6 else ["of", phrase(rng)]
@@ -197,7 +213,17 @@ def verb(rng: Random) -> str:
     stem = word[:-1] if word.endswith("e") else word
     past = word[:-1] + "ied" if word.endswith(("ry", "dy")) else stem + "ed"
     modal = rng.choice(("will", "could", "should", "didn't", "won't", "must"))
-    return rng.choice((past, past, f"had {past}", f"{modal} {word}", f"was {stem}ing", f"has been {past}", f"kept {stem}ing"))
+    return rng.choice(
+        (
+            past,
+            past,
+            f"had {past}",
+            f"{modal} {word}",
+            f"was {stem}ing",
+            f"has been {past}",
+            f"kept {stem}ing",
+        )
+    )
 
 
 def clause(rng: Random) -> str:
@@ -247,7 +273,9 @@ def han(rng: Random) -> str:
     kind, said = rng.choice(("zh", "ja", "ko")), []
     for _ in range(rng.randint(40, 90)):
         if kind == "ko":
-            said.append("".join(chr(0xAC00 + int(11172 * rng.random() ** 2)) for _ in range(rng.randint(1, 4))) + " ")
+            said.append(
+                "".join(chr(0xAC00 + int(11172 * rng.random() ** 2)) for _ in range(rng.randint(1, 4))) + " "
+            )
         else:
             said.append("".join(zipf(rng, HAN) for _ in range(rng.randint(1, 2))))
         if kind == "ja":
@@ -267,11 +295,15 @@ def expression(rng: Random, names: list[str], depth: int = 0) -> str:
     if depth > 2 or kind < 0.3:
         return rng.choice(names)
     if kind < 0.45:
-        return rng.choice((str(rng.randint(0, 300)), f"{rng.random() * 10:.2f}", f"0x{rng.getrandbits(24):x}"))
+        return rng.choice(
+            (str(rng.randint(0, 300)), f"{rng.random() * 10:.2f}", f"0x{rng.getrandbits(24):x}")
+        )
     if kind < 0.55:
         return f'"{zipf(rng, NOUNS)} {zipf(rng, VERBS)}"'
     if kind < 0.8:
-        return f"{expression(rng, names, depth + 1)} {rng.choice('+-*/%&|')} {expression(rng, names, depth + 1)}"
+        return (
+            f"{expression(rng, names, depth + 1)} {rng.choice('+-*/%&|')} {expression(rng, names, depth + 1)}"
+        )
     return f"{rng.choice(names)}({', '.join(expression(rng, names, depth + 1) for _ in range(rng.randint(0, 3)))})"
 
 
@@ -382,11 +414,17 @@ def maths(rng: Random) -> str:
 def chat(rng: Random) -> str:
     people, lines = [name(rng) for _ in range(3)], []
     for _ in range(rng.randint(4, 9)):
-        said = clause(rng) if rng.random() < 0.7 else f"{rng.choice(('lol', 'omg', 'hmm', 'yep', 'nope', 'brb'))} {phrase(rng)}"
+        said = (
+            clause(rng)
+            if rng.random() < 0.7
+            else f"{rng.choice(('lol', 'omg', 'hmm', 'yep', 'nope', 'brb'))} {phrase(rng)}"
+        )
         if rng.random() < 0.15:
             said += f" https://{name(rng).lower()}.example/{token(rng, LETTERS + HEX, 7)}?q={rng.randint(1, 9999)}"
         said += " " + "".join(rng.choices(EMOJI, k=rng.randint(0, 3)))
-        lines.append(f"[{rng.randint(0, 23):02}:{rng.randint(0, 59):02}] <{rng.choice(people)}> {said.strip()}")
+        lines.append(
+            f"[{rng.randint(0, 23):02}:{rng.randint(0, 59):02}] <{rng.choice(people)}> {said.strip()}"
+        )
     return "\n".join(lines)
 
 

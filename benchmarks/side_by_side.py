@@ -8,7 +8,8 @@ from statistics import median
 
 
 def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every way in every round, after one round to warm up; each round times all of them, in turn."""
+    """Seconds of every way in every round, after one round to warm up; each round times all of them, in
+    turn."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -25,7 +26,8 @@ def over(other: list[float], ours: list[float]) -> float:
 
 
 def figure(name: str, value: float, target: float, *, at_most: bool = False) -> None:
-    """Prints it, as `make bench` shows it; the file that BENCH_FIGURES names, if it is set, gets it for collect.py.
+    """Prints it, as `make bench` shows it; the file that BENCH_FIGURES names, if it is set, gets it for
+    collect.py.
 
     ``at_most``: the target is an upper limit, else a lower one.
     """

@@ -1,4 +1,5 @@
-"""A fifth expert for the tiny recipe: a second safety expert, on the same data with another seed, to show what adding takes.
+"""A fifth expert for the tiny recipe: a second safety expert, on the same data with another seed, to show
+what adding takes.
 
 torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:recipe --out runs/more
 """
@@ -13,4 +14,6 @@ def recipe() -> Recipe:
     known = tiny.recipe()
     safety = next(expert for expert in known.experts if expert.name == "safety")
     runs = tuple(replace(run, stage=replace(run.stage, seed=1)) for run in safety.runs)
-    return replace(known, name="tiny_and_one", experts=(*known.experts, ExpertSpec(name="caution", runs=runs)))
+    return replace(
+        known, name="tiny_and_one", experts=(*known.experts, ExpertSpec(name="caution", runs=runs))
+    )

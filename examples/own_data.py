@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/own_data.py:recipe --out runs/mine \\
         --set base=runs/tiny/base anchor=runs/tiny/anchor data=runs/tiny/world
 
-As it stands it reads the files of the tiny world, so that it runs after `make demo`; the numbers suit a model of that size.
+As it stands it reads the files of the tiny world, so that it runs after `make demo`; the numbers suit a model
+of that size.
 """
 
 from pathlib import Path

@@ -1,10 +1,12 @@
-"""Does BAR hold up? The tiny study from nothing: baselines, upgrades, ablations, sweeps; a report with every claim's verdict.
+"""Does BAR hold up? The tiny study from nothing: baselines, upgrades, ablations, sweeps; a report with every
+claim's verdict.
 
     python examples/reproduce.py                              # seed 1 (make reproduce SEEDS=1)
     python examples/reproduce.py --seeds 1 2 3 --processes 2  # make reproduce
 
-Run again, it continues. Every seed is a run of the recipe in OUT/seedN; the processes share the steps of all of them out. The
-report over all seeds is written to --results: report.md, report.html (opens from disk) and report.json.
+Run again, it continues. Every seed is a run of the recipe in OUT/seedN; the processes share the steps of all
+of them out. The report over all seeds is written to --results: report.md, report.html (opens from disk) and
+report.json.
 """
 
 import argparse
@@ -19,12 +21,16 @@ from megatron_bar.errors import BarError
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="tiny_study", help="a recipe with a study (default tiny_study)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="default: runs/reproduce")
     parser.add_argument("--results", type=Path, help="folder of the report (default: OUT)")
-    parser.add_argument("--processes", type=int, default=2, help="each takes the next step that nobody works at (default 2)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="each takes the next step that nobody works at (default 2)"
+    )
     parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="A.B=VALUE")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()

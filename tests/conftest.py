@@ -1,5 +1,5 @@
-"""What every test shares: one thread, no network, the same hypothesis examples everywhere, processes ended at the end; and
-after the last test the table of what was promised and what was found.
+"""What every test shares: one thread, no network, the same hypothesis examples everywhere, processes ended at
+the end; and after the last test the table of what was promised and what was found.
 """
 
 import os
@@ -30,7 +30,8 @@ def _test_processes():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory, worker_id) -> tuple[Path, str]:
-    """A checkout after `make demo`, of all processes of pytest, so copied before it is changed; and what it printed."""
+    """A checkout after `make demo`, of all processes of pytest, so copied before it is changed; and what it
+    printed."""
     root = tmp_path_factory.getbasetemp()
     place = (root if worker_id == "master" else root.parent) / "demo"
     with place.with_suffix(".lock").open("w") as lock:
@@ -42,7 +43,8 @@ def demo(tmp_path_factory, worker_id) -> tuple[Path, str]:
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests recorded by `record_property("figure", "promise: figure")`; of a failed one that it was not kept."""
+    """What tests recorded by `record_property("figure", "promise: figure")`; of a failed one that it was not
+    kept."""
     rows = []
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
@@ -53,7 +55,9 @@ def pytest_terminal_summary(terminalreporter):
             if outcome == "passed":
                 rows += [figure.partition(": ")[::2] for figure in figures if report.when == "call"]
             elif figures or "faults" in report.keywords:
-                rows.append((figures[-1].partition(": ")[0] if figures else "a promise", f"NOT KEPT: {report.nodeid}"))
+                rows.append(
+                    (figures[-1].partition(": ")[0] if figures else "a promise", f"NOT KEPT: {report.nodeid}")
+                )
     if rows:
         terminalreporter.section("promises")
         width = max(len(promise) for promise, _ in rows)

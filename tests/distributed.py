@@ -1,11 +1,12 @@
 """A distributed test is a function run in N gloo processes: ``run_distributed(fn, world_size, *args)``.
 
-Importing torch and Megatron takes ten seconds, so one fork server does it once and the processes are its forks. They are
-kept and lent from test to test: a test of N ranks gets the first N of them, in a process group of its own. The function
-starts once all are in the group, and a rank leaves it when all have returned or one has failed: a rank that left earlier
-would take its sockets from those that still connect. Where gloo fails to connect the ranks, which is nothing of the test's,
-they are replaced and connected again. A failing rank fails the test with its traceback; ranks that hang are shown (stack
-traces on stderr), killed and replaced. GPUs are hidden from the processes: several ranks cannot share one under NCCL.
+Importing torch and Megatron takes ten seconds, so one fork server does it once and the processes are its
+forks. They are kept and lent from test to test: a test of N ranks gets the first N of them, in a process
+group of its own. The function starts once all are in the group, and a rank leaves it when all have returned
+or one has failed: a rank that left earlier would take its sockets from those that still connect. Where gloo
+fails to connect the ranks, which is nothing of the test's, they are replaced and connected again. A failing
+rank fails the test with its traceback; ranks that hang are shown (stack traces on stderr), killed and
+replaced. GPUs are hidden from the processes: several ranks cannot share one under NCCL.
 """
 
 import atexit
@@ -54,15 +55,19 @@ class DistributedError(AssertionError):
 def run_distributed(fn: Callable, world_size: int, *args: Any, timeout: float = 300, **kwargs: Any) -> list:
     """``fn(*args, **kwargs)`` on every rank, torch.distributed initialised; the results by rank.
 
-    ``fn`` is a module-level function of a test module; arguments and results are picklable. ``timeout`` is in seconds.
+    ``fn`` is a module-level function of a test module; arguments and results are picklable. ``timeout`` is in
+    seconds.
     """
     if "<locals>" in fn.__qualname__ or fn.__module__ == "__main__":
-        raise TypeError(f"{fn.__module__}.{fn.__qualname__} cannot be imported by another process; define it at module level")
+        raise TypeError(
+            f"{fn.__module__}.{fn.__qualname__} cannot be imported by another process; define it at module level"
+        )
     return _pool().run(fn, world_size, args, kwargs, timeout)
 
 
 def start_process(fn: Callable, *args: Any, output: Path) -> multiprocessing.process.BaseProcess:
-    """``fn(*args)`` in a process of its own, to be killed: a fork of the fork server, of no group; it prints into ``output``."""
+    """``fn(*args)`` in a process of its own, to be killed: a fork of the fork server, of no group; it prints
+    into ``output``."""
     _start_fork_server()
     process = multiprocessing.get_context("forkserver").Process(target=_alone, args=(fn, args, output))
     process.start()
@@ -114,7 +119,9 @@ class _Pool:
             self.count += 1
             store = str(Path(self.folder.name) / str(self.count))
             for rank, worker in enumerate(self.workers[:world_size]):
-                task = _Task(fn.__module__, fn.__qualname__, args, kwargs, rank, world_size, store, timeout, sys.path)
+                task = _Task(
+                    fn.__module__, fn.__qualname__, args, kwargs, rank, world_size, store, timeout, sys.path
+                )
                 worker.pipe.send_bytes(_pack(task))
             try:
                 self._collect(world_size, CONNECT_SECONDS, f"{name}, connecting the ranks")
@@ -154,7 +161,10 @@ class _Pool:
         while waiting:
             ready = multiprocessing.connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not ready:
-                failures += [f"rank {rank} of {world_size} did not finish; stack on stderr" for rank in waiting.values()]
+                failures += [
+                    f"rank {rank} of {world_size} did not finish; stack on stderr"
+                    for rank in waiting.values()
+                ]
                 self._kill(dump=[self.workers[rank] for rank in waiting.values()])
                 break
             for pipe in ready:
@@ -166,7 +176,9 @@ class _Pool:
         if failures:
             if any(not worker.process.is_alive() for worker in self.workers):
                 self._kill()
-            raise DistributedError(f"{name}, in the order of failure (limit {timeout:g} s):\n" + "\n".join(failures))
+            raise DistributedError(
+                f"{name}, in the order of failure (limit {timeout:g} s):\n" + "\n".join(failures)
+            )
         return results
 
     def _release(self, world_size: int) -> None:
@@ -202,7 +214,8 @@ class _Pool:
 
 
 def _pack(message: Any) -> bytes:
-    """Not plain pickle: once Megatron is imported, a tensor's pickle makes whoever reads it import Megatron too."""
+    """Not plain pickle: once Megatron is imported, a tensor's pickle makes whoever reads it import Megatron
+    too."""
     import torch
 
     buffer = io.BytesIO()
@@ -217,9 +230,14 @@ def _unpack(data: bytes) -> Any:
 
 
 def _start_fork_server() -> None:
-    """Starts it unless it runs, with an environment that torch reads on import and paths that the preload needs."""
+    """Starts it unless it runs, with an environment that torch reads on import and paths that the preload
+    needs."""
     tests = Path(__file__).parent
-    wanted = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    wanted = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}",
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ |= wanted
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
@@ -256,7 +274,8 @@ def _work(pipe: multiprocessing.connection.Connection) -> None:
 
 
 def _run_task(task: _Task, pipe: multiprocessing.connection.Connection) -> None:
-    """Answers twice: once it is in the group, and with what the function returns; goes on when the test's process says so."""
+    """Answers twice: once it is in the group, and with what the function returns; goes on when the test's
+    process says so."""
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state
@@ -269,7 +288,9 @@ def _run_task(task: _Task, pipe: multiprocessing.connection.Connection) -> None:
     def connect() -> None:
         store = dist.FileStore(task.store, task.world_size)
         limit = timedelta(seconds=max(task.timeout, CONNECT_SECONDS))
-        dist.init_process_group("gloo", store=store, rank=task.rank, world_size=task.world_size, timeout=limit)
+        dist.init_process_group(
+            "gloo", store=store, rank=task.rank, world_size=task.world_size, timeout=limit
+        )
 
     def run() -> Any:
         fn = operator.attrgetter(task.function)(importlib.import_module(task.module))

@@ -16,7 +16,14 @@ from tokenizers.pre_tokenizers import Whitespace
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder
 from megatron_bar.weights.hashes import config_hash, hash_units
 from megatron_bar.weights.hf_config import read_config, tensor_shapes
-from megatron_bar.weights.manifest import MANIFEST, Cost, Manifest, TrainingRecord, has_manifest, read_manifest
+from megatron_bar.weights.manifest import (
+    MANIFEST,
+    Cost,
+    Manifest,
+    TrainingRecord,
+    has_manifest,
+    read_manifest,
+)
 
 WORDS = ("<|pad|>", "<|endoftext|>", "one", "two", "plus", "red", "blue", "is")
 SHAPE = {
@@ -43,7 +50,9 @@ def add_tokenizer(path: Path, words: tuple[str, ...] = WORDS) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
 
 
-def save_hf(path: Path, *, experts: int = 0, seed: int = 0, dtype: str = "float32", shard: str = "5GB", **changes) -> Path:
+def save_hf(
+    path: Path, *, experts: int = 0, seed: int = 0, dtype: str = "float32", shard: str = "5GB", **changes
+) -> Path:
     """A folder as transformers writes it, every parameter random (norms too), with a tokenizer."""
     import transformers
 
@@ -97,7 +106,8 @@ def train_with(
     policy: str | None = None,
     expert: str | None = None,
 ) -> Path:
-    """As a training stage leaves a folder: other values and a manifest that says so; ``policy`` is called like the stage."""
+    """As a training stage leaves a folder: other values and a manifest that says so; ``policy`` is called
+    like the stage."""
     copy_with(source, target, change)
     training = TrainingRecord(stage=stage, policy=policy or stage, recipe="tests")
     numbers = {"tokens": 100, "loss_tokens": 50, "generated": 0, "flops": 1e6, "seconds": 1.5}
@@ -152,7 +162,9 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
         r"model\.safetensors.*\.\./\.\./evil.*expected none.*got \[2\]",
     ),
     "bias nobody reads": (
-        lambda p: edit_tensors(p, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(16)})),
+        lambda p: edit_tensors(
+            p, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(16)})
+        ),
         r"model\.safetensors.*q_proj\.bias.*expected none.*got \[16\]",
     ),
     "wrong shape": (
@@ -168,11 +180,15 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
         r"model\.safetensors.*embed_tokens.*expected \[19, 16\], got \[20, 16\]",
     ),
     "mixed dtypes": (
-        lambda p: edit_tensors(p, lambda t: t.update({"model.norm.weight": torch.ones(16, dtype=torch.float16)})),
+        lambda p: edit_tensors(
+            p, lambda t: t.update({"model.norm.weight": torch.ones(16, dtype=torch.float16)})
+        ),
         r"model\.safetensors.*expected (bfloat16|float32|float16).*got (float16|bfloat16|float32)",
     ),
     "unsupported dtype": (
-        lambda p: edit_tensors(p, lambda t: t.update({"model.norm.weight": torch.ones(16, dtype=torch.float64)})),
+        lambda p: edit_tensors(
+            p, lambda t: t.update({"model.norm.weight": torch.ones(16, dtype=torch.float64)})
+        ),
         r"model\.safetensors.*model\.norm\.weight.*expected one of.*got 'F64'",
     ),
     "truncated": (_truncate, r"model\.safetensors: truncated: tensor .* expected .* got \d+ bytes"),
@@ -180,7 +196,10 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: os.truncate(p / SINGLE, 0),
         r"model\.safetensors: not a whole safetensors file: expected at least \d+ bytes, got 0",
     ),
-    "no weights": (lambda p: (p / SINGLE).unlink(), r"expected model\.safetensors or .*got no safetensors files"),
+    "no weights": (
+        lambda p: (p / SINGLE).unlink(),
+        r"expected model\.safetensors or .*got no safetensors files",
+    ),
     "no config": (lambda p: (p / "config.json").unlink(), r"config\.json: not found; expected"),
     "config not JSON": (lambda p: (p / "config.json").write_text("{"), r"config\.json: not readable as JSON"),
     "unknown model_type": (
@@ -195,7 +214,10 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: edit_json(p / "config.json", num_hidden_layers=1, layer_types=None),
         r"model\.safetensors.*model\.layers\.1\..*expected none, got",
     ),
-    "layers = -1": (lambda p: edit_json(p / "config.json", num_hidden_layers=-1), r"config\.json: num_layers must .*got -1"),
+    "layers = -1": (
+        lambda p: edit_json(p / "config.json", num_hidden_layers=-1),
+        r"config\.json: num_layers must .*got -1",
+    ),
     "wrong vocabulary size": (
         lambda p: edit_json(p / "config.json", vocab_size=18),
         r"model\.safetensors.*embed_tokens.*expected \[18, 16\], got \[19, 16\]",
@@ -205,7 +227,9 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
         r"model\.safetensors.*_proj\.weight.*expected \[.*23.*\], got \[.*24.*\]",
     ),
     "single file and index": (
-        lambda p: (p / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": "other.safetensors"}})),
+        lambda p: (p / INDEX).write_text(
+            json.dumps({"weight_map": {"model.norm.weight": "other.safetensors"}})
+        ),
         r"index\.json: tensor 'model\.norm\.weight' expected in other\.safetensors, got no such file",
     ),
 }

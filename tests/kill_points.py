@@ -12,11 +12,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CALLS = {"open", "mkdir", "write", "flush", "fsync", "close", "rename", "replace", "unlink", "rmdir", "update_mmap", "flock"}
+CALLS = {
+    "open",
+    "mkdir",
+    "write",
+    "flush",
+    "fsync",
+    "close",
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+    "update_mmap",
+    "flock",
+}
 
 
 def count_calls(below: str, report: Path, kill_at: int | None, fn: Callable, *args: Any) -> None:
-    """``fn(*args)``; the calls under the source file ``below``, before and after each, are written to ``report`` as JSON.
+    """``fn(*args)``; the calls under the source file ``below``, before and after each, are written to
+    ``report`` as JSON.
 
     With ``kill_at`` the process is killed at that one, whose name is what ``report`` then says.
     """

@@ -1,4 +1,5 @@
-"""Mutations of JSON and of bytes for hypothesis: what a buggy tool, a bad disk or an enemy would make of a good file."""
+"""Mutations of JSON and of bytes for hypothesis: what a buggy tool, a bad disk or an enemy would make of a
+good file."""
 
 import copy
 import json
@@ -16,8 +17,31 @@ class Literal(str):
 
 
 LITERALS = (
-    *("NaN", "Infinity", "-Infinity", "1e999", "-0.0", "1E400", "00", "tru", "", "[", "}", "'a'", "/**/1", "9" * 5000),
-    *("[" * 5000 + "]" * 5000, "[" * 200_000, '{"a":' * 3000 + "1" + "}" * 3000, '"\\ud800"', '"\\u0000"', '"a\nb"', "\ufeff1"),
+    *(
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        "-0.0",
+        "1E400",
+        "00",
+        "tru",
+        "",
+        "[",
+        "}",
+        "'a'",
+        "/**/1",
+        "9" * 5000,
+    ),
+    *(
+        "[" * 5000 + "]" * 5000,
+        "[" * 200_000,
+        '{"a":' * 3000 + "1" + "}" * 3000,
+        '"\\ud800"',
+        '"\\u0000"',
+        '"a\nb"',
+        "\ufeff1",
+    ),
 )
 NAMES = (
     *(
@@ -77,7 +101,9 @@ VALUES = st.recursive(
     ),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.lists(st.tuples(st.text(max_size=4), inner), max_size=3).map(lambda pairs: Pairs(map(list, pairs)))
+        | st.lists(st.tuples(st.text(max_size=4), inner), max_size=3).map(
+            lambda pairs: Pairs(map(list, pairs))
+        )
     ),
     max_leaves=5,
 )

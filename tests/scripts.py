@@ -1,4 +1,5 @@
-"""Runs the command-line tools: as real processes, or the same script in this process, which saves the imports."""
+"""Runs the command-line tools: as real processes, or the same script in this process, which saves the
+imports."""
 
 import os
 import runpy

@@ -1,4 +1,5 @@
-"""examples/cluster/ by a Slurm of one node that runs jobs at once (fake_slurm/): what is submitted, runs, is requeued."""
+"""examples/cluster/ by a Slurm of one node that runs jobs at once (fake_slurm/): what is submitted, runs, is
+requeued."""
 
 import json
 import os
@@ -37,7 +38,13 @@ class Slurm:
 
     def settings(self, **values: str) -> None:
         """env.sh with these lines changed."""
-        common = {"OUT": self.out, "GPUS": "1", "PYTHON": f"({sys.executable})", "ENGINE_NODES": "0", "RLVR": "()"}
+        common = {
+            "OUT": self.out,
+            "GPUS": "1",
+            "PYTHON": f"({sys.executable})",
+            "ENGINE_NODES": "0",
+            "RLVR": "()",
+        }
         lines = (ROOT / CLUSTER / "env.sh").read_text().splitlines()
         for name, value in (common | values).items():
             (place,) = [n for n, line in enumerate(lines) if line.startswith(f"{name}=")]
@@ -52,7 +59,12 @@ class Slurm:
             "PYTHONPATH": str(ROOT),
         }
         return subprocess.Popen(
-            list(map(str, command)), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            list(map(str, command)),
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, *command: object) -> tuple[int, str, str]:
@@ -120,7 +132,12 @@ def test_every_job_can_be_warned_in_time():
 
 
 JOB = (ROOT / CLUSTER / "job.sh").read_text()
-EXPERTS = {"math": ("midtrain", "sft", "rlvr"), "code": ("midtrain", "sft", "rlvr"), "safety": ("sft",), "tool_use": ("sft",)}
+EXPERTS = {
+    "math": ("midtrain", "sft", "rlvr"),
+    "code": ("midtrain", "sft", "rlvr"),
+    "safety": ("sft",),
+    "tool_use": ("sft",),
+}
 
 
 @pytest.fixture
@@ -138,9 +155,14 @@ def test_a_run_is_submitted_in_the_order_of_its_needs(seven):
     seven.settings(**given, TORCHRUN="(true)", AFTER="(evaluate)")
     status, _, err = seven.run(CLUSTER / "submit.sh")
     assert status == 0, err
-    jobs = [re.fullmatch(r"(\d+) (\S+) after (\S*): (.*)", line).groups() for line in seven.read("jobs").splitlines()]
+    jobs = [
+        re.fullmatch(r"(\d+) (\S+) after (\S*): (.*)", line).groups()
+        for line in seven.read("jobs").splitlines()
+    ]
     numbers = {name: number for number, name, _, _ in jobs}
-    needs = {name: [n for n, other in numbers.items() if other in after.split(":")] for _, name, after, _ in jobs}
+    needs = {
+        name: [n for n, other in numbers.items() if other in after.split(":")] for _, name, after, _ in jobs
+    }
     expected, ends = {"branch": []}, []
     for expert, stages in EXPERTS.items():
         chain = ["branch", *(f"{expert}-{stage}" for stage in stages)]
@@ -190,11 +212,18 @@ for n in {{1..3000}}; do sleep 0.1; done
         ("Traceback (most recent call last):", 1, True, False),  # it could not save
         ("error: x was not stopped: by us", 1, True, False),
         ("stopped: step 3 of x is saved; the same command goes on from it", 0, True, False),  # it was through
-        ("stopped: step 3 of x is saved; the same command goes on from it", 1, False, False),  # a user's scancel
+        (
+            "stopped: step 3 of x is saved; the same command goes on from it",
+            1,
+            False,
+            False,
+        ),  # a user's scancel
     ],
 )
 def test_a_job_is_requeued_when_it_was_warned_and_has_saved(says, status, warned, requeued, slurm):
-    (slurm.place / "program").write_text(PROGRAM.format(says=says, status=status, again=0, options="--shutdown-timeout SECONDS"))
+    (slurm.place / "program").write_text(
+        PROGRAM.format(says=says, status=status, again=0, options="--shutdown-timeout SECONDS")
+    )
     slurm.settings(TORCHRUN=f'(bash "{slurm.place}/program")')
     process = slurm.start("sbatch", "--parsable", CLUSTER / "sft.sbatch", "math")
     wait_until(lambda: (slurm.place / "ready").exists(), process)
@@ -210,7 +239,9 @@ def test_a_job_is_requeued_when_it_was_warned_and_has_saved(says, status, warned
 
 
 def test_an_older_torchrun_is_not_given_what_it_does_not_know(slurm):
-    (slurm.place / "program").write_text(PROGRAM.format(says="", status=0, again=0, options="--max-restarts N"))
+    (slurm.place / "program").write_text(
+        PROGRAM.format(says="", status=0, again=0, options="--max-restarts N")
+    )
     slurm.settings(TORCHRUN=f'(bash "{slurm.place}/program")')
     process = slurm.start("sbatch", "--parsable", CLUSTER / "sft.sbatch", "math")
     wait_until(lambda: (slurm.place / "ready").exists(), process)
@@ -226,7 +257,9 @@ def models(tmp_path_factory) -> Path:
     place, recipe = tmp_path_factory.mktemp("models"), load_recipe("smoke")
     tokens = world.build(place / "world", seed=0, sizes=recipe.world) / "tokenizer"
     tokenizer = load_tokenizer(tokens)
-    shape = replace(recipe.shape, dtype="float32", eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
+    shape = replace(
+        recipe.shape, dtype="float32", eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
+    )
     for seed, name in enumerate(("base", "anchor")):
         random_folder(shape, place / name, tokenizer=tokens, seed=seed, embedding_std=0.02)
     return place
@@ -234,14 +267,23 @@ def models(tmp_path_factory) -> Path:
 
 def smoke(models: Path, *changes: str) -> dict[str, object]:
     """The settings of a run of the smoke recipe."""
-    given = {"RECIPE": "smoke", "BASE": models / "base", "ANCHOR": models / "anchor", "DATA": models / "world"}
+    given = {
+        "RECIPE": "smoke",
+        "BASE": models / "base",
+        "ANCHOR": models / "anchor",
+        "DATA": models / "world",
+    }
     all_changes = " ".join(('base="$BASE" anchor="$ANCHOR" data="$DATA"', *changes))
     return given | {"TORCHRUN": f"({sys.executable} -m torch.distributed.run)", "CHANGES": f"({all_changes})"}
 
 
 def test_a_warned_training_saves_is_requeued_and_goes_on(models, slurm):
     stage = "experts.code.midtrain"
-    slurm.settings(**smoke(models, f"{stage}.steps=150", f"{stage}.batch=2", f"{stage}.sequence=32", f"{stage}.save_every=0"))
+    slurm.settings(
+        **smoke(
+            models, f"{stage}.steps=150", f"{stage}.batch=2", f"{stage}.sequence=32", f"{stage}.save_every=0"
+        )
+    )
     branch(models / "anchor", models / "base", slurm.out / "branched", router_init="normal", seed=0)
     process = slurm.start("sbatch", "--parsable", CLUSTER / "midtrain.sbatch", "code")
     metrics = slurm.out / "logs/code-midtrain/metrics.jsonl"
@@ -258,22 +300,35 @@ def test_a_warned_training_saves_is_requeued_and_goes_on(models, slurm):
 @pytest.mark.slow
 def test_the_whole_run_goes_through_the_scripts_its_answers_from_an_engine_behind_srun(models, slurm):
     engine = "{lag=1,importance_cap=2,engine.name=transformers,engine.python=examples/cluster/engine.sh}"
-    run = {"CHAINS": '("code midtrain sft rlvr" "math sft")', "AFTER": "(evaluate lens report)", "ENGINE_PYTHON": sys.executable}
+    run = {
+        "CHAINS": '("code midtrain sft rlvr" "math sft")',
+        "AFTER": "(evaluate lens report)",
+        "ENGINE_PYTHON": sys.executable,
+    }
     slurm.settings(**smoke(models), **run, RLVR=f"(experts.code.rlvr.rl.{engine})")
     status, _, err = slurm.run(CLUSTER / "submit.sh")
     assert status == 0, err
-    found = {line.split()[1]: slurm.read(f"{line.split()[0]}.status") for line in slurm.read("jobs").splitlines()}
+    found = {
+        line.split()[1]: slurm.read(f"{line.split()[0]}.status") for line in slurm.read("jobs").splitlines()
+    }
     experts = ["code-midtrain", "code-sft", "code-rlvr", "math-sft"]
-    assert found == dict.fromkeys(["branch", *experts, "merge", "route", "evaluate", "lens", "report"], "0"), slurm.logs()[-1]
+    assert found == dict.fromkeys(
+        ["branch", *experts, "merge", "route", "evaluate", "lens", "report"], "0"
+    ), slurm.logs()[-1]
     assert (slurm.out / "report.md").is_file() and (slurm.out / "final/manifest.json").is_file()
-    assert {path.name for path in slurm.place.glob("4.*.pid")} == {"4.0.pid", "4.1.pid"}  # the trainer's step, the engine's
+    assert {path.name for path in slurm.place.glob("4.*.pid")} == {
+        "4.0.pid",
+        "4.1.pid",
+    }  # the trainer's step, the engine's
 
 
 @pytest.mark.slow
 def test_the_smoke_job_does_everything_on_two_ranks_in_bfloat16(slurm):
     slurm.settings(GPUS="2", TORCHRUN=f"({sys.executable} -m torch.distributed.run)")
     stages = ("pretrain", "posttrain", "experts.*.*", "route")
-    status, _, _ = slurm.run("sbatch", CLUSTER / "smoke.sbatch", *(f"{stage}.parallel.tensor=2" for stage in stages))
+    status, _, _ = slurm.run(
+        "sbatch", CLUSTER / "smoke.sbatch", *(f"{stage}.parallel.tensor=2" for stage in stages)
+    )
     out = slurm.out / "smoke"
     assert (status, slurm.read("1.status")) == (0, "0"), slurm.logs()[-1]
     assert json.loads((out / "final/config.json").read_text())["dtype"] == "bfloat16"

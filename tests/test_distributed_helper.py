@@ -64,7 +64,9 @@ def test_every_call_has_megatron_groups_of_its_own():
 
 def test_an_error_on_one_rank_fails_the_test_with_its_traceback_and_the_processes_survive():
     pids = [pid for *_, pid in run_distributed(reduced, 2, 0)]
-    with pytest.raises(DistributedError, match=r"(?s)rank 1 of 2: Traceback.*in rank_one_fails.*ValueError: the reason"):
+    with pytest.raises(
+        DistributedError, match=r"(?s)rank 1 of 2: Traceback.*in rank_one_fails.*ValueError: the reason"
+    ):
         run_distributed(rank_one_fails, 2)
     assert [pid for *_, pid in run_distributed(reduced, 2, 0)] == pids
 

@@ -1,4 +1,5 @@
-"""The Dockerfile's steps, as far as they can be followed without docker: what they copy, pin, keep and leave for make."""
+"""The Dockerfile's steps, as far as they can be followed without docker: what they copy, pin, keep and leave
+for make."""
 
 import re
 import subprocess
@@ -8,7 +9,9 @@ from scripts import ROOT
 
 STEPS = [
     (step.split(maxsplit=1)[0], step.split(maxsplit=1)[1])
-    for step in re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)).splitlines()
+    for step in re.sub(
+        r"\\\n", " ", re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    ).splitlines()
     if step.strip()
 ]
 IMAGE_PACKAGES = "torch==2.12.0a0+nv\ntransformer_engine==2.9.0\napex==0.1\nnumpy==2.1.0\npackaging==23.2\n"
@@ -28,13 +31,18 @@ def test_every_argument_that_is_used_is_declared_and_the_image_is_pinned():
     declared = {arguments.split("=")[0] for name, arguments in STEPS if name in ("ARG", "ENV")}
     for _, arguments in STEPS:
         assert set(re.findall(r"\$\{?([A-Z_]+)\b", arguments)) <= declared | {"PATH"}, arguments
-    (image,) = [arguments.split("=", 1)[1] for name, arguments in STEPS if name == "ARG" and arguments.startswith("IMAGE=")]
+    (image,) = [
+        arguments.split("=", 1)[1]
+        for name, arguments in STEPS
+        if name == "ARG" and arguments.startswith("IMAGE=")
+    ]
     assert re.fullmatch(r"[\w./-]+:\d\d\.\d\d-py3", image), image
 
 
 @pytest.fixture
 def constraints(tmp_path) -> list[str]:
-    """The lines that the image's pip is given, made by the step itself over a pip that lists the image's packages."""
+    """The lines that the image's pip is given, made by the step itself over a pip that lists the image's
+    packages."""
     (step,) = [arguments for name, arguments in STEPS if name == "RUN" and "PIP_CONSTRAINT.new" in arguments]
     before = step.partition("&& pip install")[0].replace("/etc/", f"{tmp_path}/")
     (tmp_path / "listed").write_text(IMAGE_PACKAGES)
@@ -44,7 +52,9 @@ def constraints(tmp_path) -> list[str]:
 
 
 def test_the_images_torch_stays_and_the_rest_is_pinned_as_it_is_tested(constraints):
-    pins = {re.split(r"[=\[]", line)[0].lower().replace("_", "-"): line for line in constraints if line.strip()}
+    pins = {
+        re.split(r"[=\[]", line)[0].lower().replace("_", "-"): line for line in constraints if line.strip()
+    }
     assert len(pins) == len([line for line in constraints if line.strip()]), "a name is pinned twice"
     assert pins["torch"] == "torch==2.12.0a0+nv" and pins["numpy"] == "numpy==2.1.0"
     assert not [name for name in pins if name.startswith(("nvidia-", "cuda-"))]
@@ -55,7 +65,9 @@ def test_the_images_torch_stays_and_the_rest_is_pinned_as_it_is_tested(constrain
 
 def test_make_finds_its_environment_there():
     """It has a python and nothing else: no pip, no scripts."""
-    (step,) = [arguments for name, arguments in STEPS if name == "RUN" and "venv --system-site-packages" in arguments]
+    (step,) = [
+        arguments for name, arguments in STEPS if name == "RUN" and "venv --system-site-packages" in arguments
+    ]
     ready = re.search(r"^READY := (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     assert "--without-pip .venv" in step and f"touch {ready}" in step
     for path in (ROOT / "Makefile", *(ROOT / "examples/cluster").iterdir()):

@@ -1,6 +1,8 @@
-"""README.md and docs/: every command is run as it stands there, or listed here with the reason; links and names exist.
+"""README.md and docs/: every command is run as it stands there, or listed here with the reason; links and
+names exist.
 
-A page's commands are run from top to bottom in a copy of the checkout after `make demo`, with the tiny recipe cut down (demo.py).
+A page's commands are run from top to bottom in a copy of the checkout after `make demo`, with the tiny recipe
+cut down (demo.py).
 """
 
 import ast
@@ -18,7 +20,10 @@ from scripts import ROOT
 from megatron_bar.config import override
 from megatron_bar.recipes import load_recipe
 
-PAGES = {path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {
+    path.name: path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 HOURS, GPU, CLUSTER, NETWORK = "takes hours", "needs GPUs", "needs a cluster", "needs a network"
 
 NOT_RUN = {
@@ -57,7 +62,8 @@ SLOW = {
     ".venv/bin/python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB --stage rlvr --set experts.math.rlvr.rl.slots=16",
     ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
 }
-"""Commands that only `make test-slow` runs: more than ten seconds each, or nearly the same in a test of its own."""
+"""Commands that only `make test-slow` runs: more than ten seconds each, or nearly the same in a test of its
+own."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,9 @@ ALL = {name: commands(page) for name, page in PAGES.items()}
 def test_commands_are_found():
     assert [c.name for c in ALL["README.md"]] == ["make demo", "make test"]
     texts = [command.text for found in ALL.values() for command in found]
-    assert any(text.startswith('.venv/bin/python -c "\nfrom transformers') and text.endswith('))"') for text in texts)
+    assert any(
+        text.startswith('.venv/bin/python -c "\nfrom transformers') and text.endswith('))"') for text in texts
+    )
     assert any("\\\n    --set" in text for text in texts)
 
 
@@ -117,7 +125,9 @@ def test_every_listed_command_is_on_a_page():
 
 
 @pytest.mark.parametrize("longer", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["short", "all"])
-@pytest.mark.parametrize("page", [name for name, found in ALL.items() if {c.name for c in found} - NOT_RUN.keys()])
+@pytest.mark.parametrize(
+    "page", [name for name, found in ALL.items() if {c.name for c in found} - NOT_RUN.keys()]
+)
 def test_the_commands_of_a_page_run(page, longer, demo, tmp_path):
     if longer and not {c.name for c in ALL[page]} & SLOW:
         pytest.skip("it has none that take long")
@@ -159,7 +169,11 @@ def test_links_lead_somewhere(page):
 def test_files_that_are_named_exist(page):
     tops = "megatron_bar|examples|tools|tests|docs|benchmarks"
     named = set(re.findall(rf"(?<![\w/.-])((?:{tops})/[\w./-]*\w)", PAGES[page].read_text()))
-    assert not [name for name in named if not (ROOT / name).exists() and not (ROOT / name.rpartition(":")[0]).is_file()]
+    assert not [
+        name
+        for name in named
+        if not (ROOT / name).exists() and not (ROOT / name.rpartition(":")[0]).is_file()
+    ]
 
 
 def test_every_page_is_reached_from_the_first():
@@ -193,7 +207,11 @@ def texts_of_the_code() -> str:
         for file in sorted((ROOT / top).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+                    found.append(
+                        "".join(
+                            part.value if isinstance(part, ast.Constant) else "..." for part in node.values
+                        )
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(" ".join(node.value.split()))
     return "\n".join(found)
@@ -225,12 +243,17 @@ def cells(row: str) -> list[str]:
 def test_the_result_on_the_first_page_is_the_report_s():
     report = (ROOT / "docs/results/report.md").read_text()
     told = {cells(row)[0]: cells(row) for row in re.findall(r"^\| .*±.* \|$", report, re.MULTILINE)}
-    rows = [cells(row) for row in re.findall(r"^\| .*\(\S+ to \S+\) .*\|$", PAGES["README.md"].read_text(), re.MULTILINE)]
+    rows = [
+        cells(row)
+        for row in re.findall(r"^\| .*\(\S+ to \S+\) .*\|$", PAGES["README.md"].read_text(), re.MULTILINE)
+    ]
     assert len(rows) == 10
     for model, *scores in rows:
         means = [score.split()[0] for score in scores]
         assert means == [cell.strip("*").split()[0].strip("*") for cell in told[model][2:]], model
-    holds, fails, untestable = re.search(r"(\d+) hold, (\d+) do not hold, (\d+) not testable here", report).groups()
+    holds, fails, untestable = re.search(
+        r"(\d+) hold, (\d+) do not hold, (\d+) not testable here", report
+    ).groups()
     total = int(holds) + int(fails) + int(untestable)
     counts = rf"Of the {total} claims (of the paper )?{holds} hold( here)?, {fails} do not, {untestable} is not testable"
     for page in ("README.md", "results.md"):

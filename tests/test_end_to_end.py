@@ -1,4 +1,5 @@
-"""What `make demo` leaves, on the tiny recipe cut down: killed on the way, started again, read by transformers."""
+"""What `make demo` leaves, on the tiny recipe cut down: killed on the way, started again, read by
+transformers."""
 
 import json
 import os
@@ -17,15 +18,31 @@ from megatron_bar.weights.manifest import read_manifest
 
 
 def command(out: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "examples/pretrain_bar.py"), "tiny", "--out", str(out), *more, "--set", *SMALL]
+    return [
+        sys.executable,
+        str(ROOT / "examples/pretrain_bar.py"),
+        "tiny",
+        "--out",
+        str(out),
+        *more,
+        "--set",
+        *SMALL,
+    ]
 
 
 def run(out: Path, *more: str) -> subprocess.CompletedProcess:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command(out, *more), capture_output=True, text=True, env=env, timeout=1200, check=False)
+    return subprocess.run(
+        command(out, *more), capture_output=True, text=True, env=env, timeout=1200, check=False
+    )
 
 
-ENDS = [("math", "midtrain", "sft", "rlvr"), ("code", "midtrain", "sft", "rlvr"), ("tool_use", "sft"), ("safety", "sft")]
+ENDS = [
+    ("math", "midtrain", "sft", "rlvr"),
+    ("code", "midtrain", "sft", "rlvr"),
+    ("tool_use", "sft"),
+    ("safety", "sft"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +59,15 @@ def test_it_ends_with_the_report(finished):
     out, printed = finished
     report = (out / "report.md").read_text()
     assert report.strip() in printed
-    for model in ("anchor", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft", "merged, router untrained", "BAR"):
+    for model in (
+        "anchor",
+        "math-rlvr",
+        "code-rlvr",
+        "tool_use-sft",
+        "safety-sft",
+        "merged, router untrained",
+        "BAR",
+    ):
         assert f"| {model} |" in report
     assert not [path for path in out.rglob(".*") if "partial" in path.name or "checkpoints" in path.name]
 
@@ -57,7 +82,9 @@ def test_transformers_reads_the_result_and_computes_the_same(finished):
     model, info = transformers.AutoModelForCausalLM.from_pretrained(out / "final", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     chat = [{"role": "user", "content": "What is 3 * 4 + 5?"}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     assert torch.isfinite(model(**ids).logits).all()
     assert model.config.num_experts == model.config.num_experts_per_tok == 5
     assert Folder.open(out / "final").config.vocab_size == model.config.vocab_size
@@ -80,7 +107,9 @@ def test_the_ledger_has_every_stage_once(finished):
     out, _ = finished
     ledger = read_manifest(out / "final").ledger
     ends = [(name, stage) for name, *stages in ENDS for stage in stages]
-    assert [(cost.step, cost.expert) for cost in ledger[2:-1]] == [(f"{name}-{stage}", name) for name, stage in ends]
+    assert [(cost.step, cost.expert) for cost in ledger[2:-1]] == [
+        (f"{name}-{stage}", name) for name, stage in ends
+    ]
     assert [cost.step for cost in (*ledger[:2], ledger[-1])] == ["base", "anchor", "final"]
     for cost in ledger:
         assert cost.flops > 0 and cost.seconds > 0 and cost.tokens >= cost.loss_tokens

@@ -1,7 +1,8 @@
-"""What describes a folder, broken in thousands of ways: it opens as one consistent folder or is refused in one line.
+"""What describes a folder, broken in thousands of ways: it opens as one consistent folder or is refused in
+one line.
 
-Through what `bar inspect` calls, which reads, and through the merge, which writes; the files are of a real branch,
-so fields that the manifest gains are broken too.
+Through what `bar inspect` calls, which reads, and through the merge, which writes; the files are of a real
+branch, so fields that the manifest gains are broken too.
 """
 
 import json
@@ -39,9 +40,17 @@ SECONDS, BYTES = 20, 1 << 30
 def branched(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("fuzz")
     dense = save_hf(root / "dense")
-    folder = branch(dense, dense, root / "branched", router_init="normal", options=WriteOptions(max_shard_bytes=20_000))[0].path
+    folder = branch(
+        dense, dense, root / "branched", router_init="normal", options=WriteOptions(max_shard_bytes=20_000)
+    )[0].path
     assert (folder / SHARD).is_file()
-    train_with(folder, root / "expert", "midtrain", lambda name, tensor: tensor + (".experts.1." in name), expert="math")
+    train_with(
+        folder,
+        root / "expert",
+        "midtrain",
+        lambda name, tensor: tensor + (".experts.1." in name),
+        expert="math",
+    )
     return folder
 
 
@@ -104,17 +113,30 @@ def check_opened(folder: Path, lines: list[str]) -> None:
     except Exception:  # noqa: BLE001  of fields that change no number; it checks their types with exceptions of its own
         return
     ours = opened.config
-    renamed = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "experts_per_token": "num_experts_per_tok"}
+    renamed = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "experts_per_token": "num_experts_per_tok",
+    }
     for mine, name in renamed.items():
         assert getattr(ours, mine) == getattr(theirs, name), name
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "num_experts", "norm_topk_prob"):
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "rms_norm_eps",
+        "num_experts",
+        "norm_topk_prob",
+    ):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2600, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("name", ["config.json", INDEX, MANIFEST, SHARD])
-def test_every_mutation_opens_or_is_refused_in_one_line(name, count, branched, limited, tmp_path_factory, record_property):
+def test_every_mutation_opens_or_is_refused_in_one_line(
+    name, count, branched, limited, tmp_path_factory, record_property
+):
     root = tmp_path_factory.mktemp("cases")
     folder = shutil.copytree(branched, root / "broken")
     file, out, beside = folder / name, root / "out", {"broken"}
@@ -131,7 +153,10 @@ def test_every_mutation_opens_or_is_refused_in_one_line(name, count, branched, l
         if lines is not None:
             check_opened(folder, lines)
         assert lines is not None or merged is None, "the merge took what does not open"
-        assert set(os.listdir(root)) == beside | ({"out"} if merged else set()) and sorted(os.listdir(folder)) == names
+        assert (
+            set(os.listdir(root)) == beside | ({"out"} if merged else set())
+            and sorted(os.listdir(folder)) == names
+        )
         if merged:
             hash_units(Folder.open(out), finite=True)
             shutil.rmtree(out)
@@ -142,4 +167,7 @@ def test_every_mutation_opens_or_is_refused_in_one_line(name, count, branched, l
     assert results["opened"] + results["refused"] >= count and results["refused"] > results["opened"], results
     assert results["opened"] or name == SHARD, "no mutation was harmless; of tensors the receipts leave none"
     cases = f"{count:,} cases of {'a safetensors header' if name == SHARD else name}"
-    record_property("figure", f"fuzz: {cases}: {results['refused']:,} refused in one line, the others opened, 0 left anything")
+    record_property(
+        "figure",
+        f"fuzz: {cases}: {results['refused']:,} refused in one line, the others opened, 0 left anything",
+    )

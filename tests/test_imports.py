@@ -1,4 +1,5 @@
-"""Imports point down only, and in no circle (docs/architecture.md). `models` and `data` do not know each other."""
+"""Imports point down only, and in no circle (docs/architecture.md). `models` and `data` do not know each
+other."""
 
 import ast
 from collections.abc import Iterator
@@ -29,16 +30,24 @@ STRANGERS = {("models", "data")}
 
 
 def imported(source: str, module: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """(line, dotted name) of every import from the package, wherever it stands; ``module`` is the importing file's."""
+    """(line, dotted name) of every import from the package, wherever it stands; ``module`` is the importing
+    file's."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = [*(module[: -node.level] if node.level else []), *(node.module.split(".") if node.module else [])]
+            base = [
+                *(module[: -node.level] if node.level else []),
+                *(node.module.split(".") if node.module else []),
+            ]
             names = [[*base, alias.name] for alias in node.names]
         else:
             continue
-        yield from ((node.lineno, name) for name in names if name[0] == PACKAGE and name[1:] not in ([], ["__version__"]))
+        yield from (
+            (node.lineno, name)
+            for name in names
+            if name[0] == PACKAGE and name[1:] not in ([], ["__version__"])
+        )
 
 
 def forbidden(source: str, module: list[str]) -> list[str]:
@@ -52,7 +61,9 @@ def forbidden(source: str, module: list[str]) -> list[str]:
 
 
 def modules() -> list[list[str]]:
-    return [list(path.relative_to(ROOT).with_suffix("").parts) for path in sorted((ROOT / PACKAGE).rglob("*.py"))]
+    return [
+        list(path.relative_to(ROOT).with_suffix("").parts) for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+    ]
 
 
 def source_of(module: list[str]) -> str:
@@ -73,7 +84,10 @@ def test_imports_point_down(module):
 def test_no_module_imports_itself_by_way_of_others():
     known = {tuple(module[:-1] if module[-1] == "__init__" else module): module for module in modules()}
     graph = {
-        name: {tuple(found) if tuple(found) in known else tuple(found[:-1]) for _, found in imported(source_of(module), module)}
+        name: {
+            tuple(found) if tuple(found) in known else tuple(found[:-1])
+            for _, found in imported(source_of(module), module)
+        }
         for name, module in known.items()
     }
     TopologicalSorter(graph).prepare()  # raises CycleError, which names them

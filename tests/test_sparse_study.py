@@ -1,4 +1,5 @@
-"""The study of few active experts with every stage cut down to a step or two: it runs through, and the summary is its files'."""
+"""The study of few active experts with every stage cut down to a step or two: it runs through, and the
+summary is its files'."""
 
 import importlib.util
 import json
@@ -71,7 +72,9 @@ def test_the_summary_says_what_the_files_say(finished):
         for k in range(1, 6):
             scores = json.loads((finished / f"evaluation/{model}@{k}.json").read_text())
             assert scores["active_experts"] == k
-            mean = np.mean([np.mean([item["score"] for item in items]) for items in scores["scores"].values()])
+            mean = np.mean(
+                [np.mean([item["score"] for item in items]) for items in scores["scores"].values()]
+            )
             assert summary.numbers["scores"][f"{model}@{k}"][0] == pytest.approx(mean)
     assert json.loads((finished / "evaluation/final@5,2,2.json").read_text())["active_experts"] == [5, 2, 2]
 
@@ -91,5 +94,8 @@ def test_every_learning_rate_was_chosen_at_what_it_says(finished):
 
 
 def test_the_larger_drift_frees_everything_that_is_shared():
-    policies = {drift: {run.stage.policy for spec in sparse.study(drift).experts for run in spec.runs} for drift in sparse.DRIFTS}
+    policies = {
+        drift: {run.stage.policy for spec in sparse.study(drift).experts for run in spec.runs}
+        for drift in sparse.DRIFTS
+    }
     assert policies == {"published": {"sft"}, "large": {"rlvr"}}

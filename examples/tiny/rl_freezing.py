@@ -1,8 +1,10 @@
-"""Was the reward curve flat because the shared parameters were frozen? The same RLVR from the same SFT expert, four ways.
+"""Was the reward curve flat because the shared parameters were frozen? The same RLVR from the same SFT
+expert, four ways.
 
-The article says that with all shared parameters frozen "the reward curve was completely flat" and frees them; its plotted run
-predates the repair of a bug by which frozen early layers cost the others their gradients. Here every trainable tensor is
-known to receive one (the trainer stops otherwise), and only what trains differs. Run it after `make demo`:
+The article says that with all shared parameters frozen "the reward curve was completely flat" and frees them;
+its plotted run predates the repair of a bug by which frozen early layers cost the others their gradients.
+Here every trainable tensor is known to receive one (the trainer stops otherwise), and only what trains
+differs. Run it after `make demo`:
 
     python examples/tiny/rl_freezing.py --source runs/tiny --out runs/rl_freezing
     torchrun --standalone --nproc-per-node 2 examples/tiny/rl_freezing.py --source runs/tiny --out runs/rl_freezing
@@ -29,8 +31,12 @@ WAYS = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=Path("runs/tiny"), help="a finished tiny run (default runs/tiny)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source", type=Path, default=Path("runs/tiny"), help="a finished tiny run (default runs/tiny)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/rl_freezing"))
     parser.add_argument("--rounds", type=int, default=30, help="rollout batches (default 30)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -69,7 +75,9 @@ def one(args, policy: str, seed: int) -> list[float]:
 
     recipe = tiny.recipe()
     run = next(run for run in recipe.experts[0].runs if run.rl is not None)
-    stage = replace(run.stage, policy=policy, seed=seed, save_every=0, optim=replace(run.stage.optim, lr=args.lr))
+    stage = replace(
+        run.stage, policy=policy, seed=seed, save_every=0, optim=replace(run.stage.optim, lr=args.lr)
+    )
     # No prompt is retired: every way sees the same ones, and the curve is of the whole set.
     config = replace(run.rl, rounds=args.rounds, solved=2.0, kl_every=0)
     source, work = args.source / "math-sft", args.out / ".work"
@@ -94,7 +102,9 @@ def one(args, policy: str, seed: int) -> list[float]:
 def manifest(source: Path, written, units, source_hash: str, cost):
     from megatron_bar.weights.manifest import TrainingRecord, read_manifest
 
-    return read_manifest(source).after(TrainingRecord(stage="rlvr", recipe="rl_freezing"), sources=(), expert="math", cost=cost)
+    return read_manifest(source).after(
+        TrainingRecord(stage="rlvr", recipe="rl_freezing"), sources=(), expert="math", cost=cost
+    )
 
 
 def write(path: Path, text: str) -> None:
@@ -125,7 +135,13 @@ def report(args, curves: dict[str, list[float]]) -> None:
         rise = " ".join(f"{value:+.3f}" for value in each)
         lines.append(f"| {way} | {shown[0]} | {shown[1]} | {rise} | {fmean(each):+.3f} |")
     frozen, published = rises["shared frozen"], rises["as published"]
-    verdict = "is NOT flat" if min(frozen) > 0.05 else "is flat" if max(frozen) < 0.02 else "is neither flat nor clearly rising"
+    verdict = (
+        "is NOT flat"
+        if min(frozen) > 0.05
+        else "is flat"
+        if max(frozen) < 0.02
+        else "is neither flat nor clearly rising"
+    )
     lines += [
         "",
         f"With all shared parameters frozen the reward curve {verdict} in this toy: each seed rises by {min(frozen):+.3f} to "

@@ -1,10 +1,12 @@
-"""How few active experts does a merged model need? Routers trained in several ways, over seeds; quality against active FLOPs.
+"""How few active experts does a merged model need? Routers trained in several ways, over seeds; quality
+against active FLOPs.
 
     python examples/tiny/sparse_routing.py                       # seeds 2 to 6, and two of them with a larger drift
     python examples/tiny/sparse_routing.py --seeds 2 --drift-seeds --out runs/sparse_one
 
-Run again, it continues. Every run is the recipe `sparse` (recipes/sparse.py), made by examples/reproduce.py under OUT, whose own
-report of every score it leaves, too; the summary is written to --results: report.md and report.json.
+Run again, it continues. Every run is the recipe `sparse` (recipes/sparse.py), made by examples/reproduce.py
+under OUT, whose own report of every score it leaves, too; the summary is written to --results: report.md and
+report.json.
 """
 
 import argparse
@@ -18,7 +20,8 @@ from megatron_bar import cli
 
 REPRODUCE = Path(__file__).resolve().parent.parent / "reproduce.py"
 KEEPS, LOSES = 0.98, 0.01
-"""Of the best score with all experts: what two should keep, and what one router for every number may lose with all."""
+"""Of the best score with all experts: what two should keep, and what one router for every number may lose
+with all."""
 TITLES = {
     "published": "Main setting: the experts share what the published SFT frees",
     "large": "Larger drift: everything shared trains in every expert, so the mean of it costs something",
@@ -32,12 +35,18 @@ ROUTERS = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="default: 2 to 6")
-    parser.add_argument("--drift-seeds", type=int, nargs="*", default=[2, 3], help="of the larger drift (default: 2 3)")
+    parser.add_argument(
+        "--drift-seeds", type=int, nargs="*", default=[2, 3], help="of the larger drift (default: 2 3)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/sparse"), help="default: runs/sparse")
     parser.add_argument("--results", type=Path, help="folder of the summary (default: OUT)")
-    parser.add_argument("--processes", type=int, default=2, help="each takes the next step that nobody works at (default 2)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="each takes the next step that nobody works at (default 2)"
+    )
     parser.add_argument("--set", dest="changes", nargs="+", action="extend", default=[], metavar="A.B=VALUE")
     return parser.parse_args()
 
@@ -70,8 +79,21 @@ def main() -> None:
 
 
 def make(drift: str, seeds: Sequence[int], args: argparse.Namespace) -> None:
-    command = [sys.executable, REPRODUCE, "--recipe", f"megatron_bar.recipes.sparse:{drift}", "--seeds", *seeds]
-    command += ["--out", args.out / drift, "--processes", args.processes, *(["--set", *args.changes] if args.changes else [])]
+    command = [
+        sys.executable,
+        REPRODUCE,
+        "--recipe",
+        f"megatron_bar.recipes.sparse:{drift}",
+        "--seeds",
+        *seeds,
+    ]
+    command += [
+        "--out",
+        args.out / drift,
+        "--processes",
+        args.processes,
+        *(["--set", *args.changes] if args.changes else []),
+    ]
     done = subprocess.run(list(map(str, command)), check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -125,7 +147,12 @@ class Summary:
         ks = range(1, self.all + 1)
         yield from (f"## {TITLES[self.drift]}", "")
         yield f"Mean exact match of five tests in percent, {len(self.runs)} seeds, 95 % intervals over seeds and items."
-        yield from ("", "| experts | router trained at | " + " | ".join(f"k = {k}" for k in ks) + " | k = 2 of the best k = 5 |")
+        yield from (
+            "",
+            "| experts | router trained at | "
+            + " | ".join(f"k = {k}" for k in ks)
+            + " | k = 2 of the best k = 5 |",
+        )
         yield "|---|---|" + "---:|" * (self.all + 1)
         flops = " | ".join(f"{100 * self.flops(k):.0f} %" for k in ks)
         yield f"| | *FLOPs of a token's forward pass* | {flops} | |"
@@ -177,8 +204,16 @@ class Summary:
             ("the dense gradient, at 2", models["plain", "two"], models["plain", "two_dense"]),
             ("the same over k-dropout experts", models["alone", "two"], models["alone", "two_dense"]),
             ("k-dropout, published router", models["plain", "all"], models["alone", "all"]),
-            ("k-dropout, router at 2 with a dense gradient", models["plain", "two_dense"], models["alone", "two_dense"]),
-            ("drawn numbers instead of 2, dense", models["plain", "two_dense"], models["plain", "sampled_dense"]),
+            (
+                "k-dropout, router at 2 with a dense gradient",
+                models["plain", "two_dense"],
+                models["alone", "two_dense"],
+            ),
+            (
+                "drawn numbers instead of 2, dense",
+                models["plain", "two_dense"],
+                models["plain", "sampled_dense"],
+            ),
         ):
             gain = self.found.mean(self.found.gains(self.at(before, 2), self.at(after, 2)))
             self.numbers.setdefault("gains_at_2", {})[what] = [gain.mean, gain.low, gain.high]
@@ -186,7 +221,8 @@ class Summary:
         yield ""
 
     def failures(self) -> Iterator[str]:
-        """Which part of the recipe for two experts does not do what it should, by the numbers of this setting."""
+        """Which part of the recipe for two experts does not do what it should, by the numbers of this
+        setting."""
         from megatron_bar.recipes.sparse import LAYERED
 
         whole = self.at("final", self.all)
@@ -200,7 +236,11 @@ class Summary:
         )
         for what, (k, before, after) in {
             "k-dropout": (2, self.models["plain", "two_dense"], self.models["alone", "two_dense"]),
-            "training at 2 without the dense gradient": (2, self.models["plain", "all"], self.models["plain", "two"]),
+            "training at 2 without the dense gradient": (
+                2,
+                self.models["plain", "all"],
+                self.models["plain", "two"],
+            ),
             "drawn numbers": (self.all, self.models["plain", "all"], self.models["plain", "sampled_dense"]),
         }.items():
             gain = self.found.mean(self.found.gains(self.at(before, k), self.at(after, k)))
@@ -214,8 +254,8 @@ def points(gain) -> str:
 
 
 def sizes(run: Path) -> Iterator[str]:
-    """How large an FFN's output is before its norm: renormalising the weights of 2 experts scales it, and the norm undoes that,
-    unless it is near the square root of the norm's epsilon."""
+    """How large an FFN's output is before its norm: renormalising the weights of 2 experts scales it, and the
+    norm undoes that, unless it is near the square root of the norm's epsilon."""
     import torch
 
     from megatron_bar.evaluation.generative import load_model
@@ -223,7 +263,9 @@ def sizes(run: Path) -> Iterator[str]:
 
     model, found = load_model(run / "final", ParallelConfig(), active_experts=2), []
     for layer in model.decoder.layers:
-        layer.mlp.register_forward_hook(lambda _, __, out: found.append(float(out[0].square().mean(-1).sqrt().min())))
+        layer.mlp.register_forward_hook(
+            lambda _, __, out: found.append(float(out[0].square().mean(-1).sqrt().min()))
+        )
     ids = torch.randint(3, model.shape.vocab_size, (8, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         model(ids, torch.arange(64).expand(8, 64))

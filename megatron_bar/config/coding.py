@@ -79,7 +79,9 @@ def _decode_dataclass(kind: Any, data: Any, path: str) -> Any:
     for key in data:
         if key not in hints:
             meant = did_you_mean(key, hints)
-            raise BarError(f"config: {path or kind.__name__} has no {key!r}; {meant}valid: {', '.join(hints)}")
+            raise BarError(
+                f"config: {path or kind.__name__} has no {key!r}; {meant}valid: {', '.join(hints)}"
+            )
     for name in hints:
         if name not in data:
             raise BarError(f"config: {join(path, name)} is missing, expected {describe(hints[name])}")
@@ -96,8 +98,14 @@ def read(kind: Any, text: str, path: str) -> Any:
     if is_union(kind):
         if is_optional(kind) and means_none(text):
             return None
-        return _first(kind, lambda member: encode(decode(member, read(member, text, path), path), path), text, path)
-    if dataclasses.is_dataclass(kind) or origin is dict or (origin in (tuple, frozenset) and text.startswith("[")):
+        return _first(
+            kind, lambda member: encode(decode(member, read(member, text, path), path), path), text, path
+        )
+    if (
+        dataclasses.is_dataclass(kind)
+        or origin is dict
+        or (origin in (tuple, frozenset) and text.startswith("["))
+    ):
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:

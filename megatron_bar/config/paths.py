@@ -64,7 +64,12 @@ class Target:
 def _has_parts(kind: Any) -> bool:
     """Tells whether values of type ``kind`` have parts that have names."""
     if get_origin(kind) is tuple:
-        return all(_has_parts(member) for hint in get_args(kind) if hint is not Ellipsis for member in members_of(hint))
+        return all(
+            _has_parts(member)
+            for hint in get_args(kind)
+            if hint is not Ellipsis
+            for member in members_of(hint)
+        )
     return dataclasses.is_dataclass(kind) or get_origin(kind) is dict
 
 
@@ -81,7 +86,9 @@ def find(kind: Any, data: Any, keys: list[str], path: str = "") -> list[Target]:
             name = ".".join(keys[:used])
             if part := level.part(name, path):
                 return part.find(keys[used:], join(path, name))
-    options = [name for level in levels for part in level.parts for name in part.names if not name.isdecimal()]
+    options = [
+        name for level in levels for part in level.parts for name in part.names if not name.isdecimal()
+    ]
     meant = did_you_mean(keys[0], options)
     message = f"{path or levels[0].kind.__name__} has no {keys[0]!r}; {meant}valid: {_options(levels)}"
     raise _LeadsNowhere(f"config: {message}", len(keys))

@@ -134,7 +134,9 @@ def install() -> None:
     cuda.synchronize = lambda *_: None
     cuda.empty_cache = lambda: None
     for module in (cuda, cuda.random):
-        module.manual_seed = lambda seed: torch.manual_seed(seed)  # not itself: torch 2.11's compiler wants one name for it
+        module.manual_seed = lambda seed: torch.manual_seed(
+            seed
+        )  # not itself: torch 2.11's compiler wants one name for it
         module.get_rng_state = lambda *_, **__: torch.get_rng_state()
         module.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     cuda.Stream = cuda.Event = _NoStream

@@ -149,7 +149,8 @@ def any_rank(flag: bool) -> bool:
 
 
 def broadcast_from_last_stage(values: Tensor) -> None:
-    """Overwrites ``values`` on all pipeline ranks by those of the last one, which alone has logits. Collective."""
+    """Overwrites ``values`` on all pipeline ranks by those of the last one, which alone has logits.
+    Collective."""
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(values, src=last, group=parallel_state.get_pipeline_model_parallel_group())

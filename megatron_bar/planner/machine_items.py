@@ -20,7 +20,7 @@ GIB = 1 << 30
 OPTIONAL = {
     "transformer-engine": "stages with attention=transformer_engine are refused; "
     "torch's kernels need nothing",
-    "lm-eval": "no public benchmarks (tools/evaluate.py --suite bar19); the recipes' own tests need nothing",
+    "lm-eval": "no public benchmarks (bar evaluate --suite bar19); the recipes' own tests need nothing",
     "reasoning-gym": "no tasks of the verifier reasoning_gym",
 }
 """Optional package -> what is missing without it."""

@@ -1,4 +1,5 @@
-"""Recipes are values: what one is made of (recipe, study, stages), and the shipped ones, functions that return them."""
+"""Recipes are values: what one is made of (recipe, study, stages), and the shipped ones, functions that
+return them."""
 
 import importlib
 import importlib.util

@@ -27,5 +27,7 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-0425-1B",
         anchor="OLMo-2-0425-1B-Instruct",
-        layouts=olmo2_7b.Layouts(midtrain=ParallelConfig(), sft=ParallelConfig(), rlvr=ParallelConfig(), route=ParallelConfig()),
+        layouts=olmo2_7b.Layouts(
+            midtrain=ParallelConfig(), sft=ParallelConfig(), rlvr=ParallelConfig(), route=ParallelConfig()
+        ),
     )

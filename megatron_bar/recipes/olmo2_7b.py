@@ -1,8 +1,8 @@
 """The published run: BAR-5x7B from OLMo 2 7B (arXiv 2604.18473 and its released recipe), on 8 GPUs per node.
 
-Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and its
-scripts did differently is a named policy: ``--set experts.math.sft.policy=sft_shared_frozen``. The recipes of the
-other sizes are `bar` with another shape and other layouts; none of them was published.
+Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and
+its scripts did differently is a named policy: ``--set experts.math.sft.policy=sft_shared_frozen``. The
+recipes of the other sizes are `bar` with another shape and other layouts; none of them was published.
 """
 
 from dataclasses import dataclass, replace
@@ -31,8 +31,8 @@ SHAPE = ModelConfig(
     eos_token_id=100_257,
     dtype="bfloat16",
 )
-"""Of the released models, with positions for the rows of mid-training (`branch` sees to them); theta and vocabulary are read
-from the anchor's own config when the run starts."""
+"""Of the released models, with positions for the rows of mid-training (`branch` sees to them); theta and
+vocabulary are read from the anchor's own config when the run starts."""
 
 GENERAL = tuple(
     Source(path=Path(f"sft/general/{name}.jsonl"), kind="chat", domain="general")
@@ -40,10 +40,18 @@ GENERAL = tuple(
 )
 MATH = tuple(
     Source(path=Path(f"sft/math/{name}.jsonl"), kind="chat", domain="math")
-    for name in ("persona_math_grade", "persona_algebra", "openmath2_gsm8k", "numinamath_tir", "persona_math_v5")
+    for name in (
+        "persona_math_grade",
+        "persona_algebra",
+        "openmath2_gsm8k",
+        "numinamath_tir",
+        "persona_math_v5",
+    )
 )
 CODE = (Source(path=Path("sft/code/dolci_instruct_sft_coding.jsonl"), kind="chat", domain="code"),)
-TOOL_USE = (Source(path=Path("sft/tool_use/dolci_instruct_sft_tool_use.jsonl"), kind="chat", domain="tool_use"),)
+TOOL_USE = (
+    Source(path=Path("sft/tool_use/dolci_instruct_sft_tool_use.jsonl"), kind="chat", domain="tool_use"),
+)
 SAFETY = (Source(path=Path("sft/safety/dolci_instruct_sft_safety.jsonl"), kind="chat", domain="safety"),)
 RL = GRPOConfig(rounds=300, max_new_tokens=4096, slots=16)
 """Keys and values of 16 answers at their longest fit 80 GB beside the training state; 64 do not."""
@@ -51,7 +59,8 @@ RL = GRPOConfig(rounds=300, max_new_tokens=4096, slots=16)
 
 @dataclass(frozen=True, kw_only=True)
 class Layouts:
-    """Layouts of the stages. None recomputes activations; which fit, and how long a step takes, `bar plan` says."""
+    """Layouts of the stages. None recomputes activations; which fit, and how long a step takes, `bar plan`
+    says."""
 
     midtrain: ParallelConfig
     sft: ParallelConfig
@@ -59,7 +68,9 @@ class Layouts:
     route: ParallelConfig
 
 
-def expert(name: str, domain: tuple[Source, ...], *, layouts: Layouts, midtrain: bool = False, rounds: int = 0) -> ExpertSpec:
+def expert(
+    name: str, domain: tuple[Source, ...], *, layouts: Layouts, midtrain: bool = False, rounds: int = 0
+) -> ExpertSpec:
     """Returns one column of the recipe; SFT sees all of the general data besides the domain's."""
     runs = []
     if midtrain:
@@ -90,7 +101,9 @@ def bar(name: str, *, shape: ModelConfig, base: str, anchor: str, layouts: Layou
         ),
         route=Training(
             stage=stages.route(parallel=layouts.route, save_every=20),
-            data=tuple(replace(source, share=ROUTER_SHARE) for source in GENERAL + MATH + CODE + SAFETY + TOOL_USE),
+            data=tuple(
+                replace(source, share=ROUTER_SHARE) for source in GENERAL + MATH + CODE + SAFETY + TOOL_USE
+            ),
         ),
     )
 
@@ -101,7 +114,8 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-1124-7B",
         anchor="BAR-7B",
-        # Of 80 GB, on 8 GPUs as on 64: what the planner proposes, or within a tenth of its time with less memory.
+        # Of 80 GB, on 8 GPUs as on 64: what the planner proposes, or within a tenth of its time with less
+        # memory.
         layouts=Layouts(
             midtrain=ParallelConfig(tensor=2),
             sft=ParallelConfig(expert=2),

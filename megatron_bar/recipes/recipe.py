@@ -1,7 +1,8 @@
-"""A recipe as a value: the models, the experts with their stages and data, the merge, the route, the evaluation.
+"""A recipe as a value: the models, the experts with their stages and data, the merge, the route, the
+evaluation.
 
-run/pipeline.py makes it; the shipped ones lie beside this file. ``--set`` names what it changes: experts, stages
-and sources are called by their names, as in ``experts.math.sft.optim.lr=1e-4`` (config/paths.py).
+run/pipeline.py makes it; the shipped ones lie beside this file. ``--set`` names what it changes: experts,
+stages and sources are called by their names, as in ``experts.math.sft.optim.lr=1e-4`` (config/paths.py).
 """
 
 from dataclasses import dataclass, field
@@ -39,29 +40,36 @@ class Training:
     dpo: DPOConfig | None = None
     """Set for preference optimisation, whose data are preferences."""
     rates: tuple[float, ...] = ()
-    """Learning rates to choose from: the stage is trained with each, and the one with the lowest loss on ``validation`` goes
-    on. None: the stage's own."""
+    """Learning rates to choose from: the stage is trained with each, and the one with the lowest loss on
+    ``validation`` goes on. None: the stage's own."""
     validation: tuple[Source, ...] = ()
     """Chats that no stage learns."""
     chosen_at: tuple[int, ...] = ()
-    """Numbers of active experts at which that loss is measured, and its mean taken; none: as the folder says."""
+    """Numbers of active experts at which that loss is measured, and its mean taken; none: as the folder
+    says."""
 
     def __post_init__(self):
         owner = f"stage {self.stage.name}"
         if self.rl and self.dpo:
             raise BarError(f"{owner}: expected rl or dpo, got both")
         if (self.rl or self.dpo) and (self.stage.alone or self.stage.active_experts == "sampled"):
-            raise BarError(f"{owner}: expected a fixed number of active experts where answers are sampled or compared")
+            raise BarError(
+                f"{owner}: expected a fixed number of active experts where answers are sampled or compared"
+            )
         wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens")
         if bool(self.rates) != bool(self.validation) or len(set(self.rates)) != len(self.rates):
-            raise BarError(f"{owner}: expected different rates and the validation chats to choose by, or neither")
+            raise BarError(
+                f"{owner}: expected different rates and the validation chats to choose by, or neither"
+            )
         if self.chosen_at and not self.rates:
             raise BarError(f"{owner}: chosen_at expected rates to choose from, got none")
         if not self.data:
             raise BarError(f"{owner}: data expected at least one source, got none")
         for source in self.data:
             if source.kind not in wanted:
-                raise BarError(f"{owner}: {source.path}: expected rows of {' or '.join(wanted)}, got {source.kind}")
+                raise BarError(
+                    f"{owner}: {source.path}: expected rows of {' or '.join(wanted)}, got {source.kind}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +78,16 @@ class ExpertSpec:
     runs: tuple[Training, ...] = field(metadata=STANDS_FOR_IT)
     """In order; each starts from the folder that the one before wrote."""
     start: str = "branched"
-    """The step whose folder the first starts from: the branched one makes an expert, base or anchor a dense model, and a merged
-    one is routed."""
+    """The step whose folder the first starts from: the branched one makes an expert, base or anchor a dense
+    model, and a merged one is routed."""
 
     def __post_init__(self):
         require_name("expert", self.name)
         stages = [run.stage.name for run in self.runs]
         if self.name == "anchor" or len(set(stages)) < len(stages):
-            raise BarError(f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}")
+            raise BarError(
+                f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}"
+            )
 
     @property
     def end(self) -> str:
@@ -128,18 +138,28 @@ class Recipe:
 
     def __post_init__(self):
         if self.base is None and (self.pretrain is None or self.shape is None):
-            raise BarError(f"recipe {self.name}: base expected a folder, or pretrain and shape to make one, got neither")
+            raise BarError(
+                f"recipe {self.name}: base expected a folder, or pretrain and shape to make one, got neither"
+            )
         if self.anchor is None and self.posttrain is None:
-            raise BarError(f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither")
+            raise BarError(
+                f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither"
+            )
         require_name("recipe", self.name)
         require_at_least(f"recipe {self.name}", self, 0, "seed")
         if not self.embedding_std > 0:
             raise BarError(f"recipe {self.name}: embedding_std must be positive, got {self.embedding_std}")
         self.shared.check(1 + len(self.experts))
         names = [part.name for part in (*self.experts, *self.more)]
-        if not self.experts or len(set(names)) < len(names) or not all(expert.runs for expert in self.experts):
+        if (
+            not self.experts
+            or len(set(names)) < len(names)
+            or not all(expert.runs for expert in self.experts)
+        ):
             got = ", ".join(names) or "none"
-            raise BarError(f"recipe {self.name}: experts expected of different names, each with a run, got {got}")
+            raise BarError(
+                f"recipe {self.name}: experts expected of different names, each with a run, got {got}"
+            )
         if self.evaluation is not None:
             self.study.check_skills({test.name for test in self.evaluation.tests})
 

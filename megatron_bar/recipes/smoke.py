@@ -1,8 +1,9 @@
 """Ten steps of everything, for a new machine's first hour: does each part of a run work here?
 
-All is made by itself, small, in bfloat16, with recomputation, a checkpoint in the middle of every stage, and two experts: one
-through mid-training, SFT and RLVR with the sandbox, one through SFT alone. Nothing is learnt. A batch of 16 rows
-divides over 1, 2, 4, 8 or 16 data-parallel ranks; layouts are values, and in bash two words name all stages:
+All is made by itself, small, in bfloat16, with recomputation, a checkpoint in the middle of every stage, and
+two experts: one through mid-training, SFT and RLVR with the sandbox, one through SFT alone. Nothing is
+learnt. A batch of 16 rows divides over 1, 2, 4, 8 or 16 data-parallel ranks; layouts are values, and in bash
+two words name all stages:
 
     torchrun --nproc-per-node 8 -m megatron_bar run smoke --out runs/smoke \\
         --set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'
@@ -41,7 +42,9 @@ def chat(name: str) -> Source:
 
 def recipe() -> Recipe:
     text = (Source(path=Path("pretrain.jsonl"), kind="text"),)
-    mid = Training(stage=stages.midtrain(**SMALL), data=(Source(path=Path("midtrain_code.jsonl"), kind="text"),))
+    mid = Training(
+        stage=stages.midtrain(**SMALL), data=(Source(path=Path("midtrain_code.jsonl"), kind="text"),)
+    )
     sft = Training(stage=stages.sft(**SMALL), data=(chat("general"), chat("code")))
     # No steps: RLVR makes as many as its rounds ask for.
     rlvr = stages.rlvr(**SMALL | {"steps": None, "save_every": 1, "sequence": 128})
@@ -49,7 +52,14 @@ def recipe() -> Recipe:
     return Recipe(
         name="smoke",
         world=WorldSizes(
-            pretrain=600, midtrain=100, sft_general=100, sft_domain=60, rlvr=16, preferences=7, validation=7, test=8
+            pretrain=600,
+            midtrain=100,
+            sft_general=100,
+            sft_domain=60,
+            rlvr=16,
+            preferences=7,
+            validation=7,
+            test=8,
         ),
         shape=ModelConfig(
             vocab_size=1000,
@@ -63,16 +73,23 @@ def recipe() -> Recipe:
             rms_norm_eps=1e-6,
             dtype="bfloat16",
         ),
-        pretrain=Training(stage=Stage(name="pretrain", policy="dense_all", packing="cut", **SMALL), data=text),
-        posttrain=Training(stage=Stage(name="posttrain", policy="dense_all", **SMALL), data=(chat("general"),)),
+        pretrain=Training(
+            stage=Stage(name="pretrain", policy="dense_all", packing="cut", **SMALL), data=text
+        ),
+        posttrain=Training(
+            stage=Stage(name="posttrain", policy="dense_all", **SMALL), data=(chat("general"),)
+        ),
         experts=(
             ExpertSpec(name="code", runs=(mid, sft, Training(stage=rlvr, data=tasks, rl=RL))),
-            ExpertSpec(name="math", runs=(Training(stage=stages.sft(**SMALL), data=(chat("general"), chat("math"))),)),
+            ExpertSpec(
+                name="math", runs=(Training(stage=stages.sft(**SMALL), data=(chat("general"), chat("math"))),)
+            ),
         ),
         route=Training(stage=stages.route(**SMALL), data=(chat("general"), chat("code"), chat("math"))),
         evaluation=Evaluation(
             tests=tuple(
-                TestSet(name=name, path=Path(f"test_{name}.jsonl"), max_new_tokens=16) for name in ("chat", "code", "math")
+                TestSet(name=name, path=Path(f"test_{name}.jsonl"), max_new_tokens=16)
+                for name in ("chat", "code", "math")
             )
         ),
         study=Study(lens={"code": 1}),

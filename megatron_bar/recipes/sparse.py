@@ -1,9 +1,9 @@
 """How few active experts does a merged model need, and what must its router learn for that?
 
-On the untagged domains: routers trained at all experts (published), at two, at numbers drawn anew for every batch, with and
-without a dense gradient, over experts trained as published and with k-dropout; routers that nobody trained; numbers of experts
-layer by layer. Every trained one has the best of three learning rates by validation loss: the published at all experts, the
-others at two and at all.
+On the untagged domains: routers trained at all experts (published), at two, at numbers drawn anew for every
+batch, with and without a dense gradient, over experts trained as published and with k-dropout; routers that
+nobody trained; numbers of experts layer by layer. Every trained one has the best of three learning rates by
+validation loss: the published at all experts, the others at two and at all.
 """
 
 from dataclasses import replace
@@ -21,7 +21,8 @@ from megatron_bar.training.stage import Stage
 Drift = Literal["published", "large"]
 DRIFTS: tuple[Drift, ...] = get_args(Drift)
 RATES = (7e-3, 2e-2, 6e-2)
-ALL, FEW = 1 + len(DOMAINS), 2
+ALL = 1 + len(DOMAINS)
+FEW = 2
 ALONE = 0.3
 """Share of an expert's steps that it trains alone in."""
 TRAINED = {
@@ -36,7 +37,9 @@ EXPERTS = {"plain": "merged", "alone": "alone-merged"}
 UNTRAINED = ("zero", "copied", "embedding", "hidden")
 LAYERED = {"5,2,2": (5, 2, 2), "2,5,2": (2, 5, 2), "2,2,5": (2, 2, 5)}
 """All experts in one layer, two in the others."""
-FOUND = {(experts, way): f"{experts}_{way}-route" for experts, way in product(EXPERTS, TRAINED)} | {("plain", "all"): "final"}
+FOUND = {(experts, way): f"{experts}_{way}-route" for experts, way in product(EXPERTS, TRAINED)} | {
+    ("plain", "all"): "final"
+}
 """The step that makes each trained router's model."""
 
 
@@ -62,7 +65,9 @@ def routed(run: Training, stage: Stage, *, chosen_at: tuple[int, ...]) -> Traini
 def untrained(kind: str) -> RouterSpec:
     texts = tuple(untagged.chat(name, 0.2) for name in SKILLS) if kind in ("embedding", "hidden") else ()
     validation = tuple(held_out(name) for name in SKILLS)
-    return RouterSpec(name=f"untrained_{kind}", source="merged", kind=kind, texts=texts, validation=validation)
+    return RouterSpec(
+        name=f"untrained_{kind}", source="merged", kind=kind, texts=texts, validation=validation
+    )
 
 
 def published() -> Recipe:
@@ -81,7 +86,9 @@ def study(drift: Drift) -> Recipe:
     made = untagged.recipe()
     experts = tuple(expert(spec, drift) for spec in made.experts)
     with_dropout = tuple(expert(spec, drift, alone=ALONE) for spec in made.experts)
-    merged = MergeSpec(name="alone-merged", inputs={s.name.removesuffix("_alone"): s.end for s in with_dropout}, how="bar")
+    merged = MergeSpec(
+        name="alone-merged", inputs={s.name.removesuffix("_alone"): s.end for s in with_dropout}, how="bar"
+    )
     routers = tuple(
         ExpertSpec(
             name=f"{experts}_{way}",

@@ -29,7 +29,8 @@ def midtrain(**changes) -> Stage:
 
 
 def sft(**changes) -> Stage:
-    """Two epochs over all of the general and all of the domain data, documents packed whole, loss on the assistant."""
+    """Two epochs over all of the general and all of the domain data, documents packed whole, loss on the
+    assistant."""
     stage = Stage(
         name="sft",
         policy="sft",

@@ -1,6 +1,8 @@
-"""What is measured beside a recipe's own model, as values: baselines, ablations, upgrades, sweeps, and the claims they speak to.
+"""What is measured beside a recipe's own model, as values: baselines, ablations, upgrades, sweeps, and the
+claims they speak to.
 
-A model is named by the step that makes its folder; ``final@2`` is that model with 2 active experts, ``final@5,2,2`` by layer.
+A model is named by the step that makes its folder; ``final@2`` is that model with 2 active experts,
+``final@5,2,2`` by layer.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +27,8 @@ class MergeSpec:
     """Expert's name -> the step whose folder it is, in slot order."""
     how: Literal["bar", "dense", "btx"]
     """bar: experts of one branch beside its anchor (experts/merge.py). dense: dense models become their mean
-    (experts/dense_merge.py). btx: dense models become a mixture, the first of them expert 0 (experts/btx.py)."""
+    (experts/dense_merge.py). btx: dense models become a mixture, the first of them expert 0 (experts/btx.py).
+    """
     shared: Combination = field(default_factory=Combination)
     shared_from: str | None = None
     """Of btx: the input whose shared tensors are taken as they are."""
@@ -33,7 +36,9 @@ class MergeSpec:
     def __post_init__(self):
         require_name("merge", self.name)
         if self.shared_from is not None and (self.how != "btx" or self.shared_from not in self.inputs):
-            raise BarError(f"merge {self.name}: shared_from expected one of btx's inputs, got {self.shared_from} with {self.how}")
+            raise BarError(
+                f"merge {self.name}: shared_from expected one of btx's inputs, got {self.shared_from} with {self.how}"
+            )
         least = 1 if self.how == "bar" else 2
         if len(self.inputs) < least:
             raise BarError(f"merge {self.name}: expected at least {least} inputs, got {len(self.inputs)}")
@@ -50,7 +55,8 @@ class MergeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RouterSpec:
-    """A merged model with routers that nobody trained (experts/routers.py), their scale chosen on held-out chats."""
+    """A merged model with routers that nobody trained (experts/routers.py), their scale chosen on held-out
+    chats."""
 
     name: str
     source: str
@@ -71,9 +77,7 @@ class RouterSpec:
             )
 
     def describe(self) -> str:
-        return (
-            f"{self.source} with {self.kind} routers, not trained; the best scale of {', '.join(f'{s:g}' for s in self.scales)}"
-        )
+        return f"{self.source} with {self.kind} routers, not trained; the best scale of {', '.join(f'{s:g}' for s in self.scales)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,8 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A published statement about two models, judged by the paired gain of the second with its 95 % interval."""
+    """A published statement about two models, judged by the paired gain of the second with its 95 %
+    interval."""
 
     text: str
     before: str = ""
@@ -105,7 +110,8 @@ class Claim:
     skills: tuple[str, ...] = ()
     """On which; none: all."""
     expect: Literal["higher", "lower", "not lower", "same"] = "higher"
-    """higher, lower: the whole interval lies beyond ``margin`` on that side. not lower, same: the mean gain is within it."""
+    """higher, lower: the whole interval lies beyond ``margin`` on that side. not lower, same: the mean gain
+    is within it."""
     each: bool = False
     """Of every skill by itself; else of their mean."""
     margin: float = 0.0
@@ -115,7 +121,9 @@ class Claim:
 
     def __post_init__(self):
         if bool(self.untestable) == bool(self.before and self.after):
-            raise BarError(f"claim {self.text!r}: expected two models, or why it is not testable, got both or neither")
+            raise BarError(
+                f"claim {self.text!r}: expected two models, or why it is not testable, got both or neither"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +145,20 @@ class Study:
         upgrades = [model for upgrade in self.upgrades for model in (upgrade.before, upgrade.after)]
         sweeps = [model for sweep in self.sweeps for model in sweep.points.values()]
         claims = [model for claim in self.claims for model in (claim.before, claim.after) if model]
-        return list(dict.fromkeys([*self.baselines.values(), *self.ablations.values(), *upgrades, *sweeps, *claims]))
+        return list(
+            dict.fromkeys([*self.baselines.values(), *self.ablations.values(), *upgrades, *sweeps, *claims])
+        )
 
     def check_skills(self, tested: set[str]) -> None:
         """That what it speaks of is measured."""
         named = {"lens": self.lens} | {f"upgrade {u.name}": u.changed for u in self.upgrades}
-        for owner, skills in (named | {f"claim {claim.text!r}": claim.skills for claim in self.claims}).items():
+        for owner, skills in (
+            named | {f"claim {claim.text!r}": claim.skills for claim in self.claims}
+        ).items():
             if unknown := sorted(set(skills) - tested):
-                raise BarError(f"{owner}: expected skills that are tested ({', '.join(sorted(tested))}), got {unknown[0]}")
+                raise BarError(
+                    f"{owner}: expected skills that are tested ({', '.join(sorted(tested))}), got {unknown[0]}"
+                )
 
 
 def folder_and_active(model: str) -> tuple[str, Active | None]:
@@ -154,6 +168,8 @@ def folder_and_active(model: str) -> tuple[str, Active | None]:
         return name, None
     numbers = active.split(",")
     if not all(number.isdecimal() for number in numbers):
-        raise BarError(f"model {model}: expected a step's name, or NAME@K (or NAME@K,K,...) with a number of active experts")
+        raise BarError(
+            f"model {model}: expected a step's name, or NAME@K (or NAME@K,K,...) with a number of active experts"
+        )
     layers = tuple(map(int, numbers))
     return name, layers if len(layers) > 1 else layers[0]

@@ -1,7 +1,8 @@
-"""The whole of BAR from nothing on a laptop: the tiny world, a dense OLMo 2 of its own, four experts, merge, route, report.
+"""The whole of BAR from nothing on a laptop: the tiny world, a dense OLMo 2 of its own, four experts, merge,
+route, report.
 
-Hyperparameters were chosen for two CPU cores and about 4 M training tokens in all; the shapes of the stages, what trains in
-each and the merge are the published ones. GRPO is the published one with smaller batches.
+Hyperparameters were chosen for two CPU cores and about 4 M training tokens in all; the shapes of the stages,
+what trains in each and the merge are the published ones. GRPO is the published one with smaller batches.
 """
 
 from dataclasses import replace
@@ -46,7 +47,12 @@ CLAIMS = (
         )
         for name, end in ENDS.items()
     ),
-    Claim(text="without router training the merged model falls short", before="merged", after="final", skills=DOMAINS),
+    Claim(
+        text="without router training the merged model falls short",
+        before="merged",
+        after="final",
+        skills=DOMAINS,
+    ),
 )
 """Those of the article that the recipe's own models speak to; in brackets the published scores."""
 
@@ -66,13 +72,20 @@ PRETRAIN = Stage(
     **BATCH,
 )
 POSTTRAIN = Stage(
-    name="posttrain", policy="dense_all", optim=OptimConfig(lr=1e-3, schedule="linear", warmup=0.03), epochs=3, **BATCH
+    name="posttrain",
+    policy="dense_all",
+    optim=OptimConfig(lr=1e-3, schedule="linear", warmup=0.03),
+    epochs=3,
+    **BATCH,
 )
 
 
 def expert(name: str, *, midtrain: bool) -> ExpertSpec:
     mid = stages.midtrain(
-        optim=OptimConfig(lr=2e-3, schedule="cosine", final_lr_ratio=0.1, warmup=0.03), steps=None, epochs=2, **BATCH
+        optim=OptimConfig(lr=2e-3, schedule="cosine", final_lr_ratio=0.1, warmup=0.03),
+        steps=None,
+        epochs=2,
+        **BATCH,
     )
     sft = stages.sft(optim=OptimConfig(lr=1e-3, schedule="linear", warmup=0.03), epochs=1, **BATCH)
     rlvr = stages.rlvr(optim=OptimConfig(lr=1e-4), sequence=ROW, batch=4, micro_batch=4)
@@ -107,11 +120,15 @@ def recipe() -> Recipe:
         experts=tuple(expert(name, midtrain=name in ("math", "code")) for name in DOMAINS),
         route=Training(
             # Ten epochs, not two: 5 % of the toy's SFT data is 23 k tokens, where the published run has 43 M.
-            stage=stages.route(optim=OptimConfig(lr=1e-2, schedule="linear", warmup=0.03), steps=450, **BATCH),
+            stage=stages.route(
+                optim=OptimConfig(lr=1e-2, schedule="linear", warmup=0.03), steps=450, **BATCH
+            ),
             data=tuple(replace(source, share=0.05) for source in sft),
         ),
         evaluation=Evaluation(
-            tests=tuple(TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64) for skill in SKILLS),
+            tests=tuple(
+                TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=64) for skill in SKILLS
+            ),
         ),
         study=Study(claims=CLAIMS, lens=dict.fromkeys(SKILLS, 8)),
     )

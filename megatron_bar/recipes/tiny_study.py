@@ -1,7 +1,9 @@
-"""Does it hold up? The tiny recipe with every baseline of the article, upgrades, ablations, sweeps, and its claims.
+"""Does it hold up? The tiny recipe with every baseline of the article, upgrades, ablations, sweeps, and its
+claims.
 
-All of them start from the same base and anchor and see the same rows of each domain. Every SFT, of the recipe's own experts as
-of the baselines, has the best of three learning rates by validation loss. Source of the comparisons: arXiv 2604.18473.
+All of them start from the same base and anchor and see the same rows of each domain. Every SFT, of the
+recipe's own experts as of the baselines, has the best of three learning rates by validation loss. Source of
+the comparisons: arXiv 2604.18473.
 """
 
 from dataclasses import replace
@@ -35,7 +37,9 @@ DPO = Stage(
 
 
 def validation(*domains: str) -> tuple[Source, ...]:
-    return tuple(Source(path=Path(f"validation_{d}.jsonl"), kind="chat", domain=d) for d in ("general", *domains))
+    return tuple(
+        Source(path=Path(f"validation_{d}.jsonl"), kind="chat", domain=d) for d in ("general", *domains)
+    )
 
 
 class Parts:
@@ -52,7 +56,8 @@ class Parts:
         return replace(run, data=run.data + mixed)
 
     def sft(self, *domains: str, policy: str = "dense_all", general: int = 1) -> Training:
-        """On these domains' data once and the general data ``general`` times, with the best of three learning rates."""
+        """On these domains' data once and the general data ``general`` times, with the best of three learning
+        rates."""
         run = self._of_all("sft", policy, *domains)
         data = (*[GENERAL] * general, *(source for source in run.data if source != GENERAL))
         return replace(run, data=data, rates=RATES, validation=validation(*domains))
@@ -63,11 +68,15 @@ class Parts:
         return replace(run, rl=replace(run.rl, rounds=run.rl.rounds * len(domains)))
 
     def dpo(self) -> Training:
-        return Training(stage=DPO, data=(Source(path=Path("preferences.jsonl"), kind="preference"),), dpo=DPOConfig())
+        return Training(
+            stage=DPO, data=(Source(path=Path("preferences.jsonl"), kind="preference"),), dpo=DPOConfig()
+        )
 
     def _of_all(self, stage: str, policy: str, *domains: str) -> Training:
         runs = [self.runs[domain, stage] for domain in domains]
-        return replace(runs[0], stage=replace(runs[0].stage, policy=policy), data=sum((run.data for run in runs), ()))
+        return replace(
+            runs[0], stage=replace(runs[0].stage, policy=policy), data=sum((run.data for run in runs), ())
+        )
 
     def route(self, name: str, start: str, **changes) -> ExpertSpec:
         return ExpertSpec(name=name, start=start, runs=(replace(self.recipe.route, **changes),))
@@ -77,7 +86,10 @@ class Parts:
         kind = {"how": "bar"} | how
         domains = ("general", *inputs) if kind["how"] == "bar" else ("general", *DOMAINS)
         data = tuple(source for source in self.recipe.route.data if source.domain in domains)
-        return (MergeSpec(name=f"{name}-merged", inputs=inputs, **kind), self.route(name, f"{name}-merged", data=data))
+        return (
+            MergeSpec(name=f"{name}-merged", inputs=inputs, **kind),
+            self.route(name, f"{name}-merged", data=data),
+        )
 
 
 def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
@@ -88,8 +100,13 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
 
     # Mid-trained experts start from the base, as BAR's do; what is only post-trained goes on from the anchor.
     single = {
-        **{f"dense_{d}": dense(f"dense_{d}", "base", parts.midtrain(d), parts.sft(d), parts.rlvr(d)) for d in learnt},
-        **{f"dense_{d}_post": dense(f"dense_{d}_post", "anchor", parts.sft(d), parts.rlvr(d)) for d in learnt},
+        **{
+            f"dense_{d}": dense(f"dense_{d}", "base", parts.midtrain(d), parts.sft(d), parts.rlvr(d))
+            for d in learnt
+        },
+        **{
+            f"dense_{d}_post": dense(f"dense_{d}_post", "anchor", parts.sft(d), parts.rlvr(d)) for d in learnt
+        },
         **{f"dense_{d}": dense(f"dense_{d}", "anchor", parts.sft(d)) for d in DOMAINS if d not in learnt},
     }
     ends = {d: single[f"dense_{d}"].end for d in DOMAINS}
@@ -103,8 +120,13 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
         )
         for d in DOMAINS
     ]
-    # From the base: what the anchor saw of the general data before, they see besides; mid-training is a mix, as published.
-    post = (parts.sft(*DOMAINS, general=1 + round(parts.recipe.posttrain.stage.epochs)), parts.dpo(), parts.rlvr(*learnt))
+    # From the base: what the anchor saw of the general data before, they see besides; mid-training is a mix,
+    # as published.
+    post = (
+        parts.sft(*DOMAINS, general=1 + round(parts.recipe.posttrain.stage.epochs)),
+        parts.dpo(),
+        parts.rlvr(*learnt),
+    )
     return (
         dense("retrain", "base", parts.midtrain(*learnt, general=MIXED), *post),
         dense("retrain_post", "base", *post),
@@ -121,7 +143,8 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
 
 
 def ablations(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
-    route, found = parts.recipe.route, []
+    route = parts.recipe.route
+    found = []
     for d in DOMAINS:
         run = replace(parts.runs[d, "sft"], data=(chat(d),), validation=validation(d)[1:])
         start = f"{d}-midtrain" if (d, "midtrain") in parts.runs else "branched"
@@ -136,8 +159,10 @@ def ablations(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
 
 
 def untrained(parts: Parts) -> tuple[RouterSpec, ...]:
-    """What a router does before any training; published: the experts' own rows, which started as domain embeddings."""
-    texts, unseen = parts.recipe.route.data, validation(*DOMAINS)
+    """What a router does before any training; published: the experts' own rows, which started as domain
+    embeddings."""
+    texts = parts.recipe.route.data
+    unseen = validation(*DOMAINS)
     return tuple(
         RouterSpec(
             name=f"untrained_{kind}",
@@ -151,8 +176,12 @@ def untrained(parts: Parts) -> tuple[RouterSpec, ...]:
 
 
 def upgrades(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
-    """The models as they were before: math without RLVR, and an older code expert, of a quarter of the data and SFT alone."""
-    old = replace(parts.runs["code", "sft"], data=(GENERAL, Source(path=Path("sft_code.jsonl#500"), kind="chat", domain="code")))
+    """The models as they were before: math without RLVR, and an older code expert, of a quarter of the data
+    and SFT alone."""
+    old = replace(
+        parts.runs["code", "sft"],
+        data=(GENERAL, Source(path=Path("sft_code.jsonl#500"), kind="chat", domain="code")),
+    )
     return (
         ExpertSpec(name="code_old", runs=(old,)),
         *parts.routed("before_math_rlvr", ENDS | {"math": "math-sft"}),
@@ -189,21 +218,33 @@ SWEEPS = (
     Sweep(
         name="data of the router, at equal steps",
         x="share of the SFT data, percent",
-        points={"1": "router_0.01-route", "5": "final"} | {f"{100 * s:g}": f"router_{s:g}-route" for s in SHARES[1:]},
+        points={"1": "router_0.01-route", "5": "final"}
+        | {f"{100 * s:g}": f"router_{s:g}-route" for s in SHARES[1:]},
     ),
     Sweep(
         name="routers that nobody trained",
         x="rows",
-        points={kind: f"untrained_{kind}" for kind in ("zero", "copied", "embedding", "hidden")} | {"trained": "final"},
+        points={kind: f"untrained_{kind}" for kind in ("zero", "copied", "embedding", "hidden")}
+        | {"trained": "final"},
     ),
     Sweep(
         name="experts added one by one",
         x="experts beside the anchor",
-        points={"0": "anchor", "1": "first_1-route", "2": "first_2-route", "3": "first_3-route", "4": "final"},
+        points={
+            "0": "anchor",
+            "1": "first_1-route",
+            "2": "first_2-route",
+            "3": "first_3-route",
+            "4": "final",
+        },
     ),
 )
-MATH_RLVR = Upgrade(name="RLVR on the math expert", before="before_math_rlvr-route", after="final", changed=("math",))
-BETTER_CODE = Upgrade(name="a better code expert", before="before_code-route", after="final", changed=("code",))
+MATH_RLVR = Upgrade(
+    name="RLVR on the math expert", before="before_math_rlvr-route", after="final", changed=("math",)
+)
+BETTER_CODE = Upgrade(
+    name="a better code expert", before="before_code-route", after="final", changed=("code",)
+)
 
 
 def claim(text: str, before: str, after: str, *skills: str, **judged) -> Claim:
@@ -230,10 +271,16 @@ OF_BASELINES = (
         expect="not lower",
         margin=CLOSE,
     ),
-    claim("BAR beats retraining of the post-training alone (49.1 against 47.8)", "retrain_post-rlvr", "final"),
+    claim(
+        "BAR beats retraining of the post-training alone (49.1 against 47.8)", "retrain_post-rlvr", "final"
+    ),
     claim("BAR beats continued post-training (49.1 against 45.3)", "continued-rlvr", "final"),
     claim("BAR beats BTX, shared parameters averaged (49.1 against 46.7)", "btx-route", "final"),
-    claim("BAR beats BTX as the authors ran it, shared parameters of the first-listed", "btx_first-route", "final"),
+    claim(
+        "BAR beats BTX as the authors ran it, shared parameters of the first-listed",
+        "btx_first-route",
+        "final",
+    ),
     claim(
         "freeing shared parameters stage by stage beats FlexOlmo's recipe, which freezes them (its motive, no number)",
         "flexolmo-route",
@@ -258,7 +305,12 @@ OF_STAGES = (
         )
         for name in DOMAINS
     ),
-    claim("tool use needs free embeddings and head (20.3 to 46.4)", "flex_tool_use-sft", "tool_use-sft", "tool_use"),
+    claim(
+        "tool use needs free embeddings and head (20.3 to 46.4)",
+        "flex_tool_use-sft",
+        "tool_use-sft",
+        "tool_use",
+    ),
     claim("RLVR improves the math expert (41.9 to 55.8)", "math-sft", "math-rlvr", "math"),
     claim(
         "RLVR with all shared parameters frozen learns nothing (a completely flat reward curve)",
@@ -277,7 +329,13 @@ OF_THE_ROUTER = (
         expect="not lower",
         margin=CLOSE,
     ),
-    claim("4 of 5 active experts are nearly identical to 5 (48.2 and 48.8)", "final", "final@4", expect="same", margin=CLOSE),
+    claim(
+        "4 of 5 active experts are nearly identical to 5 (48.2 and 48.8)",
+        "final",
+        "final@4",
+        expect="same",
+        margin=CLOSE,
+    ),
     *(
         claim(
             f"with {k} of 5 experts active it collapses ({score}, with 5 48.8)",
@@ -311,7 +369,10 @@ OF_BENCHMARKS = Claim(
 
 def with_rates(expert: ExpertSpec) -> ExpertSpec:
     """The same with the best of three learning rates for its SFT."""
-    runs = (replace(r, rates=RATES, validation=validation(expert.name)) if r.stage.name == "sft" else r for r in expert.runs)
+    runs = (
+        replace(r, rates=RATES, validation=validation(expert.name)) if r.stage.name == "sft" else r
+        for r in expert.runs
+    )
     return replace(expert, runs=tuple(runs))
 
 

@@ -1,7 +1,9 @@
-"""BAR on the five untagged domains of data/untagged.py, in about two minutes on one core: a base for studies of active experts.
+"""BAR on the five untagged domains of data/untagged.py, in about two minutes on one core: a base for studies
+of active experts.
 
-Sizes and rates were chosen on seeds 0 and 1, so that an expert solves its own domain, base and anchor none, and the routed model
-all of them. The batch, the learning rates and the router's many steps are the toy's; what trains in each stage is published.
+Sizes and rates were chosen on seeds 0 and 1, so that an expert solves its own domain, base and anchor none,
+and the routed model all of them. The batch, the learning rates and the router's many steps are the toy's;
+what trains in each stage is published.
 """
 
 from dataclasses import replace
@@ -17,7 +19,10 @@ from megatron_bar.training.stage import Stage
 from megatron_bar.weights.hf_config import ModelConfig
 
 BATCH = {"sequence": 128, "batch": 8, "micro_batch": 8}
-PRETRAIN, POSTTRAIN, SFT, ROUTE = 700, 220, 300, 250
+PRETRAIN = 700
+POSTTRAIN = 220
+SFT = 300
+ROUTE = 250
 """Steps."""
 
 
@@ -69,7 +74,9 @@ def recipe() -> Recipe:
         experts=tuple(map(expert, DOMAINS)),
         route=Training(stage=route, data=tuple(replace(chat(name), share=0.5) for name in SKILLS)),
         evaluation=Evaluation(
-            tests=tuple(TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=9) for skill in SKILLS),
+            tests=tuple(
+                TestSet(name=skill, path=Path(f"test_{skill}.jsonl"), max_new_tokens=9) for skill in SKILLS
+            ),
             slots=100,
         ),
     )

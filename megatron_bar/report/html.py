@@ -1,7 +1,9 @@
-"""report.html: the report as one file that opens from disk, with the routing lens; it asks no network for anything.
+"""report.html: the report as one file that opens from disk, with the routing lens; it asks no network for
+anything.
 
-Tables and charts are there without a script. The script (page/page.js) shows what lies behind a cell, a point or a token, on
-hover, on touch and by the arrow keys; it turns the layers of the routing map and draws the lens from its digits.
+Tables and charts are there without a script. The script (page/page.js) shows what lies behind a cell, a point
+or a token, on hover, on touch and by the arrow keys; it turns the layers of the routing map and draws the
+lens from its digits.
 """
 
 import json
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from megatron_bar.report import wording
 from megatron_bar.report.plot import Line, Point, chart, expert_colour, line_chart
-from megatron_bar.report.report import Estimate, Lens, Report, Routing, Row, SweepResult, UpgradeResult
+from megatron_bar.report.report import Estimate, Lens, Report, RoutingShares, Row, SweepResult, UpgradeResult
 from megatron_bar.report.wording import OVERALL, percent
 
 PAGE = Path(__file__).parent / "page"
@@ -26,7 +28,10 @@ def html(report: Report) -> str:
         "Claims": ("The published claims", _claims(report)),
         "Changes": ("One thing changed", "".join(map(_comparison, report.comparisons))),
         "Sweeps": ("One choice varied", _grid(_sweep(sweep) for sweep in report.sweeps)),
-        "Learning": ("Learning", _grid(line_chart(c.series, title=c.title, x=c.x, y=c.y) for c in report.curves)),
+        "Learning": (
+            "Learning",
+            _grid(line_chart(c.series, title=c.title, x=c.x, y=c.y) for c in report.curves),
+        ),
         "Routing": ("Where tokens go", _routing(report.routing) if report.routing else ""),
         "Lens": ("Routing lens", _lens(report.lens) if report.lens else ""),
         "Costs": ("What it cost", _costs(report) if report.costs else ""),
@@ -77,7 +82,8 @@ def _grid(figures: Iterable[str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[str], *, label: str, kind: str = "") -> str:
-    """``head``: escaped cells; ``rows``: whole elements. It scrolls in its box, by keys too, and its first column stays."""
+    """``head``: escaped cells; ``rows``: whole elements. It scrolls in its box, by keys too, and its first
+    column stays."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     return (
         f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0"><table class="{kind}" data-rove>'
@@ -112,7 +118,9 @@ def _row(row: Row, best: dict[str, str], usual: int) -> str:
         more = "" if score.seeds == usual else f" n={score.seeds}"
         bar = f' style="--bar:{100 * min(1, max(0, score.mean)):.1f}%"' if skill == OVERALL else ""
         tip = escape(_tip(f"{row.model}, {skill}", score))
-        cells.append(f'<td data-tip="{tip}"{bar}>{mean} <small>±{wording.half_width(score)}{more}</small></td>')
+        cells.append(
+            f'<td data-tip="{tip}"{bar}>{mean} <small>±{wording.half_width(score)}{more}</small></td>'
+        )
     return f'<tr><th scope="row">{escape(row.model)}</th>{"".join(cells)}</tr>'
 
 
@@ -131,7 +139,8 @@ def _comparison(comparison: UpgradeResult) -> str:
     reach = max(abs(bound) for gain in comparison.gains.values() for bound in (gain.low, gain.high)) or 1
     rows = []
     for skill in dict.fromkeys([*comparison.gains, *comparison.kl]):
-        gain, kl = comparison.gains.get(skill), comparison.kl.get(skill)
+        gain = comparison.gains.get(skill)
+        kl = comparison.kl.get(skill)
         meant = ' <span class="meant">meant to change</span>' if skill in comparison.changed else ""
         cells = "<td></td><td></td>"
         if gain:
@@ -141,7 +150,12 @@ def _comparison(comparison: UpgradeResult) -> str:
         if comparison.kl:
             cells += _divergence(skill, kl) if kl else "<td></td>"
         rows.append(f'<tr><th scope="row">{escape(skill)}{meant}</th>{cells}</tr>')
-    head = ["skill", "gain", f"-{100 * reach:.0f} to +{100 * reach:.0f} points", *(["KL"] if comparison.kl else [])]
+    head = [
+        "skill",
+        "gain",
+        f"-{100 * reach:.0f} to +{100 * reach:.0f} points",
+        *(["KL"] if comparison.kl else []),
+    ]
     kl = " KL: nats a token of the next-token distribution, before to after." if comparison.kl else ""
     return (
         f"<h3>{escape(comparison.name)}</h3><p>{escape(comparison.before)} → {escape(comparison.after)}: gains in points, paired"
@@ -169,7 +183,13 @@ def _sweep(sweep: SweepResult) -> str:
     lines = []
     for name, scores in sweep.rows.items():
         points = tuple(
-            Point(x=n, y=100 * s.mean, low=100 * s.low, high=100 * s.high, tip=_tip(f"{name}, {sweep.x_label} {x}", s))
+            Point(
+                x=n,
+                y=100 * s.mean,
+                low=100 * s.low,
+                high=100 * s.high,
+                tip=_tip(f"{name}, {sweep.x_label} {x}", s),
+            )
             for n, (x, s) in enumerate(zip(sweep.xs, scores, strict=True))
             if s
         )
@@ -181,7 +201,7 @@ def _sweep(sweep: SweepResult) -> str:
     return chart(lines, title=sweep.name, x=sweep.x_label, y="percent solved", ticks=ticks, low=0, high=100)
 
 
-def _routing(routing: Routing) -> str:
+def _routing(routing: RoutingShares) -> str:
     layers = len(next(iter(routing.layers.values())))
     rows = []
     for domain, shares in routing.layers.items():
@@ -211,7 +231,9 @@ def _lens(lens: Lens) -> str:
         f'<button type="button" class="e{n}" data-expert="{n}" aria-pressed="false">{escape(name)}</button>'
         for n, name in enumerate(lens.experts)
     )
-    domains = "".join(f"<option>{escape(domain)}</option>" for domain in dict.fromkeys(text.domain for text in lens.texts))
+    domains = "".join(
+        f"<option>{escape(domain)}</option>" for domain in dict.fromkeys(text.domain for text in lens.texts)
+    )
     layered = all(text.by_layer for text in lens.texts)
     return (
         f"<p>{tokens:,} tokens. A token has the colour of the expert with the largest router weight, the stronger the larger it"
@@ -234,8 +256,14 @@ def _costs(report: Report) -> str:
                 f'<td style="--bar:{100 * cost.flops / top:.1f}%">{wording.quantity(cost.flops)}</td>'
                 f"<td>{wording.clock(cost.seconds)}</td><td>{cost.devices}</td></tr>"
             )
-    return _table(["domain", "stage", "tokens", "FLOPs", "h:mm:ss", "devices"], rows, label="Costs", kind="costs")
+    return _table(
+        ["domain", "stage", "tokens", "FLOPs", "h:mm:ss", "devices"], rows, label="Costs", kind="costs"
+    )
 
 
 def _facts(facts: dict[str, str]) -> str:
-    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()) + "</dl>"
+    return (
+        "<dl>"
+        + "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+        + "</dl>"
+    )

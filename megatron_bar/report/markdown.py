@@ -10,7 +10,7 @@ from megatron_bar.report.report import (
     Estimate,
     Provenance,
     Report,
-    Routing,
+    RoutingShares,
     SweepResult,
     UpgradeResult,
 )
@@ -115,12 +115,12 @@ def _sweep(sweep: SweepResult, usual: int) -> str:
     return _table([_plain(sweep.x_label), *map(_plain, sweep.xs)], rows)
 
 
-def _layers(routing: Routing) -> str:
+def _layers(routing: RoutingShares) -> str:
     count = len(next(iter(routing.layers.values()), ()))
     return "1 layer" if count == 1 else f"{count} layers"
 
 
-def _routing(routing: Routing) -> str:
+def _routing(routing: RoutingShares) -> str:
     rows = [
         [_plain(domain), *map(wording.percent, wording.mean_over_layers(layers))]
         for domain, layers in routing.layers.items()

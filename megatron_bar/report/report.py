@@ -67,7 +67,7 @@ class Curves:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routing:
+class RoutingShares:
     """Where tokens go: the mean router weight."""
 
     experts: tuple[str, ...]
@@ -169,7 +169,7 @@ class Report:
     comparisons: tuple[UpgradeResult, ...] = ()
     sweeps: tuple[SweepResult, ...] = ()
     curves: tuple[Curves, ...] = ()
-    routing: Routing | None = None
+    routing: RoutingShares | None = None
     lens: Lens | None = None
     costs: tuple[CostRow, ...] = ()
     claims: tuple[ClaimResult, ...] = ()

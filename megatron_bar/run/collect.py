@@ -1,4 +1,5 @@
-"""From the files that one or more runs of a recipe left to the report's numbers; a run is a seed. Nothing is measured here."""
+"""From the files that one or more runs of a recipe left to the report's numbers; a run is a seed. Nothing is
+measured here."""
 
 import json
 import os
@@ -49,7 +50,8 @@ def divergence_of(upgrade: Upgrade) -> str:
 
 
 def collect(recipe: Recipe, runs: Sequence[Path]) -> Report:
-    """The report of ``runs``, one folder per seed, all of ``recipe`` but for its seed; all must be finished."""
+    """The report of ``runs``, one folder per seed, all of ``recipe`` but for its seed; all must be
+    finished."""
     files = RunFiles(recipe, [Path(run) for run in runs])
     study = recipe.study
     return Report(
@@ -70,7 +72,8 @@ class RunFiles:
     """The files that the runs left, as numbers of the report."""
 
     def __init__(self, recipe: Recipe, runs: list[Path]):
-        self.recipe, self.runs = recipe, runs
+        self.recipe = recipe
+        self.runs = runs
         self._read: dict[str, list[dict]] = {}
 
     def results(self, model: str) -> list[dict]:
@@ -131,29 +134,49 @@ class RunFiles:
 
     def sweep(self, sweep: Sweep) -> shown.SweepResult:
         seeds = {x: self.scores(model) for x, model in sweep.points.items()}
-        rows = {skill: tuple(mean_interval([s[skill] for s in found]) for found in seeds.values()) for skill in self.skills}
+        rows = {
+            skill: tuple(mean_interval([s[skill] for s in found]) for found in seeds.values())
+            for skill in self.skills
+        }
         overall = tuple(self.mean(found) for found in seeds.values())
-        return shown.SweepResult(name=sweep.name, x_label=sweep.x, xs=tuple(seeds), rows={"overall": overall} | rows)
+        return shown.SweepResult(
+            name=sweep.name, x_label=sweep.x, xs=tuple(seeds), rows={"overall": overall} | rows
+        )
 
     def curves(self) -> Iterator[shown.Curves]:
         """Losses of the stages that the recipe's own model is made by, and rewards of every RLVR."""
-        steps = ["base", "anchor", *(f"{e.name}-{run.stage.name}" for e in self.recipe.experts for run in e.runs), "final"]
+        steps = [
+            "base",
+            "anchor",
+            *(f"{e.name}-{run.stage.name}" for e in self.recipe.experts for run in e.runs),
+            "final",
+        ]
         losses = {step: self._logged(step, "loss") for step in steps}
         losses = {step: runs for step, runs in losses.items() if runs and not self._logged(step, "reward")}
         if losses:
-            yield shown.Curves(title="Loss", x="part of the stage, percent", y="nats per token", series=losses)
+            yield shown.Curves(
+                title="Loss", x="part of the stage, percent", y="nats per token", series=losses
+            )
         chains = [part for part in (*self.recipe.experts, *self.recipe.more) if isinstance(part, ExpertSpec)]
-        rl = [f"{chain.name}-{run.stage.name}" for chain in chains for run in chain.runs if run.rl is not None]
+        rl = [
+            f"{chain.name}-{run.stage.name}" for chain in chains for run in chain.runs if run.rl is not None
+        ]
         rewards = {step: runs for step in rl if (runs := self._logged(step, "reward"))}
         if rewards:
-            yield shown.Curves(title="Reward of RLVR", x="round", y="share of answers verified", series=rewards)
+            yield shown.Curves(
+                title="Reward of RLVR", x="round", y="share of answers verified", series=rewards
+            )
         if self.recipe.study.retrained:
             grown = self.growth()
             series = {
                 "modular": tuple(tuple(row.modular.flops for row in rows) for rows in grown),
-                "retraining everything each time": tuple(tuple(row.retrained.flops for row in rows) for rows in grown),
+                "retraining everything each time": tuple(
+                    tuple(row.retrained.flops for row in rows) for rows in grown
+                ),
             }
-            yield shown.Curves(title="Adding domains one by one", x="domains", y="FLOPs, summed", series=series)
+            yield shown.Curves(
+                title="Adding domains one by one", x="domains", y="FLOPs, summed", series=series
+            )
 
     def _logged(self, step: str, value: str) -> tuple[tuple[float, ...], ...]:
         """Of every run, thinned by means of neighbours; empty where a run has none."""
@@ -197,7 +220,10 @@ class RunFiles:
         yield from _cost_rows("router", [bill.router for bill in bills])
         if self.recipe.study.retrained:
             ledgers = [read_ledger(run / self.recipe.study.retrained) for run in self.runs]
-            own = [[cost for cost in ledger if cost not in bill.start] for ledger, bill in zip(ledgers, bills, strict=True)]
+            own = [
+                [cost for cost in ledger if cost not in bill.start]
+                for ledger, bill in zip(ledgers, bills, strict=True)
+            ]
             yield from _cost_rows("retraining", own)
 
     def growth(self) -> list[list[Growth]]:
@@ -209,12 +235,15 @@ class RunFiles:
         return found
 
     def cost_claims(self) -> Iterator[shown.ClaimResult]:
-        """Of every study that has a retrained model; by the ledgers' operations, which do not depend on the machine."""
+        """Of every study that has a retrained model; by the ledgers' operations, which do not depend on the
+        machine."""
         if not self.recipe.study.retrained:
             return
         run = self.runs[0]
-        bill, ledger = read_bill(run / "final"), read_ledger(run / self.recipe.study.retrained)
-        whole, updates = retraining(bill, ledger).flops, {name: bill.update(name).flops for name in bill.experts}
+        bill = read_bill(run / "final")
+        ledger = read_ledger(run / self.recipe.study.retrained)
+        whole = retraining(bill, ledger).flops
+        updates = {name: bill.update(name).flops for name in bill.experts}
         yield _judged(
             "updating one domain costs less than retraining everything",
             max(updates.values()) < whole,
@@ -234,20 +263,29 @@ class RunFiles:
 
     def verdict(self, claim: Claim) -> shown.ClaimResult:
         if claim.untestable:
-            return shown.ClaimResult(text=claim.text, source=SOURCE, verdict="not testable here", evidence=claim.untestable)
+            return shown.ClaimResult(
+                text=claim.text, source=SOURCE, verdict="not testable here", evidence=claim.untestable
+            )
         gains = self.gains(claim.before, claim.after)
         skills = claim.skills or self.skills
-        looked_at = {skill: self.mean(gains, (skill,)) for skill in skills} if claim.each else {"": self.mean(gains, skills)}
+        looked_at = (
+            {skill: self.mean(gains, (skill,)) for skill in skills}
+            if claim.each
+            else {"": self.mean(gains, skills)}
+        )
         holds = all(HOLDS[claim.expect](score, claim.margin) for score in looked_at.values())
         evidence = ", ".join(f"{skill} {_gain(score)}".strip() for skill, score in looked_at.items())
         where = "" if claim.each else " on " + (", ".join(skills) if claim.skills else "all skills")
         within = "within" if claim.expect in ("same", "not lower") else "by more than"
         wanted = claim.expect + (f", {within} {100 * claim.margin:g} points" if claim.margin else "")
-        return _judged(claim.text, holds, f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}")
+        return _judged(
+            claim.text, holds, f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}"
+        )
 
     def provenance(self) -> shown.Provenance:
         seeds = tuple(
-            json.loads((run / "steps.json").read_text(encoding="utf-8"))["branched"]["choices"]["seed"] for run in self.runs
+            json.loads((run / "steps.json").read_text(encoding="utf-8"))["branched"]["choices"]["seed"]
+            for run in self.runs
         )
         return shown.Provenance(
             date=datetime.now(UTC).date().isoformat(),
@@ -277,7 +315,9 @@ def _cost_rows(domain: str, runs: Sequence[Sequence[Cost]]) -> Iterator[shown.Co
 
 
 def _judged(text: str, holds: bool, evidence: str) -> shown.ClaimResult:
-    return shown.ClaimResult(text=text, source=SOURCE, verdict="holds" if holds else "does not hold", evidence=evidence)
+    return shown.ClaimResult(
+        text=text, source=SOURCE, verdict="holds" if holds else "does not hold", evidence=evidence
+    )
 
 
 def _gain(score: Estimate) -> str:
@@ -286,7 +326,8 @@ def _gain(score: Estimate) -> str:
 
 
 def _commit() -> str:
-    """Returns that of the code that runs; empty where it is no git checkout, though the folder above may be one."""
+    """Returns that of the code that runs; empty where it is no git checkout, though the folder above may be
+    one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""

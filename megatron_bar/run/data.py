@@ -46,7 +46,9 @@ def mixture_of(run: RunFolder, training: Training, chats: ChatFormat) -> Mixture
     )
 
 
-def held_out_rows(run: RunFolder, sources: tuple[Source, ...], chats: ChatFormat, length: int) -> dict[str, PackedRows]:
+def held_out_rows(
+    run: RunFolder, sources: tuple[Source, ...], chats: ChatFormat, length: int
+) -> dict[str, PackedRows]:
     """Returns the rows of chats that no stage learns, by the names of their sources. Collective."""
     tokens = {source.name: tokens_of(run, source, chats) for source in sources}
     pad = chats.tokenizer.pad_id
@@ -78,6 +80,8 @@ def tasks_of(run: RunFolder, training: Training, chats: ChatFormat) -> list[grpo
     for where, row in rows:
         prompt = chats.prompt(row["messages"], tools=row.get("tools"), where=where)
         if len(prompt) > room:
-            raise BarError(f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}")
+            raise BarError(
+                f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}"
+            )
         tasks.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=row["truth"]))
     return tasks

@@ -114,7 +114,9 @@ class _Graph:
             return Step(name=name, needs=(), make=lambda run: None)
         if name not in self.steps:
             known = ", ".join(self.steps)
-            raise BarError(f"{of}: starts from {name}, which no step before it makes; expected one of {known}")
+            raise BarError(
+                f"{of}: starts from {name}, which no step before it makes; expected one of {known}"
+            )
         return self.steps[name]
 
     def _training(
@@ -182,7 +184,9 @@ class _Graph:
         if study.lens:
             files.append("lens.json")
             needs = ("final", evaluation_of("final"))
-            yield Step(name="lens.json", needs=needs, make=show_lens, stage="lens", choices={"lens": study.lens})
+            yield Step(
+                name="lens.json", needs=needs, make=show_lens, stage="lens", choices={"lens": study.lens}
+            )
         yield Step(name="report.md", needs=tuple(files), make=make_report, stage="report")
 
     def _evaluated(self) -> list[str]:

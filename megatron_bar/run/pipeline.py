@@ -45,7 +45,8 @@ class Pipeline:
         return on_rank_zero(lambda: self.folder.path(name).exists())
 
     def select(self, *, expert: str | None = None, stage: str | None = None) -> list[Step]:
-        """Returns the steps of an expert, a stage, or all; raises on unknown names, and lists the known ones."""
+        """Returns the steps of an expert, a stage, or all; raises on unknown names, and lists the known
+        ones."""
         for what, wanted, known in (
             ("expert", expert, {step.expert for step in self.steps.values() if step.expert}),
             ("stage", stage, {step.stage for step in self.steps.values() if step.stage}),
@@ -91,7 +92,9 @@ class Pipeline:
         with self._first_free(missing) as name:
             if name is not None:
                 step = missing[name]
-                self.folder.say(self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else ""))
+                self.folder.say(
+                    self._numbers[name] + (f" from {', '.join(step.needs)}" if step.needs else "")
+                )
                 # Before it is made: a kill may come right behind the folder's appearance.
                 on_rank_zero(partial(write_record, self.folder, step))
                 step.make(self.folder)

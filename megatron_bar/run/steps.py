@@ -141,7 +141,9 @@ def train(run: RunFolder, training: Training, source: str, name: str, expert: st
         fit(job(learnt), stage, mixture.parts, weights=mixture.weights)
 
 
-def _job(run: RunFolder, training: Training, source: str, name: str, expert: str | None, learnt: dict[str, str]) -> Job:
+def _job(
+    run: RunFolder, training: Training, source: str, name: str, expert: str | None, learnt: dict[str, str]
+) -> Job:
     """Returns where a stage reads and writes, and what its manifest will say.
 
     ``learnt``: the sources of what it learns from, with a fingerprint of that.

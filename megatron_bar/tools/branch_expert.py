@@ -19,12 +19,22 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="HF",
         help="post-trained: expert 0 and everything shared",
     )
-    parser.add_argument("--domain-init", type=Path, required=True, metavar="HF", help="pretrained: the FFN of expert 1")
+    parser.add_argument(
+        "--domain-init", type=Path, required=True, metavar="HF", help="pretrained: the FFN of expert 1"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
-    parser.add_argument("--router-init", choices=get_args(RouterInit), default="normal", help="default: normal, N(0, 0.02)")
-    parser.add_argument("--seed", type=int, default=0, help="of --router-init normal; the same for all experts (default 0)")
-    parser.add_argument("--general-text", type=Path, metavar="FILE", help="--router-init domain: text for the anchor's row")
-    parser.add_argument("--domain-text", type=Path, metavar="FILE", help="--router-init domain: text for the domain's row")
+    parser.add_argument(
+        "--router-init", choices=get_args(RouterInit), default="normal", help="default: normal, N(0, 0.02)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of --router-init normal; the same for all experts (default 0)"
+    )
+    parser.add_argument(
+        "--general-text", type=Path, metavar="FILE", help="--router-init domain: text for the anchor's row"
+    )
+    parser.add_argument(
+        "--domain-text", type=Path, metavar="FILE", help="--router-init domain: text for the domain's row"
+    )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
     parser.add_argument(
         "--verify",
@@ -41,7 +51,9 @@ def main(call: Call) -> None:
     from megatron_bar.weights.describe import tick_table
     from megatron_bar.weights.writer import WriteOptions, parse_size
 
-    options = WriteOptions(max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress)
+    options = WriteOptions(
+        max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress
+    )
     folder, notes = branch(
         args.anchor,
         args.domain_init,

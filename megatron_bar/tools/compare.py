@@ -22,8 +22,12 @@ def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument("old", type=Path, metavar="OLD", help="the model before")
     parser.add_argument("new", type=Path, metavar="NEW", help="the model after; with OLD's tokenizer")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="of the toy's test_SKILL.jsonl")
-    parser.add_argument("--changed", nargs="+", default=[], metavar="DOMAIN", help="what was changed on purpose: not guarded")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="of the toy's test_SKILL.jsonl"
+    )
+    parser.add_argument(
+        "--changed", nargs="+", default=[], metavar="DOMAIN", help="what was changed on purpose: not guarded"
+    )
     parser.add_argument(
         "--results-old",
         type=Path,
@@ -31,12 +35,20 @@ def parse(call: Call) -> argparse.Namespace:
         help="OLD's results (bar evaluate --out): not measured again",
     )
     parser.add_argument("--results-new", type=Path, metavar="FILE", help="NEW's")
-    parser.add_argument("--tolerance", type=float, default=0.0, metavar="POINTS", help="a guarded domain may lose (default 0)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="POINTS", help="a guarded domain may lose (default 0)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items of every test")
-    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)")
-    parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline parallelism (default 1)")
+    parser.add_argument(
+        "--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)"
+    )
+    parser.add_argument(
+        "--pipeline", type=int, default=1, metavar="N", help="pipeline parallelism (default 1)"
+    )
     parser.add_argument("--expert", type=int, default=1, metavar="N", help="expert parallelism (default 1)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="prompts answered at a time (default 64)")
+    parser.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="prompts answered at a time (default 64)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison there too")
     return parser.parse_args(call.arguments)
 

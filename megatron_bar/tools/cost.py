@@ -22,7 +22,9 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="FOLDER",
         help="a model trained on all domains at once (default: the sum of domains)",
     )
-    parser.add_argument("--domains", type=int, metavar="N", help="how far to go on (default: twice as many as the model has)")
+    parser.add_argument(
+        "--domains", type=int, metavar="N", help="how far to go on (default: twice as many as the model has)"
+    )
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     return parser.parse_args(call.arguments)
 

@@ -21,8 +21,12 @@ EXAMPLES = (
 
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where runs are to be written: its file system is tried")
-    parser.add_argument("--engine", type=Path, metavar="PYTHON", help="the Python that has vLLM (default: this one)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where runs are to be written: its file system is tried"
+    )
+    parser.add_argument(
+        "--engine", type=Path, metavar="PYTHON", help="the Python that has vLLM (default: this one)"
+    )
     return parser.parse_args(call.arguments)
 
 

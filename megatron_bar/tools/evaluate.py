@@ -29,7 +29,9 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="NAME",
         help="only this one of the suite; may be repeated",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N items of every test (bar19: of every lm-eval task)")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="at most N items of every test (bar19: of every lm-eval task)"
+    )
     parser.add_argument(
         "--active-experts",
         metavar="K",
@@ -43,8 +45,12 @@ def parse(call: Call) -> argparse.Namespace:
         help="where the results are written, every answer with its score; replaced if there",
     )
     toy = parser.add_argument_group("toy")
-    toy.add_argument("--data", type=Path, metavar="DIR", help="folder of test_SKILL.jsonl (default: world beside HF)")
-    toy.add_argument("--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)")
+    toy.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of test_SKILL.jsonl (default: world beside HF)"
+    )
+    toy.add_argument(
+        "--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)"
+    )
     bar19 = parser.add_argument_group("bar19")
     bar19.add_argument(
         "--server",
@@ -70,7 +76,9 @@ def main(call: Call) -> None:
     from megatron_bar.parallel.state import distributed, is_rank_zero
 
     with distributed(timeout=timedelta(hours=2)):
-        results = evaluate_folder(**options, active_experts=None if active is None else active_experts(active))
+        results = evaluate_folder(
+            **options, active_experts=None if active is None else active_experts(active)
+        )
         if is_rank_zero():
             print(*table(results), sep="\n")
             if out:

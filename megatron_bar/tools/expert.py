@@ -21,7 +21,9 @@ def parse(call: Call) -> argparse.Namespace:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    one = command("extract", "a two-expert folder -> what its training made: FFNs, routers, changed shared tensors")
+    one = command(
+        "extract", "a two-expert folder -> what its training made: FFNs, routers, changed shared tensors"
+    )
     one.add_argument("--expert", type=Path, required=True, metavar="HF", help="a trained two-expert folder")
     one.add_argument(
         "--anchor",
@@ -90,7 +92,9 @@ def main(call: Call) -> None:
     if args.command == "list":
         print("\n".join(listing(args.model)))
         return
-    options = WriteOptions(max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress)
+    options = WriteOptions(
+        max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress
+    )
     verified = "verified" if options.verifies else "not verified"
     if args.command == "extract":
         made = extract(args.expert, args.anchor, args.out, options=options)

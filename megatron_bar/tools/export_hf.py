@@ -49,7 +49,9 @@ def main(call: Call) -> None:
         )  # Megatron takes seconds to import
 
         check = compare_logits
-    config, figure = export_checkpoint(args.checkpoint, args.out, dtype=args.dtype, check=check, options=options)
+    config, figure = export_checkpoint(
+        args.checkpoint, args.out, dtype=args.dtype, check=check, options=options
+    )
     if options.verifies:
         print(*tick_table(tensor_shapes(config), "read back, equal"), sep="\n")
     if figure is not None:

@@ -21,8 +21,12 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument("model", type=Path, metavar="HF", help="a folder with a tokenizer")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and end")
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
-    parser.add_argument("--chat-template", choices=("tulu", "chatml", "own"), help="default own, the tokenizer's")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer, at most (default 512)")
+    parser.add_argument(
+        "--chat-template", choices=("tulu", "chatml", "own"), help="default own, the tokenizer's"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="of an answer, at most (default 512)"
+    )
     parser.add_argument(
         "--temperature",
         type=float,
@@ -30,7 +34,9 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="T",
         help="default 0: greedy, as models are evaluated",
     )
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1: off)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default 1: off)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
     parser.add_argument(
         "--top-k-experts",
@@ -64,7 +70,9 @@ def main(call: Call) -> None:
     from megatron_bar.parallel.state import ParallelConfig, distributed, world_size
     from megatron_bar.weights.hf_config import read_config
 
-    sampling = Sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed)
+    sampling = Sampling(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed
+    )
     layout = ParallelConfig(tensor=args.tensor, pipeline=args.pipeline, expert=args.expert)
     chats = chat_format(args.model, args.chat_template)
     with distributed(timeout=timedelta(days=7)):  # the other ranks wait while the user thinks

@@ -10,7 +10,9 @@ EXAMPLE = "{program} --hf BAR-5x7B --out checkpoint"
 
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, EXAMPLE)
-    parser.add_argument("--hf", type=Path, required=True, metavar="HF", help="config.json, safetensors and tokenizer")
+    parser.add_argument(
+        "--hf", type=Path, required=True, metavar="HF", help="config.json, safetensors and tokenizer"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="CKPT", help="a new or empty folder")
     parser.add_argument(
         "--verify",

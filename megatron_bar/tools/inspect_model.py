@@ -10,7 +10,9 @@ EXAMPLE = "{program} merged"
 
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, EXAMPLE)
-    parser.add_argument("path", type=Path, metavar="PATH", help="a folder with config.json and safetensors, or a checkpoint")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a folder with config.json and safetensors, or a checkpoint"
+    )
     parser.add_argument("--no-hashes", action="store_true", help="read the headers only: instant on any size")
     return parser.parse_args(call.arguments)
 

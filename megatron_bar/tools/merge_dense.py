@@ -21,7 +21,9 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="NAME=HF",
         help="two or more; btx: the slots 0, 1, ...",
     )
-    parser.add_argument("--how", choices=("mean", "btx"), required=True, help="mean: one dense model; btx: one FlexOlmo model")
+    parser.add_argument(
+        "--how", choices=("mean", "btx"), required=True, help="mean: one dense model; btx: one FlexOlmo model"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
     parser.add_argument(
         "--shared",
@@ -30,8 +32,12 @@ def parse(call: Call) -> argparse.Namespace:
         help="how tensors are combined, the first folder the base",
     )
     parser.add_argument("--shared-from", metavar="NAME", help="of btx: take what is not an FFN from this one")
-    parser.add_argument("--scale", type=float, default=1.0, help="of task-arithmetic, ties and dare: of the combined delta")
-    parser.add_argument("--density", type=float, default=0.2, help="of ties and dare: share of a delta's entries that is kept")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of task-arithmetic, ties and dare: of the combined delta"
+    )
+    parser.add_argument(
+        "--density", type=float, default=0.2, help="of ties and dare: share of a delta's entries that is kept"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of dare's draws and btx's router rows")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
     return parser.parse_args(call.arguments)

@@ -41,8 +41,12 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="NAME=W",
         help="of weighted: one per input, anchor=W too",
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="of task-arithmetic, ties and dare: of the combined delta")
-    parser.add_argument("--density", type=float, default=0.2, help="of ties and dare: share of a delta's entries that is kept")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of task-arithmetic, ties and dare: of the combined delta"
+    )
+    parser.add_argument(
+        "--density", type=float, default=0.2, help="of ties and dare: share of a delta's entries that is kept"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of dare's draws")
     parser.add_argument(
         "--report",
@@ -69,7 +73,9 @@ def main(call: Call) -> None:
     from megatron_bar.weights.manifest import ANCHOR, read_manifest
     from megatron_bar.weights.writer import WriteOptions, parse_size
 
-    options = WriteOptions(max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress)
+    options = WriteOptions(
+        max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress
+    )
     experts = parse_experts(args.expert)
     shared = Combination(
         method=args.shared,

@@ -19,16 +19,24 @@ def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument("recipe", help="a name, module:function or file.py:function")
     parser.add_argument("--gpus", type=int, required=True, metavar="N", help="in all")
-    parser.add_argument("--gpu-memory", required=True, metavar="SIZE", help="of one: 80GB (1e9 bytes), 79.6GiB")
-    parser.add_argument("--reserve", default="4GB", metavar="SIZE", help="of that, what no tensor can have (default 4GB)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="that are linked directly (default 8)")
+    parser.add_argument(
+        "--gpu-memory", required=True, metavar="SIZE", help="of one: 80GB (1e9 bytes), 79.6GiB"
+    )
+    parser.add_argument(
+        "--reserve", default="4GB", metavar="SIZE", help="of that, what no tensor can have (default 4GB)"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="that are linked directly (default 8)"
+    )
     parser.add_argument(
         "--mfu",
         type=float,
         default=0.4,
         help="share of the peak reached, recomputation included (default 0.4)",
     )
-    parser.add_argument("--tflops", type=float, default=989, help="peak of one GPU (default 989: H100 SXM, bf16)")
+    parser.add_argument(
+        "--tflops", type=float, default=989, help="peak of one GPU (default 989: H100 SXM, bf16)"
+    )
     parser.add_argument("--stage", metavar="NAME", help="only this stage: midtrain, sft, rlvr, route ...")
     parser.add_argument(
         "--set",

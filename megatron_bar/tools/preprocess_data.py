@@ -26,16 +26,30 @@ def parse(call: Call) -> argparse.Namespace:
         required=True,
         help=".jsonl (.gz, .zst), .parquet, a folder, or owner/name; #500: 500 rows",
     )
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a Hugging Face folder, or a SentencePiece .model")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="a Hugging Face folder, or a SentencePiece .model"
+    )
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
-    parser.add_argument("--kind", choices=("text", "chat"), default="text", help="rows of text or of messages (default text)")
-    parser.add_argument("--template", choices=("tulu", "chatml", "own"), default="tulu", help="of chats (default tulu)")
+    parser.add_argument(
+        "--kind", choices=("text", "chat"), default="text", help="rows of text or of messages (default text)"
+    )
+    parser.add_argument(
+        "--template", choices=("tulu", "chatml", "own"), default="tulu", help="of chats (default tulu)"
+    )
     parser.add_argument("--last-turn", action="store_true", help="learn a chat's last answer only")
-    parser.add_argument("--share", type=float, default=1.0, help="a seeded sample of the rows (default 1: all)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="a seeded sample of the rows (default 1: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of that sample (default 0)")
-    parser.add_argument("--dtype", choices=("uint16", "int32"), help="of the ids (default: what the vocabulary needs)")
-    parser.add_argument("--verify", action="store_true", help="refuse a text that its tokens do not decode back to")
-    parser.add_argument("--skip-bad", action="store_true", help="leave bad rows out and report them, instead of stopping")
+    parser.add_argument(
+        "--dtype", choices=("uint16", "int32"), help="of the ids (default: what the vocabulary needs)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="refuse a text that its tokens do not decode back to"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave bad rows out and report them, instead of stopping"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
     return parser.parse_args(call.arguments)
 
@@ -59,7 +73,9 @@ def main(call: Call) -> None:
     began = time.monotonic()
     meter = ProgressLines(str(args.input), total=place.stat().st_size if plain else None)
     processes = max(1, args.processes or 1)
-    found = preprocess(source, Path(), args.tokenizer, args.out, options, processes=processes, say=meter.advance)
+    found = preprocess(
+        source, Path(), args.tokenizer, args.out, options, processes=processes, say=meter.advance
+    )
     for line in found["bad_rows"][:20]:
         print(f"skipped {line}")
     left_out = f", {len(found['bad_rows']):,} bad rows left out" if found["bad_rows"] else ""

@@ -24,11 +24,17 @@ def parse(call: Call) -> argparse.Namespace:
         action="append",
         help="rows as for bar preprocess; may be repeated",
     )
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a Hugging Face folder, or a SentencePiece .model")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="a Hugging Face folder, or a SentencePiece .model"
+    )
     parser.add_argument("--kind", choices=("text", "chat"), default="chat", help="of the rows (default chat)")
-    parser.add_argument("--template", choices=("tulu", "chatml", "own"), default="tulu", help="of chats (default tulu)")
+    parser.add_argument(
+        "--template", choices=("tulu", "chatml", "own"), default="tulu", help="of chats (default tulu)"
+    )
     parser.add_argument("--last-turn", action="store_true", help="learn a chat's last answer only")
-    parser.add_argument("--packing", choices=("documents", "cut", "cut_masked"), default="documents", help="default documents")
+    parser.add_argument(
+        "--packing", choices=("documents", "cut", "cut_masked"), default="documents", help="default documents"
+    )
     parser.add_argument("--length", type=int, default=512, help="tokens in a row (default 512)")
     parser.add_argument("--rows", type=int, default=200, help="rows read of each source (default 200)")
     parser.add_argument("--samples", type=int, default=2, help="packed rows shown (default 2)")

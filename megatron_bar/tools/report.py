@@ -10,7 +10,9 @@ EXAMPLE = "{program} runs/tiny"
 
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, EXAMPLE)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="with a report.json; report.md and .html are replaced")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="with a report.json; report.md and .html are replaced"
+    )
     return parser.parse_args(call.arguments)
 
 

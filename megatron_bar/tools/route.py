@@ -29,16 +29,22 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument("model", type=Path, metavar="HF", help="a folder with experts and a tokenizer")
     parser.add_argument("text", nargs="?", help="the text (or --file)")
     parser.add_argument("--file", type=Path, help="read the text from there, - for stdin")
-    parser.add_argument("--chat", action="store_true", help="the text is a user's message, followed by the start of an answer")
+    parser.add_argument(
+        "--chat", action="store_true", help="the text is a user's message, followed by the start of an answer"
+    )
     parser.add_argument(
         "--template",
         choices=("tulu", "chatml", "own"),
         default="tulu",
         help="of --chat and --scan (default tulu)",
     )
-    parser.add_argument("--layer", type=int, help="of this layer alone, from 1 (default: the mean over layers)")
+    parser.add_argument(
+        "--layer", type=int, help="of this layer alone, from 1 (default: the mean over layers)"
+    )
     scan = parser.add_argument_group("active experts")
-    scan.add_argument("--scan", type=Path, nargs="+", metavar="JSONL", help="held-out chats, a file per domain")
+    scan.add_argument(
+        "--scan", type=Path, nargs="+", metavar="JSONL", help="held-out chats, a file per domain"
+    )
     scan.add_argument(
         "--tolerance",
         type=float,
@@ -46,8 +52,12 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="T",
         help="nats per token that may be lost (default 0.01)",
     )
-    scan.add_argument("--set-active", metavar="K", help="write the folder with so many: K, K,K,... by layer, or FILE.json")
-    scan.add_argument("--out", type=Path, metavar="PATH", help="--scan: JSON file of the numbers; --set-active: folder")
+    scan.add_argument(
+        "--set-active", metavar="K", help="write the folder with so many: K, K,K,... by layer, or FILE.json"
+    )
+    scan.add_argument(
+        "--out", type=Path, metavar="PATH", help="--scan: JSON file of the numbers; --set-active: folder"
+    )
     return parser.parse_args(call.arguments)
 
 
@@ -101,6 +111,8 @@ def set_active(args: argparse.Namespace) -> None:
     options = WriteOptions(progress=progress)
     folder = rewrite(args.model, args.out, active=active, note=note, options=options)
     config = folder.config
-    print(f"{folder.path}: {show_active(config.experts_per_layer or config.experts_per_token)} active experts")
+    print(
+        f"{folder.path}: {show_active(config.experts_per_layer or config.experts_per_token)} active experts"
+    )
     if config.experts_per_layer:
         print(NOTE.format(k=config.experts_per_token))

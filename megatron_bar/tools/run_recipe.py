@@ -39,7 +39,9 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="A.B=VALUE",
         help="change the recipe, e.g. experts.math.sft.optim.lr=1e-4 or experts.*.sft.parallel.tensor=2",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done, stage by stage, and what trains")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, stage by stage, and what trains"
+    )
     parser.add_argument(
         "--world-size",
         type=int,

@@ -14,7 +14,9 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument("before", type=Path, metavar="BEFORE", help="the folder the stage read")
     parser.add_argument("after", type=Path, metavar="AFTER", help="the folder the stage wrote")
     parser.add_argument("--stage", choices=tuple(POLICIES), required=True, help="the freeze policy to prove")
-    parser.add_argument("--strict", action="store_true", help="fail too where a group that trains has not moved at all")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail too where a group that trains has not moved at all"
+    )
     return parser.parse_args(call.arguments)
 
 

@@ -19,7 +19,11 @@ KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 @torch.no_grad()
 def logits(folder: str | Path) -> tuple[torch.Tensor, dict[str, list[str]]]:
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        local_files_only=True,
+        output_loading_info=True,
     )
     ids = torch.randint(model.config.vocab_size, (3, 24), generator=torch.Generator().manual_seed(0))
     return model.eval()(ids).logits, {key: sorted(map(str, info[key] or ())) for key in KEYS}

@@ -1,4 +1,5 @@
-"""Folders as our writer writes them give the same logits in transformers 5 and in 4.57, which has an environment of its own."""
+"""Folders as our writer writes them give the same logits in transformers 5 and in 4.57, which has an
+environment of its own."""
 
 import json
 import os
@@ -22,13 +23,19 @@ from megatron_bar.weights.writer import WriteOptions, write_folder
 pytestmark = pytest.mark.compat
 OLDER = ROOT / ".venv-compat/bin/python"
 TOLERANCE = 1e-5
-EXPERTS = {"dense": {}, "two": {"num_experts": 2, "num_experts_per_tok": 2}, "five": {"num_experts": 5, "num_experts_per_tok": 3}}
+EXPERTS = {
+    "dense": {},
+    "two": {"num_experts": 2, "num_experts_per_tok": 2},
+    "five": {"num_experts": 5, "num_experts_per_tok": 3},
+}
 
 
 def exported(out: Path, tokenizer: Path, experts: str, dtype: str, shard: int) -> Path:
     """Every tensor random, norms too."""
     family = "flex_olmo" if EXPERTS[experts] else "olmo2"
-    config = ModelConfig.from_hf(SHAPE | EXPERTS[experts] | {"model_type": family, "dtype": dtype, "rms_norm_eps": 1e-5})
+    config = ModelConfig.from_hf(
+        SHAPE | EXPERTS[experts] | {"model_type": family, "dtype": dtype, "rms_norm_eps": 1e-5}
+    )
     shapes, generator = tensor_shapes(config), torch.Generator().manual_seed(len(out.name))
 
     def tensor(name: str) -> torch.Tensor:
@@ -65,11 +72,18 @@ def test_exports_give_the_same_logits_in_both(tmp_path, record_property):
     for n, folder in enumerate(folders):
         ours, names = logits(folder)
         theirs = load_file(tmp_path / f"older/{n}.safetensors")["logits"]
-        assert not any(names.values()) and not any(said["folders"][n].values()), (folder.name, names, said["folders"][n])
+        assert not any(names.values()) and not any(said["folders"][n].values()), (
+            folder.name,
+            names,
+            said["folders"][n],
+        )
         figure = float((ours - theirs).abs().max() / max(1.0, float(ours.abs().max())))
         assert ours.isfinite().all() and figure <= TOLERANCE, (folder.name, figure)
         worst = max(worst, figure)
         seen.add(round(float(ours.double().sum()), 6))
     assert len(seen) == len(folders), "two folders hold the same model"
     version = f"transformers {transformers.__version__} and {said['version']}"
-    record_property("figure", f"exports: {len(folders)} folders, logits of {version} within {worst:.1e} (limit {TOLERANCE:g})")
+    record_property(
+        "figure",
+        f"exports: {len(folders)} folders, logits of {version} within {worst:.1e} (limit {TOLERANCE:g})",
+    )

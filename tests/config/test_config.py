@@ -112,8 +112,11 @@ def test_hash_and_diff_see_every_field(a, b):
 
 @given(runs, runs)
 def test_overriding_every_field_with_its_json_text_gives_the_other_config(a, b):
-    """Compound fields and texts that JSON quotes are given as the command line would: raw text for text, JSON for the rest."""
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in to_json(b).items()}
+    """Compound fields and texts that JSON quotes are given as the command line would: raw text for text, JSON
+    for the rest."""
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value) for name, value in to_json(b).items()
+    }
     if texts["note"].lower() in ("none", "null"):
         texts["note"] = "null"
         b = dataclasses.replace(b, note=None)
@@ -157,7 +160,9 @@ def test_override(assignment, path, value):
         got = getattr(got, key)
     assert got == value and type(got) is type(value)
     head = path.split(".")[0]
-    assert {line.split(".")[0].split(":")[0] for line in diff(run, changed)} <= {head}, "something else moved too"
+    assert {line.split(".")[0].split(":")[0] for line in diff(run, changed)} <= {head}, (
+        "something else moved too"
+    )
 
 
 def test_fields_valid_only_together_change_together():
@@ -165,9 +170,9 @@ def test_fields_valid_only_together_change_together():
 
 
 def test_later_assignments_win():
-    assert override(Run(), ["steps=1", 'optim={"lr": 2, "betas": [0, 0], "clip": 1}', "steps=3", "optim.lr=4"]) == Run(
-        steps=3, optim=Optim(lr=4.0, betas=(0.0, 0.0))
-    )
+    assert override(
+        Run(), ["steps=1", 'optim={"lr": 2, "betas": [0, 0], "clip": 1}', "steps=3", "optim.lr=4"]
+    ) == Run(steps=3, optim=Optim(lr=4.0, betas=(0.0, 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +192,10 @@ def test_later_assignments_win():
         ("optim.clip=x", "optim.clip must be a finite float, got 'x'"),
         ("optim.betas=1", "optim.betas must have 2 items, got 1"),
         ("optim.betas.2=1", "optim.betas has no '2'; valid: 0 to 1"),
-        ("optim=fast", "optim: expected the path of one of its parts (lr, betas, clip), or JSON for the whole, got 'fast'"),
+        (
+            "optim=fast",
+            "optim: expected the path of one of its parts (lr, betas, clip), or JSON for the whole, got 'fast'",
+        ),
         ('optim={"lr"', "optim must be JSON, got '{\"lr\"': "),
         ('optim={"lr": 1}', "optim.betas is missing, expected tuple[float, float]"),
         ("norm=none", "norm must be one of pre, post, got 'none'"),
@@ -262,7 +270,11 @@ def test_diff_reads_as_lines():
     new = override(Run(experts={"code": Optim()}, sizes=(1, 3, 4)), ["optim.lr=1e-4", "norm=pre"])
     lines = diff(old, new)
     assert lines[:3] == ['norm: "post" -> "pre"', "sizes.1: 2 -> 3", "optim.lr: 0.001 -> 0.0001"]
-    assert {"experts.math.lr: 0.001 -> absent", "experts.code.lr: absent -> 0.001", "sizes.2: absent -> 4"} <= set(lines)
+    assert {
+        "experts.math.lr: 0.001 -> absent",
+        "experts.code.lr: absent -> 0.001",
+        "sizes.2: absent -> 4",
+    } <= set(lines)
     assert diff(Run(), Run(sizes=(1,))) == ["sizes: [] -> absent", "sizes.0: absent -> 1"]
 
 
@@ -271,7 +283,9 @@ def test_hash_is_the_same_in_another_process_and_for_equal_numbers():
     script = "from test_config import *; print(config_hash(Run(kinds=frozenset(Norm), experts={'b': Optim(), 'a': Optim()})))"
     path = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {script}"]
-    other = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}).stdout.strip()
+    other = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+    ).stdout.strip()
     assert config_hash(Run(kinds=frozenset(Norm), experts={"a": Optim(), "b": Optim()})) == other
 
 

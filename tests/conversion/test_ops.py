@@ -1,4 +1,5 @@
-"""Every operation between a folder's tensors and a rank's parameter: the parts of all ranks together are the tensors.
+"""Every operation between a folder's tensors and a rank's parameter: the parts of all ranks together are the
+tensors.
 
 That a part is the right one is shown by the parity of logits and gradients (test_parity.py), not here.
 """
@@ -41,11 +42,15 @@ class Lazy:
 
 
 def check_identity(op: WeightOp, tensors: dict[str, Tensor], size: int) -> list[Tensor]:
-    """join(cut) gives the tensors back, from plain tensors as from lazy ones, and no rank reads more than its part."""
+    """join(cut) gives the tensors back, from plain tensors as from lazy ones, and no rank reads more than its
+    part."""
     parts = [op.cut(tensors.__getitem__, rank, size) for rank in range(size)]
     joined = op.join(parts)
     assert joined.keys() == tensors.keys() == set(op.names)
-    assert all(torch.equal(joined[name], tensors[name]) and joined[name].dtype == tensors[name].dtype for name in tensors)
+    assert all(
+        torch.equal(joined[name], tensors[name]) and joined[name].dtype == tensors[name].dtype
+        for name in tensors
+    )
     assert len({part.shape for part in parts}) == 1
     for rank, part in enumerate(parts):
         lazy = {name: Lazy(tensor) for name, tensor in tensors.items()}
@@ -103,5 +108,9 @@ def test_query_key_value(size, groups_per_rank, per_group, width, hidden, dtype)
     fused = torch.cat(check_identity(op, tensors, size)).view(groups, per_group + 2, width, hidden)
     by_head = {name: tensor.view(-1, width, hidden) for name, tensor in tensors.items()}
     for group in range(groups):
-        wanted = [*by_head["q"][group * per_group : (group + 1) * per_group], by_head["k"][group], by_head["v"][group]]
+        wanted = [
+            *by_head["q"][group * per_group : (group + 1) * per_group],
+            by_head["k"][group],
+            by_head["v"][group],
+        ]
         assert torch.equal(fused[group], torch.stack(wanted))

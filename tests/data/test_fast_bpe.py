@@ -22,12 +22,19 @@ def trained() -> Tokenizer:
     """A vocabulary of a few hundred, split as GPT-4 does; many merges overlap."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     rng = random.Random(0)
-    texts = ["".join(rng.choice(WORDS) + rng.choice(["", " ", "\n", "  "]) for _ in range(60)) for _ in range(60)]
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    texts = [
+        "".join(rng.choice(WORDS) + rng.choice(["", " ", "\n", "  "]) for _ in range(60)) for _ in range(60)
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(["|||NAME|||"])
     tokenizer.add_special_tokens(["<|endoftext|>", "<|pad|>"])
@@ -42,7 +49,9 @@ def spec_of(tokenizer: Tokenizer) -> dict:
     return spec
 
 
-TEXT = st.text() | st.lists(st.sampled_from([*WORDS, " ", "\n", "|||NAME|||", "<|endoftext|>", "\r\n", "'S"])).map("".join)
+TEXT = st.text() | st.lists(
+    st.sampled_from([*WORDS, " ", "\n", "|||NAME|||", "<|endoftext|>", "\r\n", "'S"])
+).map("".join)
 
 
 @settings(max_examples=500, deadline=None)
@@ -88,7 +97,10 @@ def both(dolma2, text: str) -> tuple[list[int], list[int]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=TEXT | st.lists(st.sampled_from(["|||IP_ADDRESS|||", "<|im_start|>", "<|extra_id_3|>", "x", " "])).map("".join))
+@given(
+    text=TEXT
+    | st.lists(st.sampled_from(["|||IP_ADDRESS|||", "<|im_start|>", "<|extra_id_3|>", "x", " "])).map("".join)
+)
 def test_the_same_ids_with_the_real_vocabulary(dolma2, text):
     ours, theirs = both(dolma2, text)
     assert ours == theirs
@@ -103,7 +115,9 @@ def around(code: int) -> str:
 def test_the_same_ids_for_code_points(dolma2, step):
     codes = [code for code in range(0, 0x110000, step) if not 0xD800 <= code < 0xE000]
     expected = dolma2.tokenizer.encode_batch_fast([around(code) for code in codes], add_special_tokens=False)
-    assert [code for code, wanted in zip(codes, expected, strict=True) if dolma2.fast(around(code)) != wanted.ids] == []
+    assert [
+        code for code, wanted in zip(codes, expected, strict=True) if dolma2.fast(around(code)) != wanted.ids
+    ] == []
 
 
 def test_what_it_cannot_split_goes_the_slow_way(dolma2):

@@ -1,4 +1,5 @@
-"""Token files: the same as Megatron's own builder writes, and nothing believed that the index and the data disagree on."""
+"""Token files: the same as Megatron's own builder writes, and nothing believed that the index and the data
+disagree on."""
 
 import struct
 from pathlib import Path
@@ -41,7 +42,9 @@ def test_files_are_megatrons(tmp_path_factory, dtype, documents):
     for suffix in (".bin", ".idx"):
         assert Path(f"{theirs}{suffix}").read_bytes() == Path(f"{mine}{suffix}").read_bytes()
     tokens = read_indexed(theirs, vocab_size=65_536)
-    assert [tokens.ids[a:b].tolist() for a, b in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)] == documents
+    assert [
+        tokens.ids[a:b].tolist() for a, b in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)
+    ] == documents
     read = IndexedDataset(str(mine))  # kept: its arrays point into a map that it closes when it goes
     assert [read[n].tolist() for n in range(len(documents))] == documents
     assert tokens.learnt == len(tokens.ids) and len(tokens) == len(documents)
@@ -72,7 +75,15 @@ def test_masks_lie_beside(tmp_path):
 
 
 def index(
-    *, magic=b"MMIDIDX\0\0", version=1, code=8, sequences=None, documents=None, lengths=(3, 1), offsets=None, starts=(0, 1, 2)
+    *,
+    magic=b"MMIDIDX\0\0",
+    version=1,
+    code=8,
+    sequences=None,
+    documents=None,
+    lengths=(3, 1),
+    offsets=None,
+    starts=(0, 1, 2),
 ):
     sequences = len(lengths) if sequences is None else sequences
     documents = len(starts) if documents is None else documents
@@ -100,13 +111,21 @@ BAD = {
     "ids of floats": (index(code=6), 8, r"x\.idx: expected ids of int32, uint16, int64, got dtype code 6"),
     "dtype unknown": (index(code=77), 8, r"x\.idx: expected ids of int32, uint16, int64, got dtype code 77"),
     "index cut": (index()[:-3], 8, r"x\.idx: expected 82 bytes for 2 sequences and 3 documents, got 79"),
-    "index longer": (index() + bytes(9), 8, r"x\.idx: expected 82 bytes for 2 sequences and 3 documents, got 91"),
+    "index longer": (
+        index() + bytes(9),
+        8,
+        r"x\.idx: expected 82 bytes for 2 sequences and 3 documents, got 91",
+    ),
     "count of noise": (
         index(sequences=1 << 61),
         8,
         r"x\.idx: expected 27,670,116,110,564,327,482 bytes for 2,305,843,009,213,693,952 sequences",
     ),
-    "negative length": (index(lengths=(5, -1)), 8, r"x\.idx: sequence 1 expected with a length of at least 0, got -1"),
+    "negative length": (
+        index(lengths=(5, -1)),
+        8,
+        r"x\.idx: sequence 1 expected with a length of at least 0, got -1",
+    ),
     "offsets that lie": (
         index(offsets=(0, 2)),
         8,
@@ -117,7 +136,11 @@ BAD = {
         8,
         r"x\.idx: documents expected to begin at sequence 0, to rise and to end at 2",
     ),
-    "documents that fall": (index(starts=(0, 2, 1, 2)), 8, r"x\.idx: documents expected to begin at sequence 0"),
+    "documents that fall": (
+        index(starts=(0, 2, 1, 2)),
+        8,
+        r"x\.idx: documents expected to begin at sequence 0",
+    ),
     "no documents": (index(starts=()), 8, r"x\.idx: documents expected to begin at sequence 0"),
 }
 
@@ -139,7 +162,9 @@ def test_files_that_disagree_are_refused(tmp_path, idx, size, message):
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path, bad):
     prefix = ours(tmp_path / "x", [*DOCUMENTS, [3, bad]], np.int32)
     assert len(read_indexed(prefix)) == 5
-    with pytest.raises(BarError, match=rf"x\.bin: token 11 expected within the vocabulary of 1,000, got {bad}"):
+    with pytest.raises(
+        BarError, match=rf"x\.bin: token 11 expected within the vocabulary of 1,000, got {bad}"
+    ):
         read_indexed(prefix, vocab_size=1000)
 
 

@@ -1,4 +1,5 @@
-"""The order of training: the same under any layout and after any restart; shares by weight; batches ahead, and few of them."""
+"""The order of training: the same under any layout and after any restart; shares by weight; batches ahead,
+and few of them."""
 
 import threading
 import time
@@ -87,14 +88,25 @@ def test_weights_hold_after_any_number_of_rows():
     for end in range(1, len(stream) + 1):
         assert abs(sum(n < 5 for n in stream[:end]) - 0.25 * end) <= 1
     first, rest = [n for n in stream if n < 5], [n for n in stream if n >= 5]
-    assert all(sorted(first[n : n + 5]) == [0, 1, 2, 3, 4] for n in range(0, 50, 5)), "used up, then shuffled anew"
+    assert all(sorted(first[n : n + 5]) == [0, 1, 2, 3, 4] for n in range(0, 50, 5)), (
+        "used up, then shuffled anew"
+    )
     assert sorted(rest[:40]) == list(range(5, 45))
 
 
 def test_a_step_names_the_rows_of_all_ranks():
     parts = [numbered(5, "general"), numbered(7, "math", first=5)]
     loaders = [
-        Loader(parts, global_batch=4, micro_batch=1, data_rank=rank, data_size=2, seed=0, steps=3, weights=[0.5, 0.5])
+        Loader(
+            parts,
+            global_batch=4,
+            micro_batch=1,
+            data_rank=rank,
+            data_size=2,
+            seed=0,
+            steps=3,
+            weights=[0.5, 0.5],
+        )
         for rank in (0, 1)
     ]
     for number in range(3):
@@ -118,7 +130,10 @@ def test_weights_of_domains_are_spread_over_their_files():
     cut = mix(files, packing="cut", length=3, pad_id=0, weights={"math": 0.8, "general": 0.2})
     assert cut.weights == pytest.approx([0.2, 0.2, 0.6])
     whole = mix(files, packing="documents", length=40, pad_id=0, weights={"math": 0.8, "general": 0.2})
-    assert [part.sources for part in whole.parts] == [("math", "math"), ("general",)] and whole.weights == [0.8, 0.2]
+    assert [part.sources for part in whole.parts] == [("math", "math"), ("general",)] and whole.weights == [
+        0.8,
+        0.2,
+    ]
     assert mix(files, packing="cut", length=3, pad_id=0).weights is None
 
 
@@ -126,7 +141,10 @@ def test_weights_of_domains_are_spread_over_their_files():
     "weights, message",
     [
         ({"math": 0.5, "general": 0.6}, "weights: expected to add up to 1, got 1.1"),
-        ({"math": 0.5, "genral": 0.5}, "weights: expected one for each of math, general; genral is none of them"),
+        (
+            {"math": 0.5, "genral": 0.5},
+            "weights: expected one for each of math, general; genral is none of them",
+        ),
         ({"math": 1.0}, "weights: expected one for each of math, general; general has none"),
         ({"math": 1.5, "general": -0.5}, "weights: general expected a positive share, got -0.5"),
         ({"math": float("nan"), "general": 1}, "weights: math expected a positive share, got nan"),
@@ -139,7 +157,9 @@ def test_weights_that_say_nothing_are_refused(weights, message):
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused():
-    with pytest.raises(BarError, match="batch of 6 rows is not divisible by micro-batch 2 x 2 data-parallel ranks"):
+    with pytest.raises(
+        BarError, match="batch of 6 rows is not divisible by micro-batch 2 x 2 data-parallel ranks"
+    ):
         Loader([numbered(4)], global_batch=6, micro_batch=2, data_rank=0, data_size=2, seed=0, steps=1)
 
 
@@ -187,6 +207,8 @@ def test_an_error_in_the_thread_reaches_training():
 def test_packed_rows_of_different_parts_share_a_batch():
     docs = [in_memory([([n] * 4, [True] * 4)] * 6) for n in (1, 2)]
     parts = [PackedRows([(name, tokens)], 6, pad_id=0) for name, tokens in zip("ab", docs, strict=True)]
-    loader = Loader(parts, global_batch=4, micro_batch=4, data_rank=0, data_size=1, seed=0, steps=1, weights=[0.5, 0.5])
+    loader = Loader(
+        parts, global_batch=4, micro_batch=4, data_rank=0, data_size=1, seed=0, steps=1, weights=[0.5, 0.5]
+    )
     (batch,) = loader.step(0).micro_batches
     assert sorted(batch.ids[:, 0].tolist()) == [1, 1, 2, 2] and batch.documents.shape == (4, 6)

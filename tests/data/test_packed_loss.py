@@ -1,4 +1,5 @@
-"""Packing changes nothing: the loss of documents packed is the sum of their own, and none reads another, on every layout."""
+"""Packing changes nothing: the loss of documents packed is the sum of their own, and none reads another, on
+every layout."""
 
 from pathlib import Path
 
@@ -31,8 +32,11 @@ def document(ids: list[int]):
     return ids, [n > 1 for n in range(len(ids))]
 
 
-def losses(folder: Path, layout: ParallelConfig, packing: str, moving: int) -> list[tuple[float, torch.Tensor | None]]:
-    """Of A, B and both packed: the loss, and its gradient with respect to the embeddings; then that of A's part alone."""
+def losses(
+    folder: Path, layout: ParallelConfig, packing: str, moving: int
+) -> list[tuple[float, torch.Tensor | None]]:
+    """Of A, B and both packed: the loss, and its gradient with respect to the embeddings; then that of A's
+    part alone."""
     before, attention.MOVING = attention.MOVING, moving
     try:
         return _losses(folder, layout, packing)
@@ -101,8 +105,13 @@ def one_pass(model, batch, keep, length: int):
         hook.remove()
         gradient = seen["embeddings"].grad[:, 0]
         if model.config.sequence_parallel:
-            parts = [torch.empty_like(gradient) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
-            torch.distributed.all_gather(parts, gradient.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+            parts = [
+                torch.empty_like(gradient)
+                for _ in range(parallel_state.get_tensor_model_parallel_world_size())
+            ]
+            torch.distributed.all_gather(
+                parts, gradient.contiguous(), group=parallel_state.get_tensor_model_parallel_group()
+            )
             gradient = torch.cat(parts)
     return (values[0]["loss"].item() if values else None), gradient
 
@@ -121,7 +130,9 @@ def test_packed_documents_are_what_they_are_alone(folder, layout, packing, movin
     first = next(result for result in results if result[0][1] is not None)
     last = next(result for result in reversed(results) if result[0][0] is not None)
     a, b, both, part = (loss for loss, _ in last)
-    print(f"{packing} {layout}: loss(a) {a:.6f} + loss(b) {b:.6f} - loss(packed) {both:.6f} = {a + b - both:.1e}")
+    print(
+        f"{packing} {layout}: loss(a) {a:.6f} + loss(b) {b:.6f} - loss(packed) {both:.6f} = {a + b - both:.1e}"
+    )
     assert a + b == pytest.approx(both, abs=1e-5, rel=0)
     assert part == pytest.approx(a, abs=1e-5, rel=0)
     of_a, _, _, masked = (gradient for _, gradient in first)

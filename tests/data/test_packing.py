@@ -43,7 +43,9 @@ def test_a_stream_is_cut_without_losing_a_prediction(docs, length):
     ids = [token for tokens, _ in docs for token in tokens]
     learn = [flag for _, mask in docs for flag in mask]
     if len(ids) < length + 1:
-        with pytest.raises(BarError, match=f"x: holds {len(ids)} tokens, fewer than one row of {length} and its last label"):
+        with pytest.raises(
+            BarError, match=f"x: holds {len(ids)} tokens, fewer than one row of {length} and its last label"
+        ):
             CutRows("x", in_memory(docs), length)
         return
     rows = CutRows("x", in_memory(docs), length)
@@ -71,7 +73,9 @@ def test_a_masked_stream_keeps_to_its_documents(docs, length):
         assert got["ids"][row, at] == ids[place] and got["positions"][row, at] == place - begin
         trained = learn[place + 1] and owner[place + 1] == owner[place]
         assert got["labels"][row, at] == (ids[place + 1] if trained else NO_LOSS)
-    for number, mine in zip(got["documents"], np.reshape(owner[: len(rows) * length], (-1, length)), strict=True):
+    for number, mine in zip(
+        got["documents"], np.reshape(owner[: len(rows) * length], (-1, length)), strict=True
+    ):
         same = mine[:, None] == mine
         assert np.array_equal(number[:, None] == number, same)
 
@@ -124,7 +128,9 @@ def test_pairs_stay_together(docs, length):
         assert found[1::2] == [n + 1 for n in found[::2]]
         seen += found[::2]
         wanted = [list(docs[n][0]) for n in found]
-        assert [got["ids"][number][got["documents"][number] == d].tolist() for d in range(len(found))] == wanted
+        assert [
+            got["ids"][number][got["documents"][number] == d].tolist() for d in range(len(found))
+        ] == wanted
     assert sorted(seen) == fitting
 
 
@@ -171,14 +177,18 @@ def test_what_becomes_of_a_document_that_is_too_long_is_a_choice(too_long, kept)
     tokens = in_memory([([0] * 6, [True] * 6), ([1] * 3, [True] * 3)])
     rows = PackedRows([("x", tokens)], 4, pad_id=PAD, too_long=too_long)
     got = everything(rows)
-    assert [ids[documents >= 0].tolist() for ids, documents in zip(got["ids"], got["documents"], strict=True)] == kept
+    assert [
+        ids[documents >= 0].tolist() for ids, documents in zip(got["ids"], got["documents"], strict=True)
+    ] == kept
     assert (rows.too_long, rows.documents) == (1, len(kept))
     with pytest.raises(BarError, match=r"^x: document 0 has 6 tokens; a row holds 4"):
         PackedRows([("x", tokens)], 4, pad_id=PAD, too_long="error")
 
 
 def test_extra_values_belong_to_the_label():
-    tokens = in_memory([([1, 2, 3], [False, True, True]), ([4, 5], [False, True])], value=[[0.0, 0.2, 0.3], [0.0, 0.5]])
+    tokens = in_memory(
+        [([1, 2, 3], [False, True, True]), ([4, 5], [False, True])], value=[[0.0, 0.2, 0.3], [0.0, 0.5]]
+    )
     batch = PackedRows([("x", tokens)], 6, pad_id=PAD).take([0, -1])
     assert batch.labels.tolist() == [[2, 3, -1, 5, -1, -1], [-1] * 6]
     assert batch.extras["value"].dtype == torch.float32

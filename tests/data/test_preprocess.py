@@ -44,7 +44,9 @@ def chats(count: int) -> list[dict]:
 
 
 def write(path: Path, rows: list) -> Path:
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -59,7 +61,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def made(folder: Path, rows: list, tokenizer: Path, out: str = "out", kind: str = "text", processes: int = 1, **more):
+def made(
+    folder: Path,
+    rows: list,
+    tokenizer: Path,
+    out: str = "out",
+    kind: str = "text",
+    processes: int = 1,
+    **more,
+):
     write(folder / "x.jsonl", rows)
     fields = {key: more.pop(key) for key in ("share", "last_turn") if key in more}
     source = Source(path=Path("x.jsonl"), kind=kind, **fields)
@@ -77,8 +87,14 @@ def test_texts_become_their_ids_and_an_end(tmp_path, tokenizer):
     assert documents(tokens) == [[*loaded.encode_text(row["text"]), loaded.eos_id] for row in rows]
     assert tokens.learn is None and tokens.ids.dtype == np.uint16
     manifest = read_manifest(tmp_path / "out")
-    assert (manifest["documents"], manifest["tokens"], manifest["learnt"]) == (30, len(tokens.ids), len(tokens.ids))
-    assert manifest["tokenizer"] == loaded.hash and list(manifest["source_hashes"]) == [str(tmp_path / "x.jsonl")]
+    assert (manifest["documents"], manifest["tokens"], manifest["learnt"]) == (
+        30,
+        len(tokens.ids),
+        len(tokens.ids),
+    )
+    assert manifest["tokenizer"] == loaded.hash and list(manifest["source_hashes"]) == [
+        str(tmp_path / "x.jsonl")
+    ]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -119,7 +135,10 @@ def test_bad_rows_are_left_out_when_asked_and_reported(tmp_path, tokenizer):
     whole.mkdir()
     assert documents(tokens) == documents(made(whole, rows, tokenizer))
     reported = read_manifest(tmp_path / "out")["bad_rows"]
-    assert [line.partition(": ")[0] for line in reported] == [f"{tmp_path}/x.jsonl:6", f"{tmp_path}/x.jsonl:12"]
+    assert [line.partition(": ")[0] for line in reported] == [
+        f"{tmp_path}/x.jsonl:6",
+        f"{tmp_path}/x.jsonl:12",
+    ]
     (tmp_path / "out2").mkdir()
     with pytest.raises(BarError, match="no token in any row"):
         made(tmp_path / "out2", ["{"], tokenizer, skip_bad=True)
@@ -136,7 +155,8 @@ def test_verify_refuses_what_does_not_decode_back(tmp_path, tokenizer):
     rows = [{"text": "a b"}, {"text": "a  b"}]
     assert len(made(tmp_path, rows, tmp_path / "bad", "lossy")) == 2
     with pytest.raises(
-        BarError, match=rf"^{tmp_path}/x\.jsonl:2: its tokens do not decode to it: at character 2 'a  b' became 'a b'"
+        BarError,
+        match=rf"^{tmp_path}/x\.jsonl:2: its tokens do not decode to it: at character 2 'a  b' became 'a b'",
     ):
         made(tmp_path, rows, tmp_path / "bad", "verified", verify=True)
 
@@ -154,7 +174,9 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
 def test_an_output_that_is_there_is_kept(tmp_path, tokenizer):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
-    with pytest.raises(BarError, match=r"out: expected a new or empty folder, got .* a folder that is not empty"):
+    with pytest.raises(
+        BarError, match=r"out: expected a new or empty folder, got .* a folder that is not empty"
+    ):
         made(tmp_path, texts(2), tokenizer)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
@@ -163,7 +185,17 @@ TOOL = [sys.executable, str(ROOT / "tools/preprocess_data.py")]
 
 
 def command(folder: Path, out: Path, tokenizer: Path) -> list[str]:
-    return [*TOOL, "--input", str(folder / "x.jsonl"), "--tokenizer", str(tokenizer), "--out", str(out), "--processes", "2"]
+    return [
+        *TOOL,
+        "--input",
+        str(folder / "x.jsonl"),
+        "--tokenizer",
+        str(tokenizer),
+        "--out",
+        str(out),
+        "--processes",
+        "2",
+    ]
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.faults)])
@@ -202,7 +234,9 @@ def test_killed_at_any_point_it_ends_with_the_same_bytes(tmp_path, tokenizer, ki
     assert contents(out) == contents(tmp_path / "whole")
     assert kills < 20 or len(states) > 1, "every kill came at the same state"
     assert not work.exists()
-    record_property("figure", f"SIGKILL while rows become tokens: {kills} kills, 0 unrecoverable, the same bytes")
+    record_property(
+        "figure", f"SIGKILL while rows become tokens: {kills} kills, 0 unrecoverable, the same bytes"
+    )
 
 
 def test_what_was_begun_from_other_rows_is_not_taken_up(tmp_path, tokenizer, monkeypatch):
@@ -226,12 +260,26 @@ def test_a_source_is_prepared_once_and_anew_when_it_changed(tmp_path, tokenizer)
     chats_ = ChatFormat(load_tokenizer(tokenizer))
     write(tmp_path / "x.jsonl", texts(5))
     source = Source(path=Path("x.jsonl"), kind="text")
-    first, again = (prepare(source, tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append) for _ in range(2))
+    first, again = (
+        prepare(source, tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append) for _ in range(2)
+    )
     assert first == again and len(said) == 1 and len(read_indexed(first)) == 5
     write(tmp_path / "x.jsonl", texts(7))
-    assert len(read_indexed(prepare(source, tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append))) == 7
+    assert (
+        len(read_indexed(prepare(source, tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append))) == 7
+    )
     tokens = Source(path=first.relative_to(tmp_path), kind="tokens")
     assert prepare(tokens, tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append) == first
-    for kind, message in (("task", "rows of tasks are for RLVR"), ("preference", "rows of preferences are for DPO")):
+    for kind, message in (
+        ("task", "rows of tasks are for RLVR"),
+        ("preference", "rows of preferences are for DPO"),
+    ):
         with pytest.raises(BarError, match=message):
-            prepare(Source(path=Path("x.jsonl"), kind=kind), tmp_path, chats_, tmp_path / "cache", seed=0, say=said.append)
+            prepare(
+                Source(path=Path("x.jsonl"), kind=kind),
+                tmp_path,
+                chats_,
+                tmp_path / "cache",
+                seed=0,
+                say=said.append,
+            )

@@ -1,4 +1,5 @@
-"""Rows in every format are the same rows; the share that is taken; bad files and rows told by file and line."""
+"""Rows in every format are the same rows; the share that is taken; bad files and rows told by file and
+line."""
 
 import gzip
 import json
@@ -20,7 +21,9 @@ TEXTS = [{"text": f"row {n} größer 😀"} for n in range(2500)]
 
 
 def lines(rows: list) -> bytes:
-    return "".join(f"{row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+    return "".join(
+        f"{row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)}\n" for row in rows
+    ).encode()
 
 
 def zstd(data: bytes) -> bytes:
@@ -71,14 +74,21 @@ def test_a_character_written_as_a_surrogate_pair_is_one(tmp_path):
 
 def test_blank_lines_are_no_rows(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n\n  \r\n{"text": "b"}\n\n')
-    assert [(where.rpartition(":")[2], row["text"]) for where, row in read_rows(text("x.jsonl"), tmp_path)] == [
+    assert [
+        (where.rpartition(":")[2], row["text"]) for where, row in read_rows(text("x.jsonl"), tmp_path)
+    ] == [
         ("1", "a"),
         ("4", "b"),
     ]
 
 
 def test_a_source_is_named_after_its_domain_or_its_file():
-    assert [text(name).name for name in ("a/x.jsonl", "x.jsonl.gz#12", "x.parquet", "owner/set")] == ["x", "x", "x", "set"]
+    assert [text(name).name for name in ("a/x.jsonl", "x.jsonl.gz#12", "x.parquet", "owner/set")] == [
+        "x",
+        "x",
+        "x",
+        "set",
+    ]
     assert text("x.jsonl", domain="math").name == "math"
     assert (text("x#500").limit, text("x#500").place, text("x#y").limit) == (500, Path("x"), None)
 
@@ -95,9 +105,13 @@ def test_a_share_is_stratified_and_the_same_every_time(folder, share, seed):
     counts = Counter(text[0] for text in texts)
     assert counts == {name: max(1, round(share * count)) for name, count in (("a", 100), ("b", 40), ("c", 7))}
     assert len(set(texts)) == len(texts)
-    assert [(text[0], int(text[2:])) for text in texts] == sorted((text[0], int(text[2:])) for text in texts), "file order"
+    assert [(text[0], int(text[2:])) for text in texts] == sorted(
+        (text[0], int(text[2:])) for text in texts
+    ), "file order"
     assert taken(folder, share, seed=seed) == texts
-    assert taken(folder, share, names="b", seed=seed) == [text for text in texts if text[0] == "b"], "depends on other sources"
+    assert taken(folder, share, names="b", seed=seed) == [text for text in texts if text[0] == "b"], (
+        "depends on other sources"
+    )
 
 
 def test_another_seed_and_another_file_take_other_rows(folder, tmp_path):
@@ -106,7 +120,9 @@ def test_another_seed_and_another_file_take_other_rows(folder, tmp_path):
         (tmp_path / f"{name}.jsonl").write_bytes(lines([{"text": f"{name} {n}"} for n in range(100)]))
     x, y = ([text[2:] for text in taken(tmp_path, 0.1, names=name)] for name in "xy")
     assert x != y
-    assert taken(folder, 1.0) == [f"{name} {n}" for name, count in (("a", 100), ("b", 40), ("c", 7)) for n in range(count)]
+    assert taken(folder, 1.0) == [
+        f"{name} {n}" for name, count in (("a", 100), ("b", 40), ("c", 7)) for n in range(count)
+    ]
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
@@ -117,8 +133,13 @@ def test_a_share_that_is_none_is_refused(share):
 
 def test_where_names_file_and_line(folder):
     found = read_rows(text("c.jsonl", share=0.3), folder)
-    assert [where for where, _ in found] == [f"{folder}/c.jsonl:{int(row['text'][2:]) + 1}" for _, row in found]
-    assert [where for where, _ in raw_rows(text("x.parquet#2"), folder)] == [f"{folder}/x.parquet:1", f"{folder}/x.parquet:2"]
+    assert [where for where, _ in found] == [
+        f"{folder}/c.jsonl:{int(row['text'][2:]) + 1}" for _, row in found
+    ]
+    assert [where for where, _ in raw_rows(text("x.parquet#2"), folder)] == [
+        f"{folder}/x.parquet:1",
+        f"{folder}/x.parquet:2",
+    ]
 
 
 GOOD = {
@@ -184,7 +205,11 @@ BAD_FILES = {
     "missing": ("x.jsonl", None, r"x\.jsonl: not found; expected a JSONL or Parquet file"),
     "empty": ("x.jsonl", b"", r"x\.jsonl: expected at least one row, got none"),
     "blank": ("x.jsonl", b"\n \n", r"x\.jsonl: expected at least one row, got none"),
-    "another format": ("x.csv", b"a,b\n", r"x\.csv: expected \.jsonl, \.jsonl\.gz, \.jsonl\.zst or \.parquet"),
+    "another format": (
+        "x.csv",
+        b"a,b\n",
+        r"x\.csv: expected \.jsonl, \.jsonl\.gz, \.jsonl\.zst or \.parquet",
+    ),
     "not UTF-8": (
         "x.jsonl",
         b'{"text": "a"}\n{"text": "\xff"}\n',
@@ -201,7 +226,11 @@ BAD_FILES = {
         b"\x1f\x8b" + bytes(range(256)),
         r"x\.jsonl\.gz: expected a whole file, got one broken after line 0: ",
     ),
-    "not gzip": ("x.jsonl.gz", DATA, r"x\.jsonl\.gz: expected a whole file, got one broken after line 0: Not a gzipped file"),
+    "not gzip": (
+        "x.jsonl.gz",
+        DATA,
+        r"x\.jsonl\.gz: expected a whole file, got one broken after line 0: Not a gzipped file",
+    ),
     "gzip with a wrong sum": (
         "x.jsonl.gz",
         gzip.compress(DATA)[:-8] + b"\0" * 8,
@@ -213,8 +242,16 @@ BAD_FILES = {
         r"x\.jsonl\.zst: expected a whole file, got one broken after line \d+: ",
     ),
     "not zstd": ("x.jsonl.zst", DATA, r"x\.jsonl\.zst: expected a whole file, got one broken after line 0: "),
-    "not Parquet": ("x.parquet", DATA, r"x\.parquet: expected Parquet, got a file that is not readable after row 0: "),
-    "empty Parquet": ("x.parquet", b"", r"x\.parquet: expected Parquet, got a file that is not readable after row 0: "),
+    "not Parquet": (
+        "x.parquet",
+        DATA,
+        r"x\.parquet: expected Parquet, got a file that is not readable after row 0: ",
+    ),
+    "empty Parquet": (
+        "x.parquet",
+        b"",
+        r"x\.parquet: expected Parquet, got a file that is not readable after row 0: ",
+    ),
 }
 
 
@@ -229,7 +266,10 @@ def test_a_bad_file_is_named(tmp_path, name, data, message):
 def test_a_torn_parquet_is_named(tmp_path, folder):
     whole = (folder / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(whole[:-1000])
-    with pytest.raises(BarError, match=f"^{tmp_path}/x.parquet: expected Parquet, got a file that is not readable after row 0"):
+    with pytest.raises(
+        BarError,
+        match=f"^{tmp_path}/x.parquet: expected Parquet, got a file that is not readable after row 0",
+    ):
         read_rows(text("x.parquet"), tmp_path)
     torn = bytearray(whole)
     torn[len(whole) // 3 : len(whole) // 3 + 200] = bytes(200)
@@ -241,7 +281,9 @@ def test_a_torn_parquet_is_named(tmp_path, folder):
 def test_more_rows_than_there_are_and_folders_of_nothing(folder, tmp_path):
     with pytest.raises(BarError, match=r"c\.jsonl: expected 8 rows, as asked for by #8, got 7"):
         read_rows(text("c.jsonl#8"), folder)
-    with pytest.raises(BarError, match="expected JSONL or Parquet files, or a data set saved by datasets, found none"):
+    with pytest.raises(
+        BarError, match="expected JSONL or Parquet files, or a data set saved by datasets, found none"
+    ):
         read_rows(text("."), tmp_path)
     with pytest.raises(BarError, match="splits: expected one split, got train"):
         read_rows(text("splits"), folder)
@@ -266,7 +308,11 @@ def test_the_first_row_alone_can_be_checked(tmp_path):
         ({"messages": CHAT, "ground_truth": "18", "dataset": "gsm8k"}, "numeric", "18"),
         ({"prompt": "What is 2+2?", "ground_truth": "4", "dataset": "MATH"}, "math", "4"),
         ({"messages": CHAT, "ground_truth": ["4"], "dataset": ["math"]}, "math", "4"),
-        ({"messages": CHAT, "ground_truth": ["assert f(1) == 2"], "dataset": "code"}, "code", ["assert f(1) == 2"]),
+        (
+            {"messages": CHAT, "ground_truth": ["assert f(1) == 2"], "dataset": "code"},
+            "code",
+            ["assert f(1) == 2"],
+        ),
         ({"messages": CHAT, "ground_truth": "two", "verifier": "exact"}, "exact", "two"),
     ],
 )
@@ -277,11 +323,17 @@ def test_rows_of_published_rlvr_sets(row, verifier, truth):
 
 
 def test_a_published_row_that_nobody_grades_is_named():
-    with pytest.raises(BarError, match=r"^a.jsonl:1: expected a verifier, or a dataset out of gsm8k.*, got 'ifeval'$"):
+    with pytest.raises(
+        BarError, match=r"^a.jsonl:1: expected a verifier, or a dataset out of gsm8k.*, got 'ifeval'$"
+    ):
         parse({"messages": CHAT, "ground_truth": "x", "dataset": "ifeval"}, "task", "a.jsonl:1")
 
 
-ASKED, ANSWERED, WORSE = CHAT[0], {"role": "assistant", "content": "two"}, {"role": "assistant", "content": "three"}
+ASKED, ANSWERED, WORSE = (
+    CHAT[0],
+    {"role": "assistant", "content": "two"},
+    {"role": "assistant", "content": "three"},
+)
 
 
 @pytest.mark.parametrize(

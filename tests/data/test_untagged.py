@@ -1,4 +1,5 @@
-"""The untagged domains: answers right, held-out instances in no training file, and nothing but meaning tells them apart."""
+"""The untagged domains: answers right, held-out instances in no training file, and nothing but meaning tells
+them apart."""
 
 import json
 import re
@@ -9,7 +10,18 @@ import pytest
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
-from megatron_bar.data.untagged import ASKS, DOMAINS, GOODS, NUMBERS, SKILLS, UntaggedSizes, build, drawn, some, tables
+from megatron_bar.data.untagged import (
+    ASKS,
+    DOMAINS,
+    GOODS,
+    NUMBERS,
+    SKILLS,
+    UntaggedSizes,
+    build,
+    drawn,
+    some,
+    tables,
+)
 from megatron_bar.data.world.lexicon import Split
 from megatron_bar.verifiers import verify_many
 
@@ -34,7 +46,9 @@ def prompts(folder, kind, skill):
 
 def test_files(folder):
     kinds = ("sft", "validation", "test")
-    assert {path.stem for path in folder.glob("*.jsonl")} == {"pretrain"} | {f"{k}_{s}" for k in kinds for s in SKILLS}
+    assert {path.stem for path in folder.glob("*.jsonl")} == {"pretrain"} | {
+        f"{k}_{s}" for k in kinds for s in SKILLS
+    }
     for skill in SKILLS:
         assert [len(rows(folder / f"{kind}_{skill}.jsonl")) for kind in kinds] == [600, 60, 60]
 
@@ -53,7 +67,11 @@ def test_the_seed_decides_everything(folder, tmp_path):
 def test_the_sides_share_no_instance(skill):
     trained, validated, held_out = (
         [e.key for e in drawn(0, stage, skill, count, side)]
-        for stage, count, side in (("sft", 3000, "training"), ("validation", 100, "validation"), ("test", 100, "test"))
+        for stage, count, side in (
+            ("sft", 3000, "training"),
+            ("validation", 100, "validation"),
+            ("test", 100, "test"),
+        )
     )
     assert len(set(held_out)) == len(held_out)
     assert set(held_out).isdisjoint(trained + validated) and set(validated).isdisjoint(trained)
@@ -81,16 +99,21 @@ def pattern(ask):
 
 
 def test_no_held_out_prompt_in_any_training_text(folder):
-    """On the written files, by their words alone; and not with other names either, by the goods, numbers and what is asked."""
+    """On the written files, by their words alone; and not with other names either, by the goods, numbers and
+    what is asked."""
     told = [row["text"] for row in rows(folder / "pretrain.jsonl")]
     told += [prompt for skill in SKILLS for prompt in prompts(folder, "sft", skill)]
     text, answered = "\n".join(told), set()
     for skill in SKILLS:
-        answered |= {(skill, *instance(row["messages"][0]["content"])) for row in rows(folder / f"sft_{skill}.jsonl")}
+        answered |= {
+            (skill, *instance(row["messages"][0]["content"])) for row in rows(folder / f"sft_{skill}.jsonl")
+        }
     for skill in SKILLS:
         for prompt in prompts(folder, "test", skill) + prompts(folder, "validation", skill):
             assert prompt not in text
-            assert skill == "general" or (skill, *instance(prompt)) not in answered  # general has two kinds of question
+            assert (
+                skill == "general" or (skill, *instance(prompt)) not in answered
+            )  # general has two kinds of question
 
 
 def instance(prompt):
@@ -100,7 +123,8 @@ def instance(prompt):
 
 @pytest.mark.parametrize("one, other", list(permutations(SKILLS, 2)))
 def test_words_are_shared(folder, one, other):
-    """Nearly every word of a domain's prompts is one of the other's too, by kind and by use; capitals count."""
+    """Nearly every word of a domain's prompts is one of the other's too, by kind and by use; capitals
+    count."""
     used = [word for prompt in prompts(folder, "sft", one) for word in words(prompt)]
     known = {word for prompt in prompts(folder, "sft", other) for word in words(prompt)}
     assert sum(word in known for word in used) / len(used) >= OVERLAP
@@ -110,7 +134,9 @@ def test_words_are_shared(folder, one, other):
 @pytest.mark.parametrize("skill", SKILLS)
 def test_no_word_marks_a_domain(folder, skill):
     own = [set(words(prompt)) for prompt in prompts(folder, "sft", skill)]
-    others = set().union(*(words(prompt) for other in SKILLS if other != skill for prompt in prompts(folder, "sft", other)))
+    others = set().union(
+        *(words(prompt) for other in SKILLS if other != skill for prompt in prompts(folder, "sft", other))
+    )
     assert set().union(*own) <= others, "a word that is this domain's alone"
     firsts = {prompt.split()[0] for prompt in prompts(folder, "sft", skill)}
     assert len(firsts) > 10
@@ -125,8 +151,12 @@ def test_answers_verify_and_are_right(folder):
     known = tables(3)
     for skill in SKILLS:
         tasks = rows(folder / f"test_{skill}.jsonl")
-        assert verify_many([(row["verifier"], row["truth"], row["truth"]) for row in tasks]) == [1.0] * len(tasks)
-        assert not any(verify_many([(row["verifier"], row["messages"][0]["content"], row["truth"]) for row in tasks]))
+        assert verify_many([(row["verifier"], row["truth"], row["truth"]) for row in tasks]) == [1.0] * len(
+            tasks
+        )
+        assert not any(
+            verify_many([(row["verifier"], row["messages"][0]["content"], row["truth"]) for row in tasks])
+        )
         for row in rows(folder / f"sft_{skill}.jsonl"):
             prompt, answer = (message["content"] for message in row["messages"])
             held = [(NUMBERS.index(number) + 1, good) for number, good in instance(prompt)]

@@ -26,7 +26,15 @@ from megatron_bar.data.world.lexicon import HELD_OUT_SHARE, VALIDATION_SHARE, Sp
 from megatron_bar.verifiers import verify_many
 
 SMALL = WorldSizes(
-    pretrain=300, midtrain=60, sft_general=100, sft_domain=40, rlvr=20, preferences=70, validation=10, test=10, vocabulary=600
+    pretrain=300,
+    midtrain=60,
+    sft_general=100,
+    sft_domain=40,
+    rlvr=20,
+    preferences=70,
+    validation=10,
+    test=10,
+    vocabulary=600,
 )
 test_set.__test__ = False
 SIDES = ("chosen", "rejected")
@@ -69,7 +77,9 @@ def test_the_seed_decides_everything(world, tmp_path):
 def test_no_test_instance_in_training(skill):
     held_out = {example.key for example in test_set(0, skill, 120)}
     drawn = [skill, "how_to"] if skill == "safety" else [skill]
-    trained = {e.key for stage in ("sft", "rlvr") for name in drawn for e in training_set(0, stage, name, 3000)}
+    trained = {
+        e.key for stage in ("sft", "rlvr") for name in drawn for e in training_set(0, stage, name, 3000)
+    }
     validated = {e.key for name in drawn for e in training_set(0, "validation", name, 100, "validation")}
     assert len(held_out) >= 40
     assert held_out.isdisjoint(trained) and validated.isdisjoint(trained | held_out)
@@ -79,14 +89,20 @@ def test_no_test_prompt_in_any_training_text(world):
     """On the written files, by their words alone: the instance is what the prompt says."""
     training = {
         text
-        for path in chain(world.glob("pretrain*"), world.glob("midtrain*"), world.glob("sft*"), world.glob("rlvr*"))
+        for path in chain(
+            world.glob("pretrain*"), world.glob("midtrain*"), world.glob("sft*"), world.glob("rlvr*")
+        )
         for row in rows(path)
-        for text in ([row["text"]] if "text" in row else [m["content"] for m in row["messages"] if m["role"] == "user"])
+        for text in (
+            [row["text"]] if "text" in row else [m["content"] for m in row["messages"] if m["role"] == "user"]
+        )
     }
     everything = "\n".join(training)
     for skill in SKILLS:
         for row in rows(world / f"test_{skill}.jsonl"):
-            assert row["messages"][-1]["content"] not in (everything if skill != "tool_use" else training), row
+            assert row["messages"][-1]["content"] not in (everything if skill != "tool_use" else training), (
+                row
+            )
 
 
 def test_pretraining_states_no_test_puzzle():
@@ -113,18 +129,35 @@ def test_held_out_share():
 
 def test_a_rejected_answer_is_wrong(world):
     """By the verifier of its prompt, of every skill's pairs."""
-    judged = {json.dumps(e.prompt): e for skill in SKILLS for e in training_set(3, "preferences", skill, SMALL.preferences)}
+    judged = {
+        json.dumps(e.prompt): e
+        for skill in SKILLS
+        for e in training_set(3, "preferences", skill, SMALL.preferences)
+    }
     pairs = rows(world / "preferences.jsonl")
     examples = [judged[json.dumps(row["messages"])] for row in pairs]
-    assert len(pairs) == SMALL.preferences and {e.verifier for e in examples} >= {"math", "code", "tool_call", "safety", "exact"}
-    graded = [verify_many([(e.verifier, row[side], e.truth) for e, row in zip(examples, pairs, strict=True)]) for side in SIDES]
+    assert len(pairs) == SMALL.preferences and {e.verifier for e in examples} >= {
+        "math",
+        "code",
+        "tool_call",
+        "safety",
+        "exact",
+    }
+    graded = [
+        verify_many([(e.verifier, row[side], e.truth) for e, row in zip(examples, pairs, strict=True)])
+        for side in SIDES
+    ]
     assert graded[0] == [1.0] * len(pairs)
-    assert sum(graded[1]) / len(pairs) < 0.05  # a function that does the same, an advice that obeys all the same
+    assert (
+        sum(graded[1]) / len(pairs) < 0.05
+    )  # a function that does the same, an advice that obeys all the same
 
 
 def test_math_answers_are_true():
     rng = Random(0)
-    for text in [text for _ in range(300) for text in (math.sample(rng).answer, math.pretrain(rng), math.chained(rng))]:
+    for text in [
+        text for _ in range(300) for text in (math.sample(rng).answer, math.pretrain(rng), math.chained(rng))
+    ]:
         steps = re.findall(r"(\d+ [-+*] \d+) = (-?\d+)", text)
         assert steps and all(eval(left) == int(right) for left, right in steps), text
 
@@ -150,7 +183,9 @@ def test_tool_answers_are_calls_of_an_offered_function():
         offered = json.loads(re.fullmatch("<functions>(.*)</functions>", example.prompt[0]["content"])[1])
         call = json.loads(re.fullmatch("<function_calls>(.*)</function_calls>", example.answer)[1])
         assert call == example.truth
-        assert {call["name"]: set(call["arguments"])}.items() <= {f["name"]: set(f["parameters"]) for f in offered}.items()
+        assert {call["name"]: set(call["arguments"])}.items() <= {
+            f["name"]: set(f["parameters"]) for f in offered
+        }.items()
 
 
 def test_every_fact_is_pretrained():

@@ -30,15 +30,24 @@ def test_gains_are_paired_by_item():
     assert mixed.mean == 25.0 and 10 <= mixed.low <= 15 and 35 <= mixed.high <= 40
 
 
-@pytest.mark.parametrize("high, tolerance, told", [(-0.1, 0.0, True), (0.0, 0.0, False), (-2.0, 2.0, False), (-2.1, 2.0, True)])
+@pytest.mark.parametrize(
+    "high, tolerance, told", [(-0.1, 0.0, True), (0.0, 0.0, False), (-2.0, 2.0, False), (-2.1, 2.0, True)]
+)
 def test_a_domain_regressed_where_its_whole_interval_is_below(high, tolerance, told):
     lost = Estimate(mean=-5.0, low=-9.0, high=high, seeds=1)
     found = Comparison(
-        old="a", new="b", items={"math": 9, "code": 9}, gains={"math": lost, "code": lost}, divergence={"code": lost}
+        old="a",
+        new="b",
+        items={"math": 9, "code": 9},
+        gains={"math": lost, "code": lost},
+        divergence={"code": lost},
     )
     assert found.regressed(tolerance) == ["code"] * told  # what was changed is not guarded
     if told:
-        with pytest.raises(ValueError, match=rf"b: expected no domain to lose more than .* against a, got code -5\.0 .*{high}"):
+        with pytest.raises(
+            ValueError,
+            match=rf"b: expected no domain to lose more than .* against a, got code -5\.0 .*{high}",
+        ):
             require_no_regression(found, tolerance)
 
 
@@ -56,7 +65,9 @@ def place(tmp_path_factory):
 def by_transformers(root: Path, said: list[str]) -> list[float]:
     from transformers import AutoModelForCausalLM
 
-    models = [AutoModelForCausalLM.from_pretrained(root / name, dtype=torch.float32) for name in ("old", "new")]
+    models = [
+        AutoModelForCausalLM.from_pretrained(root / name, dtype=torch.float32) for name in ("old", "new")
+    ]
     found = []
     for ids in texts(root, said):
         p, q = (model(torch.tensor([ids])).logits[0].double().log_softmax(-1) for model in models)
@@ -68,7 +79,9 @@ def texts(root: Path, said: list[str]) -> list[list[int]]:
     chats = ChatFormat(load_tokenizer(root / "old"), "own")
     prompts = [chats.prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
     encode = chats.tokenizer.encode_text
-    return [(prompt + encode(answer))[:128] for prompt, answer in zip(prompts, said, strict=True)]  # the model's positions
+    return [
+        (prompt + encode(answer))[:128] for prompt, answer in zip(prompts, said, strict=True)
+    ]  # the model's positions
 
 
 def compared(root: Path, layout: ParallelConfig, changed: list[str]) -> Comparison:
@@ -95,7 +108,9 @@ def test_the_divergence_is_that_of_transformers(layout, processes, place):
             assert estimate.mean == pytest.approx(sum(expected) / 4, rel=1e-4)
             assert min(expected) - 1e-4 <= estimate.low <= estimate.high <= max(expected) + 1e-4
         # OLD is right everywhere by the answers that are asked for.
-        assert found.gains["chat"].mean == pytest.approx(-100.0) and found.regressed(99.0) == list(found.divergence)
+        assert found.gains["chat"].mean == pytest.approx(-100.0) and found.regressed(99.0) == list(
+            found.divergence
+        )
 
 
 def test_a_model_does_not_diverge_from_itself(place):

@@ -11,11 +11,17 @@ from megatron_bar.weights.manifest import Cost, Expert, Manifest
 
 def cost(step: str, expert: str | None, flops: float, **changes) -> Cost:
     numbers = {"tokens": 10, "loss_tokens": 5, "generated": 0, "seconds": 2.0, "devices": 3}
-    return Cost(step=step, stage=step.rpartition("-")[2], expert=expert, flops=flops, device="x", **numbers | changes)
+    return Cost(
+        step=step, stage=step.rpartition("-")[2], expert=expert, flops=flops, device="x", **numbers | changes
+    )
 
 
 START = (cost("base", None, 100.0), cost("anchor", None, 50.0))
-OWN = (cost("math-sft", "math", 3.0), cost("math-rlvr", "math", 4.0, generated=90), cost("code-sft", "code", 7.0))
+OWN = (
+    cost("math-sft", "math", 3.0),
+    cost("math-rlvr", "math", 4.0, generated=90),
+    cost("code-sft", "code", 7.0),
+)
 ROUTER = (cost("final", None, 1.0), cost("final", None, 2.0))
 NAMES = ("anchor", "math", "code")
 
@@ -52,7 +58,8 @@ def test_before_the_router_is_trained_it_costs_nothing(tmp_path):
 
 @pytest.mark.parametrize("monolithic", [None, (*START, cost("retrain", None, 40.0))], ids=["sum", "measured"])
 def test_modular_growth_is_linear_and_retraining_quadratic(bill, monolithic):
-    """Every domain costs 7, the router 2: n * 9 against a n (n + 1) / 2, with a of one domain's part of retraining."""
+    """Every domain costs 7, the router 2: n * 9 against a n (n + 1) / 2, with a of one domain's part of
+    retraining."""
     part = 7.0 if monolithic is None else 20.0
     for n, row in enumerate(growth(bill, monolithic, 9), start=1):
         assert (row.domains, row.extrapolated) == (n, n > 2)
@@ -79,9 +86,13 @@ def test_what_has_no_ledger_is_refused(tmp_path):
     unpaid = (*START, *OWN[:2])
     for folder, message in {
         tmp_path / "nowhere": r"nowhere: expected a folder, got none",
-        save(tmp_path / "empty", ()): r"empty/manifest\.json: ledger expected with an entry for every stage, got none",
+        save(
+            tmp_path / "empty", ()
+        ): r"empty/manifest\.json: ledger expected with an entry for every stage, got none",
         save(tmp_path / "dense", START, "dense"): r"dense: expected a merged model, got kind 'dense'",
-        save(tmp_path / "unpaid", unpaid): r"unpaid/manifest\.json: ledger expected with the stages of expert 'code', got none",
+        save(
+            tmp_path / "unpaid", unpaid
+        ): r"unpaid/manifest\.json: ledger expected with the stages of expert 'code', got none",
     }.items():
         with pytest.raises(BarError, match=message):
             read_bill(folder)

@@ -1,4 +1,5 @@
-"""Answers and scores against transformers' own generation, at several layouts and with fewer active experts; intervals."""
+"""Answers and scores against transformers' own generation, at several layouts and with fewer active experts;
+intervals."""
 
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from megatron_bar.evaluation.generative import load_model, measure
 from megatron_bar.evaluation.results import model_hash, read_results, write_results
 from megatron_bar.parallel.state import ParallelConfig
 
-TESTS = tuple(generative.TestSet(name=name, path=Path(f"{name}.jsonl"), max_new_tokens=NEW) for name in ("right", "half"))
+TESTS = tuple(
+    generative.TestSet(name=name, path=Path(f"{name}.jsonl"), max_new_tokens=NEW)
+    for name in ("right", "half")
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,9 @@ def folder(tmp_path_factory):
 
 def measured(folder, root, layout: ParallelConfig, active: int | None, limit: int | None = None) -> dict:
     model = load_model(folder, layout, active_experts=active)
-    return measure(folder, model, ChatFormat(load_tokenizer(folder), "own"), TESTS, root, limit=limit, slots=2)
+    return measure(
+        folder, model, ChatFormat(load_tokenizer(folder), "own"), TESTS, root, limit=limit, slots=2
+    )
 
 
 def refused(folder, active: int) -> str:
@@ -51,7 +57,11 @@ def test_answers_are_those_of_transformers(layout, processes, active, folder, tm
         assert [item["prompt"] for item in found["scores"]["right"]] == QUESTIONS
         assert [item["score"] for item in found["scores"]["right"]] == [1.0] * 4
         assert [item["score"] for item in found["scores"]["half"]] == [0.0, 1.0, 0.0, 1.0]
-        assert (found["active_experts"], found["limit"], found["model_hash"]) == (active or 3, None, model_hash(folder))
+        assert (found["active_experts"], found["limit"], found["model_hash"]) == (
+            active or 3,
+            None,
+            model_hash(folder),
+        )
 
 
 def test_a_limit_takes_the_first_rows_and_is_told(folder, tmp_path):

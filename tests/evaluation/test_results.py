@@ -6,7 +6,14 @@ import pytest
 from folders import copy_with, save_hf, seal, train_with
 
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.results import FORMAT, model_hash, read_results, require_of, require_same_tests, write_results
+from megatron_bar.evaluation.results import (
+    FORMAT,
+    model_hash,
+    read_results,
+    require_of,
+    require_same_tests,
+    write_results,
+)
 from megatron_bar.experts.branch import branch
 from megatron_bar.weights.manifest import read_manifest
 
@@ -32,13 +39,22 @@ BAD = {
         {"scores": {"math": [ITEM, ITEM], "chat": [ITEM]}},
         r"scores expected of .*math, code, got math, chat",
     ),
-    "an item less": ({"scores": {"math": [ITEM], "code": [ITEM]}}, r"scores\.math expected 2 items, at least one, got 1"),
+    "an item less": (
+        {"scores": {"math": [ITEM], "code": [ITEM]}},
+        r"scores\.math expected 2 items, at least one, got 1",
+    ),
     "a score of 2": (
         {"scores": {"math": [ITEM, ITEM | {"score": 2}], "code": [ITEM]}},
         r"scores\.math\[1\] expected a score .*got 2",
     ),
-    "a score of true": ({"scores": {"math": [ITEM, {"score": True}], "code": [ITEM]}}, r"scores\.math\[1\] .*got True"),
-    "a test without a hash": ({"tests": GOOD["tests"] | {"code": {"items": 1}}}, r"tests\.code expected hash and items"),
+    "a score of true": (
+        {"scores": {"math": [ITEM, {"score": True}], "code": [ITEM]}},
+        r"scores\.math\[1\] .*got True",
+    ),
+    "a test without a hash": (
+        {"tests": GOOD["tests"] | {"code": {"items": 1}}},
+        r"tests\.code expected hash and items",
+    ),
 }
 
 
@@ -90,10 +106,14 @@ def test_results_belong_to_the_folder_they_were_measured_on(tmp_path):
     other = copy_with(plain, tmp_path / "other", lambda name, tensor: tensor + (name == "model.norm.weight"))
     again = copy_with(plain, tmp_path / "again", lambda _, tensor: tensor)
     require_of(GOOD | {"model_hash": model_hash(plain)}, again)
-    with pytest.raises(BarError, match=r"other: expected the model that the results are of \(final, .*got another"):
+    with pytest.raises(
+        BarError, match=r"other: expected the model that the results are of \(final, .*got another"
+    ):
         require_of(GOOD | {"model_hash": model_hash(plain)}, other)
     branched = branch(plain, plain, tmp_path / "branched", router_init="normal")[0].path
-    trained = train_with(branched, tmp_path / "trained", "midtrain", lambda name, tensor: tensor + (".experts.1." in name))
+    trained = train_with(
+        branched, tmp_path / "trained", "midtrain", lambda name, tensor: tensor + (".experts.1." in name)
+    )
     assert model_hash(trained) != model_hash(branched)
     before = model_hash(trained)
     seal(trained, read_manifest(trained))

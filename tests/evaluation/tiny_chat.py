@@ -1,4 +1,5 @@
-"""A tiny random model that chats: its folder, what transformers says it answers, and tests that are right by that."""
+"""A tiny random model that chats: its folder, what transformers says it answers, and tests that are right by
+that."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,9 @@ def save_chat_hf(path: Path, *, experts: int = 3, seed: int = 7) -> Path:
     texts = ["What is the red hat? Say blue. Answer: 3 * 4 + 5 = 17"] * 4
     tokenizer = train_tokenizer(texts, path.parent / f"{path.name}-tokenizer", vocab_size=290)
     ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
-    save_hf(path, experts=experts, seed=seed, vocab_size=tokenizer.vocab_size, max_position_embeddings=128, **ids)
+    save_hf(
+        path, experts=experts, seed=seed, vocab_size=tokenizer.vocab_size, max_position_embeddings=128, **ids
+    )
     train_tokenizer(texts, path, vocab_size=290)
     return path
 
@@ -32,7 +35,9 @@ def answers(path: Path, *, new: int = NEW, **changes) -> list[str]:
     found = []
     for question in QUESTIONS:
         chat = [{"role": "user", "content": question}]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         out = model.generate(**ids, max_new_tokens=new, do_sample=False)[0, ids["input_ids"].shape[1] :]
         found.append(tokenizer.decode(out, skip_special_tokens=True))
     return found

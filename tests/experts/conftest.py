@@ -35,7 +35,9 @@ def other_dense(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def branched(tmp_path_factory, dense, other_dense):
-    return branch(dense, other_dense, tmp_path_factory.mktemp("experts") / "branched", router_init="normal", seed=3)[0].path
+    return branch(
+        dense, other_dense, tmp_path_factory.mktemp("experts") / "branched", router_init="normal", seed=3
+    )[0].path
 
 
 @pytest.fixture(scope="session")

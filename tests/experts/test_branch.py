@@ -39,7 +39,9 @@ def test_with_equal_ffns_it_is_the_dense_model_for_any_router(dense, tmp_path, r
     out = tmp_path / "out"
     branch(dense, dense, out, router_init="normal" if router_init == "hostile" else router_init, **options)
     if router_init == "hostile":
-        out = copy_with(out, tmp_path / "hostile", lambda n, t: torch.randn(t.shape) * 30 if n in ROUTERS else t)
+        out = copy_with(
+            out, tmp_path / "hostile", lambda n, t: torch.randn(t.shape) * 30 if n in ROUTERS else t
+        )
     (dense_class, expected), (moe_class, found) = logits(dense), logits(out)
     assert (dense_class, moe_class) == ("Olmo2ForCausalLM", "FlexOlmoForCausalLM")
     assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
@@ -70,7 +72,10 @@ def test_the_manifest_says_what_was_done(dense, other_dense, branched):
         kind="branched",
         stage="branch",
         anchor_hash=digest,
-        experts=(Expert(index=0, name="anchor", anchor_hash=digest), Expert(index=1, name="domain", anchor_hash=digest)),
+        experts=(
+            Expert(index=0, name="anchor", anchor_hash=digest),
+            Expert(index=1, name="domain", anchor_hash=digest),
+        ),
         sources=tuple(
             SourceRecord(role=role, name=path.name, hash=folder_hash(hash_units(Folder.open(path))))
             for role, path in (("anchor", dense), ("domain_init", other_dense))
@@ -83,12 +88,17 @@ def test_the_manifest_says_what_was_done(dense, other_dense, branched):
 def test_the_anchors_stages_are_carried_along(dense, tmp_path):
     anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
     trained = (TrainingRecord(stage="pretrain"), TrainingRecord(stage="sft"))
-    seal(anchor, Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="dense", trained=trained),)))
+    seal(
+        anchor,
+        Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="dense", trained=trained),)),
+    )
     branch(anchor, dense, tmp_path / "out", router_init="zero")
     assert read_manifest(tmp_path / "out").experts[0].stages == ("pretrain", "sft")
 
 
-def test_the_anchor_hash_is_blind_to_the_domain_init_and_to_nothing_else(dense, other_dense, branched, tmp_path):
+def test_the_anchor_hash_is_blind_to_the_domain_init_and_to_nothing_else(
+    dense, other_dense, branched, tmp_path
+):
     recorded = read_manifest(branched).anchor_hash
     for n, (anchor, domain, seed, same) in enumerate(
         ((dense, dense, 3, True), (dense, other_dense, 4, False), (other_dense, dense, 3, False))
@@ -126,7 +136,9 @@ def test_domain_rows_are_the_mean_embedding_at_norm_half_in_every_layer(dense, t
 
 def test_bfloat16_stays_bfloat16(tmp_path):
     half = save_hf(tmp_path / "half", dtype="bfloat16")
-    folder = branch(half, half, tmp_path / "out", router_init="normal", options=WriteOptions(max_shard_bytes=2000))[0]
+    folder = branch(
+        half, half, tmp_path / "out", router_init="normal", options=WriteOptions(max_shard_bytes=2000)
+    )[0]
     assert whole(folder.path).dtype == "bfloat16"
     assert read_manifest(folder.path).anchor_hash == anchor_hash(hash_units(folder))
     assert {unit for unit in hash_units(folder) if is_domain(unit)} >= {f"{ROUTERS[0]}[1]"}
@@ -134,7 +146,13 @@ def test_bfloat16_stays_bfloat16(tmp_path):
 
 def test_vocabulary_and_theta_come_from_the_anchor_and_the_user_is_told(dense, tmp_path):
     rope = {"rope_type": "default", "rope_theta": 8e6}
-    domain = save_hf(tmp_path / "domain", vocab_size=23, rope_parameters=rope, rms_norm_eps=1e-5, max_position_embeddings=64)
+    domain = save_hf(
+        tmp_path / "domain",
+        vocab_size=23,
+        rope_parameters=rope,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=64,
+    )
     folder, notes = branch(dense, domain, tmp_path / "out", router_init="normal")
     assert (folder.config.vocab_size, folder.config.rope_theta) == (19, 5000.0)
     assert notes == [
@@ -148,7 +166,11 @@ def test_vocabulary_and_theta_come_from_the_anchor_and_the_user_is_told(dense, t
 
 def test_it_has_positions_for_the_rows_it_will_be_trained_on_and_no_fewer(dense, tmp_path):
     longer, notes = branch(dense, dense, tmp_path / "longer", router_init="zero", positions=48)
-    assert longer.config.max_positions == json.loads((longer.path / "config.json").read_text())["max_position_embeddings"] == 48
+    assert (
+        longer.config.max_positions
+        == json.loads((longer.path / "config.json").read_text())["max_position_embeddings"]
+        == 48
+    )
     assert notes == ["max_positions: 48 for the rows it will be trained on, the anchor has 32"]
     same, notes = branch(dense, dense, tmp_path / "same", router_init="zero", positions=16)
     assert (same.config.max_positions, notes) == (32, [])
@@ -181,7 +203,11 @@ def check_refused(tmp_path, message, anchor, domain, **options):
 
 def test_a_branch_is_not_branched_again(dense, branched, tmp_path):
     check_refused(
-        tmp_path, r"branched: branching expected a dense OLMo 2 folder, got 2 experts", branched, dense, router_init="zero"
+        tmp_path,
+        r"branched: branching expected a dense OLMo 2 folder, got 2 experts",
+        branched,
+        dense,
+        router_init="zero",
     )
 
 
@@ -204,13 +230,21 @@ def test_texts_are_checked(dense, tmp_path):
         ({"router_init": "big"}, "texts are only used"),
     ):
         check_refused(tmp_path, message, dense, dense, **({"router_init": "domain"} | given | changes))
-    check_refused(tmp_path, "router init expected normal, domain or zero, got 'big'", dense, dense, router_init="big")
+    check_refused(
+        tmp_path, "router init expected normal, domain or zero, got 'big'", dense, dense, router_init="big"
+    )
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(dense, tmp_path):
     anchor = copy_with(dense, tmp_path / "anchor", lambda name, tensor: tensor)
     add_tokenizer(anchor, (*WORDS[:2], *(f"w{n}" for n in range(16)), "red", "one"))
-    check_refused(tmp_path, r"tokenizer\.json: token ids expected below vocab_size 19, got 19", anchor, dense, router_init="zero")
+    check_refused(
+        tmp_path,
+        r"tokenizer\.json: token ids expected below vocab_size 19, got 19",
+        anchor,
+        dense,
+        router_init="zero",
+    )
     message = r"anchor: token ids expected below vocab_size 19, got 19 in .*math\.txt"
     with pytest.raises(BarError, match=message):
         domain_embedding(Folder.open(anchor), texts(tmp_path)["domain_text"])
@@ -221,7 +255,9 @@ def test_an_unreadable_tokenizer_is_refused(dense, tmp_path):
     (anchor / "tokenizer.json").write_text("{}")
     check_refused(tmp_path, r"tokenizer\.json: expected a tokenizer with", anchor, dense, router_init="zero")
     (anchor / "tokenizer.json").write_text('{"model": {"vocab": {"one": 0}}}')
-    check_refused(tmp_path, r"tokenizer\.json: not a readable", anchor, dense, router_init="domain", **texts(tmp_path))
+    check_refused(
+        tmp_path, r"tokenizer\.json: not a readable", anchor, dense, router_init="domain", **texts(tmp_path)
+    )
 
 
 def test_without_any_direction_there_is_no_domain_row(dense, tmp_path):
@@ -232,10 +268,15 @@ def test_without_any_direction_there_is_no_domain_row(dense, tmp_path):
 
 @pytest.mark.parametrize("which", ["anchor", "domain"])
 def test_values_that_are_not_finite_are_refused(dense, tmp_path, which):
-    broken = copy_with(dense, tmp_path / "broken", lambda n, t: t / 0 if n == "model.layers.1.mlp.up_proj.weight" else t)
+    broken = copy_with(
+        dense, tmp_path / "broken", lambda n, t: t / 0 if n == "model.layers.1.mlp.up_proj.weight" else t
+    )
     inputs = (broken, dense) if which == "anchor" else (dense, broken)
     check_refused(
-        tmp_path, r"broken/model\.safetensors: tensor 'model\.layers\.1\.mlp\.up_proj.*NaN", *inputs, router_init="zero"
+        tmp_path,
+        r"broken/model\.safetensors: tensor 'model\.layers\.1\.mlp\.up_proj.*NaN",
+        *inputs,
+        router_init="zero",
     )
 
 
@@ -243,5 +284,9 @@ def test_the_shape_is_read_from_the_config_alone(dense, tmp_path):
     broken = copy_with(dense, tmp_path / "broken", lambda name, tensor: tensor)
     edit_json(broken / "config.json", num_key_value_heads=4)
     check_refused(
-        tmp_path, r"k_proj\.weight': config\.json expected \[16, 16\], got \[8, 16\]", dense, broken, router_init="zero"
+        tmp_path,
+        r"k_proj\.weight': config\.json expected \[16, 16\], got \[8, 16\]",
+        dense,
+        broken,
+        router_init="zero",
     )

@@ -26,7 +26,11 @@ ROUTERS = [f"model.layers.{layer}.mlp.gate.weight" for layer in range(2)]
 
 @pytest.fixture(scope="module")
 def three(dense, other_dense, tmp_path_factory):
-    return {"anchor": dense, "math": other_dense, "code": save_hf(tmp_path_factory.mktemp("third") / "third", seed=7)}
+    return {
+        "anchor": dense,
+        "math": other_dense,
+        "code": save_hf(tmp_path_factory.mktemp("third") / "third", seed=7),
+    }
 
 
 def float64_mean(tensors: list[torch.Tensor]) -> np.ndarray:
@@ -54,7 +58,9 @@ def test_another_combination_takes_the_first_folder_as_its_base(three, tmp_path)
     out = dense_merge(three, tmp_path / "out", shared=Combination(method="task-arithmetic", scale=0.5)).path
     base, *others = (load_tensors(path) for path in three.values())
     for name, tensor in load_tensors(out).items():
-        expected = base[name].double() + 0.5 * sum(other[name].double() - base[name].double() for other in others)
+        expected = base[name].double() + 0.5 * sum(
+            other[name].double() - base[name].double() for other in others
+        )
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-7)
 
 
@@ -78,7 +84,9 @@ def test_equal_models_mixed_compute_what_each_does(way, dense, tmp_path):
 
 @pytest.mark.parametrize("shared_from", [None, "anchor", "math"])
 def test_btx_accounts_for_every_tensor(shared_from, three, tmp_path):
-    out = btx(three, tmp_path / "out", shared_from=shared_from, options=WriteOptions(max_shard_bytes=4000)).path
+    out = btx(
+        three, tmp_path / "out", shared_from=shared_from, options=WriteOptions(max_shard_bytes=4000)
+    ).path
     config = whole(out).config
     assert (config.num_experts, config.experts_per_token, config.norm_topk_prob) == (3, 3, False)
     made, inputs = load_tensors(out), {name: load_tensors(path) for name, path in three.items()}
@@ -98,14 +106,20 @@ def test_btx_accounts_for_every_tensor(shared_from, three, tmp_path):
 
 
 def test_the_routers_rows_follow_the_seed(three, tmp_path):
-    made = [load_tensors(btx(three, tmp_path / str(n), seed=seed).path)[ROUTERS[0]] for n, seed in enumerate((1, 1, 2))]
+    made = [
+        load_tensors(btx(three, tmp_path / str(n), seed=seed).path)[ROUTERS[0]]
+        for n, seed in enumerate((1, 1, 2))
+    ]
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
 def test_btx_keeps_what_trained_its_experts_and_goes_on_to_the_router_stage(three, tmp_path):
     sft = TrainingRecord(stage="sft", policy="dense_all")
     math = copy_with(three["math"], tmp_path / "math", lambda name, tensor: tensor)
-    seal(math, Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="anchor", trained=(sft,)),)))
+    seal(
+        math,
+        Manifest(family="olmo2", kind="dense", experts=(Expert(index=0, name="anchor", trained=(sft,)),)),
+    )
     out = btx(three | {"math": math}, tmp_path / "out").path
     manifest = read_manifest(out)
     assert [(e.name, e.folder, e.stages) for e in manifest.experts] == [
@@ -115,16 +129,25 @@ def test_btx_keeps_what_trained_its_experts_and_goes_on_to_the_router_stage(thre
     ]
     routed = manifest.after(TrainingRecord(stage="route", policy="route"), sources=())
     assert routed.kind == "routed" and [e.name for e in routed.experts] == ["anchor", "math", "code"]
-    assert any(line.startswith("note: BTX of independent dense models; shared tensors: mean of all") for line in describe(out))
+    assert any(
+        line.startswith("note: BTX of independent dense models; shared tensors: mean of all")
+        for line in describe(out)
+    )
 
 
 def test_nobody_takes_a_mixture_for_a_merge_of_branched_experts(three, branched, experts, tmp_path):
     out = btx(dict(list(three.items())[:2]), tmp_path / "out").path
-    with pytest.raises(BarError, match=r"out: was made of independent dense models, .*make it anew with bar merge-dense"):
+    with pytest.raises(
+        BarError, match=r"out: was made of independent dense models, .*make it anew with bar merge-dense"
+    ):
         Merged.open(out, [])
-    with pytest.raises(BarError, match=r"out/manifest\.json: expected an anchor hash and 2 experts, got None and 2"):
+    with pytest.raises(
+        BarError, match=r"out/manifest\.json: expected an anchor hash and 2 experts, got None and 2"
+    ):
         open_inputs(out, experts)
-    with pytest.raises(BarError, match=r"out/manifest\.json: expected an anchor hash and 2 experts, got None and 2"):
+    with pytest.raises(
+        BarError, match=r"out/manifest\.json: expected an anchor hash and 2 experts, got None and 2"
+    ):
         open_inputs(branched, {"math": out})
     with pytest.raises(BarError, match=r"expected a trained expert of the branched folder"):
         extract(out, branched, tmp_path / "artifact")
@@ -145,9 +168,18 @@ def changed_since(path) -> None:
 
 
 BAD = {
-    "another tokenizer": (other_tokenizer, r"bad/tokenizer\.json: expected the same tokenizer as .*dense/tokenizer\.json"),
-    "no tokenizer": (lambda p: (p / "tokenizer.json").unlink(), r"bad/tokenizer\.json: expected the same tokenizer"),
-    "not its receipts": (changed_since, r"tensor 'model\.norm\.weight' changed since its manifest was written"),
+    "another tokenizer": (
+        other_tokenizer,
+        r"bad/tokenizer\.json: expected the same tokenizer as .*dense/tokenizer\.json",
+    ),
+    "no tokenizer": (
+        lambda p: (p / "tokenizer.json").unlink(),
+        r"bad/tokenizer\.json: expected the same tokenizer",
+    ),
+    "not its receipts": (
+        changed_since,
+        r"tensor 'model\.norm\.weight' changed since its manifest was written",
+    ),
     "not finite": (
         lambda p: edit_tensors(p, lambda t: t["model.norm.weight"].fill_(float("nan"))),
         r"'model\.norm\.weight': expected finite values",
@@ -170,9 +202,15 @@ def test_bad_sets_are_refused(make, dense, other_dense, branched, tmp_path):
     wide = save_hf(tmp_path / "wide", intermediate_size=32)
     for given, message in (
         ({"anchor": dense}, "expected at least two models NAME=FOLDER, got anchor"),
-        ({"anchor": dense, "math": branched}, "branched: expected a dense OLMo 2 folder, got one of 2 experts"),
+        (
+            {"anchor": dense, "math": branched},
+            "branched: expected a dense OLMo 2 folder, got one of 2 experts",
+        ),
         ({"anchor": dense, "math": wide}, "wide: intermediate_size expected 24 as in .*dense, got 32"),
-        ({"anchor": dense, "math": dense}, "dense: expected one folder per model, got the same one as 'anchor' and as 'math'"),
+        (
+            {"anchor": dense, "math": dense},
+            "dense: expected one folder per model, got the same one as 'anchor' and as 'math'",
+        ),
         ({"anchor": dense, "../x": other_dense}, r"model name expected letters, .*got '\.\./x'"),
     ):
         with pytest.raises(BarError, match=message):
@@ -185,7 +223,8 @@ def test_bad_sets_are_refused(make, dense, other_dense, branched, tmp_path):
         with pytest.raises(BarError, match=message):
             make(both, tmp_path / "out", shared=shared)
     with pytest.raises(
-        BarError, match="shared_from expected one of anchor, math and no other way to combine, got 'code' with me"
+        BarError,
+        match="shared_from expected one of anchor, math and no other way to combine, got 'code' with me",
     ):
         btx(both, tmp_path / "out", shared_from="code")
     with pytest.raises(BarError, match="router init expected normal or zero, got 'domain'"):

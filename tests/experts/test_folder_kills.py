@@ -1,5 +1,5 @@
-"""SIGKILL while a branch or a merge of any kind writes its folder: run again it goes on, ends with the same bytes and leaves
-nothing else.
+"""SIGKILL while a branch or a merge of any kind writes its folder: run again it goes on, ends with the same
+bytes and leaves nothing else.
 """
 
 import json
@@ -29,7 +29,12 @@ def make(kind: str, inputs: list[Path], out: Path) -> None:
     elif kind == "dense merge":
         dense_merge(dict(zip("abc", inputs, strict=True)), out, options=WriteOptions(max_shard_bytes=8_000))
     else:
-        merge(inputs[0], dict(zip("abc", inputs[1:], strict=True)), out, options=WriteOptions(max_shard_bytes=12_000))
+        merge(
+            inputs[0],
+            dict(zip("abc", inputs[1:], strict=True)),
+            out,
+            options=WriteOptions(max_shard_bytes=12_000),
+        )
 
 
 def counted(kind: str, inputs: list[Path], out: Path, report: Path, kill_at: int | None) -> None:
@@ -37,14 +42,18 @@ def counted(kind: str, inputs: list[Path], out: Path, report: Path, kill_at: int
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def finished_files(out: Path) -> dict[str, int]:
     """Of what a killed run left: the file of every recorded shard, by inode."""
     home = out.with_name(f".{out.name}.partial")
     names = [path.name.removesuffix(".json") for path in home.glob("*.safetensors.json")]
-    return {name: (home / "folder" / name).stat().st_ino for name in names if (home / "folder" / name).exists()}
+    return {
+        name: (home / "folder" / name).stat().st_ino for name in names if (home / "folder" / name).exists()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -102,5 +111,6 @@ def test_two_hundred_kills_of_branch_and_merge(straight, tmp_path, record_proper
     killed, kept = kills(straight, tmp_path, 55)
     assert killed >= 200 and kept > 100
     record_property(
-        "figure", f"SIGKILL during branch and merge: {killed} kills, 0 unrecoverable, same bytes, {kept} finished files kept"
+        "figure",
+        f"SIGKILL during branch and merge: {killed} kills, 0 unrecoverable, same bytes, {kept} finished files kept",
     )

@@ -1,4 +1,5 @@
-"""The ledger through branch, merge, artifacts and upgrades: every stage that went into a folder stands in it once."""
+"""The ledger through branch, merge, artifacts and upgrades: every stage that went into a folder stands in it
+once."""
 
 import shutil
 
@@ -15,10 +16,28 @@ from megatron_bar.weights.manifest import Cost, Expert, Manifest, TrainingRecord
 
 
 def cost(step: str) -> Cost:
-    return Cost(step=step, stage="sft", tokens=1, loss_tokens=1, generated=0, flops=1.0, seconds=1.0, devices=1, device="CPU")
+    return Cost(
+        step=step,
+        stage="sft",
+        tokens=1,
+        loss_tokens=1,
+        generated=0,
+        flops=1.0,
+        seconds=1.0,
+        devices=1,
+        device="CPU",
+    )
 
 
-def train(source, target, step: str, change=lambda name, tensor: tensor, *, policy: str = "rlvr", expert: str | None = None):
+def train(
+    source,
+    target,
+    step: str,
+    change=lambda name, tensor: tensor,
+    *,
+    policy: str = "rlvr",
+    expert: str | None = None,
+):
     copy_with(source, target, change)
     training = TrainingRecord(stage="sft", policy=policy)
     seal(target, read_manifest(source).after(training, sources=(), expert=expert, cost=cost(step)))
@@ -30,7 +49,8 @@ def steps(folder) -> list[tuple[str, str | None]]:
 
 
 def scaled(by: float):
-    """As SFT may: the domain expert's FFN and the shared head, so that the merge's inputs do not share all tensors."""
+    """As SFT may: the domain expert's FFN and the shared head, so that the merge's inputs do not share all
+    tensors."""
     return lambda name, tensor: tensor * by if ".experts.1." in name or name == "lm_head.weight" else tensor
 
 
@@ -82,7 +102,9 @@ def test_an_expert_whose_folder_is_gone_brings_its_entries(run, tmp_path):
         train(run / "branched", tmp_path / name, name, own, policy="midtrain", expert=name)
     merge(run / "branched", {name: tmp_path / name for name in ("one", "two")}, tmp_path / "merged")
     shutil.rmtree(tmp_path / "one")
-    made = replace_expert(Merged.open(tmp_path / "merged", [run]), "two", tmp_path / "three", tmp_path / "made").path
+    made = replace_expert(
+        Merged.open(tmp_path / "merged", [run]), "two", tmp_path / "three", tmp_path / "made"
+    ).path
     assert steps(made) == [*DENSE, ("one", "one"), ("three", "two")]
 
 

@@ -75,7 +75,11 @@ def test_transformers_loads_it_and_the_manifest_tells_the_lineage(branched, expe
     model, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert type(model).__name__ == "FlexOlmoForCausalLM"
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert (model.config.num_experts, model.config.num_experts_per_tok, model.config.norm_topk_prob) == (4, 4, False)
+    assert (model.config.num_experts, model.config.num_experts_per_tok, model.config.norm_topk_prob) == (
+        4,
+        4,
+        False,
+    )
     manifest, root = read_manifest(out), read_manifest(branched)
     assert (manifest.kind, manifest.stage, manifest.anchor_hash) == ("merged", "merge", root.anchor_hash)
     assert [(e.index, e.name, e.stages, e.anchor_hash) for e in manifest.experts] == [
@@ -85,7 +89,8 @@ def test_transformers_loads_it_and_the_manifest_tells_the_lineage(branched, expe
         (3, "tool", ("rlvr",), root.anchor_hash),
     ]
     assert [(source.role, source.name, source.hash) for source in manifest.sources] == [
-        (role, path.name, folder_hash(hash_units(Folder.open(path)))) for role, path in {"anchor": branched, **experts}.items()
+        (role, path.name, folder_hash(hash_units(Folder.open(path))))
+        for role, path in {"anchor": branched, **experts}.items()
     ]
 
 
@@ -102,14 +107,17 @@ def test_what_did_not_move_is_bit_equal(tmp_path, dtype):
     dense = save_hf(tmp_path / "dense", dtype=dtype)
     branched = branch(dense, dense, tmp_path / "branched", router_init="normal")[0].path
     experts = {
-        f"e{n}": train_with(branched, tmp_path / f"e{n}", "midtrain", lambda name, t, n=n: t + n * (".experts.1." in name))
+        f"e{n}": train_with(
+            branched, tmp_path / f"e{n}", "midtrain", lambda name, t, n=n: t + n * (".experts.1." in name)
+        )
         for n in (1, 2, 3, 4)
     }
     made, before = load_tensors(merge(branched, experts, tmp_path / "out").path), load_tensors(branched)
     for name, tensor in before.items():
         if ".experts.1." not in name:
             assert torch.equal(
-                made[name][: len(tensor) - ("gate.weight" in name)], tensor[: len(tensor) - ("gate.weight" in name)]
+                made[name][: len(tensor) - ("gate.weight" in name)],
+                tensor[: len(tensor) - ("gate.weight" in name)],
             )
 
 
@@ -123,7 +131,9 @@ def test_the_mean_of_identical_inputs_is_bit_equal(count, dtype, values):
     assert torch.equal(mean([tensor] * count).view(bits), tensor.view(bits))
 
 
-@given(st.integers(2, 7), arrays.arrays(np.float32, (7, 3), elements=st.floats(-(2.0**60), 2.0**60, width=32)))
+@given(
+    st.integers(2, 7), arrays.arrays(np.float32, (7, 3), elements=st.floats(-(2.0**60), 2.0**60, width=32))
+)
 def test_the_mean_is_the_closest_float_to_the_exact_mean(count, values):
     """Fractions are exact; float64 sums may cost at most one rounding where terms cancel."""
     found = mean([torch.from_numpy(row.copy()) for row in values[:count]]).numpy()
@@ -131,7 +141,9 @@ def test_the_mean_is_the_closest_float_to_the_exact_mean(count, values):
         exact = sum(Fraction(float(value)) for value in values[:count, column]) / count
         largest = max(abs(float(value)) for value in values[:count, column])
         error = abs(Fraction(float(found[column])) - exact)
-        assert error <= abs(exact) * Fraction(1, 2**23) + Fraction(largest) * Fraction(1, 2**48) + Fraction(1, 2**149)
+        assert error <= abs(exact) * Fraction(1, 2**23) + Fraction(largest) * Fraction(1, 2**48) + Fraction(
+            1, 2**149
+        )
 
 
 @given(st.permutations(range(5)))
@@ -143,7 +155,9 @@ def test_the_mean_does_not_depend_on_the_order(order):
 def test_the_mean_crosses_blocks_of_rows_and_leaves_its_inputs_alone():
     tensors = [torch.randn(2500, 2) for _ in range(3)]
     before = [tensor.clone() for tensor in tensors]
-    torch.testing.assert_close(mean(tensors).double(), sum(tensor.double() for tensor in tensors) / 3, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        mean(tensors).double(), sum(tensor.double() for tensor in tensors) / 3, rtol=1e-6, atol=1e-8
+    )
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
@@ -174,11 +188,19 @@ def test_arguments_are_checked(branched, experts, tmp_path):
     check_refused(tmp_path, "expert name expected .*got ''", branched, {"": math})
     check_refused(tmp_path, "expert name expected .*got 'a/b'", branched, {"a/b": math})
     check_refused(
-        tmp_path, "got the same one as 'math' and as 'again'", branched, {"math": math, "again": math.parent / "." / math.name}
+        tmp_path,
+        "got the same one as 'math' and as 'again'",
+        branched,
+        {"math": math, "again": math.parent / "." / math.name},
     )
     check_refused(tmp_path, "got the same one as 'anchor' and as 'x'", branched, {"x": branched})
     (tmp_path / "link").symlink_to(math)
-    check_refused(tmp_path, "got the same one as 'math' and as 'again'", branched, {"math": math, "again": tmp_path / "link"})
+    check_refused(
+        tmp_path,
+        "got the same one as 'math' and as 'again'",
+        branched,
+        {"math": math, "again": tmp_path / "link"},
+    )
 
 
 def test_names_and_folders_are_parsed_strictly():
@@ -196,10 +218,14 @@ def test_names_and_folders_are_parsed_strictly():
 
 def test_a_copy_under_another_path_is_refused_by_its_content(branched, experts, tmp_path):
     """The shared tensors of the copy differ, its domain expert does not."""
-    copied = copy_with(experts["math"], tmp_path / "copied", lambda name, tensor: tensor + ("self_attn" in name))
+    copied = copy_with(
+        experts["math"], tmp_path / "copied", lambda name, tensor: tensor + ("self_attn" in name)
+    )
     edit_lineage(copied, name="again")
     message = "copied: expected a domain expert of its own, got a copy of 'math' as 'again'"
-    check_refused(tmp_path, message, branched, {"math": experts["math"], "code": experts["code"], "again": copied})
+    check_refused(
+        tmp_path, message, branched, {"math": experts["math"], "code": experts["code"], "again": copied}
+    )
 
 
 def test_an_expert_of_another_anchor_is_refused(dense, other_dense, branched, experts, tmp_path):
@@ -220,25 +246,44 @@ def test_another_branch_with_the_same_anchor_is_no_stranger(dense, branched, exp
 def test_what_is_no_trained_expert_is_refused(branched, experts, tmp_path):
     untrained = copy_with(branched, tmp_path / "untrained", lambda name, tensor: tensor)
     check_refused(
-        tmp_path, r"untrained: expected a trained expert of .*branched, got kind 'branched'", branched, {"x": untrained}
+        tmp_path,
+        r"untrained: expected a trained expert of .*branched, got kind 'branched'",
+        branched,
+        {"x": untrained},
     )
     edit_json(untrained / MANIFEST, kind="expert")
     message = "untrained: expected a domain expert of its own, got a copy of 'anchor' as 'x'"
     check_refused(tmp_path, message, branched, {"x": untrained})
     merged = merge(branched, {"math": experts["math"]}, tmp_path / "merged").path
-    check_refused(tmp_path, "merged: expected a trained expert of .*, got kind 'merged'", branched, {"x": merged})
+    check_refused(
+        tmp_path, "merged: expected a trained expert of .*, got kind 'merged'", branched, {"x": merged}
+    )
 
 
 LIES = {
-    "family": ({"family": "olmo2"}, {}, r"expected flex_olmo of 'anchor' and a domain expert, got olmo2 of 'anchor' and 'math'"),
-    "two anchors": ({}, {"name": "anchor"}, r"expected flex_olmo of 'anchor' and .*, got flex_olmo of 'anchor' and 'anchor'"),
-    "another branch": ({}, {"anchor_hash": "00"}, r"expected anchor hash \w{64} of expert 'math' too, got 00"),
+    "family": (
+        {"family": "olmo2"},
+        {},
+        r"expected flex_olmo of 'anchor' and a domain expert, got olmo2 of 'anchor' and 'math'",
+    ),
+    "two anchors": (
+        {},
+        {"name": "anchor"},
+        r"expected flex_olmo of 'anchor' and .*, got flex_olmo of 'anchor' and 'anchor'",
+    ),
+    "another branch": (
+        {},
+        {"anchor_hash": "00"},
+        r"expected anchor hash \w{64} of expert 'math' too, got 00",
+    ),
     "no branch": ({}, {"anchor_hash": None}, r"expected anchor hash \w{64} of expert 'math' too, got None"),
 }
 
 
 @pytest.mark.parametrize("changes, lineage, message", LIES.values(), ids=LIES)
-def test_a_manifest_that_contradicts_itself_is_refused(branched, experts, tmp_path, changes, lineage, message):
+def test_a_manifest_that_contradicts_itself_is_refused(
+    branched, experts, tmp_path, changes, lineage, message
+):
     liar = copy_with(experts["math"], tmp_path / "liar", lambda name, tensor: tensor)
     edit_json(liar / MANIFEST, **changes)
     edit_lineage(liar, **lineage)
@@ -254,7 +299,8 @@ def test_two_stages_of_one_expert_are_refused(branched, experts, tmp_path):
 def test_experts_that_nobody_named_are_told_apart_by_their_content(branched, tmp_path):
     """A training that records no name leaves the branch's: 'domain'."""
     nameless = {
-        name: train_with(branched, tmp_path / name, "midtrain", in_domain(n)) for n, name in enumerate(("a", "b"), start=1)
+        name: train_with(branched, tmp_path / name, "midtrain", in_domain(n))
+        for n, name in enumerate(("a", "b"), start=1)
     }
     manifest = read_manifest(merge(branched, nameless, tmp_path / "out").path)
     assert [expert.name for expert in manifest.experts] == ["anchor", "a", "b"]
@@ -266,7 +312,9 @@ def test_another_name_than_the_recorded_one_is_noted(branched, experts, tmp_path
     assert notes[1:] == ("expert code is called math by its own manifest",)
 
 
-@pytest.mark.parametrize("unit", ["model.layers.1.mlp.experts.0.up_proj.weight", "model.layers.0.mlp.gate.weight[0]"])
+@pytest.mark.parametrize(
+    "unit", ["model.layers.1.mlp.experts.0.up_proj.weight", "model.layers.0.mlp.gate.weight[0]"]
+)
 def test_an_anchor_that_moved_is_refused_where_no_stage_may_have_moved_it(branched, tmp_path, unit):
     def change(name, tensor):
         moved = in_domain(1)(name, tensor)
@@ -274,7 +322,10 @@ def test_an_anchor_that_moved_is_refused_where_no_stage_may_have_moved_it(branch
             moved.view(-1)[3] += 1e-3
         return moved
 
-    stages = {policy: train_with(branched, tmp_path / policy, policy, change, expert="x") for policy in ("rlvr", "rlvr_open")}
+    stages = {
+        policy: train_with(branched, tmp_path / policy, policy, change, expert="x")
+        for policy in ("rlvr", "rlvr_open")
+    }
     message = rf"rlvr: tensor '{re.escape(unit)}' is the anchor's, frozen in its stages \(rlvr\): expected the bits of .*branched"
     check_refused(tmp_path, message, branched, {"x": stages["rlvr"]})
     notes = read_manifest(merge(branched, {"x": stages["rlvr_open"]}, tmp_path / "out").path).notes
@@ -288,8 +339,15 @@ def test_an_anchor_that_is_not_the_branched_folder_is_refused(branched, experts,
         experts["math"],
         {"code": experts["code"]},
     )
-    touched = copy_with(branched, tmp_path / "touched", lambda name, tensor: tensor + (name == "model.norm.weight"))
-    check_refused(tmp_path, r"touched: changed since the branch: expected anchor hash \w{64}, got \w{64}", touched, experts)
+    touched = copy_with(
+        branched, tmp_path / "touched", lambda name, tensor: tensor + (name == "model.norm.weight")
+    )
+    check_refused(
+        tmp_path,
+        r"touched: changed since the branch: expected anchor hash \w{64}, got \w{64}",
+        touched,
+        experts,
+    )
 
 
 def test_without_a_manifest_it_says_how_to_get_one(branched, experts, tmp_path):
@@ -304,15 +362,25 @@ def test_a_manifest_without_anchor_hash_is_refused(branched, experts, tmp_path):
     bare = copy_with(experts["math"], tmp_path / "bare", lambda name, tensor: tensor)
     edit_json(bare / MANIFEST, anchor_hash=None)
     check_refused(
-        tmp_path, r"bare/manifest\.json: expected an anchor hash and 2 experts, got None and 2", branched, {"math": bare}
+        tmp_path,
+        r"bare/manifest\.json: expected an anchor hash and 2 experts, got None and 2",
+        branched,
+        {"math": bare},
     )
 
 
 def test_only_two_expert_folders_are_merged(dense, branched, experts, tmp_path):
     merged = merge(branched, experts, tmp_path / "merged").path
-    check_refused(tmp_path, "merged: merge expected a FlexOlmo folder with 2 experts, got 4", branched, {"x": merged})
+    check_refused(
+        tmp_path, "merged: merge expected a FlexOlmo folder with 2 experts, got 4", branched, {"x": merged}
+    )
     check_refused(tmp_path, "merged: merge expected a FlexOlmo folder with 2 experts, got 4", merged, experts)
-    check_refused(tmp_path, "dense: merge expected a FlexOlmo folder with 2 experts, got a dense one", branched, {"x": dense})
+    check_refused(
+        tmp_path,
+        "dense: merge expected a FlexOlmo folder with 2 experts, got a dense one",
+        branched,
+        {"x": dense},
+    )
 
 
 @pytest.mark.parametrize(
@@ -344,7 +412,10 @@ def test_another_tokenizer_or_none_is_refused(branched, experts, tmp_path):
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(tokenizer) + " ")
     check_refused(
-        tmp_path, r"other/tokenizer\.json: expected the same tokenizer as .*branched/tokenizer\.json", branched, {"math": other}
+        tmp_path,
+        r"other/tokenizer\.json: expected the same tokenizer as .*branched/tokenizer\.json",
+        branched,
+        {"math": other},
     )
     (other / "tokenizer.json").unlink()
     check_refused(tmp_path, r"other/tokenizer\.json: expected the same tokenizer", branched, {"math": other})
@@ -356,10 +427,15 @@ def test_another_tokenizer_or_none_is_refused(branched, experts, tmp_path):
 def test_values_that_are_not_finite_are_refused(branched, experts, tmp_path):
     name = "model.layers.0.mlp.gate.weight"
     broken = copy_with(
-        experts["code"], tmp_path / "broken", lambda n, t: t.index_fill(0, torch.tensor(1), torch.nan) if n == name else t
+        experts["code"],
+        tmp_path / "broken",
+        lambda n, t: t.index_fill(0, torch.tensor(1), torch.nan) if n == name else t,
     )
     check_refused(
-        tmp_path, rf"broken/model\.safetensors: tensor '{name}': .*in row 1", branched, {"math": experts["math"], "code": broken}
+        tmp_path,
+        rf"broken/model\.safetensors: tensor '{name}': .*in row 1",
+        branched,
+        {"math": experts["math"], "code": broken},
     )
 
 
@@ -371,6 +447,11 @@ def test_the_ledger_has_every_stage_once_under_its_expert(branched, experts, tmp
         places[name] = shutil.copytree(path, tmp_path / name)
         manifest = read_manifest(path)
         replace(manifest, ledger=(known, *manifest.ledger)).write(places[name])
-    out = merge(places.pop("anchor"), {"maths": places["math"], "code": places["code"]}, tmp_path / "out").path
-    own = [replace(*read_manifest(experts[name]).ledger, expert=expert) for name, expert in (("math", "maths"), ("code", "code"))]
+    out = merge(
+        places.pop("anchor"), {"maths": places["math"], "code": places["code"]}, tmp_path / "out"
+    ).path
+    own = [
+        replace(*read_manifest(experts[name]).ledger, expert=expert)
+        for name, expert in (("math", "maths"), ("code", "code"))
+    ]
     assert read_manifest(out).ledger == (known, *own)

@@ -77,7 +77,9 @@ def test_strict_wants_every_trained_group_to_move(branched, experts, tmp_path):
     after = copy_with(branched, tmp_path / "after", lambda n, t: t + 1 if ".experts.1." in n else t)
     rows = verify(branched, after, MIDTRAIN)
     assert rows[ParamGroup.ROUTER].stuck and not rows[ParamGroup.DOMAIN_EXPERT].stuck
-    with pytest.raises(BarError, match="midtrain expected a change in every trained group, got none in router"):
+    with pytest.raises(
+        BarError, match="midtrain expected a change in every trained group, got none in router"
+    ):
         verify(branched, after, MIDTRAIN, strict=True)
 
 
@@ -93,7 +95,8 @@ def test_bits_are_compared_and_not_values(branched, tmp_path):
 
 def test_a_stage_of_another_kind_of_model_matches_nothing(dense, other_dense, branched, experts):
     with pytest.raises(
-        BarError, match="stage sft expected a model with the groups it trains, got no tensor of domain_expert, router"
+        BarError,
+        match="stage sft expected a model with the groups it trains, got no tensor of domain_expert, router",
     ):
         verify(dense, other_dense, SFT)
     with pytest.raises(BarError, match=r"stage dense_all expected .* got no tensor of ffn"):

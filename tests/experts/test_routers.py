@@ -1,4 +1,5 @@
-"""Routers that nobody trained, against the mean states that transformers' routers are given; and folders rewritten with them."""
+"""Routers that nobody trained, against the mean states that transformers' routers are given; and folders
+rewritten with them."""
 
 import json
 
@@ -34,7 +35,9 @@ def texts(count: int = 4) -> list[list[list[int]]]:
 
 def rows_of(folder, kind: str, layout: ParallelConfig, count: int = 4) -> torch.Tensor:
     model = load_model(folder, layout)
-    return untrained_rows(model, kind, [in_memory([(ids, [True] * len(ids))]) for ids in texts(count)], length=LENGTH)
+    return untrained_rows(
+        model, kind, [in_memory([(ids, [True] * len(ids))]) for ids in texts(count)], length=LENGTH
+    )
 
 
 @torch.no_grad()
@@ -48,7 +51,9 @@ def theirs(folder, kind: str) -> torch.Tensor:
         batch = torch.tensor(ids[:-1]).view(-1, LENGTH)
         seen = {}
         hooks = [
-            layer.mlp.gate.register_forward_pre_hook(lambda _, given, n=n, s=seen: s.update({n: given[0].reshape(-1, 16)}))
+            layer.mlp.gate.register_forward_pre_hook(
+                lambda _, given, n=n, s=seen: s.update({n: given[0].reshape(-1, 16)})
+            )
             for n, layer in enumerate(model.model.layers)
         ]
         model(batch)
@@ -60,7 +65,9 @@ def theirs(folder, kind: str) -> torch.Tensor:
     return found / found.norm(dim=-1).mean(-1)[:, None, None]
 
 
-@pytest.mark.parametrize("layout, processes", [(ParallelConfig(), 1), (ParallelConfig(tensor=2), 2)], ids=["tp1", "tp2"])
+@pytest.mark.parametrize(
+    "layout, processes", [(ParallelConfig(), 1), (ParallelConfig(tensor=2), 2)], ids=["tp1", "tp2"]
+)
 @pytest.mark.parametrize("kind", ["embedding", "hidden"])
 def test_rows_are_the_mean_of_what_transformers_routers_see(kind, layout, processes, merged):
     for found in run_distributed(rows_of, processes, merged, kind, layout):

@@ -46,12 +46,16 @@ def test_what_nobody_moved_keeps_its_bits(method, inputs, dtype):
 def test_weighted_is_the_weighted_mean():
     tensors = draws(2)
     found = Combination(method="weighted", weights=(1.0, 2.0, 5.0))("x", tensors)
-    np.testing.assert_allclose(found, np.average(np.stack(tensors), axis=0, weights=[1, 2, 5]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found, np.average(np.stack(tensors), axis=0, weights=[1, 2, 5]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_task_arithmetic_adds_scaled_deltas():
     tensors = draws(3)
-    assert_close(Combination(method="task-arithmetic", scale=0.4)("x", tensors), tensors[0], 0.4 * sum(deltas(tensors)))
+    assert_close(
+        Combination(method="task-arithmetic", scale=0.4)("x", tensors), tensors[0], 0.4 * sum(deltas(tensors))
+    )
 
 
 def test_first_is_the_first_expert():
@@ -74,20 +78,26 @@ def test_ties_trims_elects_and_merges(density):
         sign = np.sign(sum(values))
         agree = [v for v in values if v != 0 and np.sign(v) == sign]
         expected[place] = np.mean(agree) if agree else 0.0
-    assert_close(Combination(method="ties", density=density, scale=0.7)("x", tensors), tensors[0], 0.7 * expected)
+    assert_close(
+        Combination(method="ties", density=density, scale=0.7)("x", tensors), tensors[0], 0.7 * expected
+    )
 
 
 def test_dare_drops_and_rescales():
     tensors = draws(1)
     (delta,) = deltas(tensors)
-    found = Combination(method="dare", density=0.25)("x", tensors).double().numpy() - tensors[0].double().numpy()
+    found = (
+        Combination(method="dare", density=0.25)("x", tensors).double().numpy() - tensors[0].double().numpy()
+    )
     kept = np.abs(found) > 1e-6
     assert abs(kept.mean() - 0.25) < 0.03
     np.testing.assert_allclose(found[kept], 4 * delta[kept], atol=1e-6)
     assert not torch.equal(*(Combination(method="dare", seed=seed)("x", tensors) for seed in (0, 1)))
     assert not torch.equal(*(Combination(method="dare")(name, tensors) for name in "xy"))
     everything = draws(3)
-    assert_close(Combination(method="dare", density=1.0)("x", everything), everything[0], sum(deltas(everything)) / 3)
+    assert_close(
+        Combination(method="dare", density=1.0)("x", everything), everything[0], sum(deltas(everything)) / 3
+    )
 
 
 @given(arrays.arrays(np.float64, (4, 2, 3), elements=st.integers(-4, 4).map(float)))
@@ -131,13 +141,25 @@ def test_a_merge_combines_what_is_shared_and_nothing_else(branched, tmp_path, me
     shared = Combination(method=method, density=1.0, weights=(1.0, 1.0, 2.0) if method == "weighted" else ())
     out = merge(branched, paths, tmp_path / "out", shared=shared).path
     made, before = load_tensors(out), load_tensors(branched)
-    deltas = {"mean": -0.25 / 3, "weighted": -0.75 / 4, "task-arithmetic": -0.25, "ties": -0.5, "dare": -0.125, "first": 0.25}
-    torch.testing.assert_close(made["lm_head.weight"], before["lm_head.weight"] + deltas[method], rtol=1e-6, atol=1e-6)
+    deltas = {
+        "mean": -0.25 / 3,
+        "weighted": -0.75 / 4,
+        "task-arithmetic": -0.25,
+        "ties": -0.5,
+        "dare": -0.125,
+        "first": 0.25,
+    }
+    torch.testing.assert_close(
+        made["lm_head.weight"], before["lm_head.weight"] + deltas[method], rtol=1e-6, atol=1e-6
+    )
     for name in ("model.embed_tokens.weight", "model.layers.0.mlp.experts.0.up_proj.weight"):
         assert torch.equal(made[name], before[name])
     two = "model.layers.0.mlp.experts.{}.up_proj.weight"
     assert torch.equal(made[two.format(2)], before[two.format(1)] - 0.5)
-    assert read_manifest(out).notes[0] == f"shared tensors: {shared.describe()} of 3 folders, the anchor included"
+    assert (
+        read_manifest(out).notes[0]
+        == f"shared tensors: {shared.describe()} of 3 folders, the anchor included"
+    )
     lines = markdown(measure(branched, paths), list(paths)).splitlines()
     assert any(line.startswith("1 of ") and line.endswith("; 1 are at risk.") for line in lines)
     (head,) = (line for line in lines if line.startswith("| lm_head.weight |"))

@@ -1,4 +1,5 @@
-"""Experts as artifacts: bit for bit what a whole folder is, and a merged model changed by one expert is a fresh merge."""
+"""Experts as artifacts: bit for bit what a whole folder is, and a merged model changed by one expert is a
+fresh merge."""
 
 import re
 import resource
@@ -27,7 +28,9 @@ ROUTERS = ["model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"]
 
 def same(left, right) -> bool:
     a, b = load_tensors(left), load_tensors(right)
-    return a.keys() == b.keys() and all(torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,27 +53,45 @@ def routed(place):
     """The merged model with a trained router."""
 
     def trained(name, tensor):
-        return tensor + torch.arange(1.0, len(tensor) + 1)[:, None] if classify(name) is ParamGroup.ROUTER else tensor
+        return (
+            tensor + torch.arange(1.0, len(tensor) + 1)[:, None]
+            if classify(name) is ParamGroup.ROUTER
+            else tensor
+        )
 
     out = place / "routed"
     copy_with(place / "merged", out, trained)
-    seal(out, read_manifest(out).after(TrainingRecord(stage="route", policy="route"), sources=(), cost=ROUTED))
+    seal(
+        out, read_manifest(out).after(TrainingRecord(stage="route", policy="route"), sources=(), cost=ROUTED)
+    )
     return out
 
 
 def midtrained(branched, target, step):
-    return train_with(branched, target, "midtrain", lambda n, t: t + step * (".experts.1." in n), expert=target.name)
+    return train_with(
+        branched, target, "midtrain", lambda n, t: t + step * (".experts.1." in n), expert=target.name
+    )
 
 
 def test_an_artifact_is_what_the_branch_has_not(branched, experts, place):
-    stored, whole, base = (load_tensors(path) for path in (place / "math-artifact", experts["math"], branched))
+    stored, whole, base = (
+        load_tensors(path) for path in (place / "math-artifact", experts["math"], branched)
+    )
     for name, tensor in whole.items():
-        kept = classify(name) in (ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER) or not torch.equal(tensor, base[name])
+        kept = classify(name) in (ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER) or not torch.equal(
+            tensor, base[name]
+        )
         assert kept == (name in stored), name
         assert not kept or torch.equal(stored[name], tensor)
-    assert hash_units(open_artifact(place / "math-artifact", Folder.open(branched))) == hash_units(Folder.open(experts["math"]))
+    assert hash_units(open_artifact(place / "math-artifact", Folder.open(branched))) == hash_units(
+        Folder.open(experts["math"])
+    )
     card = (place / "math-artifact" / "README.md").read_text()
-    assert "# Expert math" in card and "- rlvr (policy rlvr, recipe tests)" in card and "the 19 shared tensors" in card
+    assert (
+        "# Expert math" in card
+        and "- rlvr (policy rlvr, recipe tests)" in card
+        and "the 19 shared tensors" in card
+    )
 
 
 def test_an_artifact_of_midtraining_holds_no_shared_tensor(branched, tmp_path):
@@ -94,18 +115,28 @@ def test_what_is_removed_and_added_again_is_a_fresh_merge(branched, experts, pla
     assert same(less, fresh(branched, experts, ("math", "tool"), tmp_path / "fresh-less"))
     more = add(Merged.open(less, [place]), "code", place / "code-artifact", tmp_path / "more").path
     assert same(more, fresh(branched, experts, ("math", "tool", "code"), tmp_path / "fresh-more"))
-    assert [(e.name, e.index) for e in read_manifest(more).experts[1:]] == [("math", 1), ("tool", 2), ("code", 3)]
+    assert [(e.name, e.index) for e in read_manifest(more).experts[1:]] == [
+        ("math", 1),
+        ("tool", 2),
+        ("code", 3),
+    ]
     assert not read_manifest(more).router_stale
 
 
 def test_a_replaced_expert_takes_its_slot(branched, experts, place, tmp_path):
-    better = train_with(experts["code"], tmp_path / "better", "rlvr", lambda n, t: t * 1.5 if ".experts.1." in n else t)
+    better = train_with(
+        experts["code"], tmp_path / "better", "rlvr", lambda n, t: t * 1.5 if ".experts.1." in n else t
+    )
     made = replace_expert(Merged.open(place / "merged", []), "code", better, tmp_path / "out").path
     assert same(made, fresh(branched, {**experts, "code": better}, experts, tmp_path / "fresh"))
 
 
-def test_trained_router_rows_of_those_that_stay_are_kept_and_the_router_is_stale(branched, experts, place, routed, tmp_path):
-    better = train_with(experts["code"], tmp_path / "better", "rlvr", lambda n, t: t * 1.5 if ".experts.1." in n else t)
+def test_trained_router_rows_of_those_that_stay_are_kept_and_the_router_is_stale(
+    branched, experts, place, routed, tmp_path
+):
+    better = train_with(
+        experts["code"], tmp_path / "better", "rlvr", lambda n, t: t * 1.5 if ".experts.1." in n else t
+    )
     made = replace_expert(Merged.open(routed, []), "code", better, tmp_path / "out").path
     reference = load_tensors(fresh(branched, {**experts, "code": better}, experts, tmp_path / "fresh"))
     before, after, own = load_tensors(routed), load_tensors(made), load_tensors(better)
@@ -117,7 +148,13 @@ def test_trained_router_rows_of_those_that_stay_are_kept_and_the_router_is_stale
         assert torch.equal(tensor[2], own[name][1])
     manifest = read_manifest(made)
     assert (manifest.kind, manifest.router_stale) == ("merged", True)
-    steps = [("math-folder", "math"), ("code-folder", "code"), ("better", "code"), ("tool-folder", "tool"), ("routed", None)]
+    steps = [
+        ("math-folder", "math"),
+        ("code-folder", "code"),
+        ("better", "code"),
+        ("tool-folder", "tool"),
+        ("routed", None),
+    ]
     assert [(cost.step, cost.expert) for cost in manifest.ledger] == steps
     assert listing(made)[-1] == "router: STALE, train it again"
     assert [line.split()[:4] for line in listing(routed)[1:3]] == [
@@ -135,11 +172,14 @@ def test_a_lost_artifact_is_refused_unless_the_shared_tensors_never_moved(branch
     shutil.copytree(place / "branched", tmp_path / "branched")
     shutil.copytree(place / "merged", tmp_path / "merged")
     with pytest.raises(
-        BarError, match=r"merged: 'math' expected as a folder or artifact with hash \w{64} in .*, got none: a mean"
+        BarError,
+        match=r"merged: 'math' expected as a folder or artifact with hash \w{64} in .*, got none: a mean",
     ):
         remove(Merged.open(tmp_path / "merged", []), "code", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    experts = {name: midtrained(branched, tmp_path / name, n) for n, name in enumerate(("a", "b", "c"), start=1)}
+    experts = {
+        name: midtrained(branched, tmp_path / name, n) for n, name in enumerate(("a", "b", "c"), start=1)
+    }
     merged = merge(branched, experts, tmp_path / "frozen").path
     for path in experts.values():
         path.rename(tmp_path / f".{path.name}-away")
@@ -156,20 +196,43 @@ def test_a_lost_artifact_is_refused_unless_the_shared_tensors_never_moved(branch
 
 def test_without_the_branched_folder_nothing_is_merged(place, tmp_path):
     shutil.copytree(place / "merged", tmp_path / "merged")
-    with pytest.raises(BarError, match=r"'anchor' expected as a folder or artifact .* got none \(the branched folder\)"):
+    with pytest.raises(
+        BarError, match=r"'anchor' expected as a folder or artifact .* got none \(the branched folder\)"
+    ):
         remove(Merged.open(tmp_path / "merged", []), "code", tmp_path / "out")
 
 
 def test_what_cannot_be_is_refused(branched, experts, place, tmp_path):
     model = Merged.open(place / "merged", [])
     for call, message in (
-        (lambda: add(model, "math", experts["math"], tmp_path / "out"), "expected no expert called 'math' yet, got it in slot 1"),
-        (lambda: remove(model, "law", tmp_path / "out"), "expert expected one of math, code, tool, got 'law'"),
-        (lambda: replace_expert(model, "law", experts["math"], tmp_path / "out"), "expert expected one of math, code, tool"),
-        (lambda: add(model, "law", experts["math"], tmp_path / "out"), "expected one folder per expert, got 'math'"),
-        (lambda: Merged.open(experts["math"], []), "expected a merged model with a manifest of its experts, got kind 'expert'"),
-        (lambda: extract(branched, branched, tmp_path / "out"), "expected a trained expert of the branched folder .* 'branched'"),
-        (lambda: extract(experts["math"], experts["code"], tmp_path / "out"), "expected a trained expert of the branched folder"),
+        (
+            lambda: add(model, "math", experts["math"], tmp_path / "out"),
+            "expected no expert called 'math' yet, got it in slot 1",
+        ),
+        (
+            lambda: remove(model, "law", tmp_path / "out"),
+            "expert expected one of math, code, tool, got 'law'",
+        ),
+        (
+            lambda: replace_expert(model, "law", experts["math"], tmp_path / "out"),
+            "expert expected one of math, code, tool",
+        ),
+        (
+            lambda: add(model, "law", experts["math"], tmp_path / "out"),
+            "expected one folder per expert, got 'math'",
+        ),
+        (
+            lambda: Merged.open(experts["math"], []),
+            "expected a merged model with a manifest of its experts, got kind 'expert'",
+        ),
+        (
+            lambda: extract(branched, branched, tmp_path / "out"),
+            "expected a trained expert of the branched folder .* 'branched'",
+        ),
+        (
+            lambda: extract(experts["math"], experts["code"], tmp_path / "out"),
+            "expected a trained expert of the branched folder",
+        ),
     ):
         with pytest.raises(BarError, match=message):
             call()
@@ -178,7 +241,9 @@ def test_what_cannot_be_is_refused(branched, experts, place, tmp_path):
         remove(Merged.open(one, [place]), "math", tmp_path / "out")
     weighted = Combination(method="weighted", weights=(1.0, 2.0))
     merge(branched, {"math": experts["math"]}, tmp_path / "weighted", shared=weighted)
-    with pytest.raises(BarError, match=r"its inputs were weighted by \(1\.0, 2\.0\), which says nothing of another set"):
+    with pytest.raises(
+        BarError, match=r"its inputs were weighted by \(1\.0, 2\.0\), which says nothing of another set"
+    ):
         add(Merged.open(tmp_path / "weighted", [place]), "code", experts["code"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -192,7 +257,10 @@ SPOILED = {
         lambda p: edit_tensors(p, lambda t: t.pop("model.layers.0.mlp.experts.1.up_proj.weight")),
         r"experts\.1\.up_proj\.weight' expected, for it is not that of .*; got no such tensor",
     ),
-    "a tensor more": (lambda p: edit_tensors(p, lambda t: t.update(evil=torch.ones(2))), "'evil': expected no such tensor"),
+    "a tensor more": (
+        lambda p: edit_tensors(p, lambda t: t.update(evil=torch.ones(2))),
+        "'evil': expected no such tensor",
+    ),
     "another shape": (
         lambda p: edit_tensors(p, lambda t: t.update({"model.norm.weight": torch.ones(3)})),
         r"'model\.norm\.weight': expected float32 \[16\], got float32 \[3\]",
@@ -201,7 +269,10 @@ SPOILED = {
         lambda p: edit_tensors(p, lambda t: t["model.norm.weight"].add_(1)),
         r"tensor 'model\.norm\.weight' changed since its manifest was written: expected hash \w{64}, got \w{64}",
     ),
-    "no config": (lambda p: edit_json(p / MANIFEST, config=None), "expected kind 'artifact' with a config, got 'artifact'"),
+    "no config": (
+        lambda p: edit_json(p / MANIFEST, config=None),
+        "expected kind 'artifact' with a config, got 'artifact'",
+    ),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "expected model.safetensors or"),
 }
 
@@ -216,11 +287,15 @@ def test_a_spoiled_artifact_is_refused(branched, experts, tmp_path, spoil, messa
 
 
 def test_an_artifact_of_another_anchor_is_refused(dense, branched, experts, place, tmp_path):
-    other = branch(dense, save_hf(tmp_path / "d", seed=9), tmp_path / "other", router_init="normal", seed=5)[0].path
+    other = branch(dense, save_hf(tmp_path / "d", seed=9), tmp_path / "other", router_init="normal", seed=5)[
+        0
+    ].path
     with pytest.raises(BarError, match=r"foreign anchor|expected, for it is not that of"):
         merge(other, {"math": place / "math-artifact"}, tmp_path / "out")
     manifest = read_manifest(place / "merged")
-    assert manifest == replace(manifest, shared={"method": "mean", "weights": [], "scale": 1.0, "density": 0.2, "seed": 0})
+    assert manifest == replace(
+        manifest, shared={"method": "mean", "weights": [], "scale": 1.0, "density": 0.2, "seed": 0}
+    )
     assert re.fullmatch(r"\w{64}", manifest.experts[0].shared_hash)
 
 
@@ -230,7 +305,9 @@ def test_an_artifact_that_the_disk_does_not_take_leaves_nothing(branched, expert
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(BarError, match=r"/\.out\.partial/.*: could not (write \d+ bytes|be written): File too large"):
+        with pytest.raises(
+            BarError, match=r"/\.out\.partial/.*: could not (write \d+ bytes|be written): File too large"
+        ):
             extract(experts["math"], branched, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,5 @@
-"""Fewer active experts, of all layers or layer by layer: against transformers, a formula, and a finite difference."""
+"""Fewer active experts, of all layers or layer by layer: against transformers, a formula, and a finite
+difference."""
 
 import json
 from dataclasses import replace
@@ -23,7 +24,9 @@ ROWS = torch.tensor([0, 3, 4])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_hf(tmp_path_factory.mktemp("five"), experts=5, num_hidden_layers=LAYERS, intermediate_size=48, seed=4)
+    return save_hf(
+        tmp_path_factory.mktemp("five"), experts=5, num_hidden_layers=LAYERS, intermediate_size=48, seed=4
+    )
 
 
 # One expert for some of the tokens.
@@ -58,7 +61,9 @@ def test_a_dense_gradient_is_the_formulas_and_moves_nothing_else():
 
     def ours(given):
         keep = torch.zeros_like(given[3]).index_fill(0, ROWS, 1.0)
-        return sparse(*given[:3], torch.where(keep > 0, given[3], given[3] - given[3].detach()), given[4], dense=True)
+        return sparse(
+            *given[:3], torch.where(keep > 0, given[3], given[3] - given[3].detach()), given[4], dense=True
+        )
 
     results = []
     for way in (straight_through, ours):
@@ -78,7 +83,9 @@ def test_a_dense_gradient_costs_the_forward_products_of_the_other_rows_and_no_mo
     def flops(dense: bool) -> int:
         x, gate_up, down, weight, _ = inputs()
         with FlopCounterMode(display=False) as counter:
-            sparse(x.requires_grad_(), gate_up, down, weight.requires_grad_(), None, dense=dense).sum().backward()
+            sparse(
+                x.requires_grad_(), gate_up, down, weight.requires_grad_(), None, dense=dense
+            ).sum().backward()
         return counter.get_total_flops()
 
     x, gate_up, down, *_ = inputs()
@@ -130,18 +137,26 @@ def test_a_folder_that_says_it_by_layer_is_read_so(folder, tmp_path):
     assert (found - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
     # transformers reads the folder, with the global number.
     model = transformers.AutoModelForCausalLM.from_pretrained(path)
-    assert model.config.num_experts_per_tok == 4 and {layer.mlp.gate.top_k for layer in model.model.layers} == {4}
+    assert model.config.num_experts_per_tok == 4 and {
+        layer.mlp.gate.top_k for layer in model.model.layers
+    } == {4}
     assert json.loads((path / "config.json").read_text())["num_experts_per_layer"] == [4, 2, 3]
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_experts_per_layer": [4, 2]}, r"config.json: num_experts_per_layer must be 3 numbers from 1, got \[4, 2\]"),
+        (
+            {"num_experts_per_layer": [4, 2]},
+            r"config.json: num_experts_per_layer must be 3 numbers from 1, got \[4, 2\]",
+        ),
         ({"num_experts_per_layer": [4, 0, 1]}, r"must be 3 numbers from 1, got \[4, 0, 1\]"),
         ({"num_experts_per_layer": [4, True, 1]}, r"must be 3 numbers from 1, got \[4, True, 1\]"),
         ({"num_experts_per_layer": 4}, r"num_experts_per_layer must be a list of numbers, got 4"),
-        ({"num_experts_per_layer": [3, 2, 2]}, r"num_experts_per_tok must be 3, the most of num_experts_per_layer, got 5"),
+        (
+            {"num_experts_per_layer": [3, 2, 2]},
+            r"num_experts_per_tok must be 3, the most of num_experts_per_layer, got 5",
+        ),
         ({"num_experts_per_layer": [6, 2, 2]}, r"num_experts_per_tok must be 6, the most of"),
     ],
     ids=lambda value: str(value),
@@ -174,8 +189,8 @@ def test_what_the_model_cannot_do_is_refused(active, message, folder):
 def gradient_and_difference(folder) -> list[tuple[float, float]]:
     """Of every router: the gradient's norm, and the slope along it by a central difference.
 
-    What is differentiated is the loss with the chosen experts' weights p, and the others' p - p0, where the choice and p0 are
-    those of the starting point: there it is the loss itself.
+    What is differentiated is the loss with the chosen experts' weights p, and the others' p - p0, where the
+    choice and p0 are those of the starting point: there it is the loss itself.
     """
     from megatron_bar.models.build import build_model
     from megatron_bar.models.shards import load_folder

@@ -1,4 +1,5 @@
-"""Attention over packed documents against each document's own softmax in fp64: forward, backward, GQA, every kernel."""
+"""Attention over packed documents against each document's own softmax in fp64: forward, backward, GQA, every
+kernel."""
 
 import hypothesis.strategies as st
 import pytest
@@ -25,9 +26,13 @@ def core(kernels: str, dtype: torch.dtype):
     return CORES[kernels](config, 1, AttnMaskType.causal, "self")
 
 
-def packed(rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torch.device, moving: int = MOVING) -> Sequences:
+def packed(
+    rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torch.device, moving: int = MOVING
+) -> Sequences:
     """``rows``: the lengths of each row's documents."""
-    documents = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in rows])
+    documents = torch.stack(
+        [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in rows]
+    )
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
     seqs = Sequences(positions=positions.to(device), documents=documents.to(device))
     return seqs.prepare(theta=THETA, width=WIDTH, kernels=kernels, dtype=dtype, moving=moving)
@@ -36,7 +41,9 @@ def packed(rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torc
 def alone(query, key, value) -> torch.Tensor:
     """One document ``[s, n, d]``, in the order of the paper's equations."""
     s = len(query)
-    angles = torch.arange(s, dtype=torch.float64)[:, None] / THETA ** (torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH)
+    angles = torch.arange(s, dtype=torch.float64)[:, None] / THETA ** (
+        torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH
+    )
 
     def rotate(x):
         left, right = x[..., : WIDTH // 2], x[..., WIDTH // 2 :]
@@ -56,7 +63,8 @@ def alone(query, key, value) -> torch.Tensor:
 def errors(
     rows: list[list[int]], kernels: str, dtype: torch.dtype, device: torch.device, moving: int = MOVING
 ) -> tuple[Sequences, list[float]]:
-    """The largest differences of the output and of the three gradients, relative to the largest value (or 1)."""
+    """The largest differences of the output and of the three gradients, relative to the largest value (or
+    1)."""
     generator = torch.Generator().manual_seed(0)
     s = sum(rows[0])
     draws = [torch.randn(s, len(rows), n, WIDTH, generator=generator) for n in (HEADS, KV_HEADS, KV_HEADS)]
@@ -73,7 +81,10 @@ def errors(
     got.backward(towards.to(device, dtype))
     want.backward(towards.to(dtype).double())
     pairs = [(got, want), *((a.grad, b.grad) for a, b in zip(mine, exact, strict=True))]
-    return seqs, [((a.detach().cpu().double() - b.detach()).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in pairs]
+    return seqs, [
+        ((a.detach().cpu().double() - b.detach()).abs().max() / b.abs().max().clamp(min=1)).item()
+        for a, b in pairs
+    ]
 
 
 @st.composite
@@ -111,7 +122,11 @@ def test_what_computes_less_is_chosen():
 def test_transformer_engine_gets_the_borders_and_is_named_where_it_is_missing():
     seqs = packed([[3, 5], [8]], "transformer_engine", torch.bfloat16, torch.device("cpu"))
     got = seqs.borders
-    assert (got.qkv_format, got.cu_seqlens_q.tolist(), got.cu_seqlens_kv.tolist()) == ("thd", [0, 3, 8, 16], [0, 3, 8, 16])
+    assert (got.qkv_format, got.cu_seqlens_q.tolist(), got.cu_seqlens_kv.tolist()) == (
+        "thd",
+        [0, 3, 8, 16],
+        [0, 3, 8, 16],
+    )
     assert got.cu_seqlens_q.dtype == torch.int32 and got.max_seqlen_q == got.max_seqlen_kv == 8
     rows = Sequences(positions=torch.arange(8).expand(2, 8))  # without documents, each row is one
     rows.prepare(theta=THETA, width=WIDTH, kernels="transformer_engine", dtype=torch.bfloat16)

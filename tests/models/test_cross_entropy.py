@@ -1,4 +1,5 @@
-"""The blockwise loss against torch's own over the whole of the logits, value and gradient; over several ranks see test_parity."""
+"""The blockwise loss against torch's own over the whole of the logits, value and gradient; over several ranks
+see test_parity."""
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ def alone():
 
 
 def drawn(s: int, b: int, width: int, vocabulary: int, seed: int, dtype: torch.dtype):
-    """Logits of which some are large, labels of which some are absent, and what the two results are weighted with."""
+    """Logits of which some are large, labels of which some are absent, and what the two results are weighted
+    with."""
     generator = torch.Generator().manual_seed(seed)
     logits = (10 * torch.randn(s, b, width, generator=generator)).to(dtype).requires_grad_()
     labels = torch.randint(-2, vocabulary, (b, s), generator=generator)

@@ -1,4 +1,5 @@
-"""A mixture with an expert disabled is transformers' model of the folder without that expert, at every layout."""
+"""A mixture with an expert disabled is transformers' model of the folder without that expert, at every
+layout."""
 
 import json
 import shutil
@@ -21,7 +22,14 @@ NAMES = ("anchor", "math", "code", "tools")
 
 
 def named(path: Path) -> Path:
-    seal(path, Manifest(family="flex_olmo", kind="merged", experts=tuple(Expert(index=n, name=e) for n, e in enumerate(NAMES))))
+    seal(
+        path,
+        Manifest(
+            family="flex_olmo",
+            kind="merged",
+            experts=tuple(Expert(index=n, name=e) for n, e in enumerate(NAMES)),
+        ),
+    )
     return path
 
 
@@ -50,7 +58,9 @@ def without(folder: Path, slot: int, active: int, target: Path) -> Path:
 
 
 @torch.no_grad()
-def logits(folder: Path, layout: ParallelConfig, active: int | None, disabled: tuple[str, ...]) -> torch.Tensor:
+def logits(
+    folder: Path, layout: ParallelConfig, active: int | None, disabled: tuple[str, ...]
+) -> torch.Tensor:
     positions = torch.arange(IDS.shape[1]).expand(IDS.shape)
     return load_model(folder, layout, active_experts=active, disabled=disabled)(IDS, positions)
 
@@ -68,7 +78,9 @@ def logits(folder: Path, layout: ParallelConfig, active: int | None, disabled: t
 def test_a_disabled_expert_is_one_that_is_not_there(layout, processes, active, folder, tmp_path):
     import transformers
 
-    other = transformers.AutoModelForCausalLM.from_pretrained(without(folder, 2, active or 3, tmp_path / "three"))
+    other = transformers.AutoModelForCausalLM.from_pretrained(
+        without(folder, 2, active or 3, tmp_path / "three")
+    )
     with torch.no_grad():
         expected = other(IDS).logits
     for found in run_distributed(logits, processes, folder, layout, active, ("code",)):

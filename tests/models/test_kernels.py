@@ -1,4 +1,5 @@
-"""SwiGLU and RoPE against their formulas in fp64: by torch's operations, by Triton on a GPU, by its interpreter elsewhere."""
+"""SwiGLU and RoPE against their formulas in fp64: by torch's operations, by Triton on a GPU, by its
+interpreter elsewhere."""
 
 import os
 import subprocess
@@ -71,5 +72,7 @@ def test_the_kernels_run_in_tritons_interpreter():
     if torch.cuda.is_available():
         pytest.skip("they run on the GPU itself")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", __file__]
-    ran = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stdout

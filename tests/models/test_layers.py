@@ -1,4 +1,5 @@
-"""Norms and RoPE, whose gradients are written by hand: against torch's own operations in fp64, on whatever device is there."""
+"""Norms and RoPE, whose gradients are written by hand: against torch's own operations in fp64, on whatever
+device is there."""
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ def device(name: str) -> torch.device:
 
 
 def worst(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.detach().double().cpu() - expected.detach()).abs().max() / expected.detach().abs().max())
+    return float(
+        (found.detach().double().cpu() - expected.detach()).abs().max() / expected.detach().abs().max()
+    )
 
 
 def both(ours, theirs, given: list[torch.Tensor], where: torch.device, dtype: torch.dtype) -> list[float]:
@@ -28,7 +31,9 @@ def both(ours, theirs, given: list[torch.Tensor], where: torch.device, dtype: to
     there = [t.to(where).requires_grad_() for t in rounded]
     expected, found = theirs(*here), ours(*there)
     assert found.dtype == dtype
-    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    direction = torch.randn(
+        expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).to(dtype)
     expected.backward(direction.double())
     found.backward(direction.to(where))
     return [worst(found, expected), *(worst(a.grad, b.grad) for a, b in zip(there, here, strict=True))]

@@ -1,4 +1,5 @@
-"""The all-experts path: one expert's product against its formula, and the layer against Megatron's dispatcher at every layout."""
+"""The all-experts path: one expert's product against its formula, and the layer against Megatron's dispatcher
+at every layout."""
 
 from itertools import product
 
@@ -59,7 +60,13 @@ def test_a_frozen_expert_computes_no_gradient_of_its_matrices():
 
     def flops(trains: bool) -> int:
         x, gate_up, down, weight, _ = inputs()
-        given = [x.requires_grad_(), gate_up.requires_grad_(trains), down.requires_grad_(trains), weight.requires_grad_(), None]
+        given = [
+            x.requires_grad_(),
+            gate_up.requires_grad_(trains),
+            down.requires_grad_(trains),
+            weight.requires_grad_(),
+            None,
+        ]
         with FlopCounterMode(display=False) as counter:
             WeightedFFN.apply(*given).sum().backward()
         return counter.get_total_flops()
@@ -124,4 +131,6 @@ def test_on_a_gpu_an_expert_is_its_formula(dtype, limit, few):
 
 
 def worst(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.detach().double().cpu() - expected.detach()).abs().max() / expected.detach().abs().max())
+    return float(
+        (found.detach().double().cpu() - expected.detach()).abs().max() / expected.detach().abs().max()
+    )

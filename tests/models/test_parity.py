@@ -1,6 +1,8 @@
-"""Logits and gradients of the Megatron model against transformers' at every layout, on weights that are all random.
+"""Logits and gradients of the Megatron model against transformers' at every layout, on weights that are all
+random.
 
-A round trip proves nothing about layout; only numbers from another implementation do. ``pytest -s`` prints the figures.
+A round trip proves nothing about layout; only numbers from another implementation do. ``pytest -s`` prints
+the figures.
 """
 
 from pathlib import Path
@@ -80,7 +82,8 @@ def equal(left: dict, right: dict) -> bool:
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids, and labels of which about a third carry no loss. No padding id: transformers gives its embedding no gradient."""
+    """Ids, and labels of which about a third carry no loss. No padding id: transformers gives its embedding
+    no gradient."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.randint(1, SHAPE["vocab_size"], (ROWS, LENGTH), generator=generator)
     labels = ids.roll(-1, dims=1)
@@ -172,7 +175,9 @@ def all_gradients(trainer: Trainer, micro: list[Batch]) -> dict[str, torch.Tenso
 
     load_folder(trainer.model, Folder.open(trainer.source))
     trainer.ddp.zero_grad_buffer()
-    trainer.ddp.force_all_reduce = True  # for what is reduced while the backward pass goes on; the argument is for the rest
+    trainer.ddp.force_all_reduce = (
+        True  # for what is reduced while the backward pass goes on; the argument is for the rest
+    )
     get_forward_backward_func()(
         forward_step_func=partial(_forward, LanguageModelling(HEAD_Z)),
         data_iterator=iter(micro),
@@ -185,14 +190,20 @@ def all_gradients(trainer: Trainer, micro: list[Batch]) -> dict[str, torch.Tenso
     )
     for param in trainer.model.parameters():
         param.data = param.main_grad.clone()
-    return {name: tensor.clone() for name, tensor in _tensors(trainer.model, list(tensor_shapes(trainer.model.shape)), owner=0)}
+    return {
+        name: tensor.clone()
+        for name, tensor in _tensors(trainer.model, list(tensor_shapes(trainer.model.shape)), owner=0)
+    }
 
 
 def figures(source: Path, ids, labels, logits, gradients, norm: float) -> dict[str, float]:
-    """Worst differences from transformers: logits over max(1, largest), gradients in relative norm, and the global norm."""
+    """Worst differences from transformers: logits over max(1, largest), gradients in relative norm, and the
+    global norm."""
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source, attn_implementation="eager", dtype=torch.float32
+    )
     moe = model.config.model_type != DENSE
     out = model(ids, **({"output_router_logits": True} if moe else {}))
     lse = out.logits.logsumexp(-1)
@@ -200,7 +211,9 @@ def figures(source: Path, ids, labels, logits, gradients, norm: float) -> dict[s
     nll = lse - out.logits.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
     loss = ((nll + HEAD_Z * lse.square()) * mask).sum() / mask.sum()
     if moe:
-        loss = loss + ROUTER_Z * sum(part.logsumexp(-1).square().mean() for part in out.router_logits) / len(out.router_logits)
+        loss = loss + ROUTER_Z * sum(part.logsumexp(-1).square().mean() for part in out.router_logits) / len(
+            out.router_logits
+        )
     loss.backward()
     expected = hf_gradients(model)
     assert expected.keys() == gradients.keys()

@@ -80,7 +80,12 @@ def test_greedy_is_transformers_generate(layout, processes, folder):
     expected = []
     for prompt in PROMPTS:
         out = model.generate(
-            torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, eos_token_id=EOS, pad_token_id=PAD, use_cache=True
+            torch.tensor([prompt]),
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+            use_cache=True,
         )
         expected.append(out[0, len(prompt) :].tolist())
     for done, _ in run_distributed(sample, processes, folder, layout, 0.0):
@@ -121,8 +126,13 @@ def same_draws(folder, layout: ParallelConfig, slots: int) -> list[list[int]]:
     model = load_model(folder, layout)
     prompts = [[2 + n % 30, 3] * (1 + n % 3) for n in range(24)]
     limits = [1 + 5 * n % 9 for n in range(24)]
-    done = Sampler(model, eos_ids={EOS}, pad_id=PAD).generate(prompts, max_new_tokens=limits, seed=3, slots=slots)
-    assert all(1 <= len(c.ids) <= limit and c.finished == (c.ids[-1] == EOS) for c, limit in zip(done, limits, strict=True))
+    done = Sampler(model, eos_ids={EOS}, pad_id=PAD).generate(
+        prompts, max_new_tokens=limits, seed=3, slots=slots
+    )
+    assert all(
+        1 <= len(c.ids) <= limit and c.finished == (c.ids[-1] == EOS)
+        for c, limit in zip(done, limits, strict=True)
+    )
     assert all(len(c.ids) == limit for c, limit in zip(done, limits, strict=True) if not c.finished)
     return [c.ids for c in done]
 
@@ -145,10 +155,14 @@ def test_draws_depend_on_the_seed_alone(layout, processes, slots, folder):
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-8, 8), min_size=2, max_size=12), st.floats(0, 1, exclude_max=True), st.floats(0.05, 1))
+@given(
+    st.lists(st.floats(-8, 8), min_size=2, max_size=12), st.floats(0, 1, exclude_max=True), st.floats(0.05, 1)
+)
 def test_top_p_draws_from_the_smallest_likely_set(logits, uniform, top_p):
     values = torch.tensor([logits], dtype=torch.float32)
-    token, logprob = (value.item() for value in draw(values, torch.tensor([uniform], dtype=torch.float64), 1.0, top_p))
+    token, logprob = (
+        value.item() for value in draw(values, torch.tensor([uniform], dtype=torch.float64), 1.0, top_p)
+    )
     probs = values[0].double().softmax(-1)
     more_likely = probs[probs > probs[int(token)] + 1e-6].sum().item()
     assert more_likely < top_p + 1e-5
@@ -159,7 +173,9 @@ def test_a_draw_is_the_inverse_of_the_distribution_function():
     logits = torch.tensor([[0.2, 0.5, 0.3]]).log().repeat(6, 1)
     uniforms = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 0.999], dtype=torch.float64)
     assert draw(logits, uniforms, 1.0, 1.0)[0].tolist() == [0, 0, 1, 1, 2, 2]
-    assert draw(logits, uniforms, 1.0, 0.6)[0].tolist() == [1, 1, 1, 2, 2, 2], "of 0.5 and 0.3, in their places"
+    assert draw(logits, uniforms, 1.0, 0.6)[0].tolist() == [1, 1, 1, 2, 2, 2], (
+        "of 0.5 and 0.3, in their places"
+    )
     assert draw(logits, uniforms, 0.0, 1.0)[0].tolist() == [1] * 6
 
 

@@ -1,7 +1,7 @@
 """What a model hands to its products has a fresh tensor's strides.
 
-Of one row a transposed tensor counts as contiguous and keeps its strides; `torch.matmul` then multiplies its tokens
-one by one. On an H200 the attention's output projection alone took 45 % of a step so.
+Of one row a transposed tensor counts as contiguous and keeps its strides; `torch.matmul` then multiplies its
+tokens one by one. On an H200 the attention's output projection alone took 45 % of a step so.
 """
 
 import pytest
@@ -55,7 +55,11 @@ def odd(model) -> dict[str, tuple]:
 
         return hook
 
-    seen = [name for name, module in model.named_modules() if "Linear" in type(module).__name__ or name.endswith("router")]
+    seen = [
+        name
+        for name, module in model.named_modules()
+        if "Linear" in type(module).__name__ or name.endswith("router")
+    ]
     assert len(seen) >= 2 * SHAPE.num_layers + 1
     for name in seen:
         model.get_submodule(name).register_forward_pre_hook(look(name))
@@ -67,7 +71,9 @@ def odd(model) -> dict[str, tuple]:
 def test_in_training(model, odd, rows, packed):
     ids = torch.arange(8).expand(rows, 8).contiguous()
     documents = (ids >= 5).long() if packed else None
-    nll, _ = model(ids, torch.where(ids >= 5, ids - 5, ids) if packed else ids, labels=ids, documents=documents)
+    nll, _ = model(
+        ids, torch.where(ids >= 5, ids - 5, ids) if packed else ids, labels=ids, documents=documents
+    )
     nll.sum().backward()
     assert odd == {}
 

@@ -1,4 +1,5 @@
-"""Layouts that do not divide are refused by name and number; those that do are exactly the others; groups come and go."""
+"""Layouts that do not divide are refused by name and number; those that do are exactly the others; groups
+come and go."""
 
 import os
 import re
@@ -43,13 +44,23 @@ FOUR = DENSE.with_experts(4)
         (replace(DENSE, num_heads=8), {"tensor": 3}, 3, "8 attention heads cannot be divided over 3 ranks"),
         (DENSE, {"tensor": 8}, 8, "12 attention heads cannot be divided over 8 ranks"),
         (DENSE, {"tensor": 6}, 6, "4 key/value heads cannot be divided over 6 ranks"),
-        (replace(DENSE, intermediate_size=82), {"tensor": 4}, 4, "82 FFN columns cannot be divided over 4 ranks"),
+        (
+            replace(DENSE, intermediate_size=82),
+            {"tensor": 4},
+            4,
+            "82 FFN columns cannot be divided over 4 ranks",
+        ),
         (DENSE.with_experts(5), {"expert": 3}, 3, "80 FFN columns cannot be divided over 3 ranks"),
         (DENSE, {"expert": 2}, 2, "expert parallelism 2 needs experts, and the model is dense"),
         (DENSE, {"tensor": 2}, 3, "tensor 2 x pipeline 1 = 2 does not divide the 3 processes"),
         (DENSE, {"tensor": 2, "pipeline": 3}, 4, "tensor 2 x pipeline 3 = 6 does not divide the 4 processes"),
         (FOUR, {"expert": 4}, 2, "expert 4 x pipeline 1 does not divide the 2 processes"),
-        (FOUR, {"tensor": 2, "expert": 4, "pipeline": 2}, 4, "expert 4 x pipeline 2 does not divide the 4 processes"),
+        (
+            FOUR,
+            {"tensor": 2, "expert": 4, "pipeline": 2},
+            4,
+            "expert 4 x pipeline 2 does not divide the 4 processes",
+        ),
     ],
 )
 def test_what_does_not_divide_is_refused_with_both_numbers(shape, layout, processes, message):
@@ -70,7 +81,13 @@ SIZE = st.integers(1, 6)
             intermediate_size=ffn,
             num_layers=layers,
         ),
-        *(st.integers(1, 6), st.integers(1, 3), st.integers(1, 12), st.integers(1, 6), st.sampled_from([0, 2, 3, 4, 6])),
+        *(
+            st.integers(1, 6),
+            st.integers(1, 3),
+            st.integers(1, 12),
+            st.integers(1, 6),
+            st.sampled_from([0, 2, 3, 4, 6]),
+        ),
     ),
     tensor=SIZE,
     pipeline=SIZE,
@@ -140,7 +157,13 @@ def groups(layout: ParallelConfig, shape: ModelConfig) -> dict[str, int]:
 )
 def test_the_groups_are_those_of_the_layout(layout, active, expert, expert_tensor, data):
     wanted = ParallelConfig(**layout)
-    sizes = {"tensor": wanted.tensor, "pipeline": wanted.pipeline, "expert": expert, "expert_tensor": expert_tensor, "data": data}
+    sizes = {
+        "tensor": wanted.tensor,
+        "pipeline": wanted.pipeline,
+        "expert": expert,
+        "expert_tensor": expert_tensor,
+        "data": data,
+    }
     assert run_distributed(groups, 2, wanted, replace(FOUR, experts_per_token=active)) == [sizes] * 2
 
 
@@ -157,7 +180,11 @@ def test_one_process_alone_has_a_group_for_the_block_and_leaves_nothing():
 
 def told(failing: int, kind: str) -> str:
     """What this rank says when rank ``failing`` had an error."""
-    error = {"user": BarError("bad file"), "system": OSError("disk full")}[kind] if dist.get_rank() == failing else None
+    error = (
+        {"user": BarError("bad file"), "system": OSError("disk full")}[kind]
+        if dist.get_rank() == failing
+        else None
+    )
     try:
         share_error(error)
     except (BarError, OSError) as problem:

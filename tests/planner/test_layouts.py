@@ -2,7 +2,8 @@
 
 import pytest
 
-from megatron_bar.planner.search import _seconds as step_seconds, propose
+from megatron_bar.planner.search import _seconds as step_seconds
+from megatron_bar.planner.search import propose
 from megatron_bar.planner.usage import Machine, PlannedStage, usage
 from megatron_bar.recipes import load_recipe
 from megatron_bar.run.pipeline import Pipeline
@@ -21,9 +22,7 @@ def test_no_stage_is_slower_than_its_proposal_by_more_than_a_tenth(name, gpus, t
         if step.run is None or step.run.stage.name in seen:
             continue
         seen.add(step.run.stage.name)
-        planned = PlannedStage(
-            name=step.name, run=step.run, shape=pipeline.shape.with_experts(step.experts)
-        )
+        planned = PlannedStage(name=step.name, run=step.run, shape=pipeline.shape.with_experts(step.experts))
         assert machine.holds(usage(planned, planned.stage, machine)), step.name
         written = step_seconds(planned, planned.stage, machine)
         assert written <= SLOWER * propose(planned, machine).seconds, step.name

@@ -50,7 +50,12 @@ def sources(tmp_path_factory):
     root, shape = tmp_path_factory.mktemp("sources"), {"vocab_size": 61}
     cases = [(dtype, policy) for dtype in ("float32", "bfloat16") for policy in (*MOE, "dense_all")]
     return {
-        case: save_hf(root / "-".join(case), experts={"route": 4, "dense_all": 0}.get(case[1], 2), dtype=case[0], **shape)
+        case: save_hf(
+            root / "-".join(case),
+            experts={"route": 4, "dense_all": 0}.get(case[1], 2),
+            dtype=case[0],
+            **shape,
+        )
         for case in cases
     }
 
@@ -58,7 +63,14 @@ def sources(tmp_path_factory):
 def stage(policy: str, layout: ParallelConfig, **changes) -> Stage:
     optim = OptimConfig(lr=1e-2)
     return Stage(
-        name=policy, policy=policy, optim=optim, sequence=LENGTH, batch=ROWS, router_z_loss=1e-3, parallel=layout, **changes
+        name=policy,
+        policy=policy,
+        optim=optim,
+        sequence=LENGTH,
+        batch=ROWS,
+        router_z_loss=1e-3,
+        parallel=layout,
+        **changes,
     )
 
 
@@ -90,7 +102,9 @@ def held(sources: dict, layout: ParallelConfig) -> dict:
         optimizer: dict[int, int] = {}
         for part in trainer.optimizer_parts:
             mains = [p for group in part.optimizer.param_groups for p in group["params"]]
-            state = [v for values in part.optimizer.state.values() for v in values.values() if torch.is_tensor(v)]
+            state = [
+                v for values in part.optimizer.state.values() for v in values.values() if torch.is_tensor(v)
+            ]
             optimizer |= storages([*mains, *(main.grad for main in mains), *state])
         optimizer = {at: size for at, size in optimizer.items() if at not in weights and at not in gradients}
         shape = trainer.model.shape
@@ -110,7 +124,13 @@ def test_weights_gradients_and_optimizer_are_foretold_to_the_byte(layout, source
             assert real[0] > 0
 
 
-ROW = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_key_value_heads": 4, "vocab_size": 61}
+ROW = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 61,
+}
 TOKENS = {"rows": 2, "length": 48}
 
 
@@ -120,20 +140,24 @@ def wider(tmp_path_factory):
     root = tmp_path_factory.mktemp("wider")
     cases = [(dtype, policy) for dtype in ("float32", "bfloat16") for policy in (*MOE, "dense_all")]
     return {
-        case: save_hf(root / "-".join(case), experts={"route": 4, "dense_all": 0}.get(case[1], 2), dtype=case[0], **ROW)
+        case: save_hf(
+            root / "-".join(case), experts={"route": 4, "dense_all": 0}.get(case[1], 2), dtype=case[0], **ROW
+        )
         for case in cases
     }
 
 
 class Kept:
-    """What autograd holds for a saved tensor; gone when its operation is: Megatron lets a graph begin inside a checkpoint."""
+    """What autograd holds for a saved tensor; gone when its operation is: Megatron lets a graph begin inside
+    a checkpoint."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
 
 
 def kept(sources: dict, layout: ParallelConfig) -> dict:
-    """By case: bytes that a real forward pass of one micro-batch keeps besides parameters, and as they were foretold."""
+    """By case: bytes that a real forward pass of one micro-batch keeps besides parameters, and as they were
+    foretold."""
     found = {}
     rows, length = TOKENS.values()
     generator = torch.Generator().manual_seed(5)
@@ -166,7 +190,10 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
             out = model(ids, torch.arange(length).expand(rows, length), labels=ids, documents=documents)
         dist.barrier()
         time.sleep(0.05)  # gloo's threads let go of what they have sent a moment later
-        parameters, everything = storages(model.parameters()), storages([*shared, *(kept.tensor for kept in alive)])
+        parameters, everything = (
+            storages(model.parameters()),
+            storages([*shared, *(kept.tensor for kept in alive)]),
+        )
         real = sum(size for at, size in everything.items() if at not in parameters)
         spread = Spread.of(folder.config, layout, dist.get_world_size())
         one = Pass(
@@ -187,19 +214,27 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
 @pytest.mark.parametrize("layout", ["tp1", "tp2", "ep2", "pp2", "tp2 ep2"])
 def test_what_a_forward_pass_keeps_is_foretold(layout, wider):
     layout, processes = LAYOUTS[layout]
-    close = 0.03 if layout.tensor == 1 else 0.04  # labels and loss of all tokens are beside a part of the rest
+    close = (
+        0.03 if layout.tensor == 1 else 0.04
+    )  # labels and loss of all tokens are beside a part of the rest
     for rank, found in enumerate(run_distributed(kept, processes, wider, layout)):
         for case, (real, said) in found.items():
             assert said == pytest.approx(real, rel=close), (rank, case)
 
 
 def peaks(sources: dict) -> dict:
-    """By case: bytes that were there at once in a real pass forward and back beside weights and gradients, and as foretold."""
+    """By case: bytes that were there at once in a real pass forward and back beside weights and gradients,
+    and as foretold."""
     found = {}
     rows, length = 2, 512
     pass_of = {"rows": rows, "length": length, "attention": "kernel", "z_loss": True}
     for ((vocabulary, dtype, policy), source), recompute in product(sources.items(), (False, True)):
-        wanted = replace(stage(policy, ParallelConfig(), recompute=recompute), sequence=length, batch=rows, micro_batch=rows)
+        wanted = replace(
+            stage(policy, ParallelConfig(), recompute=recompute),
+            sequence=length,
+            batch=rows,
+            micro_batch=rows,
+        )
         trainer = Trainer(source, wanted, steps=1)
         trainer.model.route(replace(trainer.model.routing, z_loss=1e-3))
         ids = torch.randint(1, vocabulary, (rows, length))
@@ -218,7 +253,8 @@ def peaks(sources: dict) -> dict:
 
 
 def test_the_most_that_is_there_at_once_is_foretold(tmp_path):
-    """By what is estimated besides: temporaries, which free each other in an order that the arithmetic does not follow."""
+    """By what is estimated besides: temporaries, which free each other in an order that the arithmetic does
+    not follow."""
     shape = {"hidden_size": 128, "intermediate_size": 384, "max_position_embeddings": 512}
     sources = {
         (vocabulary, dtype, policy): save_hf(
@@ -228,7 +264,9 @@ def test_the_most_that_is_there_at_once_is_foretold(tmp_path):
             vocab_size=vocabulary,
             **shape,
         )
-        for vocabulary, dtype, policy in product((61, 4000), ("float32", "bfloat16"), ("midtrain", "rlvr", "dense_all"))
+        for vocabulary, dtype, policy in product(
+            (61, 4000), ("float32", "bfloat16"), ("midtrain", "rlvr", "dense_all")
+        )
     }
     (found,) = run_distributed(peaks, 1, sources)
     for case, (real, said) in found.items():
@@ -243,7 +281,10 @@ def kept_by_rlvr(source) -> tuple[tuple[int, int], tuple[int, int]]:
     shape, spread = trainer.model.shape, Spread.of(trainer.model.shape, layout, dist.get_world_size())
     real = trainer.model.new_cache(rows=6, max_length=24)
     said = states(shape, POLICIES["rlvr"], spread, spread.place(dist.get_rank())).trains
-    return (copied, said), (sum(storages([real.keys, real.values]).values()), cache(shape, spread, rows=6, length=24))
+    return (copied, said), (
+        sum(storages([real.keys, real.values]).values()),
+        cache(shape, spread, rows=6, length=24),
+    )
 
 
 def test_the_copy_of_what_trains_and_the_cache_are_foretold_to_the_byte(sources):

@@ -1,4 +1,5 @@
-"""What is proposed fits and nothing clearly cheaper does; the rank that holds most is the one; RLVR's extras by hand."""
+"""What is proposed fits and nothing clearly cheaper does; the rank that holds most is the one; RLVR's extras
+by hand."""
 
 from dataclasses import replace
 
@@ -73,17 +74,22 @@ def test_earlier_pipeline_ranks_keep_more_micro_batches():
         _of_rank(one, stage, there, spread, states(one.shape, one.policy, spread, place), place).activations
         for place in map(spread.place, range(8))
     ]
-    inner = kept[6] // 2  # of one micro-batch; the last rank also has the final norm, the first what the embedding takes
+    inner = (
+        kept[6] // 2
+    )  # of one micro-batch; the last rank also has the final norm, the first what the embedding takes
     assert kept[1:7] == [inner * n for n in (7, 6, 5, 4, 3, 2)] and kept[0] > 7.9 * inner
 
 
 def test_seconds_by_hand():
-    """Six operations for a parameter and token where all trains, eight with recomputation, at half of 1000 TFLOP/s on 8 GPUs."""
+    """Six operations for a parameter and token where all trains, eight with recomputation, at half of 1000
+    TFLOP/s on 8 GPUs."""
     one, there = planned("math-rlvr"), machine(8, tflops=1000.0, mfu=0.5)
     everything = replace(one, run=replace(one.run, stage=replace(one.stage, policy="rlvr_open")))
     tokens, parameters = 128 * 6144, 11_626_795_008 - 100_278 * 4096  # the embedding multiplies nothing
     pairs = 128 * 6144 * 6145 // 2 * 32 * 4 * 4096
-    straight = compute_seconds(everything, replace(one.stage, recompute=False, parallel=ParallelConfig()), there)
+    straight = compute_seconds(
+        everything, replace(one.stage, recompute=False, parallel=ParallelConfig()), there
+    )
     assert straight == pytest.approx((6 * parameters * tokens + 3 * pairs) / 4e15, rel=1e-3)
     again = compute_seconds(everything, replace(one.stage, recompute=True, parallel=ParallelConfig()), there)
     forward = 2 * (parameters - 100_278 * 4096) * tokens + pairs
@@ -96,11 +102,18 @@ def test_the_sampler_and_other_engines():
     there = machine(8)
     one = planned("math-rlvr", "experts.math.rlvr.rl.slots=64")
     used = usage(one, one.stage, there)
-    cut = 4_328_521_728 + 32 * 4 * 4096**2 + 2 * 100_280 * 4096  # the expert, attention, embedding and head, padded
-    assert used.start == 2 * (cut // 4 + 32 * (2 + 2 + 2) * 4096 + 4096)  # routers, QK-norms and block norms, the last norm
+    cut = (
+        4_328_521_728 + 32 * 4 * 4096**2 + 2 * 100_280 * 4096
+    )  # the expert, attention, embedding and head, padded
+    assert used.start == 2 * (
+        cut // 4 + 32 * (2 + 2 + 2) * 4096 + 4096
+    )  # routers, QK-norms and block norms, the last norm
     for given, keeps in (("kl_every=0", False), ("kl_every=100000", False), ("kl=0.1", True)):
         other = planned("math-rlvr", "experts.0.runs.2.rl.slots=64", f"experts.0.runs.2.rl.{given}")
-        assert (usage(other, one.stage, there).start, usage(other, one.stage, there).scoring > 0) == (used.start * keeps, keeps)
+        assert (usage(other, one.stage, there).start, usage(other, one.stage, there).scoring > 0) == (
+            used.start * keeps,
+            keeps,
+        )
     keys_and_values = 2 * 32 * 65 * 8 * 6144 * 128 * 2
     assert keys_and_values < used.sampling < keys_and_values * 1.2
     few = planned("math-rlvr", "experts.math.rlvr.rl.slots=16")
@@ -121,5 +134,7 @@ def test_the_smallest_number_of_gpus():
 
 
 def test_what_no_layout_divides():
-    with pytest.raises(BarError, match="math-midtrain: no layout of 7 GPUs divides 128 rows, 32 heads and 32 layers"):
+    with pytest.raises(
+        BarError, match="math-midtrain: no layout of 7 GPUs divides 128 rows, 32 heads and 32 layers"
+    ):
         propose(planned("math-midtrain"), machine(7))

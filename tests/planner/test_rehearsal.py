@@ -1,4 +1,5 @@
-"""A rehearsal builds what real processes build, finds the published run right on 64 ranks, and sees what is broken on purpose."""
+"""A rehearsal builds what real processes build, finds the published run right on 64 ranks, and sees what is
+broken on purpose."""
 
 import re
 import signal
@@ -55,11 +56,14 @@ SPARSE = replace(FOUR, experts_per_token=2)
 
 def stage(policy: str, **layout: int) -> Stage:
     optim = OptimConfig(lr=1e-3)
-    return Stage(name="x", policy=policy, optim=optim, sequence=16, batch=8, parallel=ParallelConfig(**layout))
+    return Stage(
+        name="x", policy=policy, optim=optim, sequence=16, batch=8, parallel=ParallelConfig(**layout)
+    )
 
 
 def built(shape: ModelConfig, wanted: Stage) -> list[tuple]:
-    """Of every parameter of this real process: name, shape, whether it trains, DDP's ranks, and the range it updates."""
+    """Of every parameter of this real process: name, shape, whether it trains, DDP's ranks, and the range it
+    updates."""
     set_layout(wanted.parallel, shape, seed=0)
     model = build_model(shape, wanted.parallel)
     freeze(model, POLICIES[wanted.policy])
@@ -74,7 +78,9 @@ def built(shape: ModelConfig, wanted: Stage) -> list[tuple]:
         ranks = ()
         if param.requires_grad:
             ranks = tuple(
-                dist.get_process_group_ranks(ddp.param_to_bucket_group[param].intra_distributed_optimizer_instance_group)
+                dist.get_process_group_ranks(
+                    ddp.param_to_bucket_group[param].intra_distributed_optimizer_instance_group
+                )
             )
         found.append((name, tuple(param.shape), param.requires_grad, ranks, ranges.get(param, (0, 0))))
     return found
@@ -96,7 +102,10 @@ def built(shape: ModelConfig, wanted: Stage) -> list[tuple]:
 def test_every_rank_is_what_a_real_process_builds(processes, shape, policy, layout):
     wanted = stage(policy, **layout)
     ranks = [build_rank(number, processes, shape, wanted) for number in range(processes)]
-    rehearsed = [[(part.name, part.shape, part.trains, part.data, part.updates) for part in rank.parts] for rank in ranks]
+    rehearsed = [
+        [(part.name, part.shape, part.trains, part.data, part.updates) for part in rank.parts]
+        for rank in ranks
+    ]
     assert rehearsed == run_distributed(built, processes, shape, wanted)
 
 
@@ -124,7 +133,11 @@ def test_the_numbers_are_those_of_the_shape():
     found = rehearse("x", FOUR, stage("route", pipeline=2), 4)
     h, v = FOUR.hidden_size, FOUR.vocab_size
     layer = (num_parameters(FOUR) - 2 * v * h - h) // 2
-    assert (found.data_size, found.parameters, found.trainable) == (2, (layer + v * h, layer + v * h + h), (4 * h, 4 * h))
+    assert (found.data_size, found.parameters, found.trainable) == (
+        2,
+        (layer + v * h, layer + v * h + h),
+        (4 * h, 4 * h),
+    )
 
 
 def published_parameters(shape: ModelConfig, tensor: int) -> int:
@@ -136,7 +149,9 @@ def published_parameters(shape: ModelConfig, tensor: int) -> int:
 
 def test_the_router_training_fits_64_ranks(tmp_path):
     recipe = load_recipe("olmo2_7b")
-    recipe = replace(recipe, shape=replace(recipe.shape, num_layers=1))  # as wide and as cut, for a test of seconds
+    recipe = replace(
+        recipe, shape=replace(recipe.shape, num_layers=1)
+    )  # as wide and as cut, for a test of seconds
     pipeline = Pipeline(recipe, tmp_path)
     assert list(rehearsed(pipeline, pipeline.select(stage="route"), 64)) == [router_line(recipe.shape)]
 
@@ -145,7 +160,9 @@ def test_the_router_training_fits_64_ranks(tmp_path):
 def test_the_published_run_fits_64_ranks(tmp_path):
     pipeline = Pipeline(load_recipe("olmo2_7b"), tmp_path)
     lines = list(rehearsed(pipeline, pipeline.select(), 64))
-    assert [line.partition(":")[0] for line in lines] == [step.name for step in pipeline.steps.values() if step.run]
+    assert [line.partition(":")[0] for line in lines] == [
+        step.name for step in pipeline.steps.values() if step.run
+    ]
     for line in lines[:-1]:
         assert "64 ranks of 4 kinds (tensor 4 pipeline 1 expert 1, 16 data-parallel); " in line
         assert f"parameters per rank {published_parameters(pipeline.shape.with_experts(2), 4):,}, " in line
@@ -161,7 +178,9 @@ def router_line(dense: ModelConfig) -> str:
     )
 
 
-OTHERS = sorted(path.stem for path in (ROOT / "megatron_bar" / "recipes").glob("olmo2_*.py") if path.stem != "olmo2_7b")
+OTHERS = sorted(
+    path.stem for path in (ROOT / "megatron_bar" / "recipes").glob("olmo2_*.py") if path.stem != "olmo2_7b"
+)
 
 
 @pytest.mark.slow
@@ -177,7 +196,11 @@ HEAD = FreezePolicy(name="head", trains=frozenset({ParamGroup.LM_HEAD}), anchor_
 def test_ranks_on_which_nothing_trains_are_found(monkeypatch):
     monkeypatch.setitem(POLICIES, "head", HEAD)
     found = rehearse("x", DENSE, stage("head", pipeline=2), 4)
-    assert found.idle == (0, 1) and "nothing trains on 2 of them" in str(found) and found.trainable == (0, 61 * 16)
+    assert (
+        found.idle == (0, 1)
+        and "nothing trains on 2 of them" in str(found)
+        and found.trainable == (0, 61 * 16)
+    )
 
 
 def norms(folder: Path, layout: dict[str, int]) -> list[float]:
@@ -215,14 +238,21 @@ def refuses(message: str, shape: ModelConfig, wanted: Stage, world_size: int) ->
 
 
 def test_an_expert_held_twice_and_one_held_by_nobody(monkeypatch):
-    monkeypatch.setattr(parallel_state, "get_expert_model_parallel_rank", lambda: 0)  # so the names stay the first rank's
+    monkeypatch.setattr(
+        parallel_state, "get_expert_model_parallel_rank", lambda: 0
+    )  # so the names stay the first rank's
     held = r"tensor model\.layers\.0\.mlp\.experts\.0\.gate_proj\.weight, replica 0, held by rank 0 \S+, rank 1 \S+: "
     refuses(held + "expected rows from 24 on, got 0 to 24", SPARSE, stage("sft", expert=2), 2)
 
 
 def test_a_part_held_twice(monkeypatch):
     monkeypatch.setattr(parallel_state, "get_tensor_model_parallel_rank", lambda: 0)
-    refuses(r"tensor model\.embed_tokens\.weight, .*rank 0 embedding\S+, rank 1 embedding\S+: ", FOUR, stage("sft", tensor=2), 2)
+    refuses(
+        r"tensor model\.embed_tokens\.weight, .*rank 0 embedding\S+, rank 1 embedding\S+: ",
+        FOUR,
+        stage("sft", tensor=2),
+        2,
+    )
 
 
 def test_rows_that_nobody_holds(monkeypatch):
@@ -230,21 +260,34 @@ def test_rows_that_nobody_holds(monkeypatch):
     monkeypatch.setattr(
         ops.VocabularyRows,
         "cut",
-        lambda op, read, rank, size: read(op.name)[rank * (op.total // size) : (rank + 1) * (op.total // size)],
+        lambda op, read, rank, size: read(op.name)[
+            rank * (op.total // size) : (rank + 1) * (op.total // size)
+        ],
     )
-    refuses(r"tensor model\.embed_tokens\.weight, replica 0, .*: expected 61 rows, got 60", FOUR, stage("sft", tensor=2), 4)
+    refuses(
+        r"tensor model\.embed_tokens\.weight, replica 0, .*: expected 61 rows, got 60",
+        FOUR,
+        stage("sft", tensor=2),
+        4,
+    )
 
 
 def test_a_vocabulary_whose_padding_is_written(monkeypatch):
     monkeypatch.setattr(ops.VocabularyRows, "join", lambda op, parts: {op.name: torch.cat(parts)})
     refuses(
-        r"tensor model\.embed_tokens\.weight: its parts make \(62, 16\), expected \(61, 16\)", FOUR, stage("sft", tensor=2), 4
+        r"tensor model\.embed_tokens\.weight: its parts make \(62, 16\), expected \(61, 16\)",
+        FOUR,
+        stage("sft", tensor=2),
+        4,
     )
 
 
 def test_parts_of_another_shape_than_the_folder_gives(monkeypatch):
     monkeypatch.setattr(build, "padded_vocab_size", lambda rows, tensor, unit: 2 * rows)
-    with pytest.raises(BarError, match=r"rank 0: parameter embedding\S+ has shape \(61, 16\), its part of the folder \(31, 16\)"):
+    with pytest.raises(
+        BarError,
+        match=r"rank 0: parameter embedding\S+ has shape \(61, 16\), its part of the folder \(31, 16\)",
+    ):
         rehearse("x", FOUR, stage("sft", tensor=2), 2)
 
 
@@ -286,17 +329,32 @@ def changed_model(monkeypatch, change) -> None:
 
 def test_spread_experts_that_are_averaged_with_others(monkeypatch):
     changed_model(monkeypatch, lambda name, param: setattr(param, "allreduce", True))
-    refuses(r"rank 0: the gradient of parameter \S+local_experts\.1\S+ is summed over", SPARSE, stage("sft", expert=2), 4)
+    refuses(
+        r"rank 0: the gradient of parameter \S+local_experts\.1\S+ is summed over",
+        SPARSE,
+        stage("sft", expert=2),
+        4,
+    )
 
 
 def test_a_part_that_the_gradient_norm_leaves_out(monkeypatch):
     changed_model(monkeypatch, lambda name, param: setattr(param, "tensor_model_parallel", False))
-    refuses(r"parameter embedding\S+, part 1: the gradient norm: expected 496 rows, got 0", FOUR, stage("sft", tensor=2), 4)
+    refuses(
+        r"parameter embedding\S+, part 1: the gradient norm: expected 496 rows, got 0",
+        FOUR,
+        stage("sft", tensor=2),
+        4,
+    )
 
 
 def test_a_whole_parameter_that_the_gradient_norm_counts_twice(monkeypatch):
     changed_model(monkeypatch, lambda name, param: setattr(param, "tensor_model_parallel", True))
-    refuses(r"parameter \S+router\S+, part \d: the gradient norm: expected rows from", FOUR, stage("route", tensor=2), 4)
+    refuses(
+        r"parameter \S+router\S+, part \d: the gradient norm: expected rows from",
+        FOUR,
+        stage("route", tensor=2),
+        4,
+    )
 
 
 def test_gradients_that_are_averaged_over_the_ranks(monkeypatch):
@@ -305,7 +363,12 @@ def test_gradients_that_are_averaged_over_the_ranks(monkeypatch):
         return data_parallel(model)
 
     monkeypatch.setattr(rehearsal, "data_parallel", averaged)
-    refuses(r"rank 0: gradients are multiplied by \[0\.25\] before they are summed, expected 1", FOUR, stage("sft"), 4)
+    refuses(
+        r"rank 0: gradients are multiplied by \[0\.25\] before they are summed, expected 1",
+        FOUR,
+        stage("sft"),
+        4,
+    )
 
 
 def test_a_trained_anchor(monkeypatch):
@@ -316,11 +379,18 @@ def test_a_trained_anchor(monkeypatch):
         return frozen
 
     monkeypatch.setattr(rehearsal, "freeze", freeze_less)
-    refuses(r"rank 0: parameter \S+local_experts\.0\S+ is trainable, and policy sft says frozen", FOUR, stage("sft"), 2)
+    refuses(
+        r"rank 0: parameter \S+local_experts\.0\S+ is trainable, and policy sft says frozen",
+        FOUR,
+        stage("sft"),
+        2,
+    )
 
 
 def test_an_anchor_row_without_a_mask(monkeypatch):
-    monkeypatch.setattr(rehearsal, "freeze", lambda model, policy: (freeze(model, policy), Frozen(parts={}))[1])
+    monkeypatch.setattr(
+        rehearsal, "freeze", lambda model, policy: (freeze(model, policy), Frozen(parts={}))[1]
+    )
     refuses(r"rank 0: parameter \S+router\.weight: the anchor's row is not masked", FOUR, stage("sft"), 2)
 
 
@@ -337,7 +407,8 @@ def test_values_that_no_rank_updates():
     wanted = stage("sft")
     ranks = [build_rank(number, 2, FOUR, wanted) for number in range(2)]
     parts = [
-        replace(part, updates=(part.updates[0], part.updates[1] - 1)) if part.updates[1] else part for part in ranks[1].parts
+        replace(part, updates=(part.updates[0], part.updates[1] - 1)) if part.updates[1] else part
+        for part in ranks[1].parts
     ]
     ranks[1] = replace(ranks[1], parts=tuple(parts))
     with pytest.raises(BarError, match=r"^parameter \S+, part 0: updates: expected"):
@@ -359,7 +430,10 @@ def refused() -> str:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--dry-run", "--world-size", "6"), r"error: stage midtrain: tensor 4 x pipeline 1 = 4 does not divide the 6 processes"),
+        (
+            ("--dry-run", "--world-size", "6"),
+            r"error: stage midtrain: tensor 4 x pipeline 1 = 4 does not divide the 6 processes",
+        ),
         (
             ("--dry-run", "--world-size", "1024"),
             r"error: stage midtrain: batch of 128 rows is not divisible by micro-batch 1 x 256",
@@ -367,8 +441,12 @@ def refused() -> str:
         (("--world-size", "64"), r"error: --world-size: expected a positive number, and --dry-run"),
     ],
 )
-def test_what_does_not_divide_is_refused_before_anything_is_built(arguments, message, monkeypatch, capsys, tmp_path):
+def test_what_does_not_divide_is_refused_before_anything_is_built(
+    arguments, message, monkeypatch, capsys, tmp_path
+):
     handler, script = signal.getsignal(signal.SIGTERM), ROOT / "examples" / "pretrain_bar.py"
-    status, out, err = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", *arguments, "--out", tmp_path)
+    status, out, err = run_here(
+        monkeypatch, capsys.readouterr, script, "olmo2_7b", *arguments, "--out", tmp_path
+    )
     signal.signal(signal.SIGTERM, handler)
     assert status and not out and re.search(message, err)

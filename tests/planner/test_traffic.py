@@ -36,7 +36,8 @@ OPS = {
 
 
 class Counted(TorchDispatchMode):
-    """Bytes of what the block's collectives put together, sum or send: by operation and ranks in the group."""
+    """Bytes of what the block's collectives put together, sum or send: by operation and ranks in the
+    group."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +50,9 @@ class Counted(TorchDispatchMode):
             group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject))
             sides = [arg if isinstance(arg, list) else [arg] for arg in args[:2]]
             sizes = [sum(t.nbytes for t in side if isinstance(t, torch.Tensor)) for side in sides]
-            size = sizes[1] if op == "all_to_all" else max(sizes)  # what goes in; of the others, one side is the whole
+            size = (
+                sizes[1] if op == "all_to_all" else max(sizes)
+            )  # what goes in; of the others, one side is the whole
             if op != "recv_" and group.size() > 1 and size > SMALL:  # a send was counted where it was sent
                 self.bytes[op, 2 if op == "send" else group.size()] += size
         return function(*args, **kwargs or {})
@@ -61,7 +64,9 @@ def step_bytes(folder: Path, wanted: Stage) -> Counter:
     shape = (wanted.micro_batch, wanted.sequence)
     ids = torch.randint(1, 61, shape, generator=torch.Generator().manual_seed(trainer.data_rank))
     positions = torch.arange(wanted.sequence).expand(shape)
-    batches = [Batch(ids=ids, positions=positions, labels=ids, documents=None)] * (wanted.batch // trainer.data_size)
+    batches = [Batch(ids=ids, positions=positions, labels=ids, documents=None)] * (
+        wanted.batch // trainer.data_size
+    )
     trainer.step(batches, LanguageModelling())
     with Counted() as counted:
         trainer.step(batches, LanguageModelling())
@@ -131,7 +136,8 @@ def test_the_document_has_the_table_as_it_is():
 
 
 def ring(ranks: int, blocks: int) -> int:
-    """Blocks that one rank sends until every rank has all of them: each passes on, ``ranks - 1`` times, what it got last."""
+    """Blocks that one rank sends until every rank has all of them: each passes on, ``ranks - 1`` times, what
+    it got last."""
     held, sent = [{rank} for rank in range(ranks)], 0
     last = list(range(ranks))
     while any(len(have) < ranks for have in held):

@@ -1,4 +1,5 @@
-"""The published run says the published numbers, and what a user can get wrong about a recipe is told in one line."""
+"""The published run says the published numbers, and what a user can get wrong about a recipe is told in one
+line."""
 
 import re
 import signal
@@ -27,16 +28,29 @@ EXPERT, ROUTER_ROW, EMBEDDING = LAYERS * 3 * HIDDEN * FFN, LAYERS * HIDDEN, VOCA
 SHARED = LAYERS * (4 * HIDDEN**2 + 2 * HIDDEN)
 """Attention with its two norms."""
 TRAINS = {
-    # What the article's table says moves, in parameters of {anchor, expert}; the anchor's router row is masked, not removed.
+    # What the article's table says moves, in parameters of {anchor, expert}; the anchor's router row is
+    # masked, not removed.
     "midtrain": EXPERT + 2 * ROUTER_ROW,
     "sft": EXPERT + 2 * ROUTER_ROW + 2 * EMBEDDING + HIDDEN,
     "rlvr": EXPERT + 2 * ROUTER_ROW + 2 * EMBEDDING + HIDDEN + SHARED + LAYERS * 2 * HIDDEN,
 }
 PUBLISHED = {
     # Of every stage: its amount, tokens in a step, tokens in a row, and the second line of the dry run.
-    "midtrain": ("47,684 steps", 1_048_576, 8192, "lr 0.0009 cosine to 10%, warmup 2000 steps", "router 0.001 head 1e-05"),
+    "midtrain": (
+        "47,684 steps",
+        1_048_576,
+        8192,
+        "lr 0.0009 cosine to 10%, warmup 2000 steps",
+        "router 0.001 head 1e-05",
+    ),
     "sft": ("2 epochs", 1_048_576, 4096, "lr 0.0001 linear to 0%, warmup 3%", "router 0.001 head 0"),
-    "rlvr": ("rounds of 64 prompts x 8, 4 mini-batches", None, 2048 + 4096, "lr 6e-07 constant", "router 0.001 head 0"),
+    "rlvr": (
+        "rounds of 64 prompts x 8, 4 mini-batches",
+        None,
+        2048 + 4096,
+        "lr 6e-07 constant",
+        "router 0.001 head 0",
+    ),
     "route": ("2 epochs", 1_310_720, 2048, "lr 0.0001 linear to 0%, warmup 3%", "router 0.001 head 0"),
 }
 
@@ -47,7 +61,17 @@ def dry_run() -> list[str]:
     return list(describe(recipe, Pipeline(recipe, Path()).shape))
 
 
-SHIPPED = ("tiny", "tiny_study", "untagged", "sparse", "smoke", "olmo2_1b", "olmo2_7b", "olmo2_13b", "olmo2_32b")
+SHIPPED = (
+    "tiny",
+    "tiny_study",
+    "untagged",
+    "sparse",
+    "smoke",
+    "olmo2_1b",
+    "olmo2_7b",
+    "olmo2_13b",
+    "olmo2_32b",
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -68,8 +92,12 @@ def section(lines: list[str], name: str) -> list[str]:
 
 def test_the_models_have_the_published_sizes(dry_run):
     assert dry_run[0] == "recipe olmo2_7b: dense 7,298,011,136 parameters, 4 experts"
-    assert section(dry_run, "branched") == ["branched: {anchor, domain}, router normal: 11,626,795,008 parameters"]
-    assert section(dry_run, "merged") == ["merged: anchor, math, code, safety, tool_use; shared mean: 24,612,753,408 parameters"]
+    assert section(dry_run, "branched") == [
+        "branched: {anchor, domain}, router normal: 11,626,795,008 parameters"
+    ]
+    assert section(dry_run, "merged") == [
+        "merged: anchor, math, code, safety, tool_use; shared mean: 24,612,753,408 parameters"
+    ]
     assert "    trains 655,360 of 24,612,753,408 parameters" in section(dry_run, "final")
 
 
@@ -95,18 +123,23 @@ def test_the_sizes_are_those_of_the_published_folders_and_of_transformers(size):
 @pytest.mark.parametrize("size", TOTALS)
 def test_the_sizes_differ_in_shape_folders_and_layouts_alone(size):
     for change in diff(load_recipe("olmo2_7b"), load_recipe(f"olmo2_{size}")):
-        assert change.startswith(("name:", "base:", "anchor:", "shape.")) or ".stage.parallel." in change, change
+        assert change.startswith(("name:", "base:", "anchor:", "shape.")) or ".stage.parallel." in change, (
+            change
+        )
 
 
 @pytest.mark.parametrize("size, nodes", [("1b", 1), ("7b", 1), ("13b", 1), ("32b", 2)])
 def test_every_stage_fits_into_80_gb(size, nodes, tmp_path):
-    """By arithmetic: 2 bytes a parameter and 4 a gradient on every rank that holds it, 12 of the optimizer on one; inputs of the
-    layers, of which one is computed again; logits in bf16 and fp32 and their gradient."""
+    """By arithmetic: 2 bytes a parameter and 4 a gradient on every rank that holds it, 12 of the optimizer on
+    one; inputs of the layers, of which one is computed again; logits in bf16 and fp32 and their gradient."""
     pipeline = Pipeline(load_recipe(f"olmo2_{size}"), tmp_path)
     pipeline.check(pipeline.select(), 8 * nodes)
     for step in (step for step in pipeline.steps.values() if step.run is not None):
         stage, shape = step.run.stage, pipeline.shape.with_experts(step.experts)
-        layout, trains = stage.parallel, sum(count for _, count, on in table(shape, POLICIES[stage.policy]) if on)
+        layout, trains = (
+            stage.parallel,
+            sum(count for _, count, on in table(shape, POLICIES[stage.policy]) if on),
+        )
         model = layout.tensor * layout.pipeline
         weights = (2 * num_parameters(shape) + 4 * trains) / model + 12 * trains / (8 * nodes)
         layer = 4 * shape.hidden_size + 3 * shape.num_experts * shape.intermediate_size
@@ -124,7 +157,9 @@ STEPS = [
 def test_the_experts_have_the_published_hyperparameters(dry_run, name):
     lines, stage = section(dry_run, name), name.partition("-")[2]
     check_published(lines, stage)
-    assert f"    trains {TRAINS[stage]:,} of 11,626,795,008 parameters, the anchor's router row masked" in lines
+    assert (
+        f"    trains {TRAINS[stage]:,} of 11,626,795,008 parameters, the anchor's router row masked" in lines
+    )
     assert any(re.fullmatch(r" +frozen +anchor_expert +4,328,521,728", line) for line in lines)
 
 
@@ -159,10 +194,14 @@ def test_grpo_has_the_published_numbers():
 def test_the_entry_point_prints_the_dry_run_and_does_nothing(dry_run, monkeypatch, capsys, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     script, out = ROOT / "examples" / "pretrain_bar.py", tmp_path / "out"
-    status, stdout, _ = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out)
+    status, stdout, _ = run_here(
+        monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out
+    )
     assert (status, stdout.splitlines()) == (0, dry_run)
     changes = ("--set", "experts.math.sft.policy=sft_shared_frozen", "base=nowhere")
-    status, stdout, _ = run_here(monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out, *changes)
+    status, stdout, _ = run_here(
+        monkeypatch, capsys.readouterr, script, "olmo2_7b", "--dry-run", "--out", out, *changes
+    )
     lines = section(stdout.splitlines(), "math-sft")
     assert "policy sft_shared_frozen" in lines[0] and f"trains {TRAINS['midtrain']:,}" in lines[4]
     assert not out.exists()
@@ -205,7 +244,10 @@ def test_a_recipe_is_found_by_name_module_or_file(file):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("huge", "recipe huge: not found; expected one of olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, smoke, sparse, tiny"),
+        (
+            "huge",
+            "recipe huge: not found; expected one of olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, smoke, sparse, tiny",
+        ),
         ("no.such.module:recipe", "recipe no.such.module:recipe: not found; expected one of"),
         ("tiny:recipes", "recipe tiny:recipes: not found"),  # with a function, the module is named in full
         ("megatron_bar.recipes.tiny:recipes", "has no function recipes"),
@@ -227,20 +269,44 @@ def test_a_recipe_that_is_none_is_told_in_one_line(file, name, message):
     [
         ("route.optim.lrr=1e-4", r"route\.optim has no 'lrr'; did you mean lr\?"),
         ("route.optim.lr=fast", r"route\.optim\.lr must be a finite float, got 'fast'"),
-        ("experts.math.sft.optim.lr=-1", r"experts\.math\.runs\.sft\.stage\.optim: optim\.lr must be positive, got -1"),
+        (
+            "experts.math.sft.optim.lr=-1",
+            r"experts\.math\.runs\.sft\.stage\.optim: optim\.lr must be positive, got -1",
+        ),
         ("experts.9.name=math", r"experts has no '9'; valid: math, code, tool_use, safety or 0 to 3"),
-        ("experts.math.midtrain.sequence=0", r"experts\.math\.runs\.midtrain\.stage: stage midtrain: sequence expected"),
+        (
+            "experts.math.midtrain.sequence=0",
+            r"experts\.math\.runs\.midtrain\.stage: stage midtrain: sequence expected",
+        ),
         ("route.policy=all", r"route\.stage: stage route: policy must be one of .*, got 'all'"),
-        ("route.parallel.tensor=0", r"route\.stage\.parallel: parallel\.tensor must be a positive integer, got 0"),
-        ("experts.math.sft.data.general.share=2", r"math\.runs\.sft\.data\.sft_general: source .*: share must be"),
+        (
+            "route.parallel.tensor=0",
+            r"route\.stage\.parallel: parallel\.tensor must be a positive integer, got 0",
+        ),
+        (
+            "experts.math.sft.data.general.share=2",
+            r"math\.runs\.sft\.data\.sft_general: source .*: share must be",
+        ),
         ("router_init=ones", r"router_init must be one of normal, zero, got 'ones'"),
         ("seed", r"override 'seed': expected PATH=VALUE"),
-        ("pretrain=none", r"recipe tiny: base expected a folder, or pretrain and shape to make one, got neither"),
-        ("posttrain=none", r"recipe tiny: anchor expected a folder, or posttrain to make one from the base, got neither"),
-        ("experts.code.name=math", r"experts expected of different names, each with a run, got math, math, tool_use"),
+        (
+            "pretrain=none",
+            r"recipe tiny: base expected a folder, or pretrain and shape to make one, got neither",
+        ),
+        (
+            "posttrain=none",
+            r"recipe tiny: anchor expected a folder, or posttrain to make one from the base, got neither",
+        ),
+        (
+            "experts.code.name=math",
+            r"experts expected of different names, each with a run, got math, math, tool_use",
+        ),
         ("experts.code.runs=", r"recipe tiny: experts expected of different names, each with a run"),
         ("experts=", r"recipe tiny: experts expected of different names, each with a run, got none"),
-        ("experts.math.name=../../evil", r"experts\.0: expert name expected letters, .*, got '\.\./\.\./evil'"),
+        (
+            "experts.math.name=../../evil",
+            r"experts\.0: expert name expected letters, .*, got '\.\./\.\./evil'",
+        ),
         ("experts.math.name=anchor", r"expert anchor: expected another name than anchor"),
         ("experts.math.sft.name=midtrain", r"stages of different names: \['midtrain', 'midtrain', 'rlvr'\]"),
         ("route.name=a/b", r"stage name expected letters"),
@@ -249,16 +315,25 @@ def test_a_recipe_that_is_none_is_told_in_one_line(file, name, message):
         ("route.save_every=-1", r"stage route: save_every expected at least 0, got -1"),
         ("route.optim.betas=2,3", r"optim\.betas must be within 0 and 1, got \(2\.0, 3\.0\)"),
         ("route.optim.clip=-1", r"optim\.clip must be positive, got -1"),
-        ("experts.math.midtrain.optim.weight_decay=0.1", r"weight_decay must be 0 where the router's anchor row"),
+        (
+            "experts.math.midtrain.optim.weight_decay=0.1",
+            r"weight_decay must be 0 where the router's anchor row",
+        ),
         ("experts.math.rlvr.rl.group=1", r"rl: group expected at least 2, got 1"),
         ("experts.math.rlvr.rl.mini_batches=0", r"rl: mini_batches expected at least 1, got 0"),
         ("experts.math.rlvr.rl.temperature=-1", r"rl: temperature must be positive, got -1"),
         ("route.data=", r"stage route: data expected at least one source, got none"),
-        ("route.data.general.kind=task", r"stage route: sft_general\.jsonl: expected rows of text or chat or tokens"),
+        (
+            "route.data.general.kind=task",
+            r"stage route: sft_general\.jsonl: expected rows of text or chat or tokens",
+        ),
         ("shared.method=foo", r"shared.method must be one of mean, weighted, .*, got 'foo'"),
         ("embedding_std=-1", r"embedding_std must be positive"),
         ("evaluation.slots=0", r"evaluation: slots expected at least 1, got 0"),
-        ("evaluation.tests.knowledge.max_new_tokens=0", r"test set knowledge: max_new_tokens expected at least 1"),
+        (
+            "evaluation.tests.knowledge.max_new_tokens=0",
+            r"test set knowledge: max_new_tokens expected at least 1",
+        ),
     ],
 )
 def test_a_wrong_change_names_the_field(change, message):
@@ -280,7 +355,10 @@ def test_a_wrong_change_names_the_field(change, message):
         (
             "smoke",
             "experts.*.*.parallel.tensor=2",
-            [f"experts.{n}.stage.parallel.tensor=2" for n in ("0.runs.0", "0.runs.1", "0.runs.2", "1.runs.0")],
+            [
+                f"experts.{n}.stage.parallel.tensor=2"
+                for n in ("0.runs.0", "0.runs.1", "0.runs.2", "1.runs.0")
+            ],
         ),
     ],
 )
@@ -290,7 +368,9 @@ def test_a_change_names_what_it_changes(recipe, named, indexed):
 
 
 def test_a_domain_of_several_sources_is_not_guessed():
-    with pytest.raises(BarError, match=r"route\.data\.general is the name of several, expected one of 0 \(wildchat\)"):
+    with pytest.raises(
+        BarError, match=r"route\.data\.general is the name of several, expected one of 0 \(wildchat\)"
+    ):
         override(load_recipe("olmo2_7b"), ["route.data.general.share=1"])
 
 
@@ -302,11 +382,23 @@ def test_two_changes_that_are_valid_together_are_made_in_either_order():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("route.batch=3", r"stage route: batch of 3 rows is not divisible by micro-batch 2 x 1 data-parallel"),
+        (
+            "route.batch=3",
+            r"stage route: batch of 3 rows is not divisible by micro-batch 2 x 1 data-parallel",
+        ),
         ("route.parallel.pipeline=3", r"stage route: 4 layers cannot be divided over 3 ranks"),
-        ("experts.code.midtrain.parallel.expert=7", r"midtrain: 384 FFN columns cannot be divided over 7 ranks"),
-        ("route.policy=dense_all", r"stage route: policy dense_all trains ffn, which the model does not have"),
-        ("pretrain.parallel.expert=2", r"stage pretrain: expert parallelism 2 needs experts, and the model is dense"),
+        (
+            "experts.code.midtrain.parallel.expert=7",
+            r"midtrain: 384 FFN columns cannot be divided over 7 ranks",
+        ),
+        (
+            "route.policy=dense_all",
+            r"stage route: policy dense_all trains ffn, which the model does not have",
+        ),
+        (
+            "pretrain.parallel.expert=2",
+            r"stage pretrain: expert parallelism 2 needs experts, and the model is dense",
+        ),
     ],
 )
 def test_what_no_step_could_do_is_told_before_the_first(tmp_path, change, message):
@@ -316,7 +408,12 @@ def test_what_no_step_could_do_is_told_before_the_first(tmp_path, change, messag
 
 
 def test_the_shipped_recipes_can_be_run_on_what_they_are_meant_for(tmp_path):
-    for name, processes in (("tiny", 1), ("tiny", 2), ("smoke", 16), *((f"olmo2_{size}", 64) for size in TOTALS)):
+    for name, processes in (
+        ("tiny", 1),
+        ("tiny", 2),
+        ("smoke", 16),
+        *((f"olmo2_{size}", 64) for size in TOTALS),
+    ):
         pipeline = Pipeline(load_recipe(name), tmp_path)
         pipeline.check(pipeline.select(), processes)
     pipeline.check(pipeline.select(stage="route"), 40)  # as published: on five nodes
@@ -344,10 +441,18 @@ def test_given_folders_replace_what_would_make_them(tmp_path):
     assert list(Pipeline(tiny, tmp_path).steps)[:5] == ["world", "init", "base", "anchor", "branched"]
     given = Pipeline(replace(tiny, base=Path("b"), anchor=Path("a")), tmp_path)
     assert list(given.steps)[:2] == ["world", "branched"]
-    assert tuple(map(given.folder.path, ("base", "anchor", "merged"))) == (Path("b"), Path("a"), tmp_path / "merged")
+    assert tuple(map(given.folder.path, ("base", "anchor", "merged"))) == (
+        Path("b"),
+        Path("a"),
+        tmp_path / "merged",
+    )
     assert given.steps["merged"].needs == ("branched", "math-rlvr", "code-rlvr", "tool_use-sft", "safety-sft")
     own_data = Pipeline(replace(tiny, data=Path("d"), evaluation=None), tmp_path)
-    assert "world" not in own_data.steps and list(own_data.steps)[-1] == "final" and own_data.folder.data == Path("d")
+    assert (
+        "world" not in own_data.steps
+        and list(own_data.steps)[-1] == "final"
+        and own_data.folder.data == Path("d")
+    )
     tests = (generative.TestSet(name="chat", path=Path("t.jsonl"), max_new_tokens=4),)
     evaluated = Pipeline(replace(tiny, evaluation=Evaluation(tests=tests), study=Study()), tmp_path)
     assert evaluated.steps["report.md"].needs[0] == "evaluation/anchor.json"

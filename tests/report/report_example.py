@@ -1,4 +1,5 @@
-"""A report made of numbers that no run measured, with everything in it that a report can have: for tests and benchmarks."""
+"""A report made of numbers that no run measured, with everything in it that a report can have: for tests and
+benchmarks."""
 
 import random
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ def row(model: str, group: str, means: Sequence[float], seeds: int = 3) -> Row:
     return Row(model=model, group=group, scores=scores, overall=score(sum(means) / len(means), 0.01, seeds))
 
 
-def lens(tokens: int = 120, *, layers: int = 4, experts: Sequence[str] = EXPERTS, texts: int = 4, seed: int = 0) -> Lens:
+def lens(
+    tokens: int = 120, *, layers: int = 4, experts: Sequence[str] = EXPERTS, texts: int = 4, seed: int = 0
+) -> Lens:
     """``tokens`` in all; the hostile ones come first in the first text."""
     rng = random.Random(seed)
     each = tokens // texts
@@ -69,8 +72,13 @@ def lens(tokens: int = 120, *, layers: int = 4, experts: Sequence[str] = EXPERTS
                 drawn.append([value / sum(raw) for value in raw])
             by_layer += [DIGITS[round(63 * weight)] for layer in drawn for weight in layer]
             for column in zip(*drawn, strict=True):
-                mean.append(DIGITS[round(4095 * sum(column) / layers) // 64] + DIGITS[round(4095 * sum(column) / layers) % 64])
-        return LensText(domain=experts[favoured], tokens=said, weights="".join(mean), by_layer="".join(by_layer))
+                mean.append(
+                    DIGITS[round(4095 * sum(column) / layers) // 64]
+                    + DIGITS[round(4095 * sum(column) / layers) % 64]
+                )
+        return LensText(
+            domain=experts[favoured], tokens=said, weights="".join(mean), by_layer="".join(by_layer)
+        )
 
     return Lens(experts=tuple(experts), layers=layers, texts=tuple(text(n) for n in range(texts)))
 
@@ -88,9 +96,13 @@ def report(tokens: int = 120, **lens_shape) -> Report:
     curve = tuple(tuple(0.3 + 0.05 * n + 0.01 * seed for n in range(10)) for seed in range(3))
     stages = ("base", "anchor", *(f"{e}-{s}" for e in EXPERTS[1:] for s in ("sft", "rlvr")), "final")
     losses = {
-        s: tuple(tuple(5 / (n + 1) + 0.1 * i + 0.02 * seed for n in range(40)) for seed in range(3)) for i, s in enumerate(stages)
+        s: tuple(tuple(5 / (n + 1) + 0.1 * i + 0.02 * seed for n in range(40)) for seed in range(3))
+        for i, s in enumerate(stages)
     }
-    shares = {f"sft_{e}": tuple(tuple(0.6 if i == n else 0.1 for i in range(5)) for _ in range(4)) for n, e in enumerate(EXPERTS)}
+    shares = {
+        f"sft_{e}": tuple(tuple(0.6 if i == n else 0.1 for i in range(5)) for _ in range(4))
+        for n, e in enumerate(EXPERTS)
+    }
     shares["sft_math"] = (
         (0.1, 0.7, 0.1, 0.05, 0.05),
         (0.3, 0.3, 0.2, 0.1, 0.1),
@@ -117,7 +129,13 @@ def report(tokens: int = 120, **lens_shape) -> Report:
                 gains={s: score(0.165 if s == "code" else -0.004, 0.02) for s in SKILLS},
                 kl={s: score(0.011, 0.002) for s in SKILLS if s != "code"},
             ),
-            UpgradeResult(name="RLVR", before="a", after="b", changed=("math",), gains={s: score(0.0, 0.01, 1) for s in SKILLS}),
+            UpgradeResult(
+                name="RLVR",
+                before="a",
+                after="b",
+                changed=("math",),
+                gains={s: score(0.0, 0.01, 1) for s in SKILLS},
+            ),
         ),
         sweeps=(
             SweepResult(
@@ -125,19 +143,25 @@ def report(tokens: int = 120, **lens_shape) -> Report:
                 x_label="active experts k",
                 xs=tuple("12345"),
                 rows={
-                    name: tuple(score(0.3 + 0.1 * k + 0.02 * i) for k in range(5)) for i, name in enumerate(("overall", *SKILLS))
+                    name: tuple(score(0.3 + 0.1 * k + 0.02 * i) for k in range(5))
+                    for i, name in enumerate(("overall", *SKILLS))
                 },
             ),
             SweepResult(
                 name="router data",
                 x_label="share of the data, percent",
                 xs=("1", "5", "100"),
-                rows={"overall": (score(0.444), score(0.491), score(0.476)), "math": (score(0.497), None, score(0.438))},
+                rows={
+                    "overall": (score(0.444), score(0.491), score(0.476)),
+                    "math": (score(0.497), None, score(0.438)),
+                },
             ),
         ),
         curves=(
             Curves(title="Loss", x="part of the stage, percent", y="nats per token", series=losses),
-            Curves(title="Reward of RLVR", x="round", y="share of answers verified", series={"math-rlvr": curve}),
+            Curves(
+                title="Reward of RLVR", x="round", y="share of answers verified", series={"math-rlvr": curve}
+            ),
         ),
         routing=Routing(experts=EXPERTS, domains=tuple(shares), layers=shares),
         lens=lens(tokens, **lens_shape),
@@ -154,8 +178,13 @@ def report(tokens: int = 120, **lens_shape) -> Report:
                 evidence="+43.6 (+40 to +47)",
             ),
             ClaimResult(
-                text="Merging costs next to nothing", source="the paper", verdict="does not hold", evidence="safety -5.8"
+                text="Merging costs next to nothing",
+                source="the paper",
+                verdict="does not hold",
+                evidence="safety -5.8",
             ),
-            ClaimResult(text="It scales to 7B", source="the paper", verdict="not testable here", evidence="a toy"),
+            ClaimResult(
+                text="It scales to 7B", source="the paper", verdict="not testable here", evidence="a toy"
+            ),
         ),
     )

@@ -1,4 +1,5 @@
-"""Intervals against what theory says of them: normal theory for many items, coverage, and the spread between seeds."""
+"""Intervals against what theory says of them: normal theory for many items, coverage, and the spread between
+seeds."""
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ def test_items_that_agree_have_an_interval_of_no_width():
 
 
 def test_seeds_that_differ_widen_it():
-    """Within each seed all items agree, so all of the width is between seeds: between the least and the largest mean."""
+    """Within each seed all items agree, so all of the width is between seeds: between the least and the
+    largest mean."""
     found = mean_interval([[0.0] * 50, [0.5] * 50, [1.0] * 50])
     assert found.mean == 0.5
     assert found.low <= 1 / 6 and found.high >= 5 / 6
@@ -47,7 +49,8 @@ def test_a_ratio_of_the_same_scores_is_one():
 
 
 def test_a_ratio_is_paired_by_item():
-    """By the delta method: the variance of the mean of (top - ratio * bottom), over the bottom's mean squared."""
+    """By the delta method: the variance of the mean of (top - ratio * bottom), over the bottom's mean
+    squared."""
     rng = np.random.default_rng(2)
     bottom = (rng.random(500) < 0.8).astype(float)
     top = bottom * (rng.random(500) < 0.9)

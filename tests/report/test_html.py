@@ -1,4 +1,5 @@
-"""report.html in a real browser, from disk: it renders in silence, asks the network for nothing, and answers mouse and keys."""
+"""report.html in a real browser, from disk: it renders in silence, asks the network for nothing, and answers
+mouse and keys."""
 
 import json
 import re
@@ -14,11 +15,15 @@ from megatron_bar.config import from_json
 from megatron_bar.report.html import html
 from megatron_bar.report.report import DIGITS, Report
 
-needs_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)")
+needs_browser = pytest.mark.skipif(
+    chromium() is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
+)
 
 
 def data_of(text: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    )
 
 
 def test_no_text_ends_an_element():
@@ -32,7 +37,9 @@ def test_no_text_ends_an_element():
 
 def test_ten_thousand_tokens_of_the_published_shape_stay_below_3_mb(record_property):
     size = len(html(report(10_000, layers=32)).encode())
-    record_property("figure", f"a lens of 10,000 tokens, 5 experts, 32 layers: {size / 1e6:.2f} MB, limit 3 MB")
+    record_property(
+        "figure", f"a lens of 10,000 tokens, 5 experts, 32 layers: {size / 1e6:.2f} MB, limit 3 MB"
+    )
     assert size < 3e6
 
 
@@ -58,11 +65,14 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, file):
-    """Opens the report (or another file), and in the end checks that nothing was said on the console or asked of a network."""
+    """Opens the report (or another file), and in the end checks that nothing was said on the console or asked
+    of a network."""
     pages, said, asked = [], [], []
 
     def open_(path=file, *, width: int = 1200, scheme: str = "light", scripts: bool = True):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, java_script_enabled=scripts)
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme, java_script_enabled=scripts
+        )
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("console", lambda message: said.append(message.text))
@@ -90,7 +100,10 @@ def decoded(text, token: int) -> dict[str, float]:
     """Percent by expert, the mean over layers."""
     digits = [DIGITS.index(c) for c in text.weights]
     at = 2 * token * len(EXPERTS)
-    return {name: 100 * (64 * digits[at + 2 * e] + digits[at + 2 * e + 1]) / 4095 for e, name in enumerate(EXPERTS)}
+    return {
+        name: 100 * (64 * digits[at + 2 * e] + digits[at + 2 * e + 1]) / 4095
+        for e, name in enumerate(EXPERTS)
+    }
 
 
 @needs_browser
@@ -98,7 +111,17 @@ def test_every_section_is_there_and_links_lead_to_it(open_page):
     page = open_page()
     assert page.locator("h1").inner_text() == "The recipe tiny & <more>"
     names = page.locator("nav a").all_inner_texts()
-    assert names == ["Results", "Claims", "Changes", "Sweeps", "Learning", "Routing", "Lens", "Costs", "Provenance"]
+    assert names == [
+        "Results",
+        "Claims",
+        "Changes",
+        "Sweeps",
+        "Learning",
+        "Routing",
+        "Lens",
+        "Costs",
+        "Provenance",
+    ]
     for name in names:
         page.locator("nav a", has_text=name).click()
         assert page.locator(f"section#{name.lower()} h2").is_visible()
@@ -125,7 +148,9 @@ def test_hover_on_a_token_shows_all_weights(open_page):
         page.locator(f"[data-text='{number}'] .t").nth(token).hover()
         expected = sorted(decoded(made.texts[number], token).items(), key=lambda item: -item[1])
         lines = page.locator("#tip tr").all_inner_texts()
-        assert [line.split("\t")[:2] for line in lines] == [[name, f"{weight:.1f} %"] for name, weight in expected]
+        assert [line.split("\t")[:2] for line in lines] == [
+            [name, f"{weight:.1f} %"] for name, weight in expected
+        ]
         assert json.loads(page.locator("#tip code").inner_text()) == made.texts[number].tokens[token]
 
 
@@ -133,14 +158,26 @@ def test_hover_on_a_token_shows_all_weights(open_page):
 def test_tokens_are_shown_as_text_in_the_winners_colour(open_page):
     page, made = open_page(), lens()
     shown = page.locator("[data-text='0'] .t").all_text_contents()
-    hostile = ["</script>", "<img src=x onerror=alert(1)>", "\"'&amp;", "<!--", "\u2028", "⏎\n", "·", "→\t", "é"]
+    hostile = [
+        "</script>",
+        "<img src=x onerror=alert(1)>",
+        "\"'&amp;",
+        "<!--",
+        "\u2028",
+        "⏎\n",
+        "·",
+        "→\t",
+        "é",
+    ]
     assert shown[: len(HOSTILE)] == hostile
     assert page.locator("main img").count() == 0
     classes = page.locator("[data-text='1'] .t").evaluate_all("tokens => tokens.map(t => t.className)")
     for token, name in enumerate(classes):
         weights = decoded(made.texts[1], token)
         assert f"e{EXPERTS.index(max(weights, key=weights.get))}" in name.split()
-    colours = page.locator(".legend button").evaluate_all("all => all.map(b => getComputedStyle(b).borderLeftColor)")
+    colours = page.locator(".legend button").evaluate_all(
+        "all => all.map(b => getComputedStyle(b).borderLeftColor)"
+    )
     assert len(set(colours)) == len(EXPERTS)
 
 
@@ -206,7 +243,9 @@ def test_layers_domains_and_single_experts_in_the_lens(open_page):
     at = (5 * made.layers + 1) * len(EXPERTS)
     weights = [100 * DIGITS.index(c) / 63 for c in made.texts[1].by_layer[at : at + len(EXPERTS)]]
     lines = [line.split("\t")[:2] for line in page.locator("#tip tr").all_inner_texts()]
-    assert sorted(lines) == sorted([name, f"{weight:.1f} %"] for name, weight in zip(EXPERTS, weights, strict=True))
+    assert sorted(lines) == sorted(
+        [name, f"{weight:.1f} %"] for name, weight in zip(EXPERTS, weights, strict=True)
+    )
     assert "layer: 2 of 4" in tip(page)
     page.locator("#lens-domain").select_option("code")
     assert page.locator(".tokens").evaluate_all("all => all.map(t => t.dataset.text)") == ["2"]
@@ -249,7 +288,9 @@ def contrast(page, selector: str) -> float:
 
 
 def luminance(colour: list[int]) -> float:
-    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (part / 255 for part in colour)]
+    linear = [
+        v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (part / 255 for part in colour)
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -262,7 +303,9 @@ def test_text_is_readable_in_both_schemes(open_page, scheme):
     for selector in ("h1", "header p", "#results td", ".heat td", ".verdict", "nav a", "[data-text='0'] .t"):
         assert contrast(page, selector) >= 4.5, selector
     # The strongest colours that a token can have.
-    page.evaluate("document.querySelectorAll('[data-text=\"1\"] .t').forEach((t, n) => t.className = `t e${n % 5} a7`)")
+    page.evaluate(
+        "document.querySelectorAll('[data-text=\"1\"] .t').forEach((t, n) => t.className = `t e${n % 5} a7`)"
+    )
     assert contrast(page, "[data-text='1'] .t") >= 4.5
 
 
@@ -310,7 +353,8 @@ MOVED = """(box, distance) => {
         behind: [name, first].map((cell) => getComputedStyle(cell).backgroundColor),
     };
 }"""
-"""Scrolls a box; says how far the names and the first column of numbers went, and what is seen where the names are."""
+"""Scrolls a box; says how far the names and the first column of numbers went, and what is seen where the
+names are."""
 
 
 @needs_browser

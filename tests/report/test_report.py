@@ -1,4 +1,5 @@
-"""The report as a value and as Markdown: it survives JSON, refuses what does not fit, and says what its numbers say."""
+"""The report as a value and as Markdown: it survives JSON, refuses what does not fit, and says what its
+numbers say."""
 
 import json
 from dataclasses import replace
@@ -37,15 +38,23 @@ def test_it_survives_json():
     [
         (lambda r: replace(r, rows=()), "expected at least one row"),
         (
-            lambda r: replace(r, rows=(*r.rows, Row(model="m", group="start", scores={}, overall=score(0.5)))),
+            lambda r: replace(
+                r, rows=(*r.rows, Row(model="m", group="start", scores={}, overall=score(0.5)))
+            ),
             "m: expected knowledge,",
         ),
         (
             lambda r: SweepResult(name="k", x_label="k", xs=("1", "2"), rows={"math": (None,)}),
             "sweep k: math expected 2 scores, got 1",
         ),
-        (lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"b": ()}), "expected the domains a, got b"),
-        (lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"a": ((0.1,),)}), "a: expected 5 experts"),
+        (
+            lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"b": ()}),
+            "expected the domains a, got b",
+        ),
+        (
+            lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"a": ((0.1,),)}),
+            "a: expected 5 experts",
+        ),
         (lambda r: replace(lens(), experts=("one",)), "text 0: weights expected 60 digits, got 300"),
         (lambda r: replace(lens(), layers=3), "text 0: by_layer expected 450 digits, got 600"),
         (
@@ -64,7 +73,15 @@ def test_every_cell_of_the_results_has_its_interval_and_its_seeds():
     table = tables(text)[0]
     assert table[0] == ["model", "", "overall", *SKILLS]
     rows = {cells[0]: cells[1:] for cells in table[1:]}
-    assert rows["anchor"] == ["before", "34.7 ±1.0", "86.3 ±3.0", "48.3 ±3.0", "**92.5** ±3.0", *["0.0 ±3.0"] * 3, "15.8 ±3.0"]
+    assert rows["anchor"] == [
+        "before",
+        "34.7 ±1.0",
+        "86.3 ±3.0",
+        "48.3 ±3.0",
+        "**92.5** ±3.0",
+        *["0.0 ±3.0"] * 3,
+        "15.8 ±3.0",
+    ]
     assert rows[r"BTX \<b\>"][-1] == "**99.0** ±3.0 (n=1)"
     assert all("±" in cell for cells in rows.values() for cell in cells[1:])
     assert "the mean of 3 seeds" in text and "95 %" in text
@@ -72,7 +89,9 @@ def test_every_cell_of_the_results_has_its_interval_and_its_seeds():
 
 def test_best_is_bold_among_comparable_rows_and_ties_are_all_best():
     rows = {cells[0]: cells[2:] for cells in tables(markdown(report()))[0][1:]}
-    bold = {name: [n for n, cell in enumerate(cells) if cell.startswith("**")] for name, cells in rows.items()}
+    bold = {
+        name: [n for n, cell in enumerate(cells) if cell.startswith("**")] for name, cells in rows.items()
+    }
     assert bold == {
         "anchor": [3],
         "math-rlvr": [],
@@ -108,19 +127,32 @@ def test_sweeps_routing_costs_and_claims():
     assert routing[2] == ["sft_math", "20.0", "50.0", "15.0", "7.5", "7.5"], "the mean over the layers"
     assert "over 4 layers" in text
     assert costs[1] == ["math", "sft", "1,234,567", "3.21 T", "0:01:02", "2"]
-    assert costs[-1][1] == "route", "nothing is added up: what the modular and the retrained model took stand side by side"
+    assert costs[-1][1] == "route", (
+        "nothing is added up: what the modular and the retrained model took stand side by side"
+    )
 
 
 def test_provenance_is_told():
     text = markdown(report())
-    for told in ("2026-01-02", "0123456789ab", "A processor, 2 cores", "torch 2.13", "seeds: 0, 1, 2", "math 120"):
+    for told in (
+        "2026-01-02",
+        "0123456789ab",
+        "A processor, 2 cores",
+        "torch 2.13",
+        "seeds: 0, 1, 2",
+        "math 120",
+    ):
         assert told in text
 
 
 def test_what_was_not_measured_has_no_section():
     made = report()
     text = markdown(Report(title="t", provenance=made.provenance, rows=made.rows))
-    assert [line for line in text.splitlines() if line.startswith("#")] == ["# t", "## Results", "## Where the numbers come from"]
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# t",
+        "## Results",
+        "## Where the numbers come from",
+    ]
 
 
 def test_names_are_shown_as_they_are():

@@ -1,4 +1,5 @@
-"""An engine in a process of its own against the trainer: same weights, same probabilities, a name for what differs."""
+"""An engine in a process of its own against the trainer: same weights, same probabilities, a name for what
+differs."""
 
 import json
 import os
@@ -27,7 +28,11 @@ from megatron_bar.training.fit import Job
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.manifest import Manifest
 
-LAYOUTS = {"tp1": (ParallelConfig(), 1), "tp2": (ParallelConfig(tensor=2), 2), "ep2": (ParallelConfig(expert=2), 2)}
+LAYOUTS = {
+    "tp1": (ParallelConfig(), 1),
+    "tp2": (ParallelConfig(tensor=2), 2),
+    "ep2": (ParallelConfig(expert=2), 2),
+}
 PROMPTS = [[5, 6, 7], [9], [4, 8, 15, 16, 3], [11, 12]]
 PARAMS = SamplingParams(max_new_tokens=8, temperature=1.0, stop=(), slots=3)
 APART = EngineConfig(name="transformers")
@@ -40,7 +45,8 @@ def folder(tmp_path_factory):
 
 
 def answers(source: Path, handover: Path, layout: ParallelConfig):
-    """Greedy ones of both engines, the drift of the other one's draws, and what is said when a weight moves after the sync."""
+    """Greedy ones of both engines, the drift of the other one's draws, and what is said when a weight moves
+    after the sync."""
     trainer = Trainer(source, stage(layout), steps=1)
     own = build_engine(EngineConfig(), trainer, Ids(), PARAMS, folder=handover)
     apart = build_engine(APART, trainer, Ids(), PARAMS, folder=handover)
@@ -50,7 +56,9 @@ def answers(source: Path, handover: Path, layout: ParallelConfig):
     same = [[c.ids for c in engine.start(PROMPTS, greedy, seed=0)()] for engine in (own, apart)]
     done = apart.start(PROMPTS, PARAMS, seed=3)()
     again = apart.start(PROMPTS, PARAMS, seed=3)()
-    documents = [(p + c.ids, [False] * len(p) + [True] * len(c.ids)) for p, c in zip(PROMPTS, done, strict=True)]
+    documents = [
+        (p + c.ids, [False] * len(p) + [True] * len(c.ids)) for p, c in zip(PROMPTS, done, strict=True)
+    ]
     logprobs = [[0.0] * len(p) + c.logprobs for p, c in zip(PROMPTS, done, strict=True)]
     rows = PackedRows([("x", in_memory(documents, logprobs=logprobs))], 16, pad_id=0)
     drift = check_rollouts(trainer, apart, rows, CONFIG.objective, limit=1e-5)
@@ -59,13 +67,21 @@ def answers(source: Path, handover: Path, layout: ParallelConfig):
     with pytest.raises(BarError) as caught:
         check_rollouts(trainer, apart, rows, CONFIG.objective, limit=1e-5)
     apart.close()
-    return same, [(c.ids, c.logprobs, c.finished) for c in done], [c.ids for c in again], drift, str(caught.value)
+    return (
+        same,
+        [(c.ids, c.logprobs, c.finished) for c in done],
+        [c.ids for c in again],
+        drift,
+        str(caught.value),
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_another_process_answers_with_the_trainers_weights(layout, folder, tmp_path):
     layout, processes = LAYOUTS[layout]
-    for (own, apart), done, again, drift, message in run_distributed(answers, processes, folder, tmp_path / "w", layout):
+    for (own, apart), done, again, drift, message in run_distributed(
+        answers, processes, folder, tmp_path / "w", layout
+    ):
         assert own == apart
         assert [ids for ids, _, _ in done] == again
         assert all(len(ids) == len(logprobs) for ids, logprobs, _ in done)
@@ -91,7 +107,9 @@ def test_where_no_tensor_differs_the_layer_is_named(layout, tmp_path):
     layout, processes = LAYOUTS[layout]
     source = save_hf(tmp_path / "deep", experts=2, seed=2, num_hidden_layers=4)
     for said in run_distributed(shared_cache_rows, processes, source, tmp_path / "w", layout):
-        assert said.startswith("no tensor changed; with the cache, model.layers.1 is the first to differ, by ")
+        assert said.startswith(
+            "no tensor changed; with the cache, model.layers.1 is the first to differ, by "
+        )
 
 
 def errors(source: Path, handover: Path) -> list[str]:
@@ -141,11 +159,21 @@ def ask(process: subprocess.Popen, call: str, **given) -> dict:
 
 def test_the_server_asks_nobody_for_what_is_not_here(folder):
     """Where the hub should be a socket listens, to which nobody comes."""
-    command = [sys.executable, "-P", engine_server.__file__, "transformers", json.dumps({"stop": ["plus"], "slots": 1})]
+    command = [
+        sys.executable,
+        "-P",
+        engine_server.__file__,
+        "transformers",
+        json.dumps({"stop": ["plus"], "slots": 1}),
+    ]
     with socket.create_server(("127.0.0.1", 0)) as hub:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
+        }
         environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
             assert ask(process, "load", folder=str(folder), version=1) == {"result": None, "version": 1}
             assert "error" in ask(process, "load", folder="nobody/nothing", version=2)
             process.stdin.close()
@@ -154,11 +182,15 @@ def test_the_server_asks_nobody_for_what_is_not_here(folder):
             hub.accept()
 
 
-def learn(source: Path, out: Path, config: grpo.GRPOConfig, layout: ParallelConfig, save_every: int, kill: bool) -> int:
+def learn(
+    source: Path, out: Path, config: grpo.GRPOConfig, layout: ParallelConfig, save_every: int, kill: bool
+) -> int:
     """Engine processes that are left."""
     tasks = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
     manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="rlvr", source=source, out=out, manifest=lambda *_, **__: manifest, logs=out.with_name("logs"))
+    job = Job(
+        name="rlvr", source=source, out=out, manifest=lambda *_, **__: manifest, logs=out.with_name("logs")
+    )
     original = Checkpoints.save
 
     def save_and_stop(checkpoints, *args):
@@ -191,7 +223,8 @@ def test_the_reward_rises_with_answers_one_round_old(layout, engine, folder, tmp
     found = metrics(tmp_path / "out")
     assert found[0]["reward"] <= 0.3
     assert found[-1]["reward"] >= 0.8
-    # The first round's answers are its own weights'; later ones differ from those that train by a round of steps.
+    # The first round's answers are its own weights'; later ones differ from those that train by a round of
+    # steps.
     assert found[0]["kl_to_sampler"] < found[1]["kl_to_sampler"]
 
 
@@ -211,7 +244,9 @@ def stopped(source: Path, handover: Path) -> list[list[list[int]]]:
     for config in (EngineConfig(), APART):
         engine = build_engine(config, trainer, Words(), params, folder=handover)
         engine.sync()
-        found.append([(c.ids, c.finished) for c in engine.start([[n] for n in range(2, 19)], params, seed=0)()])
+        found.append(
+            [(c.ids, c.finished) for c in engine.start([[n] for n in range(2, 19)], params, seed=0)()]
+        )
         engine.close()
     return found
 

@@ -1,4 +1,5 @@
-"""GRPO's parts against plain arithmetic: the clipped loss, the advantages, the packing of rollouts, the choice of prompts."""
+"""GRPO's parts against plain arithmetic: the clipped loss, the advantages, the packing of rollouts, the
+choice of prompts."""
 
 import math
 from types import SimpleNamespace
@@ -53,7 +54,9 @@ def test_the_loss_is_that_of_a_plain_loop(tokens):
     old = [-value - ratio for value, ratio in zip(nll, ratios, strict=True)]
     expected, sums = plain(nll, labels, old, advantages)
     objective = ClippedPolicyGradient(low=LOW, high=HIGH)
-    loss, found = objective(torch.tensor([nll], dtype=torch.float64), None, batch_of([labels], [old], [advantages]))
+    loss, found = objective(
+        torch.tensor([nll], dtype=torch.float64), None, batch_of([labels], [old], [advantages])
+    )
     assert float(loss) == pytest.approx(expected, rel=1e-12, abs=1e-12)
     assert dict(zip(objective.names, found.tolist(), strict=True)) == pytest.approx(sums, rel=1e-9, abs=1e-9)
 
@@ -61,7 +64,8 @@ def test_the_loss_is_that_of_a_plain_loop(tokens):
 @pytest.mark.parametrize(
     "ratio, advantage, factor",
     [
-        # A better answer counts up to 1.272 times, a worse one down to 0.8 times; beyond, nothing more is to be had.
+        # A better answer counts up to 1.272 times, a worse one down to 0.8 times; beyond, nothing more is to
+        # be had.
         (1.0, 2.0, 1.0),
         (1.25, 2.0, 1.25),  # within the higher clip, outside a symmetric one of 0.2
         (1.3, 2.0, None),
@@ -74,7 +78,8 @@ def test_the_loss_is_that_of_a_plain_loop(tokens):
     ],
 )
 def test_the_gradient_on_both_sides_of_both_clips(ratio, advantage, factor):
-    """d loss / d nll = ratio * advantage where the ratio is free, 0 where it is held; and by finite difference."""
+    """d loss / d nll = ratio * advantage where the ratio is free, 0 where it is held; and by finite
+    difference."""
     objective = ClippedPolicyGradient(low=LOW, high=HIGH)
     start, step = 1.3, 1e-6
     batch = batch_of([[4]], [[-start - math.log(ratio)]], [[advantage]])
@@ -102,22 +107,28 @@ def test_masked_tokens_do_not_matter_even_where_they_overflow():
 
 
 def test_kl_to_the_start_is_k3_and_has_its_gradient():
-    """Beside the policy gradient: beta * (exp(r) - 1 - r), r = start - new; d / d nll = beta * (exp(r) - 1)."""
+    """Beside the policy gradient: beta * (exp(r) - 1 - r), r = start - new; d / d nll = beta * (exp(r) -
+    1)."""
     nll = torch.tensor([[1.2, 0.7]], dtype=torch.float64, requires_grad=True)
     batch = batch_of([[3, NO_LOSS]], [[-1.2, 0.0]], [[0.0, 0.0]])
     batch.extras["start_logprobs"] = torch.tensor([[-0.9, 5.0]], dtype=torch.float64)
     loss, sums = ClippedPolicyGradient(kl=0.5)(nll, None, batch)
     loss.backward()
     r = -0.9 + 1.2
-    assert loss.item() == pytest.approx(0.5 * (math.exp(r) - 1 - r)) and sums[-1].item() == pytest.approx(math.exp(r) - 1 - r)
+    assert loss.item() == pytest.approx(0.5 * (math.exp(r) - 1 - r)) and sums[-1].item() == pytest.approx(
+        math.exp(r) - 1 - r
+    )
     assert nll.grad.tolist() == [[pytest.approx(0.5 * (math.exp(r) - 1)), 0.0]]
     measured, _ = ClippedPolicyGradient()(nll, None, batch)
     assert measured.item() == 0.0, "without a weight it is measured only"
 
 
-@pytest.mark.parametrize("sampled, weight", [(-1.0, 1.0), (-1.5, math.exp(0.5)), (-9.0, 2.0), (-0.5, math.exp(-0.5))])
+@pytest.mark.parametrize(
+    "sampled, weight", [(-1.0, 1.0), (-1.5, math.exp(0.5)), (-9.0, 2.0), (-0.5, math.exp(-0.5))]
+)
 def test_truncated_importance_sampling_weighs_by_trainer_over_sampler(sampled, weight):
-    """The ratio is to the trainer's own probability, here 1; the sampler's enters by the weight, 2 at most."""
+    """The ratio is to the trainer's own probability, here 1; the sampler's enters by the weight, 2 at
+    most."""
     nll = torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True)
     batch = batch_of([[3]], [[sampled]], [[3.0]])
     batch.extras["trainer_logprobs"] = torch.tensor([[-1.0]], dtype=torch.float64)
@@ -142,8 +153,11 @@ def test_centred_by_hand():
     assert centred([10.0, 0.0, 0.0, 10.0], LENGTHS, 8) == [5.0, -5.0, -5.0, 5.0]
     assert centred([10.0, 0.0, 0.0, 0.0], LENGTHS, 8) == [7.5, -2.5, -2.5, -2.5]
     assert standardised([10.0, 0.0, 0.0, 10.0], LENGTHS, 8) == pytest.approx([1, -1, -1, 1], abs=1e-5)
-    # 20 tokens in 4 answers of at most 8: the sum over tokens times 20 / 32, over 20 tokens, is the sum over 4 * 8.
-    assert dr_grpo([10.0, 0.0, 0.0, 10.0], LENGTHS, 8) == pytest.approx([5 * 5 / 8, -5 * 5 / 8, -5 * 5 / 8, 5 * 5 / 8])
+    # 20 tokens in 4 answers of at most 8: the sum over tokens times 20 / 32, over 20 tokens, is the sum over
+    # 4 * 8.
+    assert dr_grpo([10.0, 0.0, 0.0, 10.0], LENGTHS, 8) == pytest.approx(
+        [5 * 5 / 8, -5 * 5 / 8, -5 * 5 / 8, 5 * 5 / 8]
+    )
     assert informative([0.0, 0.0, 1.0]) and not informative([1.0, 1.0])
 
 
@@ -179,13 +193,17 @@ def test_what_an_answer_had_lies_beside_its_labels(made, length):
         for token, logprob in zip(answer.ids, answer.logprobs, strict=True)
     }
     labels = rows.labels[rows.labels >= 0].tolist()
-    assert sorted(labels) == sorted(expected), "every token of every answer is learnt once, and no token of a prompt"
+    assert sorted(labels) == sorted(expected), (
+        "every token of every answer is learnt once, and no token of a prompt"
+    )
     for row, column in (rows.labels >= 0).nonzero().tolist():
         values = (logprobs[row, column].item(), advantages[row, column].item())
         assert values == pytest.approx(expected[int(rows.labels[row, column])])
     assert not logprobs[rows.labels < 0].any() and not advantages[rows.labels < 0].any()
     # An answer follows its own prompt.
-    prompts = {answer.ids[0]: task.prompt for task, group in zip(tasks, groups, strict=True) for answer in group}
+    prompts = {
+        answer.ids[0]: task.prompt for task, group in zip(tasks, groups, strict=True) for answer in group
+    }
     for first, prompt in prompts.items():
         ((row, column),) = (rows.labels == first).nonzero().tolist()
         assert rows.ids[row, column + 1 - len(prompt) : column + 1].tolist() == prompt
@@ -236,7 +254,11 @@ def test_prompts_are_drawn_without_repetition_from_those_still_open(seed, number
 
 
 def test_rounds_and_seeds_draw_differently():
-    draws = {tuple(Prompts(TASKS, seed=seed, solved=1.0).draw(number, 6)) for seed in range(3) for number in range(3)}
+    draws = {
+        tuple(Prompts(TASKS, seed=seed, solved=1.0).draw(number, 6))
+        for seed in range(3)
+        for number in range(3)
+    }
     assert len(draws) == 9
 
 
@@ -258,19 +280,29 @@ class Echo:
 
     def start(self, prompts, params, *, seed):
         self.params, self.seed = params, seed
-        return lambda: [Completion(ids=[*prompt, n], logprobs=[0.0, 0.0], finished=True) for n, prompt in enumerate(prompts)]
+        return lambda: [
+            Completion(ids=[*prompt, n], logprobs=[0.0, 0.0], finished=True)
+            for n, prompt in enumerate(prompts)
+        ]
 
 
 def test_every_prompt_gets_its_group_and_every_answer_its_own_score():
-    config = GRPOConfig(rounds=1, group=3, prompts=2, max_new_tokens=9, temperature=0.7, slots=5, stop=("end",))
+    config = GRPOConfig(
+        rounds=1, group=3, prompts=2, max_new_tokens=9, temperature=0.7, slots=5, stop=("end",)
+    )
     engine, trainer = Echo(), SimpleNamespace(stage=SimpleNamespace(seed=11))
-    rollouts = Rollouts(trainer, engine, TASKS[3:5], Prompts(TASKS[3:5], seed=0, solved=1.0), config, pad_id=0)
+    rollouts = Rollouts(
+        trainer, engine, TASKS[3:5], Prompts(TASKS[3:5], seed=0, solved=1.0), config, pad_id=0
+    )
     rollouts.begin(0)
     groups = sorted(rollouts.pending.groups(), key=lambda group: group[0].ids[0])
     one, two = (3, 0) if rollouts.pending.drawn == [1, 0] else (0, 3)
     expected = [[[3, one + n] for n in range(3)], [[4, two + n] for n in range(3)]]
     assert [[answer.ids for answer in group] for group in groups] == expected
-    assert engine.params == SamplingParams(max_new_tokens=9, temperature=0.7, stop=("end",), slots=5) and engine.seed == 11
+    assert (
+        engine.params == SamplingParams(max_new_tokens=9, temperature=0.7, stop=("end",), slots=5)
+        and engine.seed == 11
+    )
     tokenizer = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
     seen = []
 
@@ -279,5 +311,7 @@ def test_every_prompt_gets_its_group_and_every_answer_its_own_score():
         return [float(answer.split()[1]) for _, answer, _ in items]
 
     asked = [Group(number=n, task=TASKS[3 + n], answers=groups[n]) for n in range(2)]
-    assert verify_groups(asked, tokenizer, grade) == [[float(number) for _, number in group] for group in expected]
+    assert verify_groups(asked, tokenizer, grade) == [
+        [float(number) for _, number in group] for group in expected
+    ]
     assert seen[1] == ("exact", f"3 {one + 1}", "3") and seen[3] == ("exact", f"4 {two}", "4")

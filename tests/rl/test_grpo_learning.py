@@ -1,6 +1,8 @@
-"""RLVR learns arithmetic that its start cannot do, from the verifier's word on its text alone; with shuffled rewards it does not.
+"""RLVR learns arithmetic that its start cannot do, from the verifier's word on its text alone; with shuffled
+rewards it does not.
 
-The start is trained to answer in the right form, with digits drawn at random. One seed and the control here; more in test-slow.
+The start is trained to answer in the right form, with digits drawn at random. One seed and the control here;
+more in test-slow.
 """
 
 import json
@@ -29,7 +31,15 @@ from megatron_bar.weights.manifest import Manifest
 PAD, EOS, DIGIT, PLUS, EQUALS = 0, 1, 2, 12, 13
 SUMS = [(a, b) for a in range(5) for b in range(5)]
 CONFIG = grpo.GRPOConfig(
-    rounds=320, prompts=25, group=8, mini_batches=1, max_new_tokens=2, temperature=2.0, slots=200, solved=2.0, kl_every=0
+    rounds=320,
+    prompts=25,
+    group=8,
+    mini_batches=1,
+    max_new_tokens=2,
+    temperature=2.0,
+    slots=200,
+    solved=2.0,
+    kl_every=0,
 )
 
 
@@ -52,7 +62,16 @@ def prompt(a: int, b: int) -> list[int]:
 
 def stage(lr: float, seed: int) -> Stage:
     optim = OptimConfig(lr=lr)
-    return Stage(name="rlvr", policy="rlvr", optim=optim, sequence=12, batch=32, micro_batch=32, router_z_loss=1e-3, seed=seed)
+    return Stage(
+        name="rlvr",
+        policy="rlvr",
+        optim=optim,
+        sequence=12,
+        batch=32,
+        micro_batch=32,
+        router_z_loss=1e-3,
+        seed=seed,
+    )
 
 
 def learn_form(source: Path, out: Path, seed: int) -> None:
@@ -81,7 +100,9 @@ def learn_sums(source: Path, out: Path, seed: int, shuffled: bool) -> float:
 
     tasks = [grpo.Task(prompt=prompt(a, b), verifier="exact", truth=str(a + b)) for a, b in SUMS]
     manifest = Manifest(family="flex_olmo", kind="dense")
-    job = Job(name="sums", source=source, out=out, manifest=lambda *_, **__: manifest, logs=out.with_name("logs"))
+    job = Job(
+        name="sums", source=source, out=out, manifest=lambda *_, **__: manifest, logs=out.with_name("logs")
+    )
     before = resource.getrusage(resource.RUSAGE_SELF)
     grpo.train(job, stage(2e-3, seed), CONFIG, tasks, Digits(), shuffle if shuffled else verify_many)
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -90,11 +111,19 @@ def learn_sums(source: Path, out: Path, seed: int, shuffled: bool) -> float:
 
 def rewards(tmp_path: Path, seed: int, *, shuffled: bool) -> list[float]:
     start = save_hf(
-        tmp_path / "random", experts=2, seed=seed, vocab_size=16, hidden_size=32, intermediate_size=48, num_key_value_heads=4
+        tmp_path / "random",
+        experts=2,
+        seed=seed,
+        vocab_size=16,
+        hidden_size=32,
+        intermediate_size=48,
+        num_key_value_heads=4,
     )
     run_distributed(learn_form, 1, start, tmp_path / "form", seed)
     (seconds,) = run_distributed(learn_sums, 1, tmp_path / "form", tmp_path / "out", seed, shuffled)
-    found = [json.loads(line)["reward"] for line in (tmp_path / "logs/metrics.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line)["reward"] for line in (tmp_path / "logs/metrics.jsonl").read_text().splitlines()
+    ]
     shown = " ".join(f"{found[n]:.2f}" for n in range(0, len(found), 20))
     print(
         f"seed {seed}{' shuffled' if shuffled else ''}: reward every 20 rounds {shown}, last {found[-1]:.3f}; {seconds:.0f} CPU s"
@@ -102,14 +131,18 @@ def rewards(tmp_path: Path, seed: int, *, shuffled: bool) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_the_reward_rises_from_chance_to_nine_tenths(tmp_path, seed):
     found = rewards(tmp_path, seed, shuffled=False)
     assert found[0] <= 0.2
     assert sum(found[-5:]) / 5 >= 0.9
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_shuffled_rewards_teach_nothing(tmp_path, seed):
     found = rewards(tmp_path, seed, shuffled=True)
     assert max(sum(found[n : n + 5]) / 5 for n in range(len(found) - 4)) <= 0.2
@@ -120,7 +153,9 @@ def corrupted(source: Path) -> str:
     trainer = Trainer(source, stage(1e-3, 0), steps=1)
     tasks = [grpo.Task(prompt=prompt(a, b), verifier="exact", truth="") for a, b in SUMS[:4]]
     prompts = grpo.Prompts(tasks, seed=0, solved=2.0)
-    engine = grpo.build_engine(CONFIG.engine, trainer, Digits(), CONFIG.params, folder=source.with_name("unused"))
+    engine = grpo.build_engine(
+        CONFIG.engine, trainer, Digits(), CONFIG.params, folder=source.with_name("unused")
+    )
     rollouts = grpo.Rollouts(trainer, engine, tasks, prompts, CONFIG, PAD)
     rollouts.begin(0)
     drawn, groups = rollouts.take()
@@ -129,7 +164,9 @@ def corrupted(source: Path) -> str:
     rows = grpo.pack_rollouts(tasks, groups, scores, length=12, pad_id=PAD, longest=2)
     assert check_rollouts(trainer, engine, rows, CONFIG.objective, limit=1e-5) <= 1e-5
     with torch.no_grad():
-        dict(trainer.model.named_parameters())["decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight"][3, 5] += 0.5
+        dict(trainer.model.named_parameters())[
+            "decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight"
+        ][3, 5] += 0.5
     with pytest.raises(ValueError) as caught:
         check_rollouts(trainer, engine, rows, CONFIG.objective, limit=1e-5)
     return str(caught.value)
@@ -139,7 +176,9 @@ def test_a_weight_corrupted_after_sampling_is_named(tmp_path):
     start = save_hf(tmp_path / "random", experts=2, seed=0, vocab_size=16)
     (message,) = run_distributed(corrupted, 1, start)
     assert message.startswith("sampler and trainer differ by ")
-    assert message.endswith("changed since the answers were sampled: model.layers.1.mlp.experts.1.down_proj.weight")
+    assert message.endswith(
+        "changed since the answers were sampled: model.layers.1.mlp.experts.1.down_proj.weight"
+    )
 
 
 def hopeless(source: Path, out: Path) -> str:

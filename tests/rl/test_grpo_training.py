@@ -1,4 +1,5 @@
-"""GRPO end to end on real weights: the reward rises, ratios start at one, a stopped run goes on as if it had not been."""
+"""GRPO end to end on real weights: the reward rises, ratios start at one, a stopped run goes on as if it had
+not been."""
 
 import json
 import os
@@ -70,7 +71,9 @@ def stage(layout: ParallelConfig, save_every: int = 0) -> Stage:
 TASKS = [grpo.Task(prompt=[2 + n, 3, 4], verifier="", truth=None) for n in range(10)]
 
 
-def learn(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig, grade: grpo.Verify = first_is_five) -> list[dict]:
+def learn(
+    source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig, grade: grpo.Verify = first_is_five
+) -> list[dict]:
     def manifest(*_, source_hash: str, cost: Cost) -> Manifest:
         return Manifest(family="flex_olmo", kind="dense", ledger=(cost,))
 
@@ -105,7 +108,8 @@ def test_the_first_mini_batch_has_the_samplers_probabilities(folder, tmp_path):
 
 
 def stop_and_go_on(source: Path, out: Path, wanted: Stage, config: grpo.GRPOConfig) -> int:
-    """Warned by a SIGTERM while rank 0 grades the second round; then run again. Returns the first run's status."""
+    """Warned by a SIGTERM while rank 0 grades the second round; then run again. Returns the first run's
+    status."""
     calls = []
 
     def grade(items) -> list[float]:
@@ -132,7 +136,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(layout, folder, tmp_path):
     (tmp_path / "b").mkdir()
     layout, processes = LAYOUTS[layout]
     run_distributed(learn, processes, folder, tmp_path / "a" / "out", stage(layout), config)
-    found = run_distributed(stop_and_go_on, processes, folder, tmp_path / "b" / "out", stage(layout, save_every=1), config)
+    found = run_distributed(
+        stop_and_go_on, processes, folder, tmp_path / "b" / "out", stage(layout, save_every=1), config
+    )
     assert found == [os.EX_TEMPFAIL] * processes
     assert rewards(tmp_path / "a" / "logs") == rewards(tmp_path / "b" / "logs")
     a, b = load_tensors(tmp_path / "a" / "out"), load_tensors(tmp_path / "b" / "out")

@@ -1,4 +1,5 @@
-"""The tiny study, every stage cut down to a step or two and only one comparison of each kind left: seconds, not an hour."""
+"""The tiny study, every stage cut down to a step or two and only one comparison of each kind left: seconds,
+not an hour."""
 
 from dataclasses import replace
 
@@ -7,7 +8,9 @@ from megatron_bar.recipes import tiny_study
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
 from megatron_bar.recipes.study import Claim, MergeSpec, RouterSpec, Study, Sweep, Upgrade
 
-WORLD = WorldSizes(pretrain=600, midtrain=100, sft_general=60, sft_domain=40, rlvr=20, preferences=40, validation=10, test=4)
+WORLD = WorldSizes(
+    pretrain=600, midtrain=100, sft_general=60, sft_domain=40, rlvr=20, preferences=40, validation=10, test=4
+)
 KEPT = (
     "retrain",
     "dense_tool_use",
@@ -26,7 +29,9 @@ def small(run: Training | None) -> Training | None:
     if run is None:
         return None
     rl = run.rl and replace(run.rl, rounds=1, prompts=2, group=2, max_new_tokens=4)
-    data = tuple(replace(source, path=source.place) for source in run.data)  # without "#500": there are fewer rows
+    data = tuple(
+        replace(source, path=source.place) for source in run.data
+    )  # without "#500": there are fewer rows
     return replace(run, stage=replace(run.stage, steps=2), data=data, rl=rl, rates=run.rates[:2])
 
 
@@ -38,16 +43,26 @@ def recipe() -> Recipe:
             return replace(part, runs=tuple(map(small, part.runs)))
         if isinstance(part, RouterSpec):
             return replace(part, scales=part.scales[:2])
-        kept = {name: step for name, step in part.inputs.items() if name in ("anchor", "tool_use", "safety") or part.how == "bar"}
+        kept = {
+            name: step
+            for name, step in part.inputs.items()
+            if name in ("anchor", "tool_use", "safety") or part.how == "bar"
+        }
         return replace(part, inputs=kept)
 
-    dense = MergeSpec(name="dense_merge", inputs={"tool_use": "dense_tool_use-sft", "safety": "dense_safety-sft"}, how="dense")
+    dense = MergeSpec(
+        name="dense_merge",
+        inputs={"tool_use": "dense_tool_use-sft", "safety": "dense_safety-sft"},
+        how="dense",
+    )
     tests = tuple(replace(test, max_new_tokens=4) for test in made.evaluation.tests)
     study = Study(
         baselines={"retrain": "retrain-rlvr", "BTX": "btx_first-route", "dense": "dense_merge"},
         ablations={"frozen": "flex_tool_use-sft"},
         upgrades=(Upgrade(name="code", before="before_code-route", after="final", changed=("code",)),),
-        sweeps=(Sweep(name="active experts", x="active", points={"1": "final@1", "2": "final@2", "5": "final"}),),
+        sweeps=(
+            Sweep(name="active experts", x="active", points={"1": "final@1", "2": "final@2", "5": "final"}),
+        ),
         claims=(
             Claim(text="the same as itself", before="final", after="final", expect="same"),
             Claim(text="better than itself", before="final", after="final", expect="higher"),

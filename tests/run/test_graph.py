@@ -1,4 +1,5 @@
-"""From the command line to the optimizer step there is no blind door: each file names what it calls in the next."""
+"""From the command line to the optimizer step there is no blind door: each file names what it calls in the
+next."""
 
 import ast
 import inspect
@@ -24,7 +25,9 @@ DOORS = [
 ]
 
 
-@pytest.mark.parametrize("file, name, target", DOORS, ids=[f"{Path(file).name}: {name}" for file, name, _ in DOORS])
+@pytest.mark.parametrize(
+    "file, name, target", DOORS, ids=[f"{Path(file).name}: {name}" for file, name, _ in DOORS]
+)
 def test_each_file_names_the_next(file, name, target):
     nodes = list(ast.walk(ast.parse((ROOT / file).read_text())))
     module = target.removesuffix(".py").replace("/", ".")

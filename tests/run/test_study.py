@@ -1,4 +1,5 @@
-"""The study as a user runs it, cut down: two processes share its steps, a kill loses nothing, the report is the files'."""
+"""The study as a user runs it, cut down: two processes share its steps, a kill loses nothing, the report is
+the files'."""
 
 import json
 import os
@@ -42,7 +43,9 @@ def start(out: Path) -> subprocess.Popen:
     command += ["--results", str(out / "results")]
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests/run")))
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,10 @@ def test_the_report_says_what_the_files_say(finished):
     assert report.provenance.seeds == (1, 2)
     assert {row.model for row in report.rows} >= {"anchor", "BAR", "retrain", "BTX", "dense", "frozen"}
     assert [claim.verdict for claim in report.claims[:3]] == ["holds", "does not hold", "not testable here"]
-    assert len(report.claims) == 5 and {curves.title for curves in report.curves} >= {"Loss", "Reward of RLVR"}
+    assert len(report.claims) == 5 and {curves.title for curves in report.curves} >= {
+        "Loss",
+        "Reward of RLVR",
+    }
     (sweep,) = report.sweeps
     assert sweep.rows["overall"][-1] == row.overall
     (upgrade,) = report.comparisons
@@ -119,7 +125,10 @@ def test_the_best_rate_was_chosen(finished):
     found = json.loads((out / "runs/seed1/choices/retrain-sft.json").read_text())
     totals = {name: sum(losses.values()) for name, losses in found["losses"].items()}
     assert len(totals) == 2 and found["chosen"] == min(totals, key=totals.get)
-    read = [(out / "runs/seed1" / name / "manifest.json").read_bytes() for name in ("retrain-sft", found["chosen"])]
+    read = [
+        (out / "runs/seed1" / name / "manifest.json").read_bytes()
+        for name in ("retrain-sft", found["chosen"])
+    ]
     assert read[0] == read[1]
 
 
@@ -156,7 +165,9 @@ def test_every_baseline_sees_the_rows_of_its_domains_once():
         for run in getattr(part, "runs", ()):
             if run.stage.name == "sft" and not part.name.endswith(("_only", "_old")):
                 assert run.stage.epochs == 1 and all(source.share == 1 for source in run.data)
-                times = 4 if part.start == "base" and part.name.startswith("retrain") else 1  # with the anchor's three passes
+                times = (
+                    4 if part.start == "base" and part.name.startswith("retrain") else 1
+                )  # with the anchor's three passes
                 assert [source.domain for source in run.data].count("general") == times
                 assert run.rates == (3e-4, 1e-3, 3e-3)
 
@@ -176,7 +187,10 @@ def test_every_baseline_sees_the_rows_of_its_domains_once():
             "no step before it makes",
         ),
         (lambda: _pipeline(study=Study(baselines={"x": "nowhere"})), "no step before it makes"),
-        (lambda: _pipeline(study=Study(lens={"cooking": 1})), "lens: expected skills that are tested .*got cooking"),
+        (
+            lambda: _pipeline(study=Study(lens={"cooking": 1})),
+            "lens: expected skills that are tested .*got cooking",
+        ),
     ],
 )
 def test_what_cannot_be_is_told(make, message):

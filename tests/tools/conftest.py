@@ -28,19 +28,25 @@ def expert(tmp_path_factory, branched):
         row = torch.tensor([[0.0], [1.0]]) if name.endswith("gate.weight") else float(".experts.1." in name)
         return tensor + row
 
-    return train_with(branched, tmp_path_factory.mktemp("tools") / "expert", "midtrain", midtrained, expert="math")
+    return train_with(
+        branched, tmp_path_factory.mktemp("tools") / "expert", "midtrain", midtrained, expert="math"
+    )
 
 
 @pytest.fixture(scope="session")
 def merged(tmp_path_factory, branched, expert):
-    return merge(anchor=branched, experts={"math": expert}, out=tmp_path_factory.mktemp("tools") / "merged").path
+    return merge(
+        anchor=branched, experts={"math": expert}, out=tmp_path_factory.mktemp("tools") / "merged"
+    ).path
 
 
 @pytest.fixture
 def inline(monkeypatch, capsys):
     """(exit status, stdout, stderr) of a script run in this process."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield lambda tool, *arguments: run_here(monkeypatch, capsys.readouterr, ROOT / "tools" / f"{tool}.py", *arguments)
+    yield lambda tool, *arguments: run_here(
+        monkeypatch, capsys.readouterr, ROOT / "tools" / f"{tool}.py", *arguments
+    )
     signal.signal(signal.SIGTERM, handler)
 
 
@@ -52,7 +58,8 @@ def run(monkeypatch, capsys, inline):  # inline puts the handler of signals back
 
 @pytest.fixture(scope="session")
 def new_place(tmp_path_factory, dense, branched, expert):
-    """Makes a folder of inputs two levels below the given one, so that what climbs out of it still lands where it is seen."""
+    """Makes a folder of inputs two levels below the given one, so that what climbs out of it still lands
+    where it is seen."""
     sharded = save_hf(tmp_path_factory.mktemp("tools") / "sharded", experts=2, shard="9KB")
     chat = [{"role": "user", "content": "one plus"}, {"role": "assistant", "content": "two"}]
 

@@ -1,4 +1,5 @@
-"""Spoiled files of five kinds, each through the tool that a user would run: one line with both sides, and nothing left behind.
+"""Spoiled files of five kinds, each through the tool that a user would run: one line with both sides, and
+nothing left behind.
 
 The files are the tables of the tests beside the code; here they are counted.
 """
@@ -69,10 +70,13 @@ def write_tokens(idx: bytes | None, size: int | None, folder: Path) -> None:
 
 IMPORT = {"tool": "tools/import_hf.py", "arguments": "--hf SPOILED --out OUT"}
 EXPORT = {"tool": "tools/export_hf.py", "arguments": "--checkpoint SPOILED --out OUT"}
-SOURCE = json.dumps([{"path": "x", "kind": "tokens", "domain": "", "share": 1.0, "last_turn": False}], separators=(",", ":"))
+SOURCE = json.dumps(
+    [{"path": "x", "kind": "tokens", "domain": "", "share": 1.0, "last_turn": False}], separators=(",", ":")
+)
 TRAIN = {
     "tool": "examples/pretrain_bar.py",
-    "arguments": "OWN_DATA:recipe --out OUT --set base=DENSE anchor=DENSE data=SPOILED experts.math.sft.data=" + SOURCE,
+    "arguments": "OWN_DATA:recipe --out OUT --set base=DENSE anchor=DENSE data=SPOILED experts.math.sft.data="
+    + SOURCE,
 }
 
 
@@ -90,19 +94,37 @@ def cases() -> Iterator[Case]:
         yield Case(kind="safetensors", name=name, start="branched", spoil=spoil, message=message, **IMPORT)
     for name, (change, message) in BAD_INDEX.items():
         spoil = partial(edit_index, change)
-        yield Case(kind="safetensors", name=f"index: {name}", start="sharded", spoil=spoil, message=message, **IMPORT)
+        yield Case(
+            kind="safetensors", name=f"index: {name}", start="sharded", spoil=spoil, message=message, **IMPORT
+        )
     for name, (changes, message) in BAD_CONFIGS.items():
         text = json.dumps({key: value for key, value in (PLAIN | changes).items() if value is not None})
         spoil = partial(write, "config.json", text.encode())
-        yield Case(kind="config", name=name, start="branched", spoil=spoil, message=rf"config\.json: {message}", **IMPORT)
+        yield Case(
+            kind="config",
+            name=name,
+            start="branched",
+            spoil=spoil,
+            message=rf"config\.json: {message}",
+            **IMPORT,
+        )
     for name, (kind, row, message) in BAD_ROWS.items():
         if kind in ("task", "preference"):  # no tool reads them on their own
             continue
         spoil = partial(write, "x.jsonl", lines([GOOD[kind], row, GOOD[kind]]))
-        yield Case(kind="rows", name=name, start="empty", spoil=spoil, message=message, **preprocess("x.jsonl", kind))
+        yield Case(
+            kind="rows", name=name, start="empty", spoil=spoil, message=message, **preprocess("x.jsonl", kind)
+        )
     for name, (file, data, message) in BAD_FILES.items():
         spoil = partial(write, file, data)
-        yield Case(kind="rows", name=f"file: {name}", start="empty", spoil=spoil, message=message, **preprocess(file, "text"))
+        yield Case(
+            kind="rows",
+            name=f"file: {name}",
+            start="empty",
+            spoil=spoil,
+            message=message,
+            **preprocess(file, "text"),
+        )
     for name, (idx, size, message) in BAD_TOKENS.items():
         if message is not None:
             spoil = partial(write_tokens, idx, size)
@@ -120,15 +142,25 @@ def places(tmp_path_factory, inline, dense, branched) -> dict[str, Path]:
     assert inline("import_hf", "--hf", root / "two", "--out", root / "checkpoint")[0] == 0
     train_tokenizer(["one two three"] * 9, root / "tokenizer", vocab_size=300)
     starts = {path.name: path for path in root.iterdir()} | {"branched": branched}
-    return starts | {"DENSE": dense, "TOKENIZER": root / "tokenizer", "OWN_DATA": ROOT / "examples/own_data.py"}
+    return starts | {
+        "DENSE": dense,
+        "TOKENIZER": root / "tokenizer",
+        "OWN_DATA": ROOT / "examples/own_data.py",
+    }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.faults)], ids=["sample", "all"])
-def test_every_spoiled_file_is_refused_in_one_line_that_says_both_sides(every, tmp_path, places, run, record_property):
+def test_every_spoiled_file_is_refused_in_one_line_that_says_both_sides(
+    every, tmp_path, places, run, record_property
+):
     kinds, seen, problems = Counter(), set(), []
     for case in islice(cases(), 0, None, every):
         folder = tmp_path / str(kinds.total())
@@ -136,7 +168,11 @@ def test_every_spoiled_file_is_refused_in_one_line_that_says_both_sides(every, t
         case.spoil(broken)
         before = contents(folder)
         paths = places | {"SPOILED": broken, "OUT": folder / "out"}
-        arguments = re.sub("SPOILED|OUT|DENSE|TOKENIZER|OWN_DATA", lambda word, paths=paths: str(paths[word[0]]), case.arguments)
+        arguments = re.sub(
+            "SPOILED|OUT|DENSE|TOKENIZER|OWN_DATA",
+            lambda word, paths=paths: str(paths[word[0]]),
+            case.arguments,
+        )
         line = refused(run(case.tool, *arguments.split()))
         named = str(broken) in line and re.search(case.message, line)
         both_sides = re.search(r"expected .*\bgot\b|must be .*\bgot\b", line) or case.name in ONE_SIDED
@@ -149,4 +185,7 @@ def test_every_spoiled_file_is_refused_in_one_line_that_says_both_sides(every, t
     assert not problems, "\n".join(problems)
     assert len(seen) == kinds.total() and every * kinds.total() >= 60 and len(kinds) == 5, (len(seen), kinds)
     count = kinds.total()
-    record_property("figure", f"bad inputs: {count} files of {len(kinds)} kinds, {count} refused in one line, 0 left anything")
+    record_property(
+        "figure",
+        f"bad inputs: {count} files of {len(kinds)} kinds, {count} refused in one line, 0 left anything",
+    )

@@ -111,7 +111,9 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def test_help_imports_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", ALL_HELP], capture_output=True, text=True, env=ENV, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_HELP], capture_output=True, text=True, env=ENV, check=True
+    )
     loaded = set(json.loads(done.stdout))
     assert "megatron_bar.tools.traffic" in loaded
     assert not loaded & {"torch", "numpy", "transformers", "megatron", "safetensors", "rich", "pyarrow"}

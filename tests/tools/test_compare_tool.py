@@ -34,14 +34,28 @@ def measured(place):
 
 def test_a_worse_model_is_told_and_an_equal_one_passes(place, tmp_path, inline):
     status, out, err = inline(
-        "compare", place / "old", place / "new", "--data", place / "world", "--changed", "math", "--json", tmp_path / "a.json"
+        "compare",
+        place / "old",
+        place / "new",
+        "--data",
+        place / "world",
+        "--changed",
+        "math",
+        "--json",
+        tmp_path / "a.json",
     )
     said = f"error: {place}/new: expected no domain to lose more than 0 points against {place}/old, got knowledge"
     assert status == 1 and err.startswith(said)
     assert err.count("\n") == 1 and out.count("REGRESSED") == 6 and "math" not in err
     assert json.loads((tmp_path / "a.json").read_text())["gains"]["math"]["mean"] == -100.0
-    status, out, err = inline("compare", place / "old", place / "old", "--data", place / "world", "--limit", 2)
-    assert (status, err) == (0, "") and "REGRESSED" not in out and out.endswith("no domain surely lost more than 0 points\n")
+    status, out, err = inline(
+        "compare", place / "old", place / "old", "--data", place / "world", "--limit", 2
+    )
+    assert (
+        (status, err) == (0, "")
+        and "REGRESSED" not in out
+        and out.endswith("no domain surely lost more than 0 points\n")
+    )
 
 
 def test_results_take_the_place_of_generation(place, measured, inline):
@@ -54,15 +68,24 @@ def test_results_take_the_place_of_generation(place, measured, inline):
 BAD = {
     "not there": ("OLD NOWHERE --data WORLD", r"nowhere/config.json: not found; expected"),
     "no data": ("OLD NEW --data NOWHERE", "nowhere: not found; expected a folder of test_SKILL.jsonl"),
-    "unknown domain": ("OLD NEW --data WORLD --changed cooking", "changed domain cooking: expected one of knowledge, "),
+    "unknown domain": (
+        "OLD NEW --data WORLD --changed cooking",
+        "changed domain cooking: expected one of knowledge, ",
+    ),
     "all changed": (
         "OLD NEW --data WORLD --changed knowledge reasoning chat math code tool_use safety",
         "changed domains: expected one at least to stay as it was, got all of them",
     ),
     "limit 0": ("OLD NEW --data WORLD --limit 0", "limit expected at least 1, got 0"),
-    "less than no tolerance": ("OLD NEW --data WORLD --tolerance -1", "tolerance expected at least 0, got -1.0"),
+    "less than no tolerance": (
+        "OLD NEW --data WORLD --tolerance -1",
+        "tolerance expected at least 0, got -1.0",
+    ),
     "one result": ("OLD NEW --data WORLD --results-old A", "expected both or neither, got one"),
-    "results and a limit": ("OLD NEW --data WORLD --results-old A --results-new B --limit 2", "--limit 2: expected none where"),
+    "results and a limit": (
+        "OLD NEW --data WORLD --results-old A --results-new B --limit 2",
+        "--limit 2: expected none where",
+    ),
     "results of another model": (
         "OLD NEW --data WORLD --results-old A --results-new A",
         "new: expected the model that the",
@@ -75,7 +98,10 @@ BAD = {
         "OLD NEW --data OTHER --results-old A --results-new B",
         "test knowledge expected the items that",
     ),
-    "results of another suite": ("OLD NEW --data WORLD --results-old SUITE --results-new B", "suite expected toy, got bar19"),
+    "results of another suite": (
+        "OLD NEW --data WORLD --results-old SUITE --results-new B",
+        "suite expected toy, got bar19",
+    ),
     "another tokenizer": ("OLD FOREIGN --data WORLD", "foreign: expected the tokenizer of"),
     "two tensor ranks of one process": ("OLD NEW --data WORLD --tensor 2", "does not divide the 1 processes"),
 }

@@ -1,5 +1,5 @@
-"""import_hf and export_hf: bit-exact there and back and with Megatron's own checkpoints of any layout; nothing executed, nothing
-left of a failure."""
+"""import_hf and export_hf: bit-exact there and back and with Megatron's own checkpoints of any layout;
+nothing executed, nothing left of a failure."""
 
 import builtins
 import io
@@ -114,20 +114,31 @@ def load_both_ways(source: Path, checkpoint: Path, layout: ParallelConfig) -> No
     with torch.no_grad():
         for param in model.parameters():
             param.fill_(3.0)
-    loaded, missing, surplus = dist_checkpointing.load(torch_dist.weights_state(model), str(checkpoint), strict="return_all")
+    loaded, missing, surplus = dist_checkpointing.load(
+        torch_dist.weights_state(model), str(checkpoint), strict="return_all"
+    )
     assert (missing, surplus) == (set(), set())
     assert equal(expected, {name: loaded[name] for name in expected})
     dist.barrier()
 
 
 @each_layout
-def test_a_checkpoint_that_megatron_writes_exports_bit_exact(name, layout, ranks, folders, checkpoints, tmp_path):
-    shutil.copytree(checkpoints(name), tmp_path / "ckpt", ignore=shutil.ignore_patterns("*.distcp", ".metadata", "metadata.json"))
+def test_a_checkpoint_that_megatron_writes_exports_bit_exact(
+    name, layout, ranks, folders, checkpoints, tmp_path
+):
+    shutil.copytree(
+        checkpoints(name),
+        tmp_path / "ckpt",
+        ignore=shutil.ignore_patterns("*.distcp", ".metadata", "metadata.json"),
+    )
     (tmp_path / "megatron").mkdir()
     run_distributed(save_by_megatron, ranks, folders(name), tmp_path / "megatron", layout)
     shutil.copytree(tmp_path / "megatron", tmp_path / "ckpt", dirs_exist_ok=True)
     _, figure = convert.export_checkpoint(
-        tmp_path / "ckpt", tmp_path / "back", check=logits.compare_logits, options=WriteOptions(max_shard_bytes=9000)
+        tmp_path / "ckpt",
+        tmp_path / "back",
+        check=logits.compare_logits,
+        options=WriteOptions(max_shard_bytes=9000),
     )
     print(f"\nlogits {name}: {figure:.1e}")
     assert 0 < figure <= 1e-5
@@ -197,7 +208,10 @@ def test_conversion_holds_one_tensor_at_a_time(tmp_path, record_property):
 
     convert.import_folder(source, tmp_path / "ckpt", progress=Watch)
     convert.export_checkpoint(tmp_path / "ckpt", tmp_path / "back", options=WriteOptions(progress=Watch))
-    record_property("figure", f"anonymous memory of import and export: {(peak - before) / 1e6:.0f} MB for {nbytes / 1e6:.0f} MB")
+    record_property(
+        "figure",
+        f"anonymous memory of import and export: {(peak - before) / 1e6:.0f} MB for {nbytes / 1e6:.0f} MB",
+    )
     assert peak - before < nbytes / 4
 
 
@@ -210,7 +224,9 @@ def equal(left: dict, right: dict) -> bool:
 def test_the_command_lines(inline, branched, tmp_path):
     status, out, _ = inline("import_hf", "--hf", branched, "--out", tmp_path / "ckpt")
     assert status == 0
-    assert out.startswith("  ✓ embedding            1 tensors  read back, equal\n  ✓ attention           12 tensors  read back")
+    assert out.startswith(
+        "  ✓ embedding            1 tensors  read back, equal\n  ✓ attention           12 tensors  read back"
+    )
     assert out.endswith(
         f"  ✓ lm_head              1 tensors  read back, equal\n{tmp_path}/ckpt: checkpoint of {branched}, verified bit for bit\n"
     )
@@ -218,14 +234,25 @@ def test_the_command_lines(inline, branched, tmp_path):
     assert (status, out) == (0, f"{tmp_path}/unread: checkpoint of {branched}, not verified\n")
     assert (tmp_path / "unread" / ".metadata").read_bytes() == (tmp_path / "ckpt" / ".metadata").read_bytes()
     status, out, _ = inline("inspect_model", tmp_path / "ckpt")
-    for text in ("ckpt: checkpoint", "flex_olmo, 2 experts, float32", "kind: branched", "expert 0: anchor", "then top-2: all"):
+    for text in (
+        "ckpt: checkpoint",
+        "flex_olmo, 2 experts, float32",
+        "kind: branched",
+        "expert 0: anchor",
+        "then top-2: all",
+    ):
         assert text in out
     for verify, said in (
         ("none", "{out}: not verified\n"),
         ("weights", "  ✓ embedding .* equal\n{out}: verified\n"),
-        ("logits", "  ✓ embedding .* equal\n  ✓ logits within [0-9.e-]+ of those of transformers .*\n{out}: verified\n"),
+        (
+            "logits",
+            "  ✓ embedding .* equal\n  ✓ logits within [0-9.e-]+ of those of transformers .*\n{out}: verified\n",
+        ),
     ):
-        status, out, _ = inline("export_hf", "--checkpoint", tmp_path / "ckpt", "--out", tmp_path / verify, "--verify", verify)
+        status, out, _ = inline(
+            "export_hf", "--checkpoint", tmp_path / "ckpt", "--out", tmp_path / verify, "--verify", verify
+        )
         assert status == 0
         assert re.fullmatch(said.format(out=tmp_path / verify), out, re.DOTALL), out
         assert equal(load_tensors(branched), load_tensors(tmp_path / verify))
@@ -261,7 +288,11 @@ def test_help_shows_an_example_that_parses(inline, tool):
 
 
 NO_TOKENIZER = {"no tokenizer": (lambda p: (p / "tokenizer.json").unlink(), r"no tokenizer: expected")}
-BAD_FOLDERS = {name: case for name, case in (SPOILED | SPOILED_MOE | NOT_FINITE | NO_TOKENIZER).items() if name != "mixed dtypes"}
+BAD_FOLDERS = {
+    name: case
+    for name, case in (SPOILED | SPOILED_MOE | NOT_FINITE | NO_TOKENIZER).items()
+    if name != "mixed dtypes"
+}
 
 
 @pytest.mark.parametrize("spoil, message", BAD_FOLDERS.values(), ids=BAD_FOLDERS)
@@ -321,7 +352,9 @@ def point_elsewhere(value) -> None:
 def split_over(value) -> None:
     """Two parts of as many values as the tensor has, one row of them twice and one never."""
     parts = value.state_dict_metadata["embedding.word_embeddings.weight"].chunks
-    parts[:] = [ChunkStorageMetadata(torch.Size([at, 0]), torch.Size([rows, 16])) for at, rows in ((0, 10), (9, 9))]
+    parts[:] = [
+        ChunkStorageMetadata(torch.Size([at, 0]), torch.Size([rows, 16])) for at, rows in ((0, 10), (9, 9))
+    ]
 
 
 def outside(value) -> None:
@@ -363,7 +396,9 @@ def set_place(**changes):
 
 def not_finite(ckpt: Path) -> None:
     """Rewrites one norm's bytes in place, as torch.save wrote it."""
-    place = next(p for index, p in metadata(ckpt).storage_data.items() if index.fqn == "decoder.final_layernorm.weight")
+    place = next(
+        p for index, p in metadata(ckpt).storage_data.items() if index.fqn == "decoder.final_layernorm.weight"
+    )
     data = (ckpt / place.relative_path).read_bytes()[place.offset :][: place.length]
     tensor = torch.load(io.BytesIO(data), weights_only=True)
     buffer = io.BytesIO()
@@ -385,43 +420,106 @@ def config(**changes):
 DATA = "__0_0.distcp"
 BAD_CHECKPOINTS = {
     "no manifest": (lambda p: (p / MANIFEST).unlink(), r"manifest\.json: not found"),
-    "no config": (lambda p: edit_json(p / MANIFEST, config=None), r"expected config\.json or a config in manifest\.json, got"),
+    "no config": (
+        lambda p: edit_json(p / MANIFEST, config=None),
+        r"expected config\.json or a config in manifest\.json, got",
+    ),
     "no tokenizer": NO_TOKENIZER["no tokenizer"],
     "no metadata": (lambda p: (p / ".metadata").unlink(), r"\.metadata: not found; expected a checkpoint"),
     "empty metadata": (lambda p: os.truncate(p / ".metadata", 0), r"\.metadata: refused: Ran out of input"),
     "truncated metadata": (lambda p: os.truncate(p / ".metadata", 3000), r"\.metadata: refused: "),
     "metadata of text": (lambda p: (p / ".metadata").write_text("{}"), r"\.metadata: refused: "),
-    "a pickled list": (lambda p: (p / ".metadata").write_bytes(pickle.dumps([1])), r"\.metadata: refused: expected .* got list"),
-    "no data": (lambda p: (p / DATA).unlink(), rf"\.metadata: refused: '[\w./]+' expected in {DATA}, got no such file"),
-    "truncated data": (lambda p: os.truncate(p / DATA, 9000), rf"{DATA} is truncated: .* expected up to byte \d+, got 9000"),
-    "zeros for data": (lambda p: (p / DATA).write_bytes(bytes((p / DATA).stat().st_size)), r"could not be read: "),
+    "a pickled list": (
+        lambda p: (p / ".metadata").write_bytes(pickle.dumps([1])),
+        r"\.metadata: refused: expected .* got list",
+    ),
+    "no data": (
+        lambda p: (p / DATA).unlink(),
+        rf"\.metadata: refused: '[\w./]+' expected in {DATA}, got no such file",
+    ),
+    "truncated data": (
+        lambda p: os.truncate(p / DATA, 9000),
+        rf"{DATA} is truncated: .* expected up to byte \d+, got 9000",
+    ),
+    "zeros for data": (
+        lambda p: (p / DATA).write_bytes(bytes((p / DATA).stat().st_size)),
+        r"could not be read: ",
+    ),
     "not finite": (not_finite, r"tensor 'model\.norm\.weight': expected finite values, got NaN"),
-    "data elsewhere": (lambda p: edit_metadata(p, point_elsewhere), r"'output_layer\.weight': expected in .* got '\.\./other/"),
-    "half a tensor": (lambda p: edit_metadata(p, lose_part), r"'embedding\.word_embeddings\.weight': expected 304 values, got 0"),
-    "missing tensor": (lambda p: edit_metadata(p, drop_tensor), r"expected tensor 'decoder\.final_layernorm\.weight', got no"),
-    "surplus tensor": (lambda p: edit_metadata(p, add_tensor), r"expected no tensor 'decoder\.layers\.2\.mlp\.router\.weight'"),
-    "fewer layers": (config(num_hidden_layers=1), r"another model's checkpoint: expected no tensor 'decoder\.layers\.1\."),
-    "fewer experts": (config(num_experts=3), r"another model's checkpoint: expected tensor '.*experts\.2\..*', got no such"),
+    "data elsewhere": (
+        lambda p: edit_metadata(p, point_elsewhere),
+        r"'output_layer\.weight': expected in .* got '\.\./other/",
+    ),
+    "half a tensor": (
+        lambda p: edit_metadata(p, lose_part),
+        r"'embedding\.word_embeddings\.weight': expected 304 values, got 0",
+    ),
+    "missing tensor": (
+        lambda p: edit_metadata(p, drop_tensor),
+        r"expected tensor 'decoder\.final_layernorm\.weight', got no",
+    ),
+    "surplus tensor": (
+        lambda p: edit_metadata(p, add_tensor),
+        r"expected no tensor 'decoder\.layers\.2\.mlp\.router\.weight'",
+    ),
+    "fewer layers": (
+        config(num_hidden_layers=1),
+        r"another model's checkpoint: expected no tensor 'decoder\.layers\.1\.",
+    ),
+    "fewer experts": (
+        config(num_experts=3),
+        r"another model's checkpoint: expected tensor '.*experts\.2\..*', got no such",
+    ),
     "wider": (config(intermediate_size=32), r"tensor '.*linear_fc\d\.weight.*': expected .*32.* got .*24"),
-    "larger vocabulary": (config(vocab_size=20), r"tensor '.*weight': expected \(\[20, 16\], .*\), got \(\[19, 16\]"),
-    "smaller vocabulary": (config(vocab_size=17), r"tensor '.*weight': expected \(\[17, 16\], .*\), got \(\[19, 16\]"),
+    "larger vocabulary": (
+        config(vocab_size=20),
+        r"tensor '.*weight': expected \(\[20, 16\], .*\), got \(\[19, 16\]",
+    ),
+    "smaller vocabulary": (
+        config(vocab_size=17),
+        r"tensor '.*weight': expected \(\[17, 16\], .*\), got \(\[19, 16\]",
+    ),
     "another dtype": (config(dtype="float32"), r"expected \(.*torch\.float32\), got \(.*torch\.bfloat16\)"),
-    "parts that overlap": (lambda p: edit_metadata(p, split_over), r"'embedding\.\S+': expected parts side by side, got"),
-    "a part outside": (lambda p: edit_metadata(p, outside), r"'embedding\.\S+': expected parts within \[19, 16\], got"),
-    "a part nowhere": (lambda p: edit_metadata(p, lose_place), r"'output_layer\.weight': expected the bytes of its part"),
-    "a scalar": (lambda p: edit_metadata(p, scalar), r"'output_layer\.weight': expected \(\[19, 16\], .* got \(\[\]"),
+    "parts that overlap": (
+        lambda p: edit_metadata(p, split_over),
+        r"'embedding\.\S+': expected parts side by side, got",
+    ),
+    "a part outside": (
+        lambda p: edit_metadata(p, outside),
+        r"'embedding\.\S+': expected parts within \[19, 16\], got",
+    ),
+    "a part nowhere": (
+        lambda p: edit_metadata(p, lose_place),
+        r"'output_layer\.weight': expected the bytes of its part",
+    ),
+    "a scalar": (
+        lambda p: edit_metadata(p, scalar),
+        r"'output_layer\.weight': expected \(\[19, 16\], .* got \(\[\]",
+    ),
     "no properties": (
         lambda p: edit_metadata(p, describe(properties=None)),
         r"'\S+': expected properties with a dtype, got None",
     ),
-    "a size of text": (lambda p: edit_metadata(p, describe(size=(19.0, 16))), r"expected sizes and offsets .* got \(19\.0, 16\)"),
-    "another's data": (lambda p: edit_metadata(p, take_another), r"'output_layer\.weight' could not be read: .*19.*2, 16"),
+    "a size of text": (
+        lambda p: edit_metadata(p, describe(size=(19.0, 16))),
+        r"expected sizes and offsets .* got \(19\.0, 16\)",
+    ),
+    "another's data": (
+        lambda p: edit_metadata(p, take_another),
+        r"'output_layer\.weight' could not be read: .*19.*2, 16",
+    ),
     "before the file": (
         lambda p: edit_metadata(p, set_place(offset=-9)),
         r"'output_layer\.weight' expected at some bytes of .*-9",
     ),
-    "compressed": (lambda p: edit_metadata(p, set_place(transform_descriptors=["zstd"])), r"save writes it, got \['zstd'\]"),
-    "a thousand layers": (config(num_hidden_layers=1000), r"expected 1000 layers of 2 experts, got 29 tensors"),
+    "compressed": (
+        lambda p: edit_metadata(p, set_place(transform_descriptors=["zstd"])),
+        r"save writes it, got \['zstd'\]",
+    ),
+    "a thousand layers": (
+        config(num_hidden_layers=1000),
+        r"expected 1000 layers of 2 experts, got 29 tensors",
+    ),
     "float16": (config(dtype="float16"), r"dtype expected one of float32, bfloat16, got 'float16'"),
     "unknown family": (config(model_type="llama"), r"manifest\.json: config: model_type must be"),
 }
@@ -454,11 +552,15 @@ NORM = "decoder.final_layernorm.weight"
 PLACES_OF_A_PICKLE = {
     "alone": lambda p, evil: (p / ".metadata").write_bytes(pickle.dumps(evil)),
     "planner data": lambda p, evil: edit_metadata(p, lambda value: setattr(value, "planner_data", evil)),
-    "a size": lambda p, evil: edit_metadata(p, lambda value: setattr(value.state_dict_metadata[NORM], "size", evil)),
+    "a size": lambda p, evil: edit_metadata(
+        p, lambda value: setattr(value.state_dict_metadata[NORM], "size", evil)
+    ),
     "a file name": lambda p, evil: edit_metadata(p, set_place(relative_path=evil)),
     "a key": lambda p, evil: edit_metadata(p, lambda value: value.state_dict_metadata.update({evil: None})),
     "a tensor's data": lambda p, evil: resave(p, NORM, evil),
-    "in a list of data": lambda p, evil: resave(p, "output_layer.weight", [torch.ones(19, 16).bfloat16(), evil]),
+    "in a list of data": lambda p, evil: resave(
+        p, "output_layer.weight", [torch.ones(19, 16).bfloat16(), evil]
+    ),
 }
 CALLS = {
     "system": lambda marker: (os.system, (f"touch {marker}",)),
@@ -509,14 +611,20 @@ def test_an_output_that_is_not_empty_is_refused(inline, folders, checkpoint, tmp
     (tmp_path / "full" / "precious").write_text("kept")
     err = refused(inline(tool, *source, "--out", tmp_path / "full"))
     assert f"{tmp_path}/full: expected a new or empty folder to write to, got one that is not empty" in err
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["full", "full/precious"]
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "full",
+        "full/precious",
+    ]
 
 
 def test_logits_that_differ_leave_no_folder(checkpoint, tmp_path):
-    """No two implementations agree to the last bit: a tolerance of nothing fails, but not at the embedding."""
+    """No two implementations agree to the last bit: a tolerance of nothing fails, but not at the
+    embedding."""
     message = r"out: logits expected within 0 of those of transformers .*, got \d.*; the first block that differs is layer 0 \("
     with pytest.raises(BarError, match=message):
-        convert.export_checkpoint(checkpoint, tmp_path / "out", check=partial(logits.compare_logits, tolerance=0.0))
+        convert.export_checkpoint(
+            checkpoint, tmp_path / "out", check=partial(logits.compare_logits, tolerance=0.0)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -531,8 +639,12 @@ def test_logits_that_differ_leave_no_folder(checkpoint, tmp_path):
     ],
 )
 def test_the_first_block_that_differs_is_named(tensor, block, folders, checkpoint, tmp_path):
-    other = copy_with(folders("two"), tmp_path / "other", lambda name, value: value * 1.5 if name == tensor else value)
-    with pytest.raises(BarError, match=rf"/out: logits expected .*; the first block that differs is {block} \("):
+    other = copy_with(
+        folders("two"), tmp_path / "other", lambda name, value: value * 1.5 if name == tensor else value
+    )
+    with pytest.raises(
+        BarError, match=rf"/out: logits expected .*; the first block that differs is {block} \("
+    ):
         logits.compare_logits(checkpoint, Folder.open(other).config, Folder.open(other), tmp_path / "out")
 
 
@@ -553,7 +665,13 @@ def test_a_tensor_that_reads_back_differently_is_named(folders, tmp_path):
     def lose_a_bit():
         [file] = tmp_path.glob(".out.partial/folder/*.distcp")
         data = bytearray(file.read_bytes())
-        row = Folder.open(folders("two")).read("model.layers.0.mlp.gate.weight")[1].view(torch.uint8).numpy().tobytes()
+        row = (
+            Folder.open(folders("two"))
+            .read("model.layers.0.mlp.gate.weight")[1]
+            .view(torch.uint8)
+            .numpy()
+            .tobytes()
+        )
         data[data.index(row) + 6] ^= 1
         file.write_bytes(data)
 
@@ -640,21 +758,27 @@ import_folder(sys.argv[1], sys.argv[2], progress=killing)
 def test_a_killed_import_is_not_taken_for_whole(during, folders, tmp_path, record_property):
     out = tmp_path / "out"
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, folders("two"), out, during], env=env, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, folders("two"), out, during], env=env, capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(tmp_path.iterdir())) == 1 and not out.exists()
     convert.import_folder(folders("two"), out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     convert.export_checkpoint(out, tmp_path / "back")
     assert equal(load_tensors(folders("two")), load_tensors(tmp_path / "back"))
-    record_property("figure", f"import killed while {during}: nothing taken for whole, the next run leaves no rest")
+    record_property(
+        "figure", f"import killed while {during}: nothing taken for whole, the next run leaves no rest"
+    )
 
 
 @pytest.mark.slow
 def test_as_processes(folders, tmp_path):
     source, out = folders("five"), tmp_path / "ckpt"
     status, stdout, stderr = process("import_hf", "--hf", source, "--out", out)
-    assert (status, stderr) == (0, "") and stdout.endswith(f"{out}: checkpoint of {source}, verified bit for bit\n")
+    assert (status, stderr) == (0, "") and stdout.endswith(
+        f"{out}: checkpoint of {source}, verified bit for bit\n"
+    )
     status, stdout, stderr = process("export_hf", "--checkpoint", out, "--out", tmp_path / "hf")
     assert (status, stderr) == (0, "") and stdout.endswith(f"{tmp_path}/hf: verified\n")
     assert equal(load_tensors(source), load_tensors(tmp_path / "hf"))

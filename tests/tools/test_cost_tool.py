@@ -27,7 +27,10 @@ def test_a_merged_models_stages_and_prices(place, inline):
     status, out, err = inline("cost", place, "--json")
     assert status == 0, err
     found = json.loads(out)
-    assert [(entry["step"], entry["expert"]) for entry in found["entries"]] == [("expert", "maths"), ("final", None)]
+    assert [(entry["step"], entry["expert"]) for entry in found["entries"]] == [
+        ("expert", "maths"),
+        ("final", None),
+    ]
     assert found["update"]["maths"] == {"tokens": 108, "flops": 3e6, "device_seconds": 7.5}
     status, out, err = inline("cost", place, "--retrained", place, "--domains", 3)
     assert status == 0, err
@@ -49,5 +52,7 @@ def test_what_cannot_be_priced_is_one_line(place, branched, expert, tmp_path, in
     assert "ledger expected with an entry for every stage, got none" in refused(inline("cost", branched))
     assert "expected a folder, got none" in refused(inline("cost", tmp_path / "nowhere"))
     assert "expected a folder, got a file" in refused(inline("cost", place / "manifest.json"))
-    assert "expected a folder, got none" in refused(inline("cost", place, "--retrained", tmp_path / "nowhere"))
+    assert "expected a folder, got none" in refused(
+        inline("cost", place, "--retrained", tmp_path / "nowhere")
+    )
     assert "domains expected at least 1, got 0" in refused(inline("cost", place, "--domains", 0))

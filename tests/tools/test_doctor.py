@@ -1,4 +1,5 @@
-"""The doctor's lines against what Python, psutil and the kernel say of this machine, and in environments that lack something."""
+"""The doctor's lines against what Python, psutil and the kernel say of this machine, and in environments that
+lack something."""
 
 import os
 import shutil
@@ -38,7 +39,9 @@ def path_with_bwrap(tmp_path_factory) -> str:
 
 
 def test_it_says_what_python_psutil_and_the_kernel_say(tmp_path, path_with_bwrap):
-    status, lines, err = doctor("--out", tmp_path / "new/runs", PATH=f"{path_with_bwrap}:{os.environ['PATH']}")
+    status, lines, err = doctor(
+        "--out", tmp_path / "new/runs", PATH=f"{path_with_bwrap}:{os.environ['PATH']}"
+    )
     assert (status, err) == (0, "")
     for name in ("torch", "megatron-core", "transformers", "rich"):
         assert lines[name] == line("OK", name, metadata.version(name))
@@ -59,7 +62,9 @@ def test_it_says_what_python_psutil_and_the_kernel_say(tmp_path, path_with_bwrap
 def test_what_is_required_and_missing_ends_with_status_1():
     status, lines, err = doctor(python=("-S",), PATH="/nowhere")  # without the installed packages
     assert status == 1 and err == "error: required and missing: megatron_bar\n"
-    assert lines["megatron_bar"].startswith(line("MISSING", "megatron_bar", "not installed: nothing runs: pip install"))
+    assert lines["megatron_bar"].startswith(
+        line("MISSING", "megatron_bar", "not installed: nothing runs: pip install")
+    )
     assert lines["bubblewrap"].startswith(line("missing", "bubblewrap", "no bwrap: needed only by"))
     assert lines["chromium"].startswith(line("missing", "chromium", "none: "))
     assert "sandbox" not in lines  # nothing of ours was imported
@@ -67,7 +72,9 @@ def test_what_is_required_and_missing_ends_with_status_1():
 
 def test_another_version_than_required_is_named(tmp_path):
     (tmp_path / "megatron_core-0.16.1.dist-info").mkdir()
-    (tmp_path / "megatron_core-0.16.1.dist-info/METADATA").write_text("Name: megatron-core\nVersion: 0.16.1\n")
+    (tmp_path / "megatron_core-0.16.1.dist-info/METADATA").write_text(
+        "Name: megatron-core\nVersion: 0.16.1\n"
+    )
     status, lines, err = doctor("--engine", "/nowhere/python", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert status == 1 and err == "error: required and missing: megatron-core\n"
     assert lines["megatron-core"].startswith(line("MISSING", "megatron-core", "0.16.1, expected ==0.19.2: "))
@@ -111,6 +118,11 @@ def test_machines_that_differ_are_told_apart(tmp_path):
     told = {said[9:33].strip(): said for said in first}
     assert list(told) == ["processes", "torch", "chromium", "all-reduce", "one folder"]
     assert [said[9:33].strip() for said in second] == list(told)
-    assert told["torch"].startswith("MISSING ") and "2.1 on " in told["torch"] and ", 2.0 on " in told["torch"]
+    assert (
+        told["torch"].startswith("MISSING ") and "2.1 on " in told["torch"] and ", 2.0 on " in told["torch"]
+    )
     assert told["chromium"].startswith(line("missing", "chromium", "none (on "))
-    assert told["one folder"].startswith("MISSING ") and "not one, or not locked, on rank 1" in told["one folder"]
+    assert (
+        told["one folder"].startswith("MISSING ")
+        and "not one, or not locked, on rank 1" in told["one folder"]
+    )

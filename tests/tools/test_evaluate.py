@@ -1,4 +1,5 @@
-"""tools/evaluate.py: the table and the file it writes, alone and under torchrun; every bad input is one line."""
+"""tools/evaluate.py: the table and the file it writes, alone and under torchrun; every bad input is one
+line."""
 
 import importlib.util
 import json
@@ -17,7 +18,8 @@ from megatron_bar.evaluation.results import read_results
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder beside its world, of whose items half are right by what transformers answers; the toy asks for 64 new tokens."""
+    """A folder beside its world, of whose items half are right by what transformers answers; the toy asks for
+    64 new tokens."""
     root = tmp_path_factory.mktemp("evaluate")
     model = save_chat_hf(root / "model")
     write_world(root / "world", [text if n % 2 else "no" for n, text in enumerate(answers(model, new=64))])
@@ -25,7 +27,9 @@ def place(tmp_path_factory):
 
 
 def test_the_toy_is_scored_and_written(place, tmp_path, inline):
-    status, out, err = inline("evaluate", place / "model", "--suite", "toy", "--batch", 3, "--out", tmp_path / "a.json")
+    status, out, err = inline(
+        "evaluate", place / "model", "--suite", "toy", "--batch", 3, "--out", tmp_path / "a.json"
+    )
     assert status == 0, err
     assert out.splitlines()[0] == "model: suite toy, 3 active experts"
     assert out.splitlines()[-1].split()[:3] == ["overall", "28", "50.0"]
@@ -39,43 +43,88 @@ def test_the_toy_is_scored_alike_on_any_layout(place, tmp_path):
     status, alone, err = process("evaluate", *asked, "--out", tmp_path / "a.json")
     assert status == 0, err
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    status, spread, err = process("evaluate", *asked, "--tensor", 2, "--out", tmp_path / "b.json", launcher=launcher)
+    status, spread, err = process(
+        "evaluate", *asked, "--tensor", 2, "--out", tmp_path / "b.json", launcher=launcher
+    )
     assert status == 0, err
     assert spread == alone and read_results(tmp_path / "b.json") == read_results(tmp_path / "a.json")
 
 
 BAD = {
     "unknown suite": ("MODEL --suite helm", r"suite helm: expected one of toy, bar19"),
-    "unknown task": ("MODEL --suite toy --task cooking", r"task cooking: expected one of suite toy's: knowledge, "),
-    "unknown task of bar19": ("MODEL --suite bar19 --task arc", r"task arc: expected one of suite bar19's: mmlu, "),
+    "unknown task": (
+        "MODEL --suite toy --task cooking",
+        r"task cooking: expected one of suite toy's: knowledge, ",
+    ),
+    "unknown task of bar19": (
+        "MODEL --suite bar19 --task arc",
+        r"task arc: expected one of suite bar19's: mmlu, ",
+    ),
     "limit 0": ("MODEL --suite toy --limit 0", r"limit expected at least 1, got 0"),
     "batch 0": ("MODEL --suite bar19 --batch 0", r"batch expected at least 1, got 0"),
-    "four of three experts": ("MODEL --suite toy --active-experts 4", r"active experts expected from 1 to 3, got 4"),
-    "four of three, by lm-eval": ("MODEL --suite bar19 --active-experts 4", r"active experts expected from 1 to 3, got 4"),
+    "four of three experts": (
+        "MODEL --suite toy --active-experts 4",
+        r"active experts expected from 1 to 3, got 4",
+    ),
+    "four of three, by lm-eval": (
+        "MODEL --suite bar19 --active-experts 4",
+        r"active experts expected from 1 to 3, got 4",
+    ),
     "not there": ("NOWHERE --suite toy", r"config\.json: not found; expected"),
     "no model": ("WORLD --suite bar19", r"config\.json: not found; expected"),
-    "no data": ("LONELY --suite toy", r"world: not found; expected a folder of test_SKILL\.jsonl \(--data DIR\)"),
-    "data that are not there": ("MODEL --suite toy --data NOWHERE", r"nowhere: not found; expected a folder of test_SKILL"),
-    "a test set missing": ("MODEL --suite toy --data LONELY", r"test_knowledge\.jsonl: not found; expected a JSONL"),
+    "no data": (
+        "LONELY --suite toy",
+        r"world: not found; expected a folder of test_SKILL\.jsonl \(--data DIR\)",
+    ),
+    "data that are not there": (
+        "MODEL --suite toy --data NOWHERE",
+        r"nowhere: not found; expected a folder of test_SKILL",
+    ),
+    "a test set missing": (
+        "MODEL --suite toy --data LONELY",
+        r"test_knowledge\.jsonl: not found; expected a JSONL",
+    ),
     "no tokenizer": ("NO_TOKENIZER --suite toy", r"tokenizer\.json: not found; expected a tokenizer\.json"),
-    "no chat template": ("NO_TEMPLATE --suite bar19", r"no_template: the tokenizer has no chat template of its own"),
-    "no server for bar19": ("MODEL --suite bar19 --server http://127.0.0.1:9", r"http://127\.0\.0\.1:9: expected an OpenAI-like"),
-    "a server for the toy": ("MODEL --suite toy --server http://127.0.0.1:9", r"suite toy has no use for --server"),
+    "no chat template": (
+        "NO_TEMPLATE --suite bar19",
+        r"no_template: the tokenizer has no chat template of its own",
+    ),
+    "no server for bar19": (
+        "MODEL --suite bar19 --server http://127.0.0.1:9",
+        r"http://127\.0\.0\.1:9: expected an OpenAI-like",
+    ),
+    "a server for the toy": (
+        "MODEL --suite toy --server http://127.0.0.1:9",
+        r"suite toy has no use for --server",
+    ),
     "data for bar19": ("MODEL --suite bar19 --data WORLD", r"suite bar19 has no use for --data"),
     "tensor 2 for bar19": ("MODEL --suite bar19 --tensor 2", r"suite bar19 has no use for --tensor, got 2"),
-    "no tasks": ("MODEL --suite bar19 --tasks-dir NOWHERE", r"nowhere: not found; expected a folder of lm-eval tasks"),
-    "tensor 2 on one process": ("MODEL --suite toy --tensor 2", r"tensor 2 x pipeline 1 = 2 does not divide the 1 processes"),
+    "no tasks": (
+        "MODEL --suite bar19 --tasks-dir NOWHERE",
+        r"nowhere: not found; expected a folder of lm-eval tasks",
+    ),
+    "tensor 2 on one process": (
+        "MODEL --suite toy --tensor 2",
+        r"tensor 2 x pipeline 1 = 2 does not divide the 1 processes",
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def paths(place):
-    lonely, no_tokenizer, no_template = (place / "deep" / name for name in ("lonely", "no_tokenizer", "no_template"))
+    lonely, no_tokenizer, no_template = (
+        place / "deep" / name for name in ("lonely", "no_tokenizer", "no_template")
+    )
     for copy in (lonely, no_tokenizer, no_template):
         shutil.copytree(place / "model", copy)
     (no_tokenizer / "tokenizer.json").unlink()
     edit_json(no_template / "tokenizer_config.json", chat_template=None)
-    found = {"MODEL": place / "model", "WORLD": place / "world", "NOWHERE": place / "nowhere", "LONELY": lonely}
+    found = {
+        "MODEL": place / "model",
+        "WORLD": place / "world",
+        "NOWHERE": place / "nowhere",
+        "LONELY": lonely,
+    }
     return found | {"NO_TOKENIZER": no_tokenizer, "NO_TEMPLATE": no_template}
 
 
@@ -84,7 +133,9 @@ def test_bad_input_is_one_line(name, paths, inline):
     if "bar19" in name and importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm-eval is not installed")
     words, message = BAD[name]
-    line = refused(inline("evaluate", *[paths.get(word, word) for word in words.split()], "--out", paths["NOWHERE"]))
+    line = refused(
+        inline("evaluate", *[paths.get(word, word) for word in words.split()], "--out", paths["NOWHERE"])
+    )
     assert re.search(message, line), line
     assert not paths["NOWHERE"].exists()
 
@@ -98,6 +149,9 @@ def test_without_lm_eval_it_says_how_to_install_it(paths, inline, monkeypatch):
 def test_an_item_without_a_usable_truth_is_named(place, tmp_path, inline):
     shutil.copytree(place / "world", tmp_path / "world")
     with (tmp_path / "world" / "test_chat.jsonl").open("a") as file:
-        file.write(json.dumps({"messages": [{"role": "user", "content": "x"}], "verifier": "math", "truth": None}) + "\n")
+        file.write(
+            json.dumps({"messages": [{"role": "user", "content": "x"}], "verifier": "math", "truth": None})
+            + "\n"
+        )
     line = refused(inline("evaluate", place / "model", "--suite", "toy", "--data", tmp_path / "world"))
     assert "test_chat.jsonl:5: math truth: expected a number or a text" in line

@@ -1,6 +1,7 @@
 """The command lines that work on folders: what they print, how they end, and that nothing is left behind.
 
-The whole path runs as real processes; each bad input runs the same script in this process, which saves the imports.
+The whole path runs as real processes; each bad input runs the same script in this process, which saves the
+imports.
 """
 
 import json
@@ -30,7 +31,9 @@ def test_branch_then_merge_then_inspect_then_verify(dense, branched, expert, tmp
     whole(out)
 
     merged = tmp_path / "merged"
-    status, stdout, stderr = process("merge_experts", "--anchor", branched, "--expert", f"math={expert}", "--out", merged)
+    status, stdout, stderr = process(
+        "merge_experts", "--anchor", branched, "--expert", f"math={expert}", "--out", merged
+    )
     assert (status, stderr) == (0, "")
     note, *ticks, said = stdout.splitlines()
     assert len(ticks) == 8 and all(line.startswith("  ✓ ") for line in ticks)
@@ -68,7 +71,9 @@ def test_a_failing_process_says_one_line_and_exits_with_1(dense, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(dense, broken)
     (broken / "model.safetensors").write_bytes((dense / "model.safetensors").read_bytes()[:-1])
-    err = refused(process("branch_expert", "--anchor", dense, "--domain-init", broken, "--out", tmp_path / "out"))
+    err = refused(
+        process("branch_expert", "--anchor", dense, "--domain-init", broken, "--out", tmp_path / "out")
+    )
     assert f"{broken}/model.safetensors: truncated: tensor" in err
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
@@ -87,7 +92,10 @@ DENSE_CASES = (
     | NOT_FINITE
     | {
         "no tokenizer": (lambda p: (p / "tokenizer.json").unlink(), r"no tokenizer: expected"),
-        "empty tokenizer": (lambda p: (p / "tokenizer.json").write_text(""), r"tokenizer\.json: not readable as JSON"),
+        "empty tokenizer": (
+            lambda p: (p / "tokenizer.json").write_text(""),
+            r"tokenizer\.json: not readable as JSON",
+        ),
     }
 )
 MOE_CASES = DENSE_CASES | SPOILED_MOE
@@ -95,13 +103,33 @@ MOE_CASES = DENSE_CASES | SPOILED_MOE
 
 @pytest.mark.parametrize("spoil, message", DENSE_CASES.values(), ids=DENSE_CASES)
 def test_branch_refuses_a_spoiled_anchor(inline, dense, tmp_path, spoil, message):
-    check_spoiled(inline, dense, tmp_path, spoil, message, "branch_expert", "--anchor", "SPOILED", "--domain-init", dense)
+    check_spoiled(
+        inline,
+        dense,
+        tmp_path,
+        spoil,
+        message,
+        "branch_expert",
+        "--anchor",
+        "SPOILED",
+        "--domain-init",
+        dense,
+    )
 
 
 @pytest.mark.parametrize("spoil, message", MOE_CASES.values(), ids=MOE_CASES)
 def test_merge_refuses_a_spoiled_anchor(inline, branched, expert, tmp_path, spoil, message):
     check_spoiled(
-        inline, branched, tmp_path, spoil, message, "merge_experts", "--anchor", "SPOILED", "--expert", f"math={expert}"
+        inline,
+        branched,
+        tmp_path,
+        spoil,
+        message,
+        "merge_experts",
+        "--anchor",
+        "SPOILED",
+        "--expert",
+        f"math={expert}",
     )
 
 
@@ -110,7 +138,18 @@ SAME_LINE = {name: case for name, case in MOE_CASES.items() if "tokenizer" not i
 
 @pytest.mark.parametrize("spoil, message", SAME_LINE.values(), ids=SAME_LINE)
 def test_merge_refuses_a_spoiled_expert(inline, branched, expert, tmp_path, spoil, message):
-    check_spoiled(inline, expert, tmp_path, spoil, message, "merge_experts", "--anchor", branched, "--expert", "math=SPOILED")
+    check_spoiled(
+        inline,
+        expert,
+        tmp_path,
+        spoil,
+        message,
+        "merge_experts",
+        "--anchor",
+        branched,
+        "--expert",
+        "math=SPOILED",
+    )
 
 
 @pytest.mark.parametrize("spoil, message", SAME_LINE.values(), ids=SAME_LINE)
@@ -119,7 +158,8 @@ def test_inspect_refuses_a_spoiled_folder(inline, branched, tmp_path, spoil, mes
 
 
 def check_spoiled(inline, source, tmp_path, spoil, message, tool, *arguments, out=True):
-    """Copies the source, spoils it, runs the tool on it: one line that names it, and not a file more than before."""
+    """Copies the source, spoils it, runs the tool on it: one line that names it, and not a file more than
+    before."""
     broken = tmp_path / "spoiled-folder"
     shutil.copytree(source, broken)
     spoil(broken)
@@ -144,10 +184,15 @@ def test_an_output_that_is_not_empty_is_refused_and_kept(inline, dense, branched
         ("merge_experts", "--anchor", branched, "--expert", f"math={expert}"),
     ):
         err = refused(inline(tool, *arguments, "--out", tmp_path / "full"))
-        assert f"{tmp_path}/full: expected a new or empty folder to write to, got one that is not empty" in err
+        assert (
+            f"{tmp_path}/full: expected a new or empty folder to write to, got one that is not empty" in err
+        )
         err = refused(inline(tool, *arguments, "--out", tmp_path / "full" / "precious"))
         assert "got a file or link" in err
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["full", "full/precious"]
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "full",
+        "full/precious",
+    ]
 
 
 def test_the_merge_refuses_names_given_twice(inline, branched, expert, tmp_path):
@@ -158,7 +203,17 @@ def test_the_merge_refuses_names_given_twice(inline, branched, expert, tmp_path)
 
 def test_a_size_that_is_none_is_refused(inline, dense, tmp_path):
     err = refused(
-        inline("branch_expert", "--anchor", dense, "--domain-init", dense, "--out", tmp_path / "o", "--max-shard-size", "big")
+        inline(
+            "branch_expert",
+            "--anchor",
+            dense,
+            "--domain-init",
+            dense,
+            "--out",
+            tmp_path / "o",
+            "--max-shard-size",
+            "big",
+        )
     )
     assert "size expected like 5GB" in err
 
@@ -174,11 +229,25 @@ def test_branch_takes_every_router_init_and_prints_its_notes(inline, dense, tmp_
     ):
         out = tmp_path / options[0]
         status, stdout, _ = inline(
-            "branch_expert", "--anchor", dense, "--domain-init", other, "--out", out, "--router-init", *options
+            "branch_expert",
+            "--anchor",
+            dense,
+            "--domain-init",
+            other,
+            "--out",
+            out,
+            "--router-init",
+            *options,
         )
         assert status == 0
-        assert "note: rope_theta differs: 5000.0 is kept from the anchor, the domain init has 8000000.0\n" in stdout
-    norms = [load_tensors(tmp_path / name)["model.layers.0.mlp.gate.weight"].norm(dim=1) for name in ("normal", "zero", "domain")]
+        assert (
+            "note: rope_theta differs: 5000.0 is kept from the anchor, the domain init has 8000000.0\n"
+            in stdout
+        )
+    norms = [
+        load_tensors(tmp_path / name)["model.layers.0.mlp.gate.weight"].norm(dim=1)
+        for name in ("normal", "zero", "domain")
+    ]
     assert 0.01 < norms[0].min() < 0.3
     assert norms[1].max() == 0
     assert norms[2].tolist() == pytest.approx([0.5, 0.5], rel=1e-6)
@@ -211,20 +280,32 @@ def test_inspect_without_hashes_reads_no_data(inline, dense, tmp_path):
     NOT_FINITE["nan in a tensor"][0](broken)
     status, out, _ = inline("inspect_model", broken, "--no-hashes")
     assert status == 0
-    assert "olmo2, dense, float32" in out and "routing: none" in out and "lineage: unknown (no manifest.json)" in out
+    assert (
+        "olmo2, dense, float32" in out
+        and "routing: none" in out
+        and "lineage: unknown (no manifest.json)" in out
+    )
     assert "hash of" not in out
 
 
 def test_inspect_describes_a_checkpoint_from_its_manifest(inline, branched, tmp_path):
-    config = json.loads((branched / "config.json").read_text()) | {"num_experts_per_tok": 1, "norm_topk_prob": True}
+    config = json.loads((branched / "config.json").read_text()) | {
+        "num_experts_per_tok": 1,
+        "norm_topk_prob": True,
+    }
     expert = Expert(index=0, name="anchor", trained=(TrainingRecord(stage="sft"),))
-    Manifest(family="flex_olmo", kind="expert", stage="sft", recipe="tiny", experts=(expert,), config=config).write(tmp_path)
+    Manifest(
+        family="flex_olmo", kind="expert", stage="sft", recipe="tiny", experts=(expert,), config=config
+    ).write(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "__0_0.distcp").touch()
     status, out, _ = inline("inspect_model", tmp_path)
     assert status == 0
     assert f"{tmp_path}: checkpoint" in out
-    assert "then top-1: the 1 largest of 2 are active; the chosen probabilities are renormalised to sum to 1" in out
+    assert (
+        "then top-1: the 1 largest of 2 are active; the chosen probabilities are renormalised to sum to 1"
+        in out
+    )
     assert "expert 0: anchor, stages: sft" in out
     edit_json(tmp_path / MANIFEST, config=None)
     err = refused(inline("inspect_model", tmp_path))

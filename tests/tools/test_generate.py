@@ -1,4 +1,5 @@
-"""generate.py as a process of its own: prompts from a pipe and from a terminal; what it says is transformers' greedy answer."""
+"""generate.py as a process of its own: prompts from a pipe and from a terminal; what it says is transformers'
+greedy answer."""
 
 import os
 import pty
@@ -26,7 +27,9 @@ TEXT = "one plus two is red, größer als 你好, wie 🙂 und ½. " * 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = save_hf(tmp_path_factory.mktemp("chat") / "hf", experts=2, vocab_size=300, seed=6, max_position_embeddings=256)
+    path = save_hf(
+        tmp_path_factory.mktemp("chat") / "hf", experts=2, vocab_size=300, seed=6, max_position_embeddings=256
+    )
     train_tokenizer([TEXT], path, vocab_size=300)
     edit_json(path / "config.json", eos_token_id=None)
     return path
@@ -41,8 +44,12 @@ def by_transformers(folder, prompts: list[str], new: int) -> list[str]:
     chat, answers = [], []
     for prompt in prompts:
         chat.append({"role": "user", "content": prompt})
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-        out = model.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+        ids = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        out = model.generate(
+            ids, max_new_tokens=new, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+        )
         answers.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
         chat.append({"role": "assistant", "content": answers[-1]})
     return answers
@@ -57,7 +64,9 @@ def piped(folder, text: bytes, *arguments, launcher=()) -> tuple[int, str, str]:
 def test_a_pipe_is_a_conversation(folder):
     first, second = by_transformers(folder, ["one plus", "größer"], 6)
     again = by_transformers(folder, ["größer"], 6)[0]
-    status, out, err = piped(folder, "one plus\n\ngrößer\n/reset\ngrößer\n/quit\nred\n".encode(), "--max-new-tokens", 6)
+    status, out, err = piped(
+        folder, "one plus\n\ngrößer\n/reset\ngrößer\n/quit\nred\n".encode(), "--max-new-tokens", 6
+    )
     assert (status, out) == (0, f"{first}\n{second}\n{again}\n"), err
 
 
@@ -85,7 +94,9 @@ def test_a_terminal(folder):
     # Tests that a shell has put into the background ignore SIGINT, and hand that on.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     streams = {"stdin": side, "stdout": side, "stderr": side}
-    child = subprocess.Popen(command, **streams, env=ENV | {"TERM": "dumb"}, start_new_session=True, preexec_fn=heed)
+    child = subprocess.Popen(
+        command, **streams, env=ENV | {"TERM": "dumb"}, start_new_session=True, preexec_fn=heed
+    )
     os.close(side)
     seen = ""
 
@@ -102,7 +113,8 @@ def test_a_terminal(folder):
 
     wait_for("> ")
     child.send_signal(signal.SIGINT)
-    # A signal between readline's prompt and its wait for a key is noticed with the next key or signal: press again, as people do.
+    # A signal between readline's prompt and its wait for a key is noticed with the next key or signal: press
+    # again, as people do.
     wait_for("/quit or Ctrl-D ends\r\n> ", interrupting=True)
     os.write(main, b"one plus\n")
     wait_for("one plus\r\n.")

@@ -33,7 +33,15 @@ Act = Callable[[Path, Callable[..., Result]], Result]
 def tensor_named(name: str) -> Act:
     def act(p, run):
         edit_tensors(p / "dense", lambda tensors: tensors.update({name: torch.ones(2)}))
-        return run("tools/branch_expert.py", "--anchor", p / "dense", "--domain-init", p / "dense", "--out", p / "out")
+        return run(
+            "tools/branch_expert.py",
+            "--anchor",
+            p / "dense",
+            "--domain-init",
+            p / "dense",
+            "--out",
+            p / "out",
+        )
 
     return act
 
@@ -66,7 +74,15 @@ def manifest_naming(**changes) -> Act:
         manifest["experts"][1] |= changes
         manifest["sources"] = [{"role": EVIL, "name": EVIL, "hash": EVIL}]
         (p / "expert" / MANIFEST).write_text(json.dumps(manifest))
-        return run("tools/merge_experts.py", "--anchor", p / "branched", "--expert", f"math={p / 'expert'}", "--out", p / "out")
+        return run(
+            "tools/merge_experts.py",
+            "--anchor",
+            p / "branched",
+            "--expert",
+            f"math={p / 'expert'}",
+            "--out",
+            p / "out",
+        )
 
     return act
 
@@ -74,25 +90,57 @@ def manifest_naming(**changes) -> Act:
 def out_linked_to(target: str) -> Act:
     def act(p, run):
         (p / "out").symlink_to(target)
-        return run("tools/branch_expert.py", "--anchor", p / "dense", "--domain-init", p / "dense", "--out", p / "out")
+        return run(
+            "tools/branch_expert.py",
+            "--anchor",
+            p / "dense",
+            "--domain-init",
+            p / "dense",
+            "--out",
+            p / "out",
+        )
 
     return act
 
 
 def partial_linked(p, run):
     (p / ".out.partial").symlink_to("../../elsewhere")
-    return run("tools/branch_expert.py", "--anchor", p / "dense", "--domain-init", p / "dense", "--out", p / "out")
+    return run(
+        "tools/branch_expert.py", "--anchor", p / "dense", "--domain-init", p / "dense", "--out", p / "out"
+    )
 
 
 def tokens_to_a_link(p, run):
     (p / "out").symlink_to("../../elsewhere")
-    given = ("--input", p / "x.jsonl", "--kind", "chat", "--tokenizer", p / "dense", "--out", p / "out", "--processes", 1)
+    given = (
+        "--input",
+        p / "x.jsonl",
+        "--kind",
+        "chat",
+        "--tokenizer",
+        p / "dense",
+        "--out",
+        p / "out",
+        "--processes",
+        1,
+    )
     return run("tools/preprocess_data.py", *given)
 
 
 def partial_tokens_linked(p, run):
     (p / ".out.partial").symlink_to("../../elsewhere")
-    given = ("--input", p / "x.jsonl", "--kind", "chat", "--tokenizer", p / "dense", "--out", p / "out", "--processes", 1)
+    given = (
+        "--input",
+        p / "x.jsonl",
+        "--kind",
+        "chat",
+        "--tokenizer",
+        p / "dense",
+        "--out",
+        p / "out",
+        "--processes",
+        1,
+    )
     return run("tools/preprocess_data.py", *given)
 
 
@@ -117,7 +165,9 @@ def checkpoint_data_elsewhere(p, run):
 def companion_linked(p, run):
     (p / "dense" / "tokenizer.json").rename(p.parent.parent / "elsewhere" / "tokenizer.json")
     (p / "dense" / "tokenizer.json").symlink_to("../../../elsewhere/tokenizer.json")
-    return run("tools/branch_expert.py", "--anchor", p / "dense", "--domain-init", p / "dense", "--out", p / "out")
+    return run(
+        "tools/branch_expert.py", "--anchor", p / "dense", "--domain-init", p / "dense", "--out", p / "out"
+    )
 
 
 HOSTILE: dict[str, tuple[Act, bool]] = {
@@ -135,7 +185,10 @@ HOSTILE: dict[str, tuple[Act, bool]] = {
     "an expert on the command line, dots": (expert_named(".."), True),
     "an expert on the command line, with NUL": (expert_named("a\0b"), True),
     "an expert in a manifest, upwards": (manifest_naming(name=EVIL), False),
-    "an expert in a manifest, its stages": (manifest_naming(trained=[{"stage": EVIL, "data": {EVIL: EVIL}}]), False),
+    "an expert in a manifest, its stages": (
+        manifest_naming(trained=[{"stage": EVIL, "data": {EVIL: EVIL}}]),
+        False,
+    ),
     "an expert in a recipe": (recipe_naming(f"experts.math.name={EVIL}"), True),
     "a recipe": (recipe_naming(f"name={EVIL}"), True),
     "a stage in a recipe": (recipe_naming(f"experts.math.sft.name={EVIL}"), True),

@@ -8,12 +8,16 @@ def test_the_published_recipe_on_one_node(inline):
     status, out, err = inline("plan", "olmo2_7b", "--gpus", 8, "--gpu-memory", "80GB")
     assert status == 0, err
     (about,) = (line for line in out.splitlines() if line.startswith("math-midtrain"))
-    assert about.startswith("math-midtrain, code-midtrain: midtrain trains 4,328,783,872 of 11,626,795,008 parameters")
+    assert about.startswith(
+        "math-midtrain, code-midtrain: midtrain trains 4,328,783,872 of 11,626,795,008 parameters"
+    )
     assert about.endswith(", 47,684 steps")
     assert out.count("as written: fits") == 5 and "does not fit" not in out
     rows = [line.split() for line in out.splitlines() if line.startswith("proposed")]
     assert len(rows) == 5
-    status, out, err = inline("plan", "olmo2_7b", "--gpus", 8, "--gpu-memory", "80GB", "--stage", "route", "--mfu", 0.2)
+    status, out, err = inline(
+        "plan", "olmo2_7b", "--gpus", 8, "--gpu-memory", "80GB", "--stage", "route", "--mfu", 0.2
+    )
     assert status == 0, err
     assert "final: route trains 655,360" in out and "math-midtrain" not in out
 
@@ -25,13 +29,20 @@ def test_a_changed_stage(inline):
     assert out.count("as written: does not fit") == 2
     change = ["experts.math.rlvr.parallel.tensor=3", "experts.math.rlvr.sequence=6144"]
     status, out, err = inline(*given, "--set", *change)
-    assert status == 0 and "as written: does not divide: stage rlvr: tensor 3 x pipeline 1 = 3 does not divide the 8 proc" in out
+    assert (
+        status == 0
+        and "as written: does not divide: stage rlvr: tensor 3 x pipeline 1 = 3 does not divide the 8 proc"
+        in out
+    )
 
 
 def test_what_does_not_fit_is_told_with_the_number_that_does(inline):
     status, out, err = inline("plan", "olmo2_7b", "--gpus", 1, "--gpu-memory", "40GB", "--stage", "midtrain")
     assert status == 1 and "proposed: none fits" in out
-    assert err.startswith("error: no layout of 1 GPUs of 40 GB holds math-midtrain, code-midtrain (") and "GPUs hold it" in err
+    assert (
+        err.startswith("error: no layout of 1 GPUs of 40 GB holds math-midtrain, code-midtrain (")
+        and "GPUs hold it" in err
+    )
     assert err.count("\n") == 1
 
 
@@ -48,7 +59,10 @@ def test_what_does_not_fit_is_told_with_the_number_that_does(inline):
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --mfu 0", "mfu expected above 0, got 0"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --mfu 40", "mfu expected at most 1, got 40"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --stage cooking", "--stage cooking: expected one of"),
-        ("olmo2_7b --gpus 8 --gpu-memory 80GB --stage merge", "--stage merge: expected one that trains, got none"),
+        (
+            "olmo2_7b --gpus 8 --gpu-memory 80GB --stage merge",
+            "--stage merge: expected one that trains, got none",
+        ),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --set route.batch=none", "route.batch must be int, got 'none'"),
     ],
 )

@@ -27,7 +27,11 @@ def test_a_text_with_its_legend(expert):
 
 
 def shares(out: str) -> list[float]:
-    return [float(line.split("│")[3].strip().removesuffix(" %")) for line in out.splitlines() if line.count("│") == 5]
+    return [
+        float(line.split("│")[3].strip().removesuffix(" %"))
+        for line in out.splitlines()
+        if line.count("│") == 5
+    ]
 
 
 def test_layers_chats_and_files(inline, expert, tmp_path):
@@ -84,17 +88,26 @@ def places(tmp_path_factory):
         (["nowhere", "one"], "nowhere"),
         (["moe", "--scan", "absent.jsonl"], "absent.jsonl"),
         (["dense", "--scan", "chats.jsonl"], "dense: active experts expected none of a dense model"),
-        (["moe", "--scan", "chats.jsonl", "--tolerance", "-1"], "tolerance: expected nats per token, at least 0, got -1"),
+        (
+            ["moe", "--scan", "chats.jsonl", "--tolerance", "-1"],
+            "tolerance: expected nats per token, at least 0, got -1",
+        ),
         (["moe", "--scan", "latin"], "latin: expected .jsonl, .jsonl.gz"),
         (["moe", "--set-active", "2"], "--set-active: expected --out FOLDER, got none"),
         (["moe", "--set-active", "3", "--out", "x"], "moe: active experts expected from 1 to 2, got 3"),
         (["moe", "--set-active", "0", "--out", "x"], "moe: active experts expected from 1 to 2, got 0"),
-        (["moe", "--set-active", "2,1,1", "--out", "x"], "active experts expected one number or 2, one per layer, got 3"),
+        (
+            ["moe", "--set-active", "2,1,1", "--out", "x"],
+            "active experts expected one number or 2, one per layer, got 3",
+        ),
         (
             ["moe", "--set-active", "two", "--out", "x"],
             "active experts expected K, K,K,... or a JSON file with a list, got 'two'",
         ),
-        (["moe", "--set-active", "no.json", "--out", "x"], "active experts expected .* got 'no.json': .*No such file"),
+        (
+            ["moe", "--set-active", "no.json", "--out", "x"],
+            "active experts expected .* got 'no.json': .*No such file",
+        ),
     ],
 )
 def test_bad_input_is_one_line(inline, places, monkeypatch, arguments, message):
@@ -106,7 +119,9 @@ def test_bad_input_is_one_line(inline, places, monkeypatch, arguments, message):
 def test_the_tools_file_is_read_by_the_tools(inline, merged, tmp_path):
     (tmp_path / "held_out.jsonl").write_text(json.dumps(CHAT) + "\n")
     out = tmp_path / "active.json"
-    status, said, _ = inline("route", merged, "--scan", tmp_path / "held_out.jsonl", "--tolerance", 10, "--out", out)
+    status, said, _ = inline(
+        "route", merged, "--scan", tmp_path / "held_out.jsonl", "--tolerance", 10, "--out", out
+    )
     assert status == 0 and "layer 2 of 2: 1 active" in said and "1,1" in said, said
     assert json.loads(out.read_text()) == [1, 1]
     status, said, _ = inline("route", merged, "--set-active", out, "--out", tmp_path / "one")

@@ -31,7 +31,9 @@ def wheel(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, place / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, place / "source" / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(ROOT / name, place / "source" / name)
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index")
@@ -63,7 +65,9 @@ def run(installed, tmp_path):
 
     def call(*command) -> str:
         words = list(map(str, command))
-        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -103,7 +107,9 @@ def test_its_worker_processes_start(run, dense, tmp_path):
     chat = [{"role": "user", "content": "one plus"}, {"role": "assistant", "content": "two"}]
     (tmp_path / "x.jsonl").write_text(100 * (json.dumps({"messages": chat}) + "\n"))
     options = ("--kind", "chat", "--tokenizer", dense, "--processes", "2")
-    assert "tokens: 100 documents" in run("bar", "preprocess", "--input", "x.jsonl", *options, "--out", "tokens")
+    assert "tokens: 100 documents" in run(
+        "bar", "preprocess", "--input", "x.jsonl", *options, "--out", "tokens"
+    )
 
 
 def test_a_step_of_a_recipe_runs_under_torchrun(run, dense, tmp_path):

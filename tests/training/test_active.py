@@ -1,4 +1,5 @@
-"""Stages with fewer active experts, a dense router gradient, and steps in which the domain expert is alone."""
+"""Stages with fewer active experts, a dense router gradient, and steps in which the domain expert is
+alone."""
 
 import json
 from dataclasses import replace
@@ -20,8 +21,14 @@ from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import POLICIES
 from megatron_bar.weights.manifest import Manifest, read_manifest
 
-LAYOUTS = {"tp1": (ParallelConfig(), 1), "tp2": (ParallelConfig(tensor=2), 2), "ep2": (ParallelConfig(expert=2), 2)}
-ROUTE = Stage(name="route", policy="route", optim=OptimConfig(lr=1e-2), sequence=16, batch=4, router_z_loss=1e-3)
+LAYOUTS = {
+    "tp1": (ParallelConfig(), 1),
+    "tp2": (ParallelConfig(tensor=2), 2),
+    "ep2": (ParallelConfig(expert=2), 2),
+}
+ROUTE = Stage(
+    name="route", policy="route", optim=OptimConfig(lr=1e-2), sequence=16, batch=4, router_z_loss=1e-3
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +69,25 @@ def test_a_step_is_the_same_on_every_layout(active, gradient, five, tmp_path):
 
 
 def test_the_dense_gradient_is_another_one_from_the_same_loss(five, tmp_path):
-    stages = {gradient: replace(ROUTE, active_experts=2, router_gradient=gradient) for gradient in ("selected", "dense")}
-    selected, dense = (run_distributed(train, 1, five, tmp_path / name, stage, 1)[0][0] for name, stage in stages.items())
+    stages = {
+        gradient: replace(ROUTE, active_experts=2, router_gradient=gradient)
+        for gradient in ("selected", "dense")
+    }
+    selected, dense = (
+        run_distributed(train, 1, five, tmp_path / name, stage, 1)[0][0] for name, stage in stages.items()
+    )
     assert dense["loss"] == pytest.approx(selected["loss"], rel=1e-6)
     assert dense["grad_norm"] != pytest.approx(selected["grad_norm"], rel=1e-2)
     shape = Folder.open(five).config.with_active(2)
-    experts = flops.forward(shape.with_active(5))(tokens=1, pairs=0, heads=0) - flops.forward(shape)(tokens=1, pairs=0, heads=0)
+    experts = flops.forward(shape.with_active(5))(tokens=1, pairs=0, heads=0) - flops.forward(shape)(
+        tokens=1, pairs=0, heads=0
+    )
     assert dense["flops"] - selected["flops"] == pytest.approx(experts * dense["tokens"])
 
 
-@pytest.mark.parametrize("active, k, layers", [(2, 2, ()), ((5, 2), 5, (5, 2)), ("sampled", 5, ()), (None, 5, ())], ids=str)
+@pytest.mark.parametrize(
+    "active, k, layers", [(2, 2, ()), ((5, 2), 5, (5, 2)), ("sampled", 5, ()), (None, 5, ())], ids=str
+)
 def test_the_folder_says_what_its_router_was_trained_for(active, k, layers, five, tmp_path):
     run_distributed(train, 1, five, tmp_path / "out", replace(ROUTE, active_experts=active), 1)
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -117,7 +133,9 @@ def test_in_its_share_of_the_steps_the_expert_is_the_dense_model(two, tmp_path):
             for document in documents.unique().tolist():
                 here = documents[0] == document
                 logits = weights(ids[:, here], positions[:, here])
-                nll = torch.nn.functional.cross_entropy(logits[0], labels[0, here].clamp(min=0), reduction="none")
+                nll = torch.nn.functional.cross_entropy(
+                    logits[0], labels[0, here].clamp(min=0), reduction="none"
+                )
                 total += float(nll[labels[0, here] >= 0].sum())
                 count += int((labels[0, here] >= 0).sum())
         return total / count
@@ -160,8 +178,14 @@ def test_alone_or_not_nothing_frozen_moves(lr, two, tmp_path):
     [
         ({"active_experts": 0}, "^stage route: active experts expected from 1 to 5, got 0"),
         ({"active_experts": 6}, "^stage route: active experts expected from 1 to 5, got 6"),
-        ({"active_experts": (5, 2, 2)}, "stage route: active experts expected one number or 2, one per layer, got 3"),
-        ({"active_experts": 1}, "stage route: with 1 active expert the norm behind the block cancels its weight.* got 1"),
+        (
+            {"active_experts": (5, 2, 2)},
+            "stage route: active experts expected one number or 2, one per layer, got 3",
+        ),
+        (
+            {"active_experts": 1},
+            "stage route: with 1 active expert the norm behind the block cancels its weight.* got 1",
+        ),
         ({"active_experts": (5, 1)}, "to train a router expected at least 2, got 5,1"),
         ({"active_experts": 1, "router_gradient": "dense"}, "to train a router expected at least 2, got 1"),
         ({"alone": 0.3}, "stage route: alone expected an anchor and one expert, got 5 experts"),
@@ -181,8 +205,14 @@ def test_a_folder_with_one_active_expert_is_not_routed(five):
 def test_options_of_experts_are_refused_of_a_dense_model_and_of_a_normalised_router(five):
     shape = Folder.open(five).config
     with pytest.raises(BarError, match="expect a model with experts, got a dense one"):
-        replace(ROUTE, policy="dense_all", alone=0.1).check(replace(shape, num_experts=0, experts_per_token=0), 1)
-    with pytest.raises(BarError, match="dense router_gradient expected a model with norm_topk_prob false, got true"):
-        replace(ROUTE, router_gradient="dense", active_experts=2).check(replace(shape, norm_topk_prob=True), 1)
+        replace(ROUTE, policy="dense_all", alone=0.1).check(
+            replace(shape, num_experts=0, experts_per_token=0), 1
+        )
+    with pytest.raises(
+        BarError, match="dense router_gradient expected a model with norm_topk_prob false, got true"
+    ):
+        replace(ROUTE, router_gradient="dense", active_experts=2).check(
+            replace(shape, norm_topk_prob=True), 1
+        )
     with pytest.raises(BarError, match="alone must be a share of the steps, from 0 to below 1, got 1"):
         replace(ROUTE, alone=1)

@@ -26,7 +26,10 @@ from megatron_bar.weights.groups import POLICIES, FreezePolicy, ParamGroup
 from megatron_bar.weights.manifest import Manifest
 
 LENGTH, ROWS, STEPS = 16, 4, 20
-LAYOUTS = {f"tp{t}pp{p}ep{e}": ParallelConfig(tensor=t, pipeline=p, expert=e) for t, p, e in product((1, 2), (1, 2), (1, 2))}
+LAYOUTS = {
+    f"tp{t}pp{p}ep{e}": ParallelConfig(tensor=t, pipeline=p, expert=e)
+    for t, p, e in product((1, 2), (1, 2), (1, 2))
+}
 SAMPLE = [
     ("tp1pp1ep1", "tp2pp2ep2"),
     ("tp2pp2ep2", "tp1pp1ep1"),
@@ -50,9 +53,18 @@ def sources(tmp_path_factory):
 
 
 def stage(policy: str, layout: ParallelConfig = ParallelConfig(), **changes) -> Stage:  # noqa: B008  a value
-    # With this eps the update is a smooth function of the gradient: rounding that differs by layout stays small.
+    # With this eps the update is a smooth function of the gradient: rounding that differs by layout stays
+    # small.
     optim = OptimConfig(lr=1e-2, schedule="cosine", warmup=3, eps=1e-3)
-    stage = Stage(name=policy, policy=policy, optim=optim, sequence=LENGTH, batch=ROWS, router_z_loss=1e-3, parallel=layout)
+    stage = Stage(
+        name=policy,
+        policy=policy,
+        optim=optim,
+        sequence=LENGTH,
+        batch=ROWS,
+        router_z_loss=1e-3,
+        parallel=layout,
+    )
     return replace(stage, **changes)
 
 
@@ -60,10 +72,16 @@ def steps_of(trainer: Trainer, until: int) -> list[dict]:
     """What the steps up to ``until`` report, over packed documents of the whole vocabulary."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(1, trainer.model.shape.vocab_size, (40, 7), generator=generator).tolist()
-    rows = PackedRows([("x", in_memory([(doc, [n > 1 for n in range(len(doc))]) for doc in ids]))], LENGTH, pad_id=0)
+    rows = PackedRows(
+        [("x", in_memory([(doc, [n > 1 for n in range(len(doc))]) for doc in ids]))], LENGTH, pad_id=0
+    )
     ranks = {"data_rank": trainer.data_rank, "data_size": trainer.data_size}
-    loader = Loader([rows], global_batch=ROWS, micro_batch=trainer.stage.micro_batch, seed=0, steps=STEPS, **ranks)
-    return [trainer.step(loader.step(n).micro_batches, LanguageModelling()) for n in range(trainer.done, until)]
+    loader = Loader(
+        [rows], global_batch=ROWS, micro_batch=trainer.stage.micro_batch, seed=0, steps=STEPS, **ranks
+    )
+    return [
+        trainer.step(loader.step(n).micro_batches, LanguageModelling()) for n in range(trainer.done, until)
+    ]
 
 
 def save(trainer: Trainer, folder: Path) -> list[str]:
@@ -115,7 +133,9 @@ def stopped(source: Path, folder: Path, wanted: Stage) -> tuple[list[dict], list
         pytest.param("rlvr_open", "four", "tp2pp2ep2", 4, marks=pytest.mark.faults),
     ],
 )
-def test_twenty_steps_are_the_same_stopped_after_ten(policy, source, layout, processes, sources, tmp_path, record_property):
+def test_twenty_steps_are_the_same_stopped_after_ten(
+    policy, source, layout, processes, sources, tmp_path, record_property
+):
     wanted = stage(policy, LAYOUTS[layout])
     before, hashes = run_distributed(straight, processes, sources[source], tmp_path / "a", wanted)[0]
     after, hashes_after = run_distributed(stopped, processes, sources[source], tmp_path / "b", wanted)[0]
@@ -124,7 +144,10 @@ def test_twenty_steps_are_the_same_stopped_after_ten(policy, source, layout, pro
     a, b = (load_tensors(tmp_path / name / f"model-{STEPS}") for name in "ab")
     worst = max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
     assert worst == 0
-    record_property("figure", f"resume, same layout, {policy} {source} {layout}: max difference {worst:g} over {STEPS} steps")
+    record_property(
+        "figure",
+        f"resume, same layout, {policy} {source} {layout}: max difference {worst:g} over {STEPS} steps",
+    )
 
 
 HEAD = FreezePolicy(name="head", trains=frozenset({ParamGroup.LM_HEAD}), anchor_row_frozen=False)
@@ -145,7 +168,8 @@ def test_a_rank_on_which_nothing_trains(sources, tmp_path):
 
 
 def reshard(source: Path, root: Path, first: Stage, others: list[Stage]) -> list[dict]:
-    """Trains and saves as ``first``, goes on as each of the others, and hands each one's checkpoint back to ``first``."""
+    """Trains and saves as ``first``, goes on as each of the others, and hands each one's checkpoint back to
+    ``first``."""
     trainer, found = Trainer(source, first, steps=STEPS), []
     steps_of(trainer, 3)
     original = save(trainer, root / "first")
@@ -159,12 +183,20 @@ def reshard(source: Path, root: Path, first: Stage, others: list[Stage]) -> list
         on_rank_zero(partial((folder / "step-00000005").rename, folder / "later"))
         same = save(resumed(source, folder, first), root / f"{number}-back") == original
         losses = [abs(a["loss"] - b["loss"]) for a, b in zip(ahead, values, strict=True)]
-        found.append({"state": same, "losses": losses, "grad_norm": abs(ahead[0]["grad_norm"] - values[0]["grad_norm"])})
+        found.append(
+            {
+                "state": same,
+                "losses": losses,
+                "grad_norm": abs(ahead[0]["grad_norm"] - values[0]["grad_norm"]),
+            }
+        )
     dist.barrier()
     return found
 
 
-def check_pairs(source: Path, root: Path, policy: str, first: str, others: list[str], loss: float, close: float) -> float:
+def check_pairs(
+    source: Path, root: Path, policy: str, first: str, others: list[str], loss: float, close: float
+) -> float:
     """The largest difference between the next steps' losses."""
     stages = [stage(policy, LAYOUTS[name], micro_batch=1) for name in others]
     found = run_distributed(reshard, 4, source, root, stage(policy, LAYOUTS[first]), stages, timeout=600)[0]
@@ -175,7 +207,9 @@ def check_pairs(source: Path, root: Path, policy: str, first: str, others: list[
         read, on = load_tensors(root / str(number) / "model-3"), load_tensors(root / str(number) / "model-5")
         assert all(torch.equal(written[key], read[key]) for key in written), pair
         assert max(values["losses"]) <= loss and values["grad_norm"] <= loss * 10, (pair, values)
-        assert all(torch.allclose(after[key].float(), on[key].float(), rtol=0, atol=close) for key in after), pair
+        assert all(
+            torch.allclose(after[key].float(), on[key].float(), rtol=0, atol=close) for key in after
+        ), pair
     return max(max(values["losses"]) for values in found)
 
 
@@ -189,8 +223,15 @@ def test_another_layout_in_bfloat16(sources, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("policy, firsts", [("rlvr", list(LAYOUTS)), ("midtrain", ["tp1pp1ep2", "tp2pp2ep2"])])
+@pytest.mark.parametrize(
+    "policy, firsts", [("rlvr", list(LAYOUTS)), ("midtrain", ["tp1pp1ep2", "tp2pp2ep2"])]
+)
 def test_every_pair_of_layouts(policy, firsts, sources, tmp_path, record_property):
-    worst = max(check_pairs(sources["four"], tmp_path / n, policy, n, list(LAYOUTS), 1e-5, 1e-5) for n in firsts)
+    worst = max(
+        check_pairs(sources["four"], tmp_path / n, policy, n, list(LAYOUTS), 1e-5, 1e-5) for n in firsts
+    )
     pairs = len(firsts) * len(LAYOUTS)
-    record_property("figure", f"resume on another layout, {policy}: {pairs} pairs bit-equal, next losses within {worst:.1e}")
+    record_property(
+        "figure",
+        f"resume on another layout, {policy}: {pairs} pairs bit-equal, next losses within {worst:.1e}",
+    )

@@ -1,4 +1,5 @@
-"""A checkpoint under its own name that is not whole: one line and status 1, never an older step in silence, never a new start."""
+"""A checkpoint under its own name that is not whole: one line and status 1, never an older step in silence,
+never a new start."""
 
 import json
 import re
@@ -30,13 +31,34 @@ def replaced(path: Path, make: Callable[[Path], object]) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     # name: (what is done to the newest checkpoint, what the line must match)
-    "no state": (lambda p: (p / STATE).unlink(), rf"{NEWEST}/state\.json: not found; expected the state of a checkpoint"),
-    "empty state": (lambda p: (p / STATE).write_text(""), r"state\.json: not readable as JSON: Expecting value"),
-    "torn state": (lambda p: edited(p / STATE, lambda d: d[: len(d) // 2]), r"state\.json: not readable as JSON"),
-    "state of zeros": (lambda p: edited(p / STATE, lambda d: bytes(len(d))), r"state\.json: not readable as JSON"),
-    "state not text": (lambda p: (p / STATE).write_bytes(b"\xff\xfe\x00"), r"state\.json: not readable as JSON"),
-    "state a list": (lambda p: (p / STATE).write_text("[10]"), r"state\.json: expected a JSON object, got list"),
-    "state without content": (lambda p: (p / STATE).write_text("{}"), r"expected the state of a checkpoint .* got the keys none"),
+    "no state": (
+        lambda p: (p / STATE).unlink(),
+        rf"{NEWEST}/state\.json: not found; expected the state of a checkpoint",
+    ),
+    "empty state": (
+        lambda p: (p / STATE).write_text(""),
+        r"state\.json: not readable as JSON: Expecting value",
+    ),
+    "torn state": (
+        lambda p: edited(p / STATE, lambda d: d[: len(d) // 2]),
+        r"state\.json: not readable as JSON",
+    ),
+    "state of zeros": (
+        lambda p: edited(p / STATE, lambda d: bytes(len(d))),
+        r"state\.json: not readable as JSON",
+    ),
+    "state not text": (
+        lambda p: (p / STATE).write_bytes(b"\xff\xfe\x00"),
+        r"state\.json: not readable as JSON",
+    ),
+    "state a list": (
+        lambda p: (p / STATE).write_text("[10]"),
+        r"state\.json: expected a JSON object, got list",
+    ),
+    "state without content": (
+        lambda p: (p / STATE).write_text("{}"),
+        r"expected the state of a checkpoint .* got the keys none",
+    ),
     "foreign state": (
         lambda p: (p / STATE).write_text('{"iteration": 4, "world": 1}'),
         r"state\.json: expected the state of a checkpoint with its hash, got the keys iteration, world",
@@ -49,7 +71,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: edited(p / STATE, lambda d: d.replace(b'"updates": 4', b'"updates": 3')),
         r"state\.json: changed since it was written: expected BLAKE3 \w{16}, got \w{16}",
     ),
-    "state a folder": (lambda p: replaced(p / STATE, Path.mkdir), r"state\.json: not readable as JSON: .*Is a directory"),
+    "state a folder": (
+        lambda p: replaced(p / STATE, Path.mkdir),
+        r"state\.json: not readable as JSON: .*Is a directory",
+    ),
     "state of another step": (
         lambda p: shutil.copy(p.with_name(OLDER) / STATE, p / STATE),
         rf"state\.json: expected the state of {NEWEST}, got that of {OLDER}",
@@ -58,22 +83,40 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: p.rename(p.with_name("step-4")),
         rf"step-4/state\.json: expected the state of step-4, got .*{NEWEST}",
     ),
-    "a later name": (lambda p: p.rename(p.with_name("step-00000005")), rf"expected the state of step-00000005, got .*{NEWEST}"),
-    "no rank file": (lambda p: (p / RANK).unlink(), rf"{NEWEST}/{RANK}: expected a file of \d+ bytes, got none"),
+    "a later name": (
+        lambda p: p.rename(p.with_name("step-00000005")),
+        rf"expected the state of step-00000005, got .*{NEWEST}",
+    ),
+    "no rank file": (
+        lambda p: (p / RANK).unlink(),
+        rf"{NEWEST}/{RANK}: expected a file of \d+ bytes, got none",
+    ),
     "rank file a dead link": (
         lambda p: replaced(p / RANK, lambda path: path.symlink_to("nowhere")),
         rf"{RANK}: expected a file of \d+ bytes, got none",
     ),
     "rank file cut": (lambda p: edited(p / RANK, lambda d: d[:-4]), rf"{RANK}: expected \d+ bytes, got \d+"),
     "rank file empty": (lambda p: (p / RANK).write_bytes(b""), rf"{RANK}: expected \d+ bytes, got 0"),
-    "rank file longer": (lambda p: edited(p / RANK, lambda d: d + b"\0"), rf"{RANK}: expected \d+ bytes, got \d+"),
-    "one bit": (lambda p: edited(p / RANK, flipped), rf"{RANK}: changed since it was written: expected BLAKE3 \w{{16}}, got"),
+    "rank file longer": (
+        lambda p: edited(p / RANK, lambda d: d + b"\0"),
+        rf"{RANK}: expected \d+ bytes, got \d+",
+    ),
+    "one bit": (
+        lambda p: edited(p / RANK, flipped),
+        rf"{RANK}: changed since it was written: expected BLAKE3 \w{{16}}, got",
+    ),
     "rank file of another step": (
         lambda p: shutil.copy(p.with_name(OLDER) / RANK, p / RANK),
         rf"{RANK}: changed since it was written: expected BLAKE3",
     ),
-    "nothing inside": (lambda p: [file.unlink() for file in p.iterdir()], r"state\.json: not found; expected"),
-    "a file of that name": (lambda p: replaced(p, Path.touch), rf"{NEWEST}/state\.json: not readable as JSON: .*Not a directory"),
+    "nothing inside": (
+        lambda p: [file.unlink() for file in p.iterdir()],
+        r"state\.json: not found; expected",
+    ),
+    "a file of that name": (
+        lambda p: replaced(p, Path.touch),
+        rf"{NEWEST}/state\.json: not readable as JSON: .*Not a directory",
+    ),
 }
 
 
@@ -86,7 +129,8 @@ def ended(source: Path, folder: Path) -> tuple[int, str]:
 
 
 def all_kinds(source: Path, root: Path) -> None:
-    """Every damage to a copy of ROOT/run, how a run of it ends, and one more once what it names is removed."""
+    """Every damage to a copy of ROOT/run, how a run of it ends, and one more once what it names is
+    removed."""
     found = {}
     for number, (name, (damage, _)) in enumerate(DAMAGE.items()):
         folder = root / f"kind-{number}"
@@ -145,5 +189,6 @@ def test_what_the_line_says_to_remove_lets_the_run_go_on(name, found):
 def test_so_many_kinds(found, record_property):
     assert len(found) >= 12
     record_property(
-        "figure", f"damaged checkpoints: {len(found)} kinds, status 1 and the file named in each, 0 older steps in silence"
+        "figure",
+        f"damaged checkpoints: {len(found)} kinds, status 1 and the file named in each, 0 older steps in silence",
     )

@@ -1,6 +1,8 @@
-"""A disk that is full at every page of a save: one line and a status, the older checkpoint as it was, and no leftovers.
+"""A disk that is full at every page of a save: one line and a status, the older checkpoint as it was, and no
+leftovers.
 
-The disk is a tmpfs in a user and mount namespace of the test's own, filled up until a chosen number of pages is free.
+The disk is a tmpfs in a user and mount namespace of the test's own, filled up until a chosen number of pages
+is free.
 """
 
 import json
@@ -54,7 +56,8 @@ def fill(disk: Path, pages: int) -> None:
 
 
 def on_a_small_disk(source: Path, root: Path, wanted: list[int] | None) -> None:
-    """Writes what happened with each number of free pages to ``report``; None: every number until nothing fails."""
+    """Writes what happened with each number of free pages to ``report``; None: every number until nothing
+    fails."""
     identity = os.getuid(), os.getgid()
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)
     Path("/proc/self/setgroups").write_text("deny")
@@ -85,7 +88,9 @@ def on_a_small_disk(source: Path, root: Path, wanted: list[int] | None) -> None:
         for path in (folder / hidden).glob("*"):
             partial += [path.name] if path.name.startswith(".") else []
             whole |= {path.name: contents(path)} if not path.name.startswith(".") else {}
-        intact = "step-00000002" not in whole or whole["step-00000002"] == contents(saved / hidden / "step-00000002")
+        intact = "step-00000002" not in whole or whole["step-00000002"] == contents(
+            saved / hidden / "step-00000002"
+        )
         (disk / "ballast").unlink()
         again = in_fork(disk / "source", folder, root / "output")[0] if status else 0
         same = {name: data.hex() for name, data in left(folder).items()} if again == 0 else {}
@@ -111,12 +116,19 @@ def check(source: Path, root: Path, wanted: list[int] | None) -> list[str]:
     for pages, status, error, whole, partial, intact, same in json.loads((root / "report").read_text()):
         assert same == expected, pages
         if status:
-            assert status == 1 and len(error) == 1 and whole >= 1 and not partial and intact, (pages, status, error, partial)
+            assert status == 1 and len(error) == 1 and whole >= 1 and not partial and intact, (
+                pages,
+                status,
+                error,
+                partial,
+            )
             lines += error
     return lines
 
 
-SAVE = re.compile(r"error: \S+/\.out\.checkpoints/\.step-\d{8}\.partial/\S+: could not write \d+ bytes: No space left on device")
+SAVE = re.compile(
+    r"error: \S+/\.out\.checkpoints/\.step-\d{8}\.partial/\S+: could not write \d+ bytes: No space left on device"
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +147,9 @@ def test_a_disk_full_at_every_page(source, tmp_path, record_property):
     saves = [line for line in lines if SAVE.fullmatch(line)]
     assert len(saves) >= 8
     assert all(re.search(r"error: \S+: .*(\d+ bytes|No space left)", line) for line in lines), lines
-    record_property("figure", f"disk full during save: {len(lines)} points ({len(saves)} in a checkpoint), all recovered")
+    record_property(
+        "figure", f"disk full during save: {len(lines)} points ({len(saves)} in a checkpoint), all recovered"
+    )
 
 
 def test_a_full_disk_under_the_logs_is_told_in_one_line(source, tmp_path):

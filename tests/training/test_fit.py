@@ -28,7 +28,9 @@ def test_a_finished_folder_is_refused_before_anything_is_trained(source, tmp_pat
     before = left(folder)
     status, said = finish(source, folder)
     assert status == 1
-    assert f"error: {folder}/out: expected a new or empty folder to write to, got one that is not empty" in said
+    assert (
+        f"error: {folder}/out: expected a new or empty folder to write to, got one that is not empty" in said
+    )
     assert left(folder) == before
     # A kill between the folder's appearance and the removal of its checkpoints.
     (checkpoints_of(folder / "out") / "step-00000001").mkdir(parents=True)
@@ -38,7 +40,13 @@ def test_a_finished_folder_is_refused_before_anything_is_trained(source, tmp_pat
 
 def goes_on(source: Path, folder: Path) -> int:
     """Other processes, batches and habits than those that the checkpoint was written with."""
-    changes = {"parallel": ParallelConfig(expert=2), "micro_batch": 1, "recompute": True, "save_every": 2, "spike": 0.0}
+    changes = {
+        "parallel": ParallelConfig(expert=2),
+        "micro_batch": 1,
+        "recompute": True,
+        "save_every": 2,
+        "spike": 0.0,
+    }
     trainer = Trainer(source, replace(STAGE, **changes), steps=6)
     checkpoints = Checkpoints(trainer, folder, name="x", origin={"data": "x"})
     assert checkpoints.resume() == {"seen": 2}
@@ -74,7 +82,10 @@ def test_what_changes_no_number_of_a_step_may_differ_and_the_rest_may_not(source
     ):
         (line,) = run_distributed(refused, 1, source, folder, steps, origin, changes)
         path = folder / "step-00000002"
-        assert line == f"{path}: was written by another run of this stage ({difference}); remove {folder} to start anew"
+        assert (
+            line
+            == f"{path}: was written by another run of this stage ({difference}); remove {folder} to start anew"
+        )
 
 
 def frozen_moves(source: Path, folder: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""The formulas of flops.py against torch's counter on the real models: every policy, forwards and backwards."""
+"""The formulas of flops.py against torch's counter on the real models: every policy, forwards and
+backwards."""
 
 from dataclasses import replace
 from itertools import product
@@ -30,7 +31,9 @@ CASES = [("dense", "dense_all"), *product(("two", "five"), MOE)]
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     root, shape = tmp_path_factory.mktemp("sources"), {"vocab_size": 61, "num_hidden_layers": 3}
-    return {name: save_hf(root / name, experts=n, **shape) for name, n in (("dense", 0), ("two", 2), ("five", 5))}
+    return {
+        name: save_hf(root / name, experts=n, **shape) for name, n in (("dense", 0), ("two", 2), ("five", 5))
+    }
 
 
 def batch(vocabulary: int) -> Batch:
@@ -48,7 +51,8 @@ def counted(sources: dict[str, Path]) -> dict[tuple[str, str], dict[str, tuple[f
         trainer = Trainer(sources[source], stage, steps=1)
         config = trainer.model.shape
         one, passes = batch(config.vocab_size), {}
-        # Torch's plain kernel computes the whole square of the causal attention; a step's own count has half of it.
+        # Torch's plain kernel computes the whole square of the causal attention; a step's own count has half
+        # of it.
         pairs = {"tokens": ROWS * LENGTH, "pairs": ROWS * LENGTH**2}
         forward, backward = flops.forward(config)(**pairs), flops.backward(config, POLICIES[policy])(**pairs)
         works = {
@@ -67,16 +71,28 @@ def counted(sources: dict[str, Path]) -> dict[tuple[str, str], dict[str, tuple[f
 def test_the_formulas_say_what_torch_counts(sources, record_property):
     (found,) = run_distributed(counted, 1, sources)
     assert list(found) == CASES
-    apart = {(case, name): abs(ours / torchs - 1) for case, passes in found.items() for name, (torchs, ours) in passes.items()}
+    apart = {
+        (case, name): abs(ours / torchs - 1)
+        for case, passes in found.items()
+        for name, (torchs, ours) in passes.items()
+    }
     worst = max(apart, key=apart.get)
     assert apart[worst] == 0, worst
-    record_property("figure", f"FLOPs by formula: {len(apart)} passes, at most {100 * apart[worst]:g} % from torch's counter")
+    record_property(
+        "figure",
+        f"FLOPs by formula: {len(apart)} passes, at most {100 * apart[worst]:g} % from torch's counter",
+    )
 
 
 def test_published_size():
-    """6 N + 12 L H Q T a token (PaLM, appendix B) where all trains, with N the matrices but the embedding's."""
-    matrices = sum(prod(shape) for name, shape in tensor_shapes(SHAPE).items() if len(shape) == 2 and "embed" not in name)
-    step = flops.forward(SHAPE)(tokens=1, pairs=4096) + flops.backward(SHAPE, POLICIES["dense_all"])(tokens=1, pairs=4096)
+    """6 N + 12 L H Q T a token (PaLM, appendix B) where all trains, with N the matrices but the
+    embedding's."""
+    matrices = sum(
+        prod(shape) for name, shape in tensor_shapes(SHAPE).items() if len(shape) == 2 and "embed" not in name
+    )
+    step = flops.forward(SHAPE)(tokens=1, pairs=4096) + flops.backward(SHAPE, POLICIES["dense_all"])(
+        tokens=1, pairs=4096
+    )
     assert step == 6 * matrices + 12 * 32 * 4096 * 4096
 
 
@@ -86,4 +102,6 @@ def test_of_fewer_active_experts_each_has_its_share():
     half, ffns = replace(whole, experts_per_token=2), 32 * 4 * 2 * 3 * 4096 * 11008
     assert flops.forward(whole).token - flops.forward(half).token == ffns / 2
     trained = [flops.backward(shape, POLICIES["route"]).token for shape in (whole, half)]
-    assert trained[0] - trained[1] == (ffns - 4 * 3 * 2 * 4096 * 11008) / 2  # the first layer's have no backward
+    assert (
+        trained[0] - trained[1] == (ffns - 4 * 3 * 2 * 4096 * 11008) / 2
+    )  # the first layer's have no backward

@@ -1,4 +1,5 @@
-"""What is not finite moves nothing and enters no log; N in a row stop the run; spikes are told. On real models and batches."""
+"""What is not finite moves nothing and enters no log; N in a row stop the run; spikes are told. On real
+models and batches."""
 
 import json
 import math
@@ -32,7 +33,9 @@ LAYOUTS = {
 def spoiled_loss(trainer: Trainer):
     """The forward pass of one rank's first block overflows."""
     if dist.get_rank() == 0:
-        return trainer.model.decoder.layers[0].register_forward_hook(lambda _, __, out: (out[0] * math.inf, *out[1:]))
+        return trainer.model.decoder.layers[0].register_forward_hook(
+            lambda _, __, out: (out[0] * math.inf, *out[1:])
+        )
     return None
 
 
@@ -68,7 +71,9 @@ def skip_one(source: Path, layout: ParallelConfig, spoil) -> list[dict]:
     assert (trainer.done, trainer.updates) == (4, 3)
     found.append(step())
     assert (trainer.done, trainer.updates) == (5, 4)
-    moved = torch.tensor(float(any(not torch.equal(value, everything()[name]) for name, value in after.items())))
+    moved = torch.tensor(
+        float(any(not torch.equal(value, everything()[name]) for name, value in after.items()))
+    )
     dist.all_reduce(moved)
     assert moved > 0
     for part in trainer.optimizer_parts:
@@ -93,11 +98,17 @@ def test_what_is_not_finite_moves_nothing(layout, dtype, spoil, sources, record_
     assert str(found) == str(other)  # NaN differs from itself
     assert ["skipped" in values for values in found] == [False, False, False, True, False]
     assert not all(map(math.isfinite, found[3].values()))
-    assert all(math.isfinite(value) for number, values in enumerate(found) if number != 3 for value in values.values())
+    assert all(
+        math.isfinite(value)
+        for number, values in enumerate(found)
+        if number != 3
+        for value in values.values()
+    )
     if spoil is spoiled_gradient:
         assert math.isfinite(found[3]["loss"])
     record_property(
-        "figure", f"non-finite {spoil.__name__[8:]} ({layout}, {dtype}): 1 skip, nothing moved, the next step proceeds"
+        "figure",
+        f"non-finite {spoil.__name__[8:]} ({layout}, {dtype}): 1 skip, nothing moved, the next step proceeds",
     )
 
 
@@ -123,15 +134,29 @@ def test_a_run_that_exploded_stops_and_names_its_rows(sources, tmp_path, record_
     reported = [strict(text) for text in (logs(folder) / "nonfinite.jsonl").read_text().splitlines()]
     skipped = [report for report in reported if "skipped" in report["what"]]
     assert [report["step"] for report in skipped] == [2, 3, 4]
-    loader = Loader([rows("general"), rows("math")], global_batch=2, micro_batch=1, data_rank=0, data_size=1, seed=0, steps=6)
+    loader = Loader(
+        [rows("general"), rows("math")],
+        global_batch=2,
+        micro_batch=1,
+        data_rank=0,
+        data_size=1,
+        seed=0,
+        steps=6,
+    )
     assert [report["rows"] for report in skipped] == [loader.step(number).rows for number in (1, 2, 3)]
-    named = "; ".join(f"{name} {', '.join(map(str, numbers))}" for name, numbers in skipped[-1]["rows"].items())
-    assert line.startswith("tiny: step 4: ") and "expected finite values, got none in 3 steps in a row" in line
+    named = "; ".join(
+        f"{name} {', '.join(map(str, numbers))}" for name, numbers in skipped[-1]["rows"].items()
+    )
+    assert (
+        line.startswith("tiny: step 4: ") and "expected finite values, got none in 3 steps in a row" in line
+    )
     assert named in line and str(logs(folder) / "nonfinite.jsonl") in line
     metrics = [strict(text) for text in (logs(folder) / "metrics.jsonl").read_text().splitlines()]
     assert [values["step"] for values in metrics] == [1, 2, 3]
     assert ["loss" in values for values in metrics] == [True, False, False]
-    record_property("figure", "3 non-finite steps in a row: the run stops, naming step, file and rows of every batch")
+    record_property(
+        "figure", "3 non-finite steps in a row: the run stops, naming step, file and rows of every batch"
+    )
 
 
 def guard(path: Path, saved: dict | None = None, **changes) -> Guard:
@@ -169,7 +194,8 @@ def test_one_bad_step_does_not_enter_the_median(tmp_path):
     assert all(all(map(math.isfinite, recent)) for recent in watch.recent.values())
     again = guard(tmp_path, json.loads(json.dumps(watch.saved())), max_skipped=2)  # resumed from a checkpoint
     with pytest.raises(
-        BarError, match=r"x: step 11: loss nan, grad_norm inf: .* 2 steps in a row; the last rows: a 11; all are in"
+        BarError,
+        match=r"x: step 11: loss nan, grad_norm inf: .* 2 steps in a row; the last rows: a 11; all are in",
     ):
         again.judge(11, bad, {"a": [11]})
     for step in range(11, 20):  # a finite step in between begins the count anew

@@ -1,4 +1,5 @@
-"""SIGKILL while checkpoints are written: at every call that touches the disk, and at random. A run started again is the same."""
+"""SIGKILL while checkpoints are written: at every call that touches the disk, and at random. A run started
+again is the same."""
 
 import json
 import random
@@ -35,7 +36,8 @@ def straight(tmp_path_factory):
 
 
 def kill_and_finish(straight, folder: Path, start) -> bool:
-    """Whether ``start``'s process was killed in time; then the same run is started again and must leave the same."""
+    """Whether ``start``'s process was killed in time; then the same run is started again and must leave the
+    same."""
     source, expected, _ = straight
     folder.mkdir()
     process = start(folder)
@@ -43,7 +45,9 @@ def kill_and_finish(straight, folder: Path, start) -> bool:
     assert process.exitcode in (0, -signal.SIGKILL)
     if process.exitcode == 0:
         return False
-    if not (folder / "out").exists():  # a folder that is there is whole; the pipeline goes on to the next step
+    if not (
+        folder / "out"
+    ).exists():  # a folder that is there is whole; the pipeline goes on to the next step
         status, said = finish(source, folder)
         assert status == 0, said
     else:
@@ -90,5 +94,9 @@ def test_a_kill_during_a_save_loses_nothing(straight, tmp_path):
 def test_two_hundred_kills_during_saves_lose_nothing(straight, tmp_path, record_property):
     killed, seen = kills(straight, tmp_path, 160, 80)
     assert killed >= 200
-    assert {f"{when} {call}" for when in ("before", "after") for call in ("write", "fsync", "rename", "mkdir")} <= seen
-    record_property("figure", f"SIGKILL during save: {killed} kills, 0 unrecoverable, losses and folder identical")
+    assert {
+        f"{when} {call}" for when in ("before", "after") for call in ("write", "fsync", "rename", "mkdir")
+    } <= seen
+    record_property(
+        "figure", f"SIGKILL during save: {killed} kills, 0 unrecoverable, losses and folder identical"
+    )

@@ -1,4 +1,5 @@
-"""What a stage says that it cost: counted by hand, the same on every layout, and summed over interruptions."""
+"""What a stage says that it cost: counted by hand, the same on every layout, and summed over
+interruptions."""
 
 import time
 from dataclasses import replace
@@ -41,12 +42,17 @@ def costs(source: Path, out: Path, layouts: list[ParallelConfig]) -> list[Cost]:
 
     for number, layout in enumerate(layouts):
         stage = replace(STAGE, parallel=layout, batch=4, save_every=0)
-        fit(Job(name="math-midtrain", source=source, out=out / str(number), manifest=manifest), stage, [rows()])
+        fit(
+            Job(name="math-midtrain", source=source, out=out / str(number), manifest=manifest),
+            stage,
+            [rows()],
+        )
     return found
 
 
 def by_hand(source: Path) -> dict[str, float]:
-    """Of six steps of four rows: two whole documents of seven tokens in a row of sixteen, the rest padding."""
+    """Of six steps of four rows: two whole documents of seven tokens in a row of sixteen, the rest
+    padding."""
     config, tokens = read_config(source), 6 * 4 * 16
     pairs = 6 * 4 * (2 * (7 * 8 // 2) + 2)
     forward, backward = flops.forward(config), flops.backward(config, POLICIES["midtrain"])
@@ -64,7 +70,8 @@ def test_a_stage_counts_what_it_does_on_every_layout(source, tmp_path):
 
 
 def test_an_answer_is_read_but_for_its_last_token(source):
-    """Of a prompt of 3 and an answer of 2 tokens four are read, and two distributions wanted; each reads all before it."""
+    """Of a prompt of 3 and an answer of 2 tokens four are read, and two distributions wanted; each reads all
+    before it."""
     config = read_config(source)
     meter, one = Meter(config, POLICIES["rlvr"]), flops.forward(config)
     meter.sample([(3, 2), (3, 2)])

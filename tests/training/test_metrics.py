@@ -1,4 +1,5 @@
-"""The log of a stage: TensorBoard's own reader sees its steps, and a file that can grow no more is told in one line."""
+"""The log of a stage: TensorBoard's own reader sees its steps, and a file that can grow no more is told in
+one line."""
 
 import os
 import subprocess
@@ -32,12 +33,20 @@ def test_a_resumed_stage_is_one_curve(tmp_path):
                 log.step(number, {"loss": 10.0 * start + number, "share/math": 0.5})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert sorted(events.Tags()["scalars"]) == ["loss", "share/math"]
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 34.0), (5, 35.0)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 34.0),
+        (5, 35.0),
+    ]
 
 
 def test_a_file_that_grows_no_more_is_one_line(tmp_path):
     """Of both TensorBoard's is the longer one; a limit on a file's size stands in for the full disk."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path], env=env, capture_output=True, text=True, check=False
+    )
     [events] = tmp_path.glob("events*")
     assert (done.returncode, done.stderr) == (1, f"error: {events}: could not be written: File too large\n")

@@ -35,7 +35,9 @@ def formula(optim: OptimConfig, steps: int) -> list[float]:
     low, found = optim.lr * optim.final_lr_ratio, []
     for n in range(1, steps + 1):
         done = (n - warm) / (steps + 1 - warm)
-        fall = {"constant": 1, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[optim.schedule]
+        fall = {"constant": 1, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
+            optim.schedule
+        ]
         found.append(optim.lr * n / warm if n <= warm else low + (optim.lr - low) * fall)
     return found
 
@@ -57,7 +59,9 @@ def test_the_schedule_is_its_formula_and_no_step_is_in_vain(schedule, steps, war
 def test_a_schedule_by_hand():
     optim = OptimConfig(lr=1.0, schedule="linear", warmup=2, final_lr_ratio=0.2)
     assert rates(optim, 5) == pytest.approx([0.5, 1.0, 0.8, 0.6, 0.4])
-    assert rates(OptimConfig(lr=2.0, schedule="cosine"), 3) == pytest.approx([2 * 0.8535534, 1.0, 2 * 0.1464466])
+    assert rates(OptimConfig(lr=2.0, schedule="cosine"), 3) == pytest.approx(
+        [2 * 0.8535534, 1.0, 2 * 0.1464466]
+    )
 
 
 def test_a_restart_continues_the_schedule():
@@ -83,7 +87,9 @@ def test_wrong_numbers_are_refused(wrong, message):
         OptimConfig(**wrong)
 
 
-@pytest.mark.parametrize("policy", [policy for policy in POLICIES.values() if policy.anchor_row_frozen], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "policy", [policy for policy in POLICIES.values() if policy.anchor_row_frozen], ids=lambda p: p.name
+)
 def test_weight_decay_would_move_a_masked_row_and_is_refused(policy):
     message = "stage x: weight_decay must be 0 where the router's anchor row is frozen, got 0.1"
     with pytest.raises(BarError, match=message):
@@ -94,7 +100,8 @@ OPTIM = OptimConfig(lr=1e-2, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, clip=
 
 
 def two_steps(source) -> list[dict]:
-    """Every parameter before and after a step, its gradient as the step left it (clipped), and what the step reported."""
+    """Every parameter before and after a step, its gradient as the step left it (clipped), and what the step
+    reported."""
     stage = Stage(name="test", policy="dense_all", optim=OPTIM, sequence=8, batch=2, micro_batch=2)
     trainer = Trainer(source, stage, steps=10)
     generator, found = torch.Generator().manual_seed(0), []
@@ -104,13 +111,17 @@ def two_steps(source) -> list[dict]:
         batch = Batch(ids=ids[:, :-1], positions=positions, labels=ids[:, 1:], documents=None)
         before = {name: param.detach().clone() for name, param in trainer.model.named_parameters()}
         values = trainer.step([batch], LanguageModelling())
-        after = {name: (param.detach().clone(), param.main_grad.clone()) for name, param in trainer.model.named_parameters()}
+        after = {
+            name: (param.detach().clone(), param.main_grad.clone())
+            for name, param in trainer.model.named_parameters()
+        }
         found.append({name: (before[name], *after[name]) for name in before} | {"values": values})
     return found
 
 
 def test_two_steps_are_adamws(tmp_path):
-    """Loshchilov and Hutter 2019 (algorithm 2) with clipping by the global norm; norm weights do not decay."""
+    """Loshchilov and Hutter 2019 (algorithm 2) with clipping by the global norm; norm weights do not
+    decay."""
     steps = run_distributed(two_steps, 1, save_hf(tmp_path / "dense"))[0]
     moments = {}
     for number, step in enumerate(steps, 1):

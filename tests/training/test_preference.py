@@ -1,4 +1,5 @@
-"""Length-normalised DPO against transformers and its formula, on every layout, stopped and gone on, and what its data may be."""
+"""Length-normalised DPO against transformers and its formula, on every layout, stopped and gone on, and what
+its data may be."""
 
 import json
 import math
@@ -33,7 +34,14 @@ LAYOUTS = {
     "dp2": (ParallelConfig(), 2),
     "ep2": (ParallelConfig(expert=2), 2),
 }
-STAGE = Stage(name="dpo", policy="rlvr", optim=OptimConfig(lr=1e-2, eps=1e-3), sequence=LENGTH, batch=4, router_z_loss=1e-3)
+STAGE = Stage(
+    name="dpo",
+    policy="rlvr",
+    optim=OptimConfig(lr=1e-2, eps=1e-3),
+    sequence=LENGTH,
+    batch=4,
+    router_z_loss=1e-3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,8 @@ def folders(tmp_path_factory):
 
 
 def pairs(count: int = 12, sizes: tuple[int, ...] = (2, 3, 4, 5)) -> list[list[tuple[list[int], list[bool]]]]:
-    """Prompts of three tokens, answers of different lengths: the chosen ones of the tokens 2 to 9, the others of 10 to 18."""
+    """Prompts of three tokens, answers of different lengths: the chosen ones of the tokens 2 to 9, the others
+    of 10 to 18."""
     generator = torch.Generator().manual_seed(5)
 
     def answer(n: int, low: int, high: int) -> list[int]:
@@ -76,7 +85,13 @@ class Warned(PairRows):
 
 def learn(source: Path, folder: Path, stage: Stage, packed: PairRows, beta: float = BETA) -> None:
     manifest = Manifest(family=read_config(source).family, kind="dense")
-    job = Job(name="dpo", source=source, out=folder / "out", manifest=lambda *_, **__: manifest, logs=folder / "logs")
+    job = Job(
+        name="dpo",
+        source=source,
+        out=folder / "out",
+        manifest=lambda *_, **__: manifest,
+        logs=folder / "logs",
+    )
     fit_preferences(job, stage, DPOConfig(beta=beta), packed)
 
 
@@ -92,28 +107,41 @@ def logprobs(model, ids: list[int], learnt: list[bool]) -> torch.Tensor:
 
 
 def reference(start: Path, now: Path, given: list, beta: float) -> dict[str, float]:
-    """Loss, accuracy, margin and gradient norm over the pairs: each answer by itself, unpacked, in transformers."""
+    """Loss, accuracy, margin and gradient norm over the pairs: each answer by itself, unpacked, in
+    transformers."""
     from transformers import AutoModelForCausalLM
 
-    before, model = (AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager") for path in (start, now))
+    before, model = (
+        AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager") for path in (start, now)
+    )
     margins = []
     for pair in given:
         with torch.no_grad():
             held = [logprobs(before, *document) for document in pair]
-        gains = [(logprobs(model, *document) - kept).mean() for document, kept in zip(pair, held, strict=True)]
+        gains = [
+            (logprobs(model, *document) - kept).mean() for document, kept in zip(pair, held, strict=True)
+        ]
         margins.append(beta * (gains[0] - gains[1]))
     margin = torch.stack(margins)
     loss = torch.log1p(torch.exp(-margin)).mean()
     loss.backward()
-    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+    norm = math.sqrt(
+        sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None)
+    )
     accuracy = float((margin > 0).float().mean())
     gradients = {name: p.grad for name, p in model.named_parameters()}
-    return {"loss": loss.item(), "accuracy": accuracy, "margin": margin.mean().item(), "grad_norm": norm, "of": gradients}
+    return {
+        "loss": loss.item(),
+        "accuracy": accuracy,
+        "margin": margin.mean().item(),
+        "grad_norm": norm,
+        "of": gradients,
+    }
 
 
 def test_loss_and_gradient_are_those_of_the_formula_in_transformers(folders, tmp_path):
-    """Two steps over the whole set: at the second the log-ratios are no longer 0. With these betas Adam's update is
-    lr * g / (|g| + eps), so it tells the gradient of every parameter."""
+    """Two steps over the whole set: at the second the log-ratios are no longer 0. With these betas Adam's
+    update is lr * g / (|g| + eps), so it tells the gradient of every parameter."""
     packed, given = rows(), pairs()
     optim = OptimConfig(lr=5.0, eps=1e3, betas=(0.0, 0.0), clip=1e9)
     stage = replace(STAGE, policy="dense_all", optim=optim, batch=len(packed), router_z_loss=0.0)
@@ -133,7 +161,8 @@ def test_loss_and_gradient_are_those_of_the_formula_in_transformers(folders, tmp
 
 
 def test_the_routers_z_loss_stays_a_mean_over_tokens(folders, tmp_path):
-    """With a beta of nearly nothing it alone has a gradient. The rows are full, so no padding has a share in it."""
+    """With a beta of nearly nothing it alone has a gradient. The rows are full, so no padding has a share in
+    it."""
     from transformers import AutoModelForCausalLM
 
     given = pairs(count=6, sizes=(5,))
@@ -170,7 +199,9 @@ def test_what_was_chosen_becomes_likelier(one_process):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_takes_the_same_steps(layout, folders, one_process, tmp_path):
     layout, processes = LAYOUTS[layout]
-    run_distributed(learn, processes, folders["two"], tmp_path, replace(STAGE, steps=12, parallel=layout), rows())
+    run_distributed(
+        learn, processes, folders["two"], tmp_path, replace(STAGE, steps=12, parallel=layout), rows()
+    )
     for one, other in zip(logged(one_process), logged(tmp_path), strict=True):
         assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
     before, after = load_tensors(one_process / "out"), load_tensors(tmp_path / "out")
@@ -194,7 +225,9 @@ def stop_and_go_on(source: Path, folder: Path, stage: Stage, warned: PairRows, p
 def test_a_stopped_stage_goes_on_as_if_it_had_not_been(folders, one_process, tmp_path):
     given = in_memory(document for pair in pairs() for document in pair)
     warned = Warned([("x", given)], LENGTH, pad_id=0)
-    found = run_distributed(stop_and_go_on, 1, folders["two"], tmp_path, replace(STAGE, steps=12), warned, rows())
+    found = run_distributed(
+        stop_and_go_on, 1, folders["two"], tmp_path, replace(STAGE, steps=12), warned, rows()
+    )
     assert found == [os.EX_TEMPFAIL]
     assert logged(one_process) == logged(tmp_path)
     before, after = load_tensors(one_process / "out"), load_tensors(tmp_path / "out")
@@ -218,28 +251,50 @@ def preference(chosen: str, rejected: str, asked: str = "one plus two") -> dict:
 
 
 def test_rows_are_learnt_on_the_answers_alone(chats, tmp_path):
-    given = [preference("three", "two"), preference("is", "is"), preference("one " * 300, "two"), preference("two", "three one")]
+    given = [
+        preference("three", "two"),
+        preference("is", "is"),
+        preference("one " * 300, "two"),
+        preference("two", "three one"),
+    ]
     # An answer of an earlier turn is a part of what was asked.
     given[0]["messages"] += [{"role": "assistant", "content": "plus"}, {"role": "user", "content": "is"}]
     said: list[str] = []
     packed = preference_rows([written(tmp_path, *given)], tmp_path, chats, 300, say=said.append)
     assert packed.pairs == 2 and packed.efficiency < 1
-    assert said == [f"2 pairs in 1 rows of 300, {packed.efficiency:.1%} full; dropped 1 longer than a row and 1 of equal answers"]
+    assert said == [
+        f"2 pairs in 1 rows of 300, {packed.efficiency:.1%} full; dropped 1 longer than a row and 1 of equal answers"
+    ]
     batch = packed.take([0])
     learnt = [batch.labels[0][(batch.documents[0] == d) & (batch.labels[0] >= 0)].tolist() for d in range(4)]
     decoded = [chats.tokenizer.decode(ids[:-1]) for ids in learnt]
     assert {tuple(decoded[:2]), tuple(decoded[2:])} == {("three", "two"), ("two", "three one")}
     assert all(ids[-1] in chats.stop_ids for ids in learnt)
-    assert packed.fingerprint != preference_rows([written(tmp_path, *given[::-1])], tmp_path, chats, 300).fingerprint
+    assert (
+        packed.fingerprint
+        != preference_rows([written(tmp_path, *given[::-1])], tmp_path, chats, 300).fingerprint
+    )
 
 
 @pytest.mark.parametrize(
     "row, options, message",
     [
         (preference("two", "one") | {"messages": []}, {}, r"x\.jsonl:2: chosen: the assistant speaks first"),
-        (preference("two", "one") | {"messages": [{"role": "bot"}]}, {}, r"x\.jsonl:2: chosen: message 0: expected a role of"),
-        (preference("one " * 99, "two"), {"too_long": "error"}, r"x\.jsonl:2: a pair of \d+ tokens; a row holds 100"),
-        (preference("one", "two"), {"too_long": "truncate"}, "a pair cannot be cut; too_long expected drop or error, got trunc"),
+        (
+            preference("two", "one") | {"messages": [{"role": "bot"}]},
+            {},
+            r"x\.jsonl:2: chosen: message 0: expected a role of",
+        ),
+        (
+            preference("one " * 99, "two"),
+            {"too_long": "error"},
+            r"x\.jsonl:2: a pair of \d+ tokens; a row holds 100",
+        ),
+        (
+            preference("one", "two"),
+            {"too_long": "truncate"},
+            "a pair cannot be cut; too_long expected drop or error, got trunc",
+        ),
     ],
     ids=["no question", "no role", "too long", "cut"],
 )

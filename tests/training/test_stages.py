@@ -1,4 +1,5 @@
-"""What a stage moves and what it may not, and that a stage goes on where it stopped: on every layout, from the files alone."""
+"""What a stage moves and what it may not, and that a stage goes on where it stopped: on every layout, from
+the files alone."""
 
 from dataclasses import replace
 from itertools import count
@@ -62,7 +63,9 @@ def stream(trainer: Trainer, start: int = 0):
     """Packed documents over the whole vocabulary, so that every embedding row is read."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(1, trainer.model.shape.vocab_size, (40, 7), generator=generator).tolist()
-    rows = PackedRows([("x", in_memory([(doc, [n > 1 for n in range(len(doc))]) for doc in ids]))], LENGTH, pad_id=0)
+    rows = PackedRows(
+        [("x", in_memory([(doc, [n > 1 for n in range(len(doc))]) for doc in ids]))], LENGTH, pad_id=0
+    )
     ranks = {"data_rank": trainer.data_rank, "data_size": trainer.data_size}
     loader = Loader([rows], global_batch=ROWS, micro_batch=1, seed=0, steps=100, **ranks)
     return (loader.step(n).micro_batches for n in count(start))
@@ -145,7 +148,9 @@ def interrupted(source, folder, wanted: Stage) -> list[dict]:
     return values
 
 
-@pytest.mark.parametrize("layout, source", [("tp1", "two"), ("tp2", "two"), ("ep2", "two"), ("ep2", "bf16"), ("pp2", "two")])
+@pytest.mark.parametrize(
+    "layout, source", [("tp1", "two"), ("tp2", "two"), ("ep2", "two"), ("ep2", "bf16"), ("pp2", "two")]
+)
 def test_resuming_changes_nothing(layout, source, sources, tmp_path):
     layout, processes = LAYOUTS[layout]
     wanted = stage("sft", layout)
@@ -165,7 +170,9 @@ def test_resuming_another_stage_is_refused_with_the_difference(sources, tmp_path
     run_distributed(interrupted, 1, sources["two"], tmp_path, wanted)
     with pytest.raises(AssertionError, match=r"BarError.*policy: .*sft.* -> .*midtrain"):
         run_distributed(resume_as, 1, sources["two"], tmp_path, replace(wanted, policy="midtrain"))
-    with pytest.raises(AssertionError, match=r"BarError.*was written by another run of this stage \(another data\)"):
+    with pytest.raises(
+        AssertionError, match=r"BarError.*was written by another run of this stage \(another data\)"
+    ):
         run_distributed(resume_as, 1, sources["two"], tmp_path, wanted, "y")
 
 
@@ -184,7 +191,10 @@ def test_a_frozen_tensor_that_changed_stops_the_run(sources, tmp_path):
 
 def hide_from_gradient(source) -> None:
     trainer = Trainer(source, stage("midtrain", ParallelConfig()), steps=1)
-    trainer.model.decoder.layers[0].mlp.router.forward = lambda x, _=None: (torch.full((x.shape[0] * x.shape[1], 2), 0.5), None)
+    trainer.model.decoder.layers[0].mlp.router.forward = lambda x, _=None: (
+        torch.full((x.shape[0] * x.shape[1], 2), 0.5),
+        None,
+    )
     trainer.step(next(stream(trainer)), LanguageModelling())
 
 
@@ -198,7 +208,9 @@ def wrong_policy(source) -> None:
 
 
 def test_a_rule_that_matches_nothing_is_refused(sources):
-    with pytest.raises(BarError, match="policy midtrain trains domain_expert, router, which the model does not have"):
+    with pytest.raises(
+        BarError, match="policy midtrain trains domain_expert, router, which the model does not have"
+    ):
         raise_from(wrong_policy, sources["dense"])
 
 

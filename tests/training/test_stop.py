@@ -1,4 +1,5 @@
-"""SIGTERM while a stage trains: saved, status 75, and the same command ends with the bytes of a run that was left alone."""
+"""SIGTERM while a stage trains: saved, status 75, and the same command ends with the bytes of a run that was
+left alone."""
 
 import os
 import signal

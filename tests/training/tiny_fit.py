@@ -68,7 +68,8 @@ def finish(source: Path, folder: Path, stage: Stage = STAGE) -> tuple[int, str]:
 
 
 def left(folder: Path) -> dict[str, bytes]:
-    """What a finished run leaves: every file of the output folder, and the log of its steps. Nothing hidden is among it.
+    """What a finished run leaves: every file of the output folder, and the log of its steps. Nothing hidden
+    is among it.
 
     Of what it cost, all but the seconds.
     """

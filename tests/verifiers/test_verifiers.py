@@ -1,4 +1,5 @@
-"""Labelled answers per verifier; the same scores from every kind of caller; truths of the wrong kind; answers made to hang."""
+"""Labelled answers per verifier; the same scores from every kind of caller; truths of the wrong kind; answers
+made to hang."""
 
 import importlib.util
 import json
@@ -39,7 +40,10 @@ def test_every_verifier_has_answers_of_both_kinds():
 
 
 def test_every_constraint_has_answers_of_both_kinds():
-    seen = {kind: {score for _, truth, score in TABLES["instruction"] if truth[0]["kind"] == kind} for kind in CONSTRAINTS}
+    seen = {
+        kind: {score for _, truth, score in TABLES["instruction"] if truth[0]["kind"] == kind}
+        for kind in CONSTRAINTS
+    }
     assert len(CONSTRAINTS) >= 25
     assert seen == {kind: {0, 1} for kind in CONSTRAINTS}
 
@@ -49,8 +53,8 @@ def scores_in_this_process(cases):
 
 
 def test_same_answers_from_threads_and_processes():
-    """The main thread's are in test_tables; verify_many works in threads. A spawned process imports all anew, so it gets fewer:
-    none of the puzzles, whose package takes seconds to load."""
+    """The main thread's are in test_tables; verify_many works in threads. A spawned process imports all anew,
+    so it gets fewer: none of the puzzles, whose package takes seconds to load."""
     labelled = [case for case in CASES if case[0] != "code"] + [("code", *case) for case in CODE[:4]]
     cases, expected = [case[:3] for case in labelled], [score for *_, score in labelled]
     assert verify_many(cases) == expected
@@ -71,7 +75,9 @@ def processor_time() -> float:
     """Of this process and of its servers with their forks; not by the clock: the machine may be busy."""
     total = time.process_time()
     for module in ("math_child", "gym_child") if HAS_GYM else ("math_child",):
-        fields = Path(f"/proc/{fork_server.server(module).child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = (
+            Path(f"/proc/{fork_server.server(module).child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        )
         total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     return total
 
@@ -120,15 +126,27 @@ def test_brackets_do_not_hold_the_server():
     assert processor_time() - began < 1.0
 
 
-@pytest.mark.parametrize("body", ["while True: pass", "return [0] * 10**12", "return 10**10**9", "return plus(a)"])
+@pytest.mark.parametrize(
+    "body", ["while True: pass", "return [0] * 10**12", "return 10**10**9", "return plus(a)"]
+)
 def test_hostile_programs_end_within_a_second(body):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert verify("code", f"def plus(a): {body}", plus([[[n], n] for n in range(5)])) == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2  # the interpreter's start included
+    assert (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2
+    )  # the interpreter's start included
 
 
-HOSTILE = ["9" * 10**6, r"\boxed{" * 10**5, "9 " * 10**6, r"\frac{1}{" * 10**5, "answer " * 10**6, '{"a":' * 10_000, "[" * 20_000]
+HOSTILE = [
+    "9" * 10**6,
+    r"\boxed{" * 10**5,
+    "9 " * 10**6,
+    r"\frac{1}{" * 10**5,
+    "answer " * 10**6,
+    '{"a":' * 10_000,
+    "[" * 20_000,
+]
 HOSTILE += [
     "f(" * 10_000,
     "-" * 19_000,
@@ -146,7 +164,14 @@ HOSTILE += [
     "<function_calls>" * 1_000,
     "f(x=" + "-" * 5_000 + "1)",
 ]
-TRUTHS = [("math", "3"), ("math", "2x+2"), ("numeric", 3), ("tool_call", ADD), ("safety", "refuse"), ("exact", "a")]
+TRUTHS = [
+    ("math", "3"),
+    ("math", "2x+2"),
+    ("numeric", 3),
+    ("tool_call", ADD),
+    ("safety", "refuse"),
+    ("exact", "a"),
+]
 TRUTHS += [("instruction", rule("repeat", text="a", n=9))] + ([("reasoning_gym", SUM)] if HAS_GYM else [])
 
 
@@ -212,7 +237,18 @@ pieces = st.sampled_from(
         '"',
         "'",
     ]
-    + [r"\frac", r"\frac{1}{2}", r"\boxed{", r"\sqrt{", r"\text{", r"\sum", "answer: ", "#### ", "<answer>", "<function_calls>"]
+    + [
+        r"\frac",
+        r"\frac{1}{2}",
+        r"\boxed{",
+        r"\sqrt{",
+        r"\text{",
+        r"\sum",
+        "answer: ",
+        "#### ",
+        "<answer>",
+        "<function_calls>",
+    ]
     + [
         '{"name": "f", "arguments": {',
         "lambda",
@@ -229,11 +265,29 @@ pieces = st.sampled_from(
         "nan",
         "Infinity",
     ]
-    + ["I can't ", "sorry, ", "help", "no", "1,000", "def double(x): return x", "```", ".", "#", "\\", "*", "True", "<<", ">>"]
+    + [
+        "I can't ",
+        "sorry, ",
+        "help",
+        "no",
+        "1,000",
+        "def double(x): return x",
+        "```",
+        ".",
+        "#",
+        "\\",
+        "*",
+        "True",
+        "<<",
+        ">>",
+    ]
 )
 anything = st.text() | st.lists(pieces, max_size=12).map("".join)
 EXAMPLES = {"math": 60, "code": 15, "reasoning_gym": 30}
-FUZZED = {name: [table[0][1]] for name, table in TABLES.items()} | {"math": ["2x+2"], "instruction": list(SAMPLES.values())}
+FUZZED = {name: [table[0][1]] for name, table in TABLES.items()} | {
+    "math": ["2x+2"],
+    "instruction": list(SAMPLES.values()),
+}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -251,7 +305,17 @@ def test_any_text_gets_a_score(name):
 
 @given(st.integers(-(10**30), 10**30), st.integers(1, 999))
 def test_numbers_in_every_spelling(n, under):
-    spellings = [f"{n}", f"{n:,}", f"{n}.0", f"{n}/1", rf"\frac{{{n}}}{{1}}", f"${n:,}.00$", f"x = {n}", f"{n} dollars", f"{n}%"]
+    spellings = [
+        f"{n}",
+        f"{n:,}",
+        f"{n}.0",
+        f"{n}/1",
+        rf"\frac{{{n}}}{{1}}",
+        f"${n:,}.00$",
+        f"x = {n}",
+        f"{n} dollars",
+        f"{n}%",
+    ]
     assert [verify("math", f"Answer: {text}", n) for text in spellings] == [1] * len(spellings)
     spellings = [f"#### {n:,}", f"so #### ${n}.00", f"that is {n}"]
     assert [verify("numeric", text, str(n)) for text in spellings] == [1] * len(spellings)
@@ -290,15 +354,20 @@ BAD_TRUTHS = [
 ]  # fmt: skip
 if HAS_GYM:
     BAD_TRUTHS += [
-        ("reasoning_gym", truth) for truth in (None, {}, puzzle("no such", "1"), puzzle("countdown", "1"), puzzle([], "1"))
+        ("reasoning_gym", truth)
+        for truth in (None, {}, puzzle("no such", "1"), puzzle("countdown", "1"), puzzle([], "1"))
     ]
-    BAD_TRUTHS += [("reasoning_gym", {"dataset": "chain_sum", "entry": entry}) for entry in (None, {"answer": "1"})]
+    BAD_TRUTHS += [
+        ("reasoning_gym", {"dataset": "chain_sum", "entry": entry}) for entry in (None, {"answer": "1"})
+    ]
     BAD_TRUTHS += [("reasoning_gym", puzzle("chain_sum", "1", x=object()))]
 
 
 @pytest.mark.parametrize("name, truth", BAD_TRUTHS)
 def test_truth_of_the_wrong_kind_is_an_error(name, truth):
-    with pytest.raises(BarError, match=rf"^rlvr\.jsonl:7: (?:{name} truth: expected|instruction truth: .* expects)") as caught:
+    with pytest.raises(
+        BarError, match=rf"^rlvr\.jsonl:7: (?:{name} truth: expected|instruction truth: .* expects)"
+    ) as caught:
         check_task(name, truth, "rlvr.jsonl:7")
     assert "\n" not in str(caught.value)
     with pytest.raises(BarError, match=f"{name} truth: "):
@@ -308,7 +377,10 @@ def test_truth_of_the_wrong_kind_is_an_error(name, truth):
 def test_truths_that_refer_to_themselves():
     loop = []
     loop.append(loop)
-    for name, truth in [("code", plus([[[1], loop]])), ("tool_call", {"name": "f", "arguments": {"x": loop}})]:
+    for name, truth in [
+        ("code", plus([[[1], loop]])),
+        ("tool_call", {"name": "f", "arguments": {"x": loop}}),
+    ]:
         with pytest.raises(BarError, match=rf"here: {name} truth: expected"):
             check_task(name, truth, "here")
 
@@ -338,7 +410,14 @@ def test_an_error_of_one_reaches_the_caller_of_many():
 
 def test_gym_scores_as_the_data_sets_themselves():
     reasoning_gym = pytest.importorskip("reasoning_gym")
-    for name in ("spell_backward", "word_sorting", "leg_counting", "fraction_simplification", "maze", "syllogism"):
+    for name in (
+        "spell_backward",
+        "word_sorting",
+        "leg_counting",
+        "fraction_simplification",
+        "maze",
+        "syllogism",
+    ):
         score = reasoning_gym.get_score_answer_fn(name)
         for entry in reasoning_gym.create_dataset(name, size=3, seed=5):
             truth = {"dataset": name, "entry": json.loads(json.dumps(entry))}
@@ -349,7 +428,9 @@ def test_gym_scores_as_the_data_sets_themselves():
 
 def test_gym_entry_that_cannot_be_scored_is_found_before():
     pytest.importorskip("reasoning_gym")
-    with pytest.raises(BarError, match="here: reasoning_gym truth: expected an entry whose own answer scores"):
+    with pytest.raises(
+        BarError, match="here: reasoning_gym truth: expected an entry whose own answer scores"
+    ):
         check_task("reasoning_gym", puzzle("graph_color", "x"), "here")
 
 
@@ -372,20 +453,32 @@ def test_gym_scorers_that_evaluate_are_left_out():
 def test_gym_without_its_package():
     code = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'reasoning_gym' else f(n, *a)\n"
     code += f"from megatron_bar.verifiers import check_task\ncheck_task('reasoning_gym', {SUM}, 'here')"
-    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
     last = result.stderr.strip().splitlines()[-1]
     assert last.endswith(
         "here: reasoning_gym verifier: package reasoning-gym expected, not found; pip install 'megatron_bar[gym]'"
     )
 
 
-leaves = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.0, -0.0, 1.0, 2.0]) | st.text("a,'[:]", max_size=2)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from([0.0, -0.0, 1.0, 2.0])
+    | st.text("a,'[:]", max_size=2)
+)
 keys = st.integers(0, 1) | st.text("a", max_size=1)
 plain = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=2) | st.tuples(inner) | st.dictionaries(keys, inner, max_size=2), max_leaves=4
+    leaves,
+    lambda inner: st.lists(inner, max_size=2) | st.tuples(inner) | st.dictionaries(keys, inner, max_size=2),
+    max_leaves=4,
 )
 argument = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("a"), inner, max_size=2), max_leaves=4
+    leaves,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("a"), inner, max_size=2),
+    max_leaves=4,
 )
 arguments = st.dictionaries(st.sampled_from("abc"), argument, max_size=3)
 
@@ -407,9 +500,13 @@ def test_spelling_is_equality_of_type_and_value(a, b):
 @given(st.lists(arguments, min_size=1, max_size=3), st.randoms())
 def test_calls_have_no_order(calls, random):
     truth = [{"name": "f", "arguments": given} for given in calls]
-    shuffled = [{"arguments": dict(random.sample(list(given.items()), len(given))), "name": "f"} for given in calls]
+    shuffled = [
+        {"arguments": dict(random.sample(list(given.items()), len(given))), "name": "f"} for given in calls
+    ]
     random.shuffle(shuffled)
-    as_python = "\n".join(f"f({', '.join(f'{key}={value!r}' for key, value in call['arguments'].items())})" for call in shuffled)
+    as_python = "\n".join(
+        f"f({', '.join(f'{key}={value!r}' for key, value in call['arguments'].items())})" for call in shuffled
+    )
     assert verify("tool_call", json.dumps(shuffled), truth) == verify("tool_call", as_python, truth) == 1
     assert verify("tool_call", json.dumps(shuffled + shuffled[:1]), truth) == 0
 
@@ -422,8 +519,12 @@ class Broken:
         return 2.0 if response == "too much" else 1 / len(response)
 
 
-@pytest.mark.parametrize("answer, what", [("", "ZeroDivisionError: division by zero"), ("too much", "AssertionError: score 2.0")])
+@pytest.mark.parametrize(
+    "answer, what", [("", "ZeroDivisionError: division by zero"), ("too much", "AssertionError: score 2.0")]
+)
 def test_a_verifier_that_fails_is_an_error_and_no_score(monkeypatch, answer, what):
     monkeypatch.setitem(VERIFIERS, "broken", Broken)
-    with pytest.raises(BarError, match=f"^verifier broken: {what}; on the answer '{answer}' and the truth 'x'$"):
+    with pytest.raises(
+        BarError, match=f"^verifier broken: {what}; on the answer '{answer}' and the truth 'x'$"
+    ):
         verify_many([("exact", "x", "x"), ("broken", answer, "x")])

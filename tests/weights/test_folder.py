@@ -1,4 +1,5 @@
-"""Folders that transformers wrote are read bit by bit; spoiled ones are refused before anything else happens."""
+"""Folders that transformers wrote are read bit by bit; spoiled ones are refused before anything else
+happens."""
 
 import json
 import shutil
@@ -88,7 +89,10 @@ def test_a_value_that_is_not_finite_is_found(dense, tmp_path, spoil, message):
         hash_units(Folder.open(folder), finite=True)
 
 
-@given(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.lists(st.floats(width=16), max_size=20))
+@given(
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.lists(st.floats(width=16), max_size=20),
+)
 def test_the_fast_look_for_what_is_not_finite_sees_what_torch_sees(dtype, values):
     tensor = torch.tensor(values, dtype=dtype)
     assert is_finite(tensor) == bool(tensor.isfinite().all())
@@ -107,18 +111,39 @@ BAD_INDEX = {
         lambda m, files: m.update({NORM: "none.safetensors"}),
         rf"'{NORM}' expected in none.*no such file",
     ),
-    "a path upwards": (lambda m, files: m.update({NORM: "../x.safetensors"}), rf"'{NORM}': expected the name of .*'\.\./x"),
-    "an absolute path": (lambda m, files: m.update({NORM: "/etc/x.safetensors"}), rf"'{NORM}': expected the name of .*'/etc/x"),
-    "a backslash": (lambda m, files: m.update({NORM: "..\\x.safetensors"}), rf"'{NORM}': expected the name of"),
-    "a pickle": (lambda m, files: m.update({NORM: "pytorch_model.bin"}), rf"'{NORM}': expected the name of .*pytorch_model"),
+    "a path upwards": (
+        lambda m, files: m.update({NORM: "../x.safetensors"}),
+        rf"'{NORM}': expected the name of .*'\.\./x",
+    ),
+    "an absolute path": (
+        lambda m, files: m.update({NORM: "/etc/x.safetensors"}),
+        rf"'{NORM}': expected the name of .*'/etc/x",
+    ),
+    "a backslash": (
+        lambda m, files: m.update({NORM: "..\\x.safetensors"}),
+        rf"'{NORM}': expected the name of",
+    ),
+    "a pickle": (
+        lambda m, files: m.update({NORM: "pytorch_model.bin"}),
+        rf"'{NORM}': expected the name of .*pytorch_model",
+    ),
     "no string": (lambda m, files: m.update({NORM: 3}), rf"'{NORM}': expected the name of .*got 3"),
     "another shard": (
         lambda m, files: m.update({NORM: files[0]}),
         rf"index\.json: tensor '{NORM}' expected in .*, got '{'model-00001'}",
     ),
-    "a tensor no shard has": (lambda m, files: m.update({"x": files[0]}), r"tensor 'x' expected \(the index says so\), got"),
-    "a tensor left out": (lambda m, files: m.pop(NORM), rf"index\.json: tensor '{NORM}' expected in .*, got None"),
-    "a name too long": (lambda m, files: m.update({NORM: "x" * 300 + ".safetensors"}), rf"'{NORM}' expected in x.*no such file"),
+    "a tensor no shard has": (
+        lambda m, files: m.update({"x": files[0]}),
+        r"tensor 'x' expected \(the index says so\), got",
+    ),
+    "a tensor left out": (
+        lambda m, files: m.pop(NORM),
+        rf"index\.json: tensor '{NORM}' expected in .*, got None",
+    ),
+    "a name too long": (
+        lambda m, files: m.update({NORM: "x" * 300 + ".safetensors"}),
+        rf"'{NORM}' expected in x.*no such file",
+    ),
     "nothing": (lambda m, files: m.clear(), r"index\.json: expected an object 'weight_map'"),
 }
 
@@ -162,7 +187,9 @@ def test_a_file_linked_into_the_folder_is_read(dense, tmp_path):
 def test_companions(dense, tmp_path):
     assert {file.name for file in companions(dense)} == {"tokenizer.json", "generation_config.json"}
     require_tokenizer(dense, len(WORDS))
-    with pytest.raises(BarError, match=r"no tokenizer: expected tokenizer\.json or tokenizer\.model, got neither"):
+    with pytest.raises(
+        BarError, match=r"no tokenizer: expected tokenizer\.json or tokenizer\.model, got neither"
+    ):
         require_tokenizer(tmp_path, 19)
     (tmp_path / "tokenizer.model").touch()  # of SentencePiece: read by whoever uses it
     require_tokenizer(tmp_path, 19)
@@ -189,7 +216,9 @@ def test_what_is_no_tokenizer_of_the_model_is_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 1000, "num_experts": 1000}, {"num_experts": 20}])
-def test_more_layers_and_experts_than_tensors_are_refused_before_they_are_named(moe, tmp_path, monkeypatch, changes):
+def test_more_layers_and_experts_than_tensors_are_refused_before_they_are_named(
+    moe, tmp_path, monkeypatch, changes
+):
     monkeypatch.setattr("megatron_bar.weights.folder.tensor_shapes", lambda config: pytest.fail("named"))
     message = r"config\.json expected \d+ layers of \d+ experts, got 33 tensors in all"
     check_refused(moe, tmp_path / "folder", lambda p: edit_json(p / "config.json", **changes), message)

@@ -32,7 +32,9 @@ FULL = Manifest(
     anchor_hash="aa",
     experts=(
         Expert(index=0, name="anchor", trained=(TrainingRecord(stage="pretrain"), SFT)),
-        Expert(index=1, name="domain", anchor_hash="aa", folder="math-rlvr", folder_hash="00", shared_hash="11"),
+        Expert(
+            index=1, name="domain", anchor_hash="aa", folder="math-rlvr", folder_hash="00", shared_hash="11"
+        ),
     ),
     sources=(SourceRecord(role="anchor", name="BAR-7B", hash="bb"),),
     notes=("rope_theta differs",),
@@ -56,7 +58,10 @@ def test_what_is_written_is_read(tmp_path, manifest):
 
 
 BAD = {
-    "another format": ({"format": "megatron_bar/2"}, r"format expected 'megatron_bar/1', got 'megatron_bar/2'"),
+    "another format": (
+        {"format": "megatron_bar/2"},
+        r"format expected 'megatron_bar/1', got 'megatron_bar/2'",
+    ),
     "no format": ({"format": None}, r"format expected 'megatron_bar/1', got None"),
     "unknown field": ({"extra": 1}, r"the manifest expected only .*got 'extra'"),
     "no family": ({"family": None}, r"the manifest: 'family' is missing"),
@@ -68,8 +73,14 @@ BAD = {
     "experts no list": ({"experts": {}}, r"experts expected list, got \{\}"),
     "expert no object": ({"experts": [1]}, r"experts\[0\] expected dict, got 1"),
     "expert without name": ({"experts": [{"index": 0}]}, r"experts\[0\]: 'name' is missing"),
-    "expert with index true": ({"experts": [{"index": True, "name": "a"}]}, r"experts\[0\]\.index expected int, got True"),
-    "expert out of order": ({"experts": [{"index": 1, "name": "a"}]}, r"experts expected with index 0, 1, .*got \[1\]"),
+    "expert with index true": (
+        {"experts": [{"index": True, "name": "a"}]},
+        r"experts\[0\]\.index expected int, got True",
+    ),
+    "expert out of order": (
+        {"experts": [{"index": 1, "name": "a"}]},
+        r"experts expected with index 0, 1, .*got \[1\]",
+    ),
     "training no object": (
         {"experts": [{"index": 0, "name": "a", "trained": [1]}]},
         r"experts\[0\]\.trained\[0\] expected dict, got 1",
@@ -91,12 +102,30 @@ BAD = {
     "cost no object": ({"ledger": [1]}, r"ledger\[0\] expected dict, got 1"),
     "cost without seconds": ({"ledger": [{"step": "a"}]}, r"ledger\[0\]: 'stage' is missing"),
     "cost with more": ({"ledger": [COST | {"price": 1}]}, r"ledger\[0\] expected only .*got 'price'"),
-    "cost of a numbered expert": ({"ledger": [COST | {"expert": 1}]}, r"ledger\[0\]\.expert expected str, got 1"),
-    "cost in half tokens": ({"ledger": [COST | {"tokens": 1.5}]}, r"ledger\[0\]\.tokens expected int, got 1\.5"),
-    "cost of no time": ({"ledger": [COST, COST | {"seconds": "2"}]}, r"ledger\[1\]\.seconds expected float, got '2'"),
-    "cost below nothing": ({"ledger": [COST | {"flops": -1.0}]}, r"ledger\[0\]: flops expected a number from 0, got -1\.0"),
-    "cost without end": ({"ledger": [COST | {"flops": math.inf}]}, r"ledger\[0\]: flops expected a number from 0, got inf"),
-    "cost that is no number": ({"ledger": [COST | {"seconds": math.nan}]}, r"ledger\[0\]: seconds expected .*got nan"),
+    "cost of a numbered expert": (
+        {"ledger": [COST | {"expert": 1}]},
+        r"ledger\[0\]\.expert expected str, got 1",
+    ),
+    "cost in half tokens": (
+        {"ledger": [COST | {"tokens": 1.5}]},
+        r"ledger\[0\]\.tokens expected int, got 1\.5",
+    ),
+    "cost of no time": (
+        {"ledger": [COST, COST | {"seconds": "2"}]},
+        r"ledger\[1\]\.seconds expected float, got '2'",
+    ),
+    "cost below nothing": (
+        {"ledger": [COST | {"flops": -1.0}]},
+        r"ledger\[0\]: flops expected a number from 0, got -1\.0",
+    ),
+    "cost without end": (
+        {"ledger": [COST | {"flops": math.inf}]},
+        r"ledger\[0\]: flops expected a number from 0, got inf",
+    ),
+    "cost that is no number": (
+        {"ledger": [COST | {"seconds": math.nan}]},
+        r"ledger\[0\]: seconds expected .*got nan",
+    ),
     "config no object": ({"config": []}, r"config expected dict, got \[\]"),
 }
 
@@ -109,7 +138,9 @@ def test_a_malformed_manifest_is_refused_in_one_line(tmp_path, changes, message)
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "megatron_bar/1"', "[" * 200_000, '{"format": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"format": "megatron_bar/1"', "[" * 200_000, '{"format": "\\ud800"}']
+)
 def test_what_is_no_json_object_is_refused(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(BarError, match=r"manifest\.json"):

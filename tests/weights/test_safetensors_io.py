@@ -32,23 +32,67 @@ BAD = {
     "surplus data": ({"a": entry(0, 8)}, 9, r"expected 8 bytes of data, got 9"),
     "offsets against shape": ({"a": entry(0, 8, shape=[3])}, 8, r"'a': data_offsets expected 12 bytes"),
     "offsets backwards": ({"a": entry(0, 8, data_offsets=[8, 0])}, 8, r"'a': data_offsets expected 8 bytes"),
-    "negative offset": ({"a": entry(0, 8, data_offsets=[-8, 0])}, 8, r"'a': data_offsets expected two byte offsets"),
+    "negative offset": (
+        {"a": entry(0, 8, data_offsets=[-8, 0])},
+        8,
+        r"'a': data_offsets expected two byte offsets",
+    ),
     "three offsets": ({"a": entry(0, 8, data_offsets=[0, 8, 8])}, 8, r"'a': data_offsets expected two"),
     "offsets no list": ({"a": entry(0, 8, data_offsets=8)}, 8, r"'a': data_offsets expected two"),
-    "negative shape": ({"a": entry(0, 8, shape=[-2, -1])}, 8, r"'a': shape expected a list of sizes, got \[-2, -1\]"),
+    "negative shape": (
+        {"a": entry(0, 8, shape=[-2, -1])},
+        8,
+        r"'a': shape expected a list of sizes, got \[-2, -1\]",
+    ),
     "true as a size": ({"a": entry(0, 4, shape=[True])}, 4, r"'a': shape expected a list of sizes"),
-    "another dtype": ({"a": entry(0, 8, dtype="I32")}, 8, r"'a': dtype expected one of F32, BF16, F16, got 'I32'"),
+    "another dtype": (
+        {"a": entry(0, 8, dtype="I32")},
+        8,
+        r"'a': dtype expected one of F32, BF16, F16, got 'I32'",
+    ),
     "dtype no string": ({"a": entry(0, 8, dtype=["F32"])}, 8, r"'a': dtype expected one of .*got \['F32'\]"),
-    "metadata no object": ({"__metadata__": [1], "a": entry(0, 8)}, 8, r"__metadata__ expected an object of strings, got \[1\]"),
-    "metadata no strings": ({"__metadata__": {"a": 1}, "a": entry(0, 8)}, 8, r"__metadata__ expected an object of strings"),
-    "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8, r"'a': expected dtype, shape and data_offsets"),
+    "metadata no object": (
+        {"__metadata__": [1], "a": entry(0, 8)},
+        8,
+        r"__metadata__ expected an object of strings, got \[1\]",
+    ),
+    "metadata no strings": (
+        {"__metadata__": {"a": 1}, "a": entry(0, 8)},
+        8,
+        r"__metadata__ expected an object of strings",
+    ),
+    "no dtype": (
+        {"a": {"shape": [2], "data_offsets": [0, 8]}},
+        8,
+        r"'a': expected dtype, shape and data_offsets",
+    ),
     "entry no object": ({"a": 3}, 0, r"'a': expected dtype, shape and data_offsets"),
-    "a name twice": (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{}}', 4, r"'a' expected once, got it 2 times"),
+    "a name twice": (
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{}}',
+        4,
+        r"'a' expected once, got it 2 times",
+    ),
     "no object": ([1], 0, r"malformed safetensors header: expected a JSON object, got b'\[1\]'"),
-    "white space before": (b' {"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4, r"expected a JSON object, got b' \{"),
-    "UTF-16": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.encode("utf-16-le"), 4, r"malformed safetensors header"),
-    "a field more": ({"a": entry(0, 8, scale=float("nan"))}, 8, r"'a': expected dtype, shape and data_offsets in the header"),
-    "half a character": ({"\ud800": entry(0, 8)}, 8, r"malformed safetensors header: expected characters, got '\\ud800'"),
+    "white space before": (
+        b' {"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        4,
+        r"expected a JSON object, got b' \{",
+    ),
+    "UTF-16": (
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.encode("utf-16-le"),
+        4,
+        r"malformed safetensors header",
+    ),
+    "a field more": (
+        {"a": entry(0, 8, scale=float("nan"))},
+        8,
+        r"'a': expected dtype, shape and data_offsets in the header",
+    ),
+    "half a character": (
+        {"\ud800": entry(0, 8)},
+        8,
+        r"malformed safetensors header: expected characters, got '\\ud800'",
+    ),
     "no JSON": (b"{,}", 0, r"malformed safetensors header"),
     "no UTF-8": (b'{"\xff\xff":1}', 0, r"malformed safetensors header"),
     "deep nesting": (b"[" * 200_000, 0, r"malformed safetensors header"),
@@ -91,11 +135,16 @@ SHAPES = st.dictionaries(
 @given(layout=SHAPES, dtype=st.sampled_from(["float32", "bfloat16", "float16"]), seed=st.integers(0, 99))
 def test_what_is_written_is_what_the_library_reads(tmp_path_factory, layout, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
-    tensors = {name: torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for name, shape in layout.items()}
+    tensors = {
+        name: torch.randn(shape, generator=generator).to(getattr(torch, dtype))
+        for name, shape in layout.items()
+    }
     file = tmp_path_factory.mktemp("io") / "x.safetensors"
     write_file(file, layout, dtype, ((name, [tensor]) for name, tensor in tensors.items()))
     header = read_header(file)
-    assert {name: (given, shape) for name, (given, shape, _) in header.items()} == {n: (dtype, s) for n, s in layout.items()}
+    assert {name: (given, shape) for name, (given, shape, _) in header.items()} == {
+        n: (dtype, s) for n, s in layout.items()
+    }
     for name, (_, shape, offset) in header.items():
         for size in (1, 64, 1 << 20):
             assert torch.equal(torch.cat(list(read_blocks(file, dtype, shape, offset, size))), tensors[name])
@@ -115,6 +164,11 @@ def test_bytes_are_row_major_whatever_the_strides():
 def test_the_writer_asserts_its_caller_keeps_the_plan(tmp_path):
     for n, tensors in enumerate(({"b": torch.ones(2)}, {"a": torch.ones(3)}, {"a": torch.ones(2).half()})):
         with pytest.raises(AssertionError, match="expects"):
-            write_file(tmp_path / f"{n}", {"a": (2,)}, "float32", ((name, [tensor]) for name, tensor in tensors.items()))
+            write_file(
+                tmp_path / f"{n}",
+                {"a": (2,)},
+                "float32",
+                ((name, [tensor]) for name, tensor in tensors.items()),
+            )
     with pytest.raises(ValueError, match="shorter"):
         write_file(tmp_path / "short", {"a": (2,), "b": (2,)}, "float32", {"a": [torch.ones(2)]}.items())

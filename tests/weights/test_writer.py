@@ -22,7 +22,15 @@ from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_s
 from megatron_bar.weights.locks import lock_output
 from megatron_bar.weights.manifest import Manifest, read_manifest
 from megatron_bar.weights.safetensors_io import ITEMSIZE
-from megatron_bar.weights.writer import WriteOptions, finish, parse_size, plan_shards, shard_name, write_folder, write_shard
+from megatron_bar.weights.writer import (
+    WriteOptions,
+    finish,
+    parse_size,
+    plan_shards,
+    shard_name,
+    write_folder,
+    write_shard,
+)
 
 
 def manifest(folder: Folder, units) -> Manifest:
@@ -31,7 +39,9 @@ def manifest(folder: Folder, units) -> Manifest:
 
 def copy(source: Path, out: Path, **options) -> Folder:
     folder = Folder.open(source)
-    return write_folder(out, folder.config, folder.chunks, companions_from=source, manifest=manifest, **options)
+    return write_folder(
+        out, folder.config, folder.chunks, companions_from=source, manifest=manifest, **options
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -82,7 +92,17 @@ def test_what_fits_to_the_byte_is_one_file(dense):
     assert [len(plan_shards(folder.config, folder.dtype, folder.nbytes - less)) for less in (0, 1)] == [1, 2]
 
 
-UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+    "KiB": 1024,
+    "MiB": 1024**2,
+    "GiB": 1024**3,
+}
 
 
 @given(count=st.integers(1, 10**6), unit=st.sampled_from(sorted(UNITS)), space=st.sampled_from(["", " "]))
@@ -90,12 +110,16 @@ def test_sizes(count, unit, space):
     assert parse_size(f"{count}{space}{unit}") == count * UNITS[unit] == parse_size(f"{count}{unit.lower()}")
 
 
-@pytest.mark.parametrize("text, size", [("5GB", 5_000_000_000), ("0.5MiB", 524_288), ("1.5KB", 1500), (" 7 ", 7), ("2.50B", 2)])
+@pytest.mark.parametrize(
+    "text, size", [("5GB", 5_000_000_000), ("0.5MiB", 524_288), ("1.5KB", 1500), (" 7 ", 7), ("2.50B", 2)]
+)
 def test_size_examples(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.1", "5XB", "1e9", "5GBs", "1,5GB", "inf", "٣GB", "5 G B"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "0", "0.1", "5XB", "1e9", "5GBs", "1,5GB", "inf", "٣GB", "5 G B"]
+)
 def test_what_is_no_size(text):
     with pytest.raises(BarError, match="size expected"):
         parse_size(text)
@@ -107,7 +131,10 @@ def test_a_copy_is_bit_exact_and_whole(sharded, tmp_path, limit, files):
     folder = copy(sharded, out, options=WriteOptions(max_shard_bytes=limit))
     assert folder.path == out
     ours, theirs = load_tensors(out), load_tensors(sharded)
-    assert all(torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype for name, tensor in theirs.items())
+    assert all(
+        torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype
+        for name, tensor in theirs.items()
+    )
     whole(out)
     assert len(list(out.glob("*.safetensors"))) == files
     assert (out / INDEX).exists() == (files > 1)
@@ -130,7 +157,14 @@ def test_transformers_loads_what_is_written(sharded, tmp_path, limit):
         states.append((model.config.to_diff_dict(), model.state_dict()))
     assert states[0][1].keys() == states[1][1].keys()
     assert all(torch.equal(tensor, states[1][1][name]) for name, tensor in states[0][1].items())
-    for key in ("eos_token_id", "pad_token_id", "bos_token_id", "rope_parameters", "num_experts_per_tok", "dtype"):
+    for key in (
+        "eos_token_id",
+        "pad_token_id",
+        "bos_token_id",
+        "rope_parameters",
+        "num_experts_per_tok",
+        "dtype",
+    ):
         assert states[0][0].get(key) == states[1][0].get(key), key
 
 
@@ -140,7 +174,9 @@ def test_a_missing_generation_config_is_made_from_the_config(dense, tmp_path):
     (source / "generation_config.json").unlink()
     edit_json(source / "config.json", eos_token_id=[1, 3])
     out = copy(source, tmp_path / "out").path
-    assert (out / "generation_config.json").read_text().split() == '{ "eos_token_id": [ 1, 3 ], "pad_token_id": 0 }'.split()
+    assert (
+        out / "generation_config.json"
+    ).read_text().split() == '{ "eos_token_id": [ 1, 3 ], "pad_token_id": 0 }'.split()
 
 
 def test_an_empty_folder_is_filled_and_others_are_refused_untouched(dense, tmp_path):
@@ -177,7 +213,10 @@ def test_what_another_job_left_is_replaced(dense, tmp_path):
 
 def test_a_target_has_one_writer(dense, tmp_path):
     lock = lock_output(tmp_path / "out")
-    with pytest.raises(BarError, match=r"out: expected to be its only writer, got another process at work in .*\.out\.partial"):
+    with pytest.raises(
+        BarError,
+        match=r"out: expected to be its only writer, got another process at work in .*\.out\.partial",
+    ):
         copy(dense, tmp_path / "out")
     lock.abort()
     copy(dense, tmp_path / "out")
@@ -196,7 +235,12 @@ def test_a_job_goes_on_where_it_was_killed(sharded, tmp_path):
 
     def run(job, stop=None):
         made.clear()
-        options = {"companions_from": sharded, "manifest": manifest, "options": WriteOptions(max_shard_bytes=5000), "job": job}
+        options = {
+            "companions_from": sharded,
+            "manifest": manifest,
+            "options": WriteOptions(max_shard_bytes=5000),
+            "job": job,
+        }
         return write_folder(tmp_path / "out", folder.config, lambda name: produce(name, stop), **options)
 
     plan = plan_shards(folder.config, folder.dtype, 5000)
@@ -221,7 +265,9 @@ def test_shards_may_be_written_in_any_order_by_anyone(sharded, tmp_path):
     plan = plan_shards(folder.config, folder.dtype, 5000)
     lock, units = lock_output(out), {}
     for k in reversed(range(len(plan))):
-        units |= write_shard(lock.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
+        units |= write_shard(
+            lock.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k])
+        )
     assert not out.exists()
     finish(lock, config=folder.config, plan=plan, companions_from=sharded, manifest=manifest, units=units)
     whole(out)
@@ -233,8 +279,16 @@ def test_a_shard_that_nobody_wrote_or_that_the_disk_spoiled_is_found(sharded, tm
     plan = plan_shards(folder.config, folder.dtype, 5000)
     lock, units = lock_output(out), {}
     for k in range(1, len(plan)):
-        units |= write_shard(lock.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k]))
-    rest = {"config": folder.config, "plan": plan, "companions_from": sharded, "manifest": manifest, "units": units}
+        units |= write_shard(
+            lock.path, folder.config, plan, k, ((name, folder.chunks(name)) for name in plan[k])
+        )
+    rest = {
+        "config": folder.config,
+        "plan": plan,
+        "companions_from": sharded,
+        "manifest": manifest,
+        "units": units,
+    }
     with pytest.raises(BarError, match=rf"expected in {shard_name(0, plan)}, got no such file"):
         finish(lock, **rest)
     units |= write_shard(lock.path, folder.config, plan, 0, ((name, folder.chunks(name)) for name in plan[0]))
@@ -244,7 +298,9 @@ def test_a_shard_that_nobody_wrote_or_that_the_disk_spoiled_is_found(sharded, tm
         file.seek(-1, os.SEEK_END)
         file.write(bytes([byte ^ 1]))
     unit = units_of(plan[0][-1], folder.tensors[plan[0][-1]].shape)[-1]
-    message = rf"{shard_name(0, plan)}: tensor '{re.escape(unit)}' changed since it was written: expected hash"
+    message = (
+        rf"{shard_name(0, plan)}: tensor '{re.escape(unit)}' changed since it was written: expected hash"
+    )
     with pytest.raises(BarError, match=message):
         finish(lock, **rest)
     assert not out.exists()
@@ -258,7 +314,9 @@ def test_a_disk_that_takes_no_more_leaves_nothing(sharded, tmp_path, limit):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(BarError, match=r"/\.out\.partial/.*: could not (write \d+ bytes|be written): File too large"):
+        with pytest.raises(
+            BarError, match=r"/\.out\.partial/.*: could not (write \d+ bytes|be written): File too large"
+        ):
             copy(sharded, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,5 @@
-"""lm-eval for real, offline, on local files and a tiny folder: scores against transformers, programs in the sandbox, a server."""
+"""lm-eval for real, offline, on local files and a tiny folder: scores against transformers, programs in the
+sandbox, a server."""
 
 import json
 import threading
@@ -33,7 +34,11 @@ def folder(tmp_path_factory):
 def write_json(path: Path, rows: list[dict]) -> dict:
     """A local test split, as an lm-eval task names it."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}, "test_split": "test"}
+    return {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path)}},
+        "test_split": "test",
+    }
 
 
 def write_task(folder: Path, name: str, config: dict) -> None:
@@ -43,7 +48,10 @@ def write_task(folder: Path, name: str, config: dict) -> None:
 @pytest.fixture
 def tasks(tmp_path, folder) -> Path:
     """gsm8k, of which two items are right by what transformers answers, and agieval_en, of single choices."""
-    rows = [{"q": q, "a": a if n < 2 else "no"} for n, (q, a) in enumerate(zip(QUESTIONS, answers(folder, new=NEW), strict=True))]
+    rows = [
+        {"q": q, "a": a if n < 2 else "no"}
+        for n, (q, a) in enumerate(zip(QUESTIONS, answers(folder, new=NEW), strict=True))
+    ]
     metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
     config = write_json(tmp_path / "gsm.jsonl", rows) | {
         "doc_to_text": "{{q}}",
@@ -53,7 +61,9 @@ def tasks(tmp_path, folder) -> Path:
     filters = {"filter_list": [{"name": "flexible-extract", "filter": [{"function": "take_first"}]}]}
     until = {"output_type": "generate_until", "generation_kwargs": {"until": ["Q:"]}}
     write_task(tmp_path, "gsm8k_cot_zeroshot", config | filters | until)
-    choices = [{"query": q, "choices": ["blue", "red hat", "17"], "gold": n % 3} for n, q in enumerate(QUESTIONS)]
+    choices = [
+        {"query": q, "choices": ["blue", "red hat", "17"], "gold": n % 3} for n, q in enumerate(QUESTIONS)
+    ]
     config = write_json(tmp_path / "agi.jsonl", choices) | {
         "output_type": "multiple_choice",
         "metric_list": [metric | {"metric": "acc"}],
@@ -68,13 +78,20 @@ def likeliest(path: Path, choices: list[str]) -> list[str]:
     """Of each question's ``choices``, by transformers alone; lm-eval puts a space before a choice."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer, found = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path), []
+    model, tokenizer, found = (
+        AutoModelForCausalLM.from_pretrained(path),
+        AutoTokenizer.from_pretrained(path),
+        [],
+    )
     for question in QUESTIONS:
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
         sums = []
         for choice in choices:
             start, ids = (
-                tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids for text in (chat, chat + choice)
+                tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+                for text in (chat, chat + choice)
             )
             logprobs = model(ids).logits[0, :-1].log_softmax(-1)
             sums.append(logprobs.gather(1, ids[0, 1:, None])[start.shape[1] - 1 :].sum().item())
@@ -87,7 +104,9 @@ def chats(folder: Path) -> ChatFormat:
 
 
 def test_scores_are_those_of_transformers_and_the_rest_is_told(folder, tasks, tmp_path):
-    found = run_suite(folder, chats(folder), BAR19, names=["gsm8k", "agieval_english", "popqa"], tasks_dir=tasks)
+    found = run_suite(
+        folder, chats(folder), BAR19, names=["gsm8k", "agieval_english", "popqa"], tasks_dir=tasks
+    )
     assert [item["answer"] for item in found["scores"]["gsm8k"]] == answers(folder, new=NEW)
     assert [item["score"] for item in found["scores"]["gsm8k"]] == [1.0, 1.0, 0.0, 0.0]
     chosen = [item["answer"].strip() for item in found["scores"]["agieval_english"]]
@@ -115,8 +134,12 @@ def test_scores_are_those_of_transformers_and_the_rest_is_told(folder, tasks, tm
 
 
 def test_fewer_items_and_fewer_active_experts(folder, tasks):
-    found = run_suite(folder, chats(folder), BAR19, names=["gsm8k"], tasks_dir=tasks, limit=3, active_experts=1)
-    assert [item["answer"] for item in found["scores"]["gsm8k"]] == answers(folder, new=NEW, num_experts_per_tok=1)[:3]
+    found = run_suite(
+        folder, chats(folder), BAR19, names=["gsm8k"], tasks_dir=tasks, limit=3, active_experts=1
+    )
+    assert [item["answer"] for item in found["scores"]["gsm8k"]] == answers(
+        folder, new=NEW, num_experts_per_tok=1
+    )[:3]
     assert (found["limit"], found["active_experts"], found["tests"]["gsm8k"]["items"]) == (3, 1, 3)
 
 
@@ -135,12 +158,21 @@ def test_programs_are_graded_in_the_sandbox(folder, tmp_path):
         prompt | {"test": "def check(candidate):\n    pass"},  # a program that cannot be read passes nothing
         prompt | {"test": f"def check(candidate):\n    open({str(tmp_path / 'escaped')!r}, 'w')"},
     ]
-    found = run_suite(folder, chats(folder), suite_of(local(HUMANEVAL_PLUS, tmp_path / "h.jsonl", rows), metric="pass_at_1,none"))
-    assert [item["score"] for item in found["scores"]["it"]] == [0.0, 0.0] and not (tmp_path / "escaped").exists()
+    found = run_suite(
+        folder,
+        chats(folder),
+        suite_of(local(HUMANEVAL_PLUS, tmp_path / "h.jsonl", rows), metric="pass_at_1,none"),
+    )
+    assert [item["score"] for item in found["scores"]["it"]] == [0.0, 0.0] and not (
+        tmp_path / "escaped"
+    ).exists()
     assert "def add(a, b):" in found["scores"]["it"][0]["prompt"]
     grade = HUMANEVAL_PLUS["process_results"]
     assert grade(rows[0], ["def add(a, b): return 0"]) == {"pass_at_1": 1.0}
-    assert grade(rows[1], ["def add(a, b): return 0"]) == {"pass_at_1": 0.0} and not (tmp_path / "escaped").exists()
+    assert (
+        grade(rows[1], ["def add(a, b): return 0"]) == {"pass_at_1": 0.0}
+        and not (tmp_path / "escaped").exists()
+    )
 
 
 def test_math_is_graded_by_our_verifier():
@@ -157,25 +189,35 @@ def test_math_is_graded_by_our_verifier():
 
 def test_what_cannot_be_loaded_or_would_run_programs_is_not_measured(folder, tasks, tmp_path):
     rows = [{"q": "p", "a": "x"}]
-    config = write_json(tmp_path / "unsafe.jsonl", rows) | {"output_type": "generate_until", "doc_to_text": "{{q}}"}
+    config = write_json(tmp_path / "unsafe.jsonl", rows) | {
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+    }
     write_task(tasks, "ifeval", config | {"doc_to_target": "{{a}}", "unsafe_code": True})
     config["dataset_kwargs"]["data_files"]["test"] = str(tmp_path / "nowhere.jsonl")
     write_task(tasks, "gpqa_main_cot_zeroshot", config | {"doc_to_target": "{{a}}"})
-    found = run_suite(folder, chats(folder), BAR19, names=["gsm8k", "ifeval", "gpqa"], tasks_dir=tasks, limit=1)
+    found = run_suite(
+        folder, chats(folder), BAR19, names=["gsm8k", "ifeval", "gpqa"], tasks_dir=tasks, limit=1
+    )
     reasons = {name: entry.get("not_measured", "") for name, entry in found["benchmarks"].items()}
     assert "runs model-written code of task ifeval in its own process" in reasons["ifeval"]
     assert "lm-eval cannot load task gpqa_main_cot_zeroshot: FileNotFoundError" in reasons["gpqa"]
     assert reasons["mmlu"] == "not asked for" and found["scores"].keys() == {"gsm8k"}
-    with pytest.raises(BarError, match=r"suite bar19: nothing can be measured here; popqa: lm-eval has no such task"):
+    with pytest.raises(
+        BarError, match=r"suite bar19: nothing can be measured here; popqa: lm-eval has no such task"
+    ):
         run_suite(folder, chats(folder), BAR19, names=["popqa", "bfcl"])
     gsm = next(b for b in BAR19.benchmarks if b.name == "gsm8k")
     other = replace(BAR19, benchmarks=(replace(gsm, by=replace(gsm.by, metric="exact_match,strict-match")),))
-    with pytest.raises(BarError, match=r"metric expected exact_match,strict-match, got exact_match,flexible-extract"):
+    with pytest.raises(
+        BarError, match=r"metric expected exact_match,strict-match, got exact_match,flexible-extract"
+    ):
         run_suite(folder, chats(folder), other, tasks_dir=tasks, limit=1)
 
 
 class Completions(BaseHTTPRequestHandler):
-    """As much of an OpenAI-like server as lm-eval asks for: it answers with the prompts' numbers of tokens."""
+    """As much of an OpenAI-like server as lm-eval asks for: it answers with the prompts' numbers of
+    tokens."""
 
     def __init__(self, asked: list[dict], *args):
         self.asked = asked
@@ -187,7 +229,9 @@ class Completions(BaseHTTPRequestHandler):
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(request)
-        self._send({"choices": [{"index": n, "text": str(len(ids))} for n, ids in enumerate(request["prompt"])]})
+        self._send(
+            {"choices": [{"index": n, "text": str(len(ids))} for n, ids in enumerate(request["prompt"])]}
+        )
 
     def _send(self, value: dict) -> None:
         body = json.dumps(value).encode()
@@ -215,7 +259,9 @@ def test_a_server_answers_the_prompts_that_the_chat_template_gives(folder, tasks
     found = run_suite(folder, chats(folder), BAR19, names=["gsm8k"], tasks_dir=tasks, server=url)
     prompts = [chats(folder).prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
     assert sorted(ids for request in asked for ids in request["prompt"]) == sorted(prompts)
-    assert {(request["model"], request["max_tokens"], request["temperature"]) for request in asked} == {("the-model", NEW, 0.0)}
+    assert {(request["model"], request["max_tokens"], request["temperature"]) for request in asked} == {
+        ("the-model", NEW, 0.0)
+    }
     assert [item["answer"] for item in found["scores"]["gsm8k"]] == [str(len(ids)) for ids in prompts]
     assert found["settings"] == {"through": "server", "max_new_tokens": NEW}
 

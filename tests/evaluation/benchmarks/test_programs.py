@@ -27,7 +27,9 @@ HOSTILE = {
 def test_a_right_answer_passes_with_the_prompts_imports():
     assert humaneval_plus(ADD, RIGHT) and humaneval_plus(ADD, f"Here it is.\n{RIGHT}\nIt adds.")
     doc = {"test": "assert double(2) == 4\nassert double('a') == 'aa'"}
-    assert mbpp_plus(doc, "```python\ndef double(x):\n    return 2 * x\n```") and not mbpp_plus(doc, "def double(x): return 4")
+    assert mbpp_plus(doc, "```python\ndef double(x):\n    return 2 * x\n```") and not mbpp_plus(
+        doc, "def double(x): return 4"
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -36,8 +38,26 @@ def test_other_answers_do_not_pass(name):
 
 
 def test_numpy_is_stood_in_for():
-    values = (0, 1, 1.0 + 1e-7, 2.5, -3.0, float("inf"), [1.0, 2.0], [1.0, 2.0 + 1e-7], (1.0, 2.0), [1.0, 1.0], True, 1j)
-    pairs = [(a, b) for a in values for b in values if numpy.shape(a) == numpy.shape(b) or 0 in (numpy.ndim(a), numpy.ndim(b))]
+    values = (
+        0,
+        1,
+        1.0 + 1e-7,
+        2.5,
+        -3.0,
+        float("inf"),
+        [1.0, 2.0],
+        [1.0, 2.0 + 1e-7],
+        (1.0, 2.0),
+        [1.0, 1.0],
+        True,
+        1j,
+    )
+    pairs = [
+        (a, b)
+        for a in values
+        for b in values
+        if numpy.shape(a) == numpy.shape(b) or 0 in (numpy.ndim(a), numpy.ndim(b))
+    ]
     expected = [bool(numpy.allclose(a, b, rtol=1e-7, atol=1e-6)) for a, b in pairs]
     program = f"import numpy as np\ninf = float('inf')\nfound = [np.allclose(a, b, rtol=1e-7, atol=1e-6) for a, b in {pairs!r}]"
     assert passes(program, f"import json\nassert found == json.loads({json.dumps(expected)!r}), found")

@@ -1,4 +1,5 @@
-"""The weights of the lens against transformers' router logits at every layout that it works on, and their compact form."""
+"""The weights of the lens against transformers' router logits at every layout that it works on, and their
+compact form."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,12 +66,18 @@ def on_two_pipeline_ranks(folder: Path) -> str:
 
 
 def test_pipeline_ranks_are_refused(folder):
-    assert run_distributed(on_two_pipeline_ranks, 2, folder) == ["routing: expected a model on 1 pipeline rank, got 2"] * 2
+    assert (
+        run_distributed(on_two_pipeline_ranks, 2, folder)
+        == ["routing: expected a model on 1 pipeline rank, got 2"] * 2
+    )
 
 
 @pytest.mark.parametrize("ids", [[], [2] * 33])
 def test_too_few_and_too_many_tokens(folder, ids):
-    with distributed(), pytest.raises(BarError, match=rf"expected 1 to 32 tokens \(the model's positions\), got {len(ids)}"):
+    with (
+        distributed(),
+        pytest.raises(BarError, match=rf"expected 1 to 32 tokens \(the model's positions\), got {len(ids)}"),
+    ):
         token_weights(load_model(folder, ParallelConfig()), ids)
 
 
@@ -82,7 +89,9 @@ def test_a_dense_model_has_no_weights(tmp_path):
 def read(text: str, places: int) -> torch.Tensor:
     """Digits back to fractions, one by one."""
     numbers = [[DIGITS.index(c) for c in text[n : n + places]] for n in range(0, len(text), places)]
-    return torch.tensor([sum(v * 64**p for p, v in enumerate(reversed(n))) / (64**places - 1) for n in numbers])
+    return torch.tensor(
+        [sum(v * 64**p for p, v in enumerate(reversed(n))) / (64**places - 1) for n in numbers]
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.sampled_from([1, 2]))
@@ -107,14 +116,18 @@ def test_a_lens_holds_the_weights(folder):
     assert [(text.domain, len(text.tokens)) for text in made.texts] == [("math", 7), ("code", 2)]
     torch.testing.assert_close(read(made.texts[0].weights, 2), weights.mean(1).flatten(), atol=2e-4, rtol=0)
     torch.testing.assert_close(read(made.texts[0].by_layer, 1), weights.flatten(), atol=8.1e-3, rtol=0)
-    assert [text.by_layer for text in short.texts] == ["", ""], "what would make the page too large is left out"
+    assert [text.by_layer for text in short.texts] == ["", ""], (
+        "what would make the page too large is left out"
+    )
     assert [text.weights for text in short.texts] == [text.weights for text in made.texts]
 
 
 @pytest.fixture(scope="module")
 def bytes_tokenizer(tmp_path_factory):
     """One that spells what it has not learnt byte by byte."""
-    return train_tokenizer(["one plus two is three"] * 5, tmp_path_factory.mktemp("lens") / "tokenizer", vocab_size=300)
+    return train_tokenizer(
+        ["one plus two is three"] * 5, tmp_path_factory.mktemp("lens") / "tokenizer", vocab_size=300
+    )
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))

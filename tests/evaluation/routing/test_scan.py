@@ -38,10 +38,14 @@ def theirs(folder, active: tuple[int, ...]) -> float:
     for layer, k in zip(model.model.layers, active, strict=True):
         layer.mlp.gate.top_k = k
     ids = torch.tensor(documents())
-    return float(torch.nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+    return float(
+        torch.nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    )
 
 
-@pytest.mark.parametrize("layout, processes", [(ParallelConfig(), 1), (ParallelConfig(tensor=2), 2)], ids=["tp1", "tp2"])
+@pytest.mark.parametrize(
+    "layout, processes", [(ParallelConfig(), 1), (ParallelConfig(tensor=2), 2)], ids=["tp1", "tp2"]
+)
 def test_costs_are_transformers(layout, processes, folder):
     everything = theirs(folder, (EXPERTS,) * LAYERS)
     found = run_distributed(scanned, processes, folder, layout, 0.5)[0]
@@ -55,7 +59,11 @@ def test_costs_are_transformers(layout, processes, folder):
 
 
 @given(
-    st.lists(st.lists(st.floats(-0.5, 2), min_size=3, max_size=3).map(lambda row: [*row, 0.0]), min_size=1, max_size=4),
+    st.lists(
+        st.lists(st.floats(-0.5, 2), min_size=3, max_size=3).map(lambda row: [*row, 0.0]),
+        min_size=1,
+        max_size=4,
+    ),
     st.floats(0, 3),
 )
 def test_what_is_chosen_stays_within_the_tolerance_and_nothing_more_would(costs, tolerance):
@@ -77,7 +85,9 @@ def test_without_held_out_chats_there_is_nothing_to_scan(folder):
 
 
 def test_chats_without_an_answer_are_refused(folder):
-    with pytest.raises(Exception, match="x: expected held-out chats with answers to learn from, got no such token"):
+    with pytest.raises(
+        Exception, match="x: expected held-out chats with answers to learn from, got no such token"
+    ):
         run_distributed(unlearnt, 1, folder)
 
 

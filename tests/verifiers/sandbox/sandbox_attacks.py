@@ -1,6 +1,8 @@
-"""Programs that attack the grader or the machine, for test_sandbox.py: cheats want a reward, escapes out, rude ones harm.
+"""Programs that attack the grader or the machine, for test_sandbox.py: cheats want a reward, escapes out,
+rude ones harm.
 
-An escape returns "escaped" when it got through. PORT, SECRET and TRAINER stand for a listening port, a planted file and our pid.
+An escape returns "escaped" when it got through. PORT, SECRET and TRAINER stand for a listening port, a
+planted file and our pid.
 """
 
 # Lies about the answer: what a program may do to be believed without knowing it.
@@ -111,13 +113,17 @@ def attack():
 # Without lasting effect where they succeed: they run without the sandbox too, as the control.
 ESCAPES = {
     "network": _any("acts = [lambda: socket.create_connection(('127.0.0.1', PORT), 1)]"),
-    "abstract unix socket": _any("acts = [lambda: socket.socket(socket.AF_UNIX).connect('\\0bar-test-PORT')]"),
+    "abstract unix socket": _any(
+        "acts = [lambda: socket.socket(socket.AF_UNIX).connect('\\0bar-test-PORT')]"
+    ),
     "reading a planted secret": _any("acts = [lambda: open('SECRET').read()]"),
     "reading it through a symlink": _any("""
 os.symlink('/', 'root')
 acts = [lambda: open('root' + 'SECRET'), lambda: open('../' * 40 + 'SECRET')]
 """),
-    "host files": _any("acts = [lambda p=p: open(p) for p in ('/etc/passwd', '/proc/1/environ', '/dev/zero', '/bin/sh')]"),
+    "host files": _any(
+        "acts = [lambda p=p: open(p) for p in ('/etc/passwd', '/proc/1/environ', '/dev/zero', '/bin/sh')]"
+    ),
     "environment": _any("acts = [lambda: os.environ['BAR_TEST_TOKEN']]"),
     "writing outside": _any("""
 paths = [os.path.dirname('SECRET'), '/', '/tmp', '/dev/shm', os.path.dirname(os.__file__)]
@@ -146,7 +152,9 @@ acts = [fill]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 acts = [lambda: open('x', 'wb').truncate(1 << 24)]
 """),
-    "threads": _any("acts = [lambda: [threading.Thread(target=time.sleep, args=(.2,)).start() for _ in range(40)]]"),
+    "threads": _any(
+        "acts = [lambda: [threading.Thread(target=time.sleep, args=(.2,)).start() for _ in range(40)]]"
+    ),
     "open files": _any("acts = [lambda: [os.pipe() for _ in range(40)]]"),
 }
 

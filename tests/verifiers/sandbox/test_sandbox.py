@@ -1,7 +1,8 @@
 """Programs that attack the grader or the machine: none is rewarded, none escapes, none leaves a process.
 
-An escape returns "escaped" when it got through and the truth expects just that, so that a score of 0 is the proof. The harmless
-ones are run without the sandbox too, where they must get through: an attack that cannot succeed proves nothing.
+An escape returns "escaped" when it got through and the truth expects just that, so that a score of 0 is the
+proof. The harmless ones are run without the sandbox too, where they must get through: an attack that cannot
+succeed proves nothing.
 """
 
 import os
@@ -21,7 +22,11 @@ from megatron_bar.verifiers.sandbox import sandbox
 
 REPOSITORY = Path(__file__).parents[3]
 ESCAPED = {"function": "attack", "tests": [[[], "escaped"]]}
-ONE_WILL_DO = {"function": "attack", "tests": [[[1], 42], [[2], "token-4711"], [[3], [1, "two"]]], "pass_fraction": 0.01}
+ONE_WILL_DO = {
+    "function": "attack",
+    "tests": [[[1], 42], [[2], "token-4711"], [[3], [1, "two"]]],
+    "pass_fraction": 0.01,
+}
 
 
 @pytest.mark.parametrize("name", CHEATS)
@@ -31,14 +36,16 @@ def test_cheats_earn_nothing(name):
 
 
 def test_frame_walk_would_find_what_is_there():
-    """The same search succeeds once the value is among another test's arguments: so it looks where values are."""
+    """The same search succeeds once the value is among another test's arguments: so it looks where values
+    are."""
     truth = {"function": "attack", "tests": [[["token-4711"], "token-4711"], [[0], "token-4711"]]}
     assert verify("code", CHEATS["frame walk"], truth) == 1
 
 
 @pytest.fixture
 def world(tmp_path):
-    """A listening server, a secret file and a secret in the environment; gives text with their places filled in."""
+    """A listening server, a secret file and a secret in the environment; gives text with their places filled
+    in."""
     secret = tmp_path / "secret.txt"
     secret.write_text("token")
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
@@ -46,7 +53,13 @@ def world(tmp_path):
         abstract.bind(f"\0bar-test-{port}")
         abstract.listen()
         os.environ["BAR_TEST_TOKEN"] = "token"
-        yield lambda code: code.replace("PORT", str(port)).replace("SECRET", str(secret)).replace("TRAINER", str(os.getpid()))
+        yield (
+            lambda code: (
+                code.replace("PORT", str(port))
+                .replace("SECRET", str(secret))
+                .replace("TRAINER", str(os.getpid()))
+            )
+        )
         del os.environ["BAR_TEST_TOKEN"]
 
 
@@ -132,7 +145,10 @@ def test_what_a_program_finds_inside():
     assert b"ZeroDivisionError" in sandbox.run("1 / 0").stderr
     assert sandbox.run("import torch").exit_code == 1
     large = os.urandom(1 << 19)
-    assert sandbox.run("import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())", stdin=large).stdout == large
+    assert (
+        sandbox.run("import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())", stdin=large).stdout
+        == large
+    )
 
 
 def test_a_killed_trainer_leaves_no_program():
@@ -150,18 +166,32 @@ def test_many_programs_leave_no_residue():
     files = len(os.listdir("/proc/self/fd"))
     truth = {"function": "f", "tests": [[[3], 9]]}
     answers = [f"def f(x): return x * {n % 4}" for n in range(200)]
-    assert verify_many([("code", answer, truth) for answer in answers]) == [float(n % 4 == 3) for n in range(200)]
+    assert verify_many([("code", answer, truth) for answer in answers]) == [
+        float(n % 4 == 3) for n in range(200)
+    ]
     assert leftovers() == []
     assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_refuses_where_namespaces_are_refused():
     no_more = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
-    unshare = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--keep-caps", "sh", "-c", no_more, "-"]
+    unshare = [
+        "unshare",
+        "--user",
+        "--map-user=1000",
+        "--map-group=1000",
+        "--keep-caps",
+        "sh",
+        "-c",
+        no_more,
+        "-",
+    ]
     code = f"from megatron_bar.verifiers import verify\nprint(verify('code', 'attack = lambda: \"escaped\"', {ESCAPED}))"
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine does not let a user namespace forbid further ones")
-    result = subprocess.run([*unshare, sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    result = subprocess.run(
+        [*unshare, sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert result.stdout == ""
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("megatron_bar.errors.BarError: sandbox (namespaces): enter_namespaces: ")
@@ -203,7 +233,8 @@ def test_as_an_ordinary_user(method):
 
 
 def show_to_everyone(path: Path) -> str:
-    """Shell lines that let nobody reach ``path`` in this mount namespace, though a folder above may be root's own."""
+    """Shell lines that let nobody reach ``path`` in this mount namespace, though a folder above may be root's
+    own."""
     hidden = [parent for parent in reversed(path.parents) if not parent.stat().st_mode & 1]
     if not hidden:
         return ""
@@ -212,7 +243,8 @@ def show_to_everyone(path: Path) -> str:
 
 
 def leftovers(trainer: int | None = None) -> list[str]:
-    """Processes of sandboxes that this process (or ``trainer``) started; their command line names it. Zombies have none."""
+    """Processes of sandboxes that this process (or ``trainer``) started; their command line names it. Zombies
+    have none."""
     mark = f"\0{trainer or os.getpid()}\0".encode()
     lines = {}
     for folder in Path("/proc").glob("[0-9]*"):
