@@ -192,7 +192,7 @@ class RunFiles:
             found.append(tuple(float(part.mean()) for part in parts))
         return tuple(found)
 
-    def routing(self) -> shown.Routing | None:
+    def routing(self) -> shown.RoutingShares | None:
         found = self.results("final")
         if not found[0].get("routing"):
             return None
@@ -200,7 +200,7 @@ class RunFiles:
             domain: np.mean([np.array(result["routing"][domain]) for result in found], axis=0).tolist()
             for domain in found[0]["routing"]
         }
-        return shown.Routing(
+        return shown.RoutingShares(
             experts=tuple(found[0]["experts"]),
             domains=tuple(shares),
             layers={domain: tuple(map(tuple, layers)) for domain, layers in shares.items()},

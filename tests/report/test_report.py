@@ -11,7 +11,7 @@ from report_example import EXPERTS, SKILLS, lens, report, row, score
 from megatron_bar.config import from_json, to_json
 from megatron_bar.errors import BarError
 from megatron_bar.report.markdown import markdown
-from megatron_bar.report.report import Report, Routing, Row, SweepResult
+from megatron_bar.report.report import Report, RoutingShares, Row, SweepResult
 from megatron_bar.report.wording import clock, quantity
 
 
@@ -48,11 +48,11 @@ def test_it_survives_json():
             "sweep k: math expected 2 scores, got 1",
         ),
         (
-            lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"b": ()}),
+            lambda r: RoutingShares(experts=EXPERTS, domains=("a",), layers={"b": ()}),
             "expected the domains a, got b",
         ),
         (
-            lambda r: Routing(experts=EXPERTS, domains=("a",), layers={"a": ((0.1,),)}),
+            lambda r: RoutingShares(experts=EXPERTS, domains=("a",), layers={"a": ((0.1,),)}),
             "a: expected 5 experts",
         ),
         (lambda r: replace(lens(), experts=("one",)), "text 0: weights expected 60 digits, got 300"),
