@@ -24,7 +24,8 @@ def parse(call: Call) -> argparse.Namespace:
         "--verify",
         choices=("none", "weights", "logits"),
         default="weights",
-        help="weights: read back and compare hashes (default); logits: also run transformers on the folder, in fp32",
+        help="weights: read back and compare hashes (default); logits: also run transformers on the folder, "
+        "in fp32",
     )
     return parser.parse_args(call.arguments)
 

@@ -22,13 +22,15 @@ def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument(
         "recipe",
-        help="tiny, tiny_study, untagged, sparse, smoke, olmo2_1b, _7b, _13b or _32b, module:function or file.py:function",
+        help="tiny, tiny_study, untagged, sparse, smoke, olmo2_1b, _7b, _13b or _32b, module:function or "
+        "file.py:function",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--expert", help="only the steps of this expert")
     parser.add_argument(
         "--stage",
-        help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, compare, lens, report",
+        help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, "
+        "compare, lens, report",
     )
     parser.add_argument(
         "--set",
