@@ -109,13 +109,15 @@ def tokenisation(work: Path, tokenizer: Path) -> None:
     for name, spent in seconds.items():
         rounds = " ".join(f"{s:.2f}" for s in spent)
         print(
-            f"tokenisation: {name}: {tokens:,} tokens in CPU seconds {rounds}, median {tokens / median(spent) / 1e6:.2f} M/s"
+            f"tokenisation: {name}: {tokens:,} tokens in CPU seconds {rounds}, median "
+            f"{tokens / median(spent) / 1e6:.2f} M/s"
         )
     figure("tokenisation_million_tokens_per_cpu_second", tokens / min(seconds["ours"]) / 1e6, 0.4)
     figure("tokenisation_over_datasets_map", _ratio(seconds["transformers"], seconds["ours"]), 1)
     same = _ratio(seconds["encode_texts"], seconds["ours"])
     print(
-        f"over datasets.map with our own encoder inside, whose rows are read beforehand and not written: {same:.3g}"
+        f"over datasets.map with our own encoder inside, whose rows are read beforehand and not written: "
+        f"{same:.3g}"
     )
 
 
@@ -258,7 +260,8 @@ def loader(work: Path, tokenizer: Path) -> None:
     cpu = sum(making[WARM:]), sum(using[WARM:])
     made, used = (1e3 * seconds / STEPS for seconds in cpu)
     print(
-        f"loader: CPU of a batch {made:.2f} ms, of a step {used:.1f} ms; waited {sum(waits):.3f} s of {whole:.2f} s"
+        f"loader: CPU of a batch {made:.2f} ms, of a step {used:.1f} ms; waited {sum(waits):.3f} s of "
+        f"{whole:.2f} s"
     )
     figure("loader_share_of_tiny_step_percent", 100 * sum(waits) / whole, 2, at_most=True)
     figure("loader_cpu_over_tiny_step_cpu_percent", 100 * cpu[0] / cpu[1], 2, at_most=True)

@@ -34,7 +34,8 @@ def main() -> None:
             file.write_text(html(report(TOKENS, layers=layers, texts=50)), encoding="utf-8")
             opened, parsed = zip(*(opening(browser, file) for _ in range(RUNS)), strict=True)
             print(
-                f"lens {name}: {TOKENS:,} tokens, {layers} layers; parsed after {median(parsed):.0f} ms, median of {RUNS}"
+                f"lens {name}: {TOKENS:,} tokens, {layers} layers; parsed after {median(parsed):.0f} ms, "
+                f"median of {RUNS}"
             )
             figure(f"lens_{name}_megabytes", file.stat().st_size / 1e6, 3, at_most=True)
             figure(f"lens_{name}_open_ms", median(opened), 1000, at_most=True)

@@ -49,7 +49,8 @@ def main() -> None:
     try:
         loss = olmo_core_moe()
         print(
-            f"ai2-olmo-core's mixture of experts runs here (loss {loss:.3f}) and is not compared: mend this benchmark"
+            f"ai2-olmo-core's mixture of experts runs here (loss {loss:.3f}) and is not compared: mend this "
+            f"benchmark"
         )
     except (AssertionError, RuntimeError) as error:
         print(f"ai2-olmo-core's mixture of experts does not run here: {error!r}")

@@ -67,7 +67,8 @@ def main() -> None:
     for name, spent in seconds.items():
         rounds = " ".join(f"{s:.2f}" for s in spent)
         print(
-            f"rollout: {name}: {sum(lengths):,} tokens in seconds {rounds}, median {sum(lengths) / median(spent):,.0f} tokens/s"
+            f"rollout: {name}: {sum(lengths):,} tokens in seconds {rounds}, median "
+            f"{sum(lengths) / median(spent):,.0f} tokens/s"
         )
     ratio = median(a / b for a, b in zip(seconds["transformers"], seconds["ours"], strict=True))
     figure("rollout_over_transformers_generate", ratio, 1.5)

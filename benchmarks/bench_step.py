@@ -217,7 +217,8 @@ def transformers_step(ours: Step, folder: Path) -> Callable[[], float]:
     fastest = {name: min(times) for name, times in alternate(built, 2).items()}
     best = min(fastest, key=fastest.get)
     print(
-        f"transformers' experts: {', '.join(f'{name} {1e3 * s:.0f} ms' for name, s in fastest.items())}; {best} is compared"
+        f"transformers' experts: {', '.join(f'{name} {1e3 * s:.0f} ms' for name, s in fastest.items())}; "
+        f"{best} is compared"
     )
     return build(best)
 

@@ -57,7 +57,8 @@ def table(device: str, figures: dict) -> str:
         versions = ", ".join(f"{package} {number}" for package, number in f["versions"].items())
         target = f"at {'most' if f['at_most'] else 'least'} {f['target']:g}"
         lines.append(
-            f"| {name} | {f['value']:.3g} | {target} | {'yes' if reached else 'no'} | {f['date']} | {versions} |"
+            f"| {name} | {f['value']:.3g} | {target} | {'yes' if reached else 'no'} | {f['date']} | "
+            f"{versions} |"
         )
     return "\n".join(lines) + "\n"
 

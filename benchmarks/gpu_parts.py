@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -389,47 +390,49 @@ def joined(rows: list):
 
 
 def sampler(record: Record, out: Path) -> None:
-    """Two experts of 7B's width; a token of 32 layers is one of 8 and three times what 8 layers take more
-    than 4, twice."""
+    """Two experts of 7B's width; a token of 32 layers takes what one of 8 does and 24 times what a layer adds."""
     import torch
 
-    from megatron_bar.models.sampler import Sampler
-
-    prompt, new = (64, 400) if has_gpu() else (8, 8)
     with alone():
         took: dict[tuple, float] = {}
         for layers in (LAYERS // 2, LAYERS):
             model = random_model(shape(layers, 2, 1024))
-            for slots in (16, 64):
-                for cudnn in (True, False):
-                    for graphs in (True, False) if has_gpu() else (True,):
-                        if layers < LAYERS and not graphs:
-                            continue
-                        torch.backends.cuda.enable_cudnn_sdp(cudnn)
-                        steps = new if graphs else min(new, 60)
-                        prompts = [[5 + n] * prompt for n in range(slots)]
-                        draws = Sampler(model, eos_ids=set(), pad_id=0, graphs=graphs)
-                        draws.generate(prompts, max_new_tokens=4, slots=slots)
-                        whole = seconds(
-                            lambda: draws.generate(prompts, max_new_tokens=steps, slots=slots), 1, 0
-                        )  # noqa: B023
-                        first = seconds(lambda: draws.generate(prompts, max_new_tokens=2, slots=slots), 1, 0)  # noqa: B023
-                        took[layers, slots, cudnn, graphs] = (whole - first) / (steps - 2)
+            for slots, cudnn, graphs in product(
+                (16, 64), (True, False), (True, False) if has_gpu() else (True,)
+            ):
+                if layers == LAYERS or graphs:
+                    took[layers, slots, cudnn, graphs] = token_seconds(model, slots, cudnn, graphs)
             del model
             torch.cuda.empty_cache()
         for (layers, slots, cudnn, graphs), each in took.items():
             if layers < LAYERS:
                 continue
-            how = f"{slots} slots, cuDNN {'on' if cudnn else 'off'}, {'graphs' if graphs else 'kernel by kernel'}"
+            launched = "graphs" if graphs else "kernel by kernel"
+            how = f"{slots} slots, cuDNN {'on' if cudnn else 'off'}, {launched}"
             record(f"a token, {how}", 1000 * each, "ms")
             if (few := took.get((LAYERS // 2, slots, cudnn, graphs))) is not None:
                 deep = each + (32 - LAYERS) * max(0.0, each - few) / (LAYERS - LAYERS // 2)
-                record(
-                    f"tokens a second of 32 layers, {how}",
-                    slots / deep,
-                    "tokens/s",
-                    3000 if slots == 64 else None,
-                )
+                target = 3000 if slots == 64 else None
+                record(f"tokens a second of 32 layers, {how}", slots / deep, "tokens/s", target)
+
+
+def token_seconds(model, slots: int, cudnn: bool, graphs: bool) -> float:
+    """Returns what each further token of ``slots`` answers takes."""
+    import torch
+
+    from megatron_bar.models.sampler import Sampler
+
+    prompt, new = (64, 400 if graphs else 60) if has_gpu() else (8, 8)
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
+    draws = Sampler(model, eos_ids=set(), pad_id=0, graphs=graphs)
+
+    def answer(tokens: int) -> None:
+        prompts = [[5 + n] * prompt for n in range(slots)]
+        draws.generate(prompts, max_new_tokens=tokens, slots=slots)
+
+    answer(4)
+    first = seconds(lambda: answer(2), rounds=1, warm=0)
+    return (seconds(lambda: answer(new), rounds=1, warm=0) - first) / (new - 2)
 
 
 def smoke(record: Record, out: Path) -> None:
@@ -451,7 +454,8 @@ def smoke(record: Record, out: Path) -> None:
         record("smoke, stopped by SIGTERM: exit status", status)
         if not asked or status != os.EX_TEMPFAIL:
             sys.exit(
-                f"SIGTERM {'was sent' if asked else 'found no training'}, status {status}; expected {os.EX_TEMPFAIL}"
+                f"SIGTERM {'was sent' if asked else 'found no training'}, status {status}; expected "
+                f"{os.EX_TEMPFAIL}"
             )
         record("smoke, stopped: until then", time.perf_counter() - start, "s")
         start = time.perf_counter()

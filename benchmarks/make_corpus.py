@@ -45,7 +45,10 @@ polite possible private proud public quick quiet rare ready recent red rich roug
 small smooth soft solid special steady strange strong sudden sweet tall thick thin true usual various warm wide wild wise
 wooden wrong yellow young""".split()
 LINKS = "because although while when until before after unless since so and but yet whereas though".split()
-PLACES = "in under over beside behind between near towards without above across against around beyond during through upon".split()
+PLACES = (
+    "in under over beside behind between near towards without above across against around beyond "
+    "during through upon".split()
+)
 FOREIGN = {
     "Russian": """и в не на он что с как это по но мы за из у который мочь свой год человек время дело жизнь день рука раз
     работа слово место лицо друг глаз вопрос дом сторона город отношение земля машина вода проблема час право решение
@@ -365,7 +368,8 @@ def table(rng: Random) -> str:
         day = f"20{rng.randint(10, 29)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
         levels = ("INFO", "WARN", "ERROR", "DEBUG")
         return "\n".join(
-            f"{day} {rng.randint(0, 23):02}:{rng.randint(0, 59):02}:{rng.random() * 60:06.3f} {rng.choice(levels)} "
+            f"{day} {rng.randint(0, 23):02}:{rng.randint(0, 59):02}:{rng.random() * 60:06.3f} "
+            f"{rng.choice(levels)} "
             f"[{name(rng).lower()}] {clause(rng)} id={token(rng, HEX, 8)} took {rng.random() * 900:.1f}ms"
             for _ in range(rows)
         )
@@ -407,7 +411,8 @@ def maths(rng: Random) -> str:
     return (
         f"{sentence(rng)} Let ${term(rng)} = {term(rng)}$ and ${term(rng)} \\le {term(rng)}$; then\n"
         f"\\[ {term(rng)} = {term(rng)}, \\qquad {term(rng)} \\ne {term(rng)}. \\]\n"
-        f"{name(rng)} has {x} {noun(rng)} and buys {y} more: {x} + {y} = {x + y}, {x} × {y} = {x * y}. So {x / y:.4f}.\n"
+        f"{name(rng)} has {x} {noun(rng)} and buys {y} more: {x} + {y} = {x + y}, {x} × {y} = {x * y}. So "
+        f"{x / y:.4f}.\n"
     )
 
 

@@ -46,7 +46,8 @@ def main() -> None:
     recipe = override(load_recipe(args.recipe), args.changes)
     if not recipe.more:
         raise BarError(
-            f"--recipe {args.recipe}: expected one with a study, as tiny_study; examples/pretrain_bar.py runs this one"
+            f"--recipe {args.recipe}: expected one with a study, as tiny_study; examples/pretrain_bar.py "
+            f"runs this one"
         )
     if not args.worker:
         share_out(args.processes)

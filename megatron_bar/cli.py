@@ -1,4 +1,4 @@
-"""What the command lines share: how they are called, how they end, how they show progress and tables."""
+"""What the command lines share: how they are called, arguments, how they end and show progress and tables."""
 
 import argparse
 import json
@@ -20,9 +20,9 @@ class Call:
     """One call of a command, and how its usage and its examples show it."""
 
     program: str
-    """What the user typed: ``bar merge``, or ``bar merge``."""
+    """What the user typed: ``bar merge``, or ``python tools/merge_experts.py``."""
     script: str
-    """What torchrun starts: ``-m megatron_bar merge``, or ``bar merge``."""
+    """What torchrun starts: ``-m megatron_bar merge``, or ``tools/merge_experts.py``."""
     arguments: Sequence[str]
 
 
@@ -38,6 +38,40 @@ def command_parser(call: Call, about: str, *examples: str) -> argparse.ArgumentP
         epilog=f"example: {shown[0]}" if len(shown) == 1 else "\n  ".join(["examples:", *shown]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_folder_out(parser: argparse.ArgumentParser) -> None:
+    """Adds where a Hugging Face folder is written, and how it is split."""
+    parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Adds whether what is read and written is looked through."""
+    about = "weights: look at all values, read all back (default)"
+    parser.add_argument("--verify", choices=("none", "weights"), default="weights", help=about)
+
+
+def add_changes(parser: argparse.ArgumentParser, about: str = "change the recipe first") -> None:
+    """Adds the changes of a recipe, a list of ``path=value`` (see `megatron_bar.config`)."""
+    parser.add_argument(
+        "--set", dest="changes", nargs="+", action="extend", default=[], metavar="A.B=VALUE", help=about
+    )
+
+
+def add_deltas(parser: argparse.ArgumentParser, seed: str) -> None:
+    """Adds the numbers of the merges that combine deltas; ``seed``: of what the seed is."""
+    about = "of task-arithmetic, ties and dare: of the combined delta"
+    parser.add_argument("--scale", type=float, default=1.0, help=about)
+    about = "of ties and dare: share of a delta's entries that is kept"
+    parser.add_argument("--density", type=float, default=0.2, help=about)
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed}")
+
+
+def add_tensor(parser: argparse._ActionsContainer) -> None:
+    """Adds over how many processes a model's layers are cut."""
+    about = "tensor parallelism, under torchrun (default 1)"
+    parser.add_argument("--tensor", type=int, default=1, metavar="N", help=about)
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -60,7 +60,8 @@ def run_distributed(fn: Callable, world_size: int, *args: Any, timeout: float = 
     """
     if "<locals>" in fn.__qualname__ or fn.__module__ == "__main__":
         raise TypeError(
-            f"{fn.__module__}.{fn.__qualname__} cannot be imported by another process; define it at module level"
+            f"{fn.__module__}.{fn.__qualname__} cannot be imported by another process; define it at module "
+            f"level"
         )
     return _pool().run(fn, world_size, args, kwargs, timeout)
 

@@ -258,7 +258,8 @@ SPOILED_MOE: dict[str, tuple[Callable[[Path], None], str]] = {
 NOT_FINITE: dict[str, tuple[Callable[[Path], None], str]] = {
     f"{value} in a tensor": (
         lambda p, value=value: edit_tensors(p, lambda t: t[_down(t)].view(-1).__setitem__(40, value)),
-        r"model\.safetensors: tensor '.*down_proj\.weight': expected finite values, got NaN or infinity in row 1",
+        r"model\.safetensors: tensor '.*down_proj\.weight': expected finite values, got NaN or infinity in "
+        r"row 1",
     )
     for value in (float("nan"), float("inf"), -float("inf"))
 }

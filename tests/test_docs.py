@@ -44,7 +44,8 @@ NOT_RUN = {
     ".venv/bin/tensorboard --logdir runs/tiny/logs": "serves until it is ended",
     ".venv/bin/torchrun --nproc-per-node 8 examples/pretrain_bar.py olmo2_7b --out runs/bar "
     "--set base=/models/OLMo-2-1124-7B anchor=/models/OLMo-2-1124-7B-SFT data=/data": GPU,
-    ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out runs/bar19.json": NETWORK,
+    ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out "
+    "runs/bar19.json": NETWORK,
     "docker build -t megatron_bar .": NETWORK,
     'docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar': GPU,
     "BAR_ENV=my.sh sbatch examples/cluster/doctor.sbatch": CLUSTER,
@@ -54,12 +55,14 @@ NOT_RUN = {
 """Commands that no test runs as they stand, and why."""
 
 SLOW = {
-    ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:recipe --out runs/more",
+    ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py examples/add_expert.py:recipe --out "
+    "runs/more",
     ".venv/bin/torchrun --nproc-per-node 2 tools/doctor.py --out runs",
     ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py smoke --out runs/smoke "
     "--set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'",
     ".venv/bin/python tools/plan.py olmo2_7b --gpus 8 --gpu-memory 80GB",
-    ".venv/bin/python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB --stage rlvr --set experts.math.rlvr.rl.slots=16",
+    ".venv/bin/python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB --stage rlvr --set "
+    "experts.math.rlvr.rl.slots=16",
     ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
 }
 """Commands that only `make test-slow` runs: more than ten seconds each, or nearly the same in a test of its
@@ -255,7 +258,10 @@ def test_the_result_on_the_first_page_is_the_report_s():
         r"(\d+) hold, (\d+) do not hold, (\d+) not testable here", report
     ).groups()
     total = int(holds) + int(fails) + int(untestable)
-    counts = rf"Of the {total} claims (of the paper )?{holds} hold( here)?, {fails} do not, {untestable} is not testable"
+    counts = (
+        rf"Of the {total} claims (of the paper )?{holds} hold( here)?, {fails} do not, {untestable} is "
+        rf"not testable"
+    )
     for page in ("README.md", "results.md"):
         assert re.search(counts, PAGES[page].read_text()), page
 

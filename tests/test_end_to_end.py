@@ -143,7 +143,10 @@ def test_what_was_made_from_other_folders_is_not_taken_for_whole(finished, tmp_p
     manifest.write_text(changed)
     done = run(out)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    refusal = "merged was made from other folders than there are now (math-rlvr differs); to make it again remove merged, final,"
+    refusal = (
+        "merged was made from other folders than there are now (math-rlvr differs); to make it again "
+        "remove merged, final,"
+    )
     assert refusal in (done.stderr)
     noted = run(finished[0], "--stage", "route", "--set", "route.optim.lr=0.5")
     assert noted.returncode == 0

@@ -7,7 +7,7 @@ Here every trainable tensor is known to receive one (the trainer stops otherwise
 differs. Run it after `make demo`:
 
     python examples/tiny/rl_freezing.py --source runs/tiny --out runs/rl_freezing
-    torchrun --standalone --nproc-per-node 2 examples/tiny/rl_freezing.py --source runs/tiny --out runs/rl_freezing
+    torchrun --standalone --nproc-per-node 2 examples/tiny/rl_freezing.py --source runs/tiny --out runs/rl
 
 Writes curves.json, curves.svg and result.md; what is in curves.json already is not run again.
 """
@@ -121,7 +121,8 @@ def report(args, curves: dict[str, list[float]]) -> None:
     write(args.out / "curves.svg", line_chart(runs, title=title, x="round", y="mean reward"))
     tail = max(1, args.rounds // 6)
     lines = [
-        f"Mean reward of the first and the last {tail} of {args.rounds} rounds, lr {args.lr:g}; every seed, then the mean rise.",
+        f"Mean reward of the first and the last {tail} of {args.rounds} rounds, lr {args.lr:g}; every seed, "
+        f"then the mean rise.",
         "",
         "| what trains | first | last | rise of each seed | mean rise |",
         "| --- | --- | --- | --- | --- |",
@@ -144,8 +145,10 @@ def report(args, curves: dict[str, list[float]]) -> None:
     )
     lines += [
         "",
-        f"With all shared parameters frozen the reward curve {verdict} in this toy: each seed rises by {min(frozen):+.3f} to "
-        f"{max(frozen):+.3f}; with the published unfreezing by {min(published):+.3f} to {max(published):+.3f}.",
+        f"With all shared parameters frozen the reward curve {verdict} in this toy: each seed rises by "
+        f"{min(frozen):+.3f} to "
+        f"{max(frozen):+.3f}; with the published unfreezing by {min(published):+.3f} to "
+        f"{max(published):+.3f}.",
         "",
     ]
     write(args.out / "result.md", "\n".join(lines))

@@ -1,7 +1,7 @@
 """How few active experts does a merged model need? Routers trained in several ways, over seeds; quality
 against active FLOPs.
 
-    python examples/tiny/sparse_routing.py                       # seeds 2 to 6, and two of them with a larger drift
+    python examples/tiny/sparse_routing.py   # seeds 2 to 6, and two of them with a larger drift
     python examples/tiny/sparse_routing.py --seeds 2 --drift-seeds --out runs/sparse_one
 
 Run again, it continues. Every run is the recipe `sparse` (recipes/sparse.py), made by examples/reproduce.py
@@ -66,7 +66,8 @@ def main() -> None:
         about = summary.found.provenance()
         versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
         lines += [
-            f"Seeds {', '.join(map(str, seeds))}; reported {about.date} on {about.machine}; code {about.commit}; {versions}.",
+            f"Seeds {', '.join(map(str, seeds))}; reported {about.date} on {about.machine}; code "
+            f"{about.commit}; {versions}.",
             "",
         ]
         found[drift] = summary.numbers
@@ -146,7 +147,10 @@ class Summary:
         """Markdown."""
         ks = range(1, self.all + 1)
         yield from (f"## {TITLES[self.drift]}", "")
-        yield f"Mean exact match of five tests in percent, {len(self.runs)} seeds, 95 % intervals over seeds and items."
+        yield (
+            f"Mean exact match of five tests in percent, {len(self.runs)} seeds, 95 % intervals over "
+            f"seeds and items."
+        )
         yield from (
             "",
             "| experts | router trained at | "
@@ -158,7 +162,10 @@ class Summary:
         yield f"| | *FLOPs of a token's forward pass* | {flops} | |"
         for (experts, way), model in self.models.items():
             scores = " | ".join(self.score(self.at(model, k)) for k in ks)
-            yield f"| {experts} | {ROUTERS[way]} | {scores} | {self.share(self.at(model, 2), self.at(self.best, self.all))} |"
+            yield (
+                f"| {experts} | {ROUTERS[way]} | {scores} | "
+                f"{self.share(self.at(model, 2), self.at(self.best, self.all))} |"
+            )
         yield ""
         yield from self.references()
         yield from self.verdicts()
@@ -169,10 +176,16 @@ class Summary:
 
         single = {d: f"{d}-sft" for d in DOMAINS}
         best = max(single.values(), key=self.mean)
-        yield f"- anchor {self.score('anchor')}; the best single expert on all tests, {best}: {self.score(best)}"
+        yield (
+            f"- anchor {self.score('anchor')}; the best single expert on all tests, {best}: "
+            f"{self.score(best)}"
+        )
         for name, end in (("plain", "{}-sft"), ("k-dropout", "{}_alone-sft")):
             own = [self.found.by_skill(self.found.scores(end.format(d)))[d].mean for d in DOMAINS]
-            yield f"- each expert on its own domain, {name}, both active: {', '.join(f'{100 * s:.1f}' for s in own)}"
+            yield (
+                f"- each expert on its own domain, {name}, both active: "
+                f"{', '.join(f'{100 * s:.1f}' for s in own)}"
+            )
         for k in (2, self.all):
             told = ", ".join(f"{kind} {self.score(self.at(f'untrained_{kind}', k))}" for kind in UNTRAINED)
             yield f"- routers that nobody trained, k = {k}: {told}"
@@ -180,7 +193,8 @@ class Summary:
         for name, active in LAYERED.items():
             model = f"final@{name}"
             yield (
-                f"- the published router without retraining, ({name}) experts by layer, {100 * self.flops(active):.0f} % of the "
+                f"- the published router without retraining, ({name}) experts by layer, "
+                f"{100 * self.flops(active):.0f} % of the "
                 f"FLOPs: {self.score(model)}, {self.share(model, whole)} of all 5"
             )
         yield ""
@@ -191,12 +205,18 @@ class Summary:
         first = max(two, key=two.get)
         yield f"- best at k = 5: {self.best} ({self.score(everything)})"
         holds = "holds" if two[first] >= KEEPS else "does not hold"
-        yield f"- k = 2 keeps at least 98 % of it: **{holds}**, {first} keeps {self.share(self.at(first, 2), everything)}"
+        yield (
+            f"- k = 2 keeps at least 98 % of it: **{holds}**, {first} keeps "
+            f"{self.share(self.at(first, 2), everything)}"
+        )
         slider = models["alone", "sampled_dense"], models["plain", "sampled_dense"]
         for model in slider:
             whole = self.at(model, self.all)
             holds = "holds" if self.kept(whole, everything).mean >= 1 - LOSES else "does not hold"
-            yield f"- one router for every k loses at most 1 % at k = 5: **{holds}** for {model}, {self.share(whole, everything)}"
+            yield (
+                f"- one router for every k loses at most 1 % at k = 5: **{holds}** for {model}, "
+                f"{self.share(whole, everything)}"
+            )
         if two[first] < KEEPS:
             yield from self.failures()
         for what, before, after in (
@@ -231,7 +251,8 @@ class Summary:
         layer = LAYERED[best].index(self.all) + 1
         others = ", ".join(f"{100 * share:.1f} %" for name, share in kept.items() if name != best)
         yield (
-            f"- where two are too few: in layer {layer}. With all 5 there and 2 elsewhere the published router keeps "
+            f"- where two are too few: in layer {layer}. With all 5 there and 2 elsewhere the published "
+            f"router keeps "
             f"{100 * kept[best]:.1f} % of its score at k = 5, with all 5 in another layer {others}"
         )
         for what, (k, before, after) in {

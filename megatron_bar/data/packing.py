@@ -156,9 +156,8 @@ class PackedRows:
         """Documents, or groups of ``together``, that are longer than a row."""
         if self.too_long and too_long == "error":
             part, n = self._find(int(np.argmax(over)) * self.together)
-            raise BarError(
-                f"{self.sources[part]}: document {n} has {sizes[over][0]} tokens; a row holds {length}"
-            )
+            name = self.sources[part]
+            raise BarError(f"{name}: document {n} has {sizes[over][0]} tokens; a row holds {length}")
         if too_long == "drop":
             numbers = np.flatnonzero((sizes > 0) & ~over)
         if not len(numbers):

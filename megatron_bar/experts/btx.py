@@ -111,16 +111,10 @@ def _manifest(
 ) -> Manifest:
     how = f"those of {shared_from}" if shared_from else f"{shared.describe()} of all"
     read = dense_sources(inputs, progress)
-    experts = [
-        Expert(
-            index=slot,
-            name=source.role,
-            trained=_trained(given.folder),
-            folder=source.name,
-            folder_hash=source.hash,
-        )
-        for slot, (source, given) in enumerate(zip(read, inputs.values(), strict=True))
-    ]
+    experts = []
+    for slot, (source, given) in enumerate(zip(read, inputs.values(), strict=True)):
+        origin = {"folder": source.name, "folder_hash": source.hash}
+        experts.append(Expert(index=slot, name=source.role, trained=_trained(given.folder), **origin))
     return Manifest(
         family=config.family,
         kind="merged",

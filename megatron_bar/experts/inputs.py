@@ -110,7 +110,8 @@ def _two_experts(folder: Folder) -> Folder:
 def _read_manifest(path: Path) -> Manifest:
     if not has_manifest(path):
         raise BarError(
-            f"{path / MANIFEST}: not found; expected the manifest that bar branch writes and every training stage "
+            f"{path / MANIFEST}: not found; expected the manifest that bar branch writes and every training "
+            f"stage "
             "carries along: branch with it and train from its folder"
         )
     manifest = read_manifest(path)

@@ -113,13 +113,10 @@ def block_spec(
         k_layernorm=KNorm,
     )
     residual = ModuleSpec(module=PostNormResidual, params={"config": megatron})
+    causal = {"attn_mask_type": AttnMaskType.causal}
+    attend = ModuleSpec(module=SelfAttention, params=causal, submodules=submodules)
     layer = TransformerLayerSubmodules(
-        self_attention=ModuleSpec(
-            module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules
-        ),
-        self_attn_bda=residual,
-        mlp=mlp,
-        mlp_bda=residual,
+        self_attention=attend, self_attn_bda=residual, mlp=mlp, mlp_bda=residual
     )
     specs = [ModuleSpec(module=TransformerLayer, submodules=layer)] * layers
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)

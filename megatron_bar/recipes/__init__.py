@@ -40,5 +40,6 @@ def _import(module: str, name: str):
             raise
         known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NO_RECIPES)
         raise BarError(
-            f"recipe {name}: not found; expected one of {', '.join(known)}, module:function or file.py:function"
+            f"recipe {name}: not found; expected one of {', '.join(known)}, module:function or "
+            f"file.py:function"
         ) from None

@@ -31,8 +31,8 @@ SHAPE = ModelConfig(
     eos_token_id=100_257,
     dtype="bfloat16",
 )
-"""Of the released models, with positions for the rows of mid-training (`branch` sees to them); theta and
-vocabulary are read from the anchor's own config when the run starts."""
+"""Shape of the released models, with positions for the rows of mid-training (`branch` sees to them); theta
+and vocabulary are read from the anchor's own config when the run starts."""
 
 GENERAL = tuple(
     Source(path=Path(f"sft/general/{name}.jsonl"), kind="chat", domain="general")

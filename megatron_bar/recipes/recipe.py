@@ -86,7 +86,8 @@ class ExpertSpec:
         stages = [run.stage.name for run in self.runs]
         if self.name == "anchor" or len(set(stages)) < len(stages):
             raise BarError(
-                f"expert {self.name}: expected another name than anchor, and stages of different names: {stages}"
+                f"expert {self.name}: expected another name than anchor, and stages of different names: "
+                f"{stages}"
             )
 
     @property
@@ -115,9 +116,9 @@ class Recipe:
     world: WorldSizes | UntaggedSizes = field(default_factory=WorldSizes)
     """Which one, and how large: the tiny world or the untagged domains."""
     shape: ModelConfig | None = None
-    """Of the dense model: one made from nothing takes it; with a given anchor it is what a dry run shows."""
+    """Shape of the dense model: one made from nothing takes it; with a given anchor a dry run shows it."""
     embedding_std: float = 0.02
-    """Of a model made from nothing: the initial embeddings' standard deviation."""
+    """Standard deviation of the initial embeddings of a model made from nothing."""
     base: Path | None = None
     """A pretrained dense folder, or None to make one by ``pretrain``."""
     anchor: Path | None = None
@@ -143,7 +144,8 @@ class Recipe:
             )
         if self.anchor is None and self.posttrain is None:
             raise BarError(
-                f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got neither"
+                f"recipe {self.name}: anchor expected a folder, or posttrain to make one from the base, got "
+                f"neither"
             )
         require_name("recipe", self.name)
         require_at_least(f"recipe {self.name}", self, 0, "seed")

@@ -31,13 +31,14 @@ class MergeSpec:
     """
     shared: Combination = field(default_factory=Combination)
     shared_from: str | None = None
-    """Of btx: the input whose shared tensors are taken as they are."""
+    """Input of btx whose shared tensors are taken as they are."""
 
     def __post_init__(self):
         require_name("merge", self.name)
         if self.shared_from is not None and (self.how != "btx" or self.shared_from not in self.inputs):
             raise BarError(
-                f"merge {self.name}: shared_from expected one of btx's inputs, got {self.shared_from} with {self.how}"
+                f"merge {self.name}: shared_from expected one of btx's inputs, got {self.shared_from} with "
+                f"{self.how}"
             )
         least = 1 if self.how == "bar" else 2
         if len(self.inputs) < least:
@@ -49,7 +50,7 @@ class MergeSpec:
 
     @property
     def experts(self) -> int:
-        """Of the model that it makes; 0: dense."""
+        """Returns how many experts the model has that it makes; 0: dense."""
         return {"bar": len(self.inputs) + 1, "btx": len(self.inputs), "dense": 0}[self.how]
 
 
@@ -63,7 +64,7 @@ class RouterSpec:
     """The step whose folder it is made from."""
     kind: RouterKind
     texts: tuple[Source, ...] = ()
-    """Of each expert's domain in slot order; for embedding and hidden."""
+    """Texts of each expert's domain in slot order; for embedding and hidden."""
     validation: tuple[Source, ...]
     scales: tuple[float, ...] = SCALES
 
@@ -73,11 +74,15 @@ class RouterSpec:
             raise BarError(f"router {self.name}: expected held-out chats and scales to choose from, got none")
         if (self.kind in ("embedding", "hidden")) != bool(self.texts):
             raise BarError(
-                f"router {self.name}: texts expected for embedding and hidden alone, got {len(self.texts)} for {self.kind}"
+                f"router {self.name}: texts expected for embedding and hidden alone, got {len(self.texts)} "
+                f"for {self.kind}"
             )
 
     def describe(self) -> str:
-        return f"{self.source} with {self.kind} routers, not trained; the best scale of {', '.join(f'{s:g}' for s in self.scales)}"
+        return (
+            f"{self.source} with {self.kind} routers, not trained; the best scale of "
+            f"{', '.join(f'{s:g}' for s in self.scales)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,7 @@ class Claim:
     """higher, lower: the whole interval lies beyond ``margin`` on that side. not lower, same: the mean gain
     is within it."""
     each: bool = False
-    """Of every skill by itself; else of their mean."""
+    """Whether it is about every skill by itself; else about their mean."""
     margin: float = 0.0
     """A fraction: 0.03 are 3 points."""
     untestable: str = ""
@@ -150,14 +155,15 @@ class Study:
         )
 
     def check_skills(self, tested: set[str]) -> None:
-        """That what it speaks of is measured."""
+        """Raises unless what it speaks of is measured."""
         named = {"lens": self.lens} | {f"upgrade {u.name}": u.changed for u in self.upgrades}
         for owner, skills in (
             named | {f"claim {claim.text!r}": claim.skills for claim in self.claims}
         ).items():
             if unknown := sorted(set(skills) - tested):
                 raise BarError(
-                    f"{owner}: expected skills that are tested ({', '.join(sorted(tested))}), got {unknown[0]}"
+                    f"{owner}: expected skills that are tested ({', '.join(sorted(tested))}), got "
+                    f"{unknown[0]}"
                 )
 
 
@@ -169,7 +175,8 @@ def folder_and_active(model: str) -> tuple[str, Active | None]:
     numbers = active.split(",")
     if not all(number.isdecimal() for number in numbers):
         raise BarError(
-            f"model {model}: expected a step's name, or NAME@K (or NAME@K,K,...) with a number of active experts"
+            f"model {model}: expected a step's name, or NAME@K (or NAME@K,K,...) with a number of active "
+            f"experts"
         )
     layers = tuple(map(int, numbers))
     return name, layers if len(layers) > 1 else layers[0]

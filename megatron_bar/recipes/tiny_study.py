@@ -22,11 +22,12 @@ from megatron_bar.training.stage import Stage
 RATES = (3e-4, 1e-3, 3e-3)
 GENERAL_SKILLS = ("knowledge", "reasoning", "chat")
 SHARES = (0.01, 0.1, 0.25, 0.5, 1.0)
-"""Of the SFT data, for the router, besides the recipe's own 5 %."""
+"""Shares of the SFT data for the router, besides the recipe's own 5 %."""
 COLLAPSE = 0.05
 """What is lost at least where something collapses; published: 10 to 18 points."""
 MIXED = 0.15
-"""Of the pretraining text, in the retrained model's mid-training: about as many tokens as of each domain."""
+"""Share of the pretraining text in the retrained model's mid-training: about as many tokens as of each
+domain."""
 DPO = Stage(
     name="dpo",
     policy="dense_all",
@@ -282,7 +283,8 @@ OF_BASELINES = (
         "final",
     ),
     claim(
-        "freeing shared parameters stage by stage beats FlexOlmo's recipe, which freezes them (its motive, no number)",
+        "freeing shared parameters stage by stage beats FlexOlmo's recipe, which freezes them (its motive, "
+        "no number)",
         "flexolmo-route",
         "final",
     ),

@@ -18,6 +18,8 @@ from megatron_bar.report.report import Estimate, Lens, Report, RoutingShares, Ro
 from megatron_bar.report.wording import OVERALL, percent
 
 PAGE = Path(__file__).parent / "page"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""The page's content security policy: nothing is fetched."""
 GLYPHS = {"holds": "✓", "does not hold": "✗", "not testable here": "·"}
 
 
@@ -45,7 +47,7 @@ def html(report: Report) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{escape(report.title)}</title>
 <style>
 {(PAGE / "page.css").read_text(encoding="utf-8")}{_colours(report.lens)}</style>
@@ -53,11 +55,18 @@ def html(report: Report) -> str:
 <body>
 <header>
 <h1>{escape(report.title)}</h1>
-<p>{escape(report.provenance.date)} · {wording.seeds_of(seeds)} · code {escape(report.provenance.commit or "unknown")}</p>
+<p>{escape(report.provenance.date)} · {wording.seeds_of(seeds)} · code {
+        escape(report.provenance.commit or "unknown")
+    }</p>
 </header>
 <nav aria-label="Sections">{"".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)}</nav>
 <main>
-{"".join(f'<section id="{n.lower()}"><h2>{title}</h2>{body}</section>{chr(10)}' for n, (title, body) in sections.items())}</main>
+{
+        "".join(
+            f'<section id="{n.lower()}"><h2>{title}</h2>{body}</section>{chr(10)}'
+            for n, (title, body) in sections.items()
+        )
+    }</main>
 <div id="tip" role="tooltip" hidden></div>
 <script type="application/json" id="data">{_json(data)}</script>
 <script>
@@ -86,7 +95,8 @@ def _table(head: Sequence[str], rows: Iterable[str], *, label: str, kind: str = 
     column stays."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     return (
-        f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0"><table class="{kind}" data-rove>'
+        f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0"><table class="{kind}" '
+        f"data-rove>"
         f"<thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -94,7 +104,10 @@ def _table(head: Sequence[str], rows: Iterable[str], *, label: str, kind: str = 
 def _tip(name: str, score: Estimate, *, signed: bool = False) -> str:
     """What a cell or a point says on hover."""
     mean = wording.points(score) if signed else percent(score.mean)
-    return f"{name}: {mean}\n95 % interval {wording.interval_of(score, signed=signed)}\n{wording.seeds_of(score.seeds)}"
+    return (
+        f"{name}: {mean}\n95 % interval "
+        f"{wording.interval_of(score, signed=signed)}\n{wording.seeds_of(score.seeds)}"
+    )
 
 
 def _results(report: Report) -> str:
@@ -128,8 +141,10 @@ def _claims(report: Report) -> str:
     if not report.claims:
         return ""
     items = "".join(
-        f'<li class="{claim.verdict.replace(" ", "-")}"><span class="verdict">{GLYPHS[claim.verdict]} {claim.verdict}</span>'
-        f"<p>{escape(claim.text)}</p><p><small>{escape(claim.evidence)} — {escape(claim.source)}</small></p></li>"
+        f'<li class="{claim.verdict.replace(" ", "-")}"><span class="verdict">{GLYPHS[claim.verdict]} '
+        f"{claim.verdict}</span>"
+        f"<p>{escape(claim.text)}</p><p><small>{escape(claim.evidence)} — "
+        f"{escape(claim.source)}</small></p></li>"
         for claim in report.claims
     )
     return f'<p>{wording.tally(report.claims)}.</p><ul class="claims">{items}</ul>'
@@ -158,14 +173,18 @@ def _comparison(comparison: UpgradeResult) -> str:
     ]
     kl = " KL: nats a token of the next-token distribution, before to after." if comparison.kl else ""
     return (
-        f"<h3>{escape(comparison.name)}</h3><p>{escape(comparison.before)} → {escape(comparison.after)}: gains in points, paired"
+        f"<h3>{escape(comparison.name)}</h3><p>{escape(comparison.before)} → {escape(comparison.after)}: "
+        f"gains in points, paired"
         f" by item, with their 95 % intervals; bold where the interval does not hold 0.{kl}</p>"
         + _table(head, rows, label=comparison.name)
     )
 
 
 def _divergence(skill: str, kl: Estimate) -> str:
-    tip = f"{skill}: KL {kl.mean:.3g} nats a token\n95 % interval {kl.low:.3g} to {kl.high:.3g}\n{wording.seeds_of(kl.seeds)}"
+    tip = (
+        f"{skill}: KL {kl.mean:.3g} nats a token\n95 % interval {kl.low:.3g} to "
+        f"{kl.high:.3g}\n{wording.seeds_of(kl.seeds)}"
+    )
     return f'<td data-tip="{escape(tip)}">{kl.mean:.2g}</td>'
 
 
@@ -206,7 +225,8 @@ def _routing(routing: RoutingShares) -> str:
     rows = []
     for domain, shares in routing.layers.items():
         cells = "".join(
-            f'<td style="--v:{share:.3f}" data-tip="{escape(f"{domain} → {expert}: {percent(share)} %")}">{percent(share)}</td>'
+            f'<td style="--v:{share:.3f}" '
+            f'data-tip="{escape(f"{domain} → {expert}: {percent(share)} %")}">{percent(share)}</td>'
             for expert, share in zip(routing.experts, wording.mean_over_layers(shares), strict=True)
         )
         rows.append(f'<tr data-domain="{escape(domain)}"><th scope="row">{escape(domain)}</th>{cells}</tr>')
@@ -220,7 +240,8 @@ def _routing(routing: RoutingShares) -> str:
 def _slider(name: str, layers: int) -> str:
     """0 is the mean over layers."""
     return (
-        f'<p class="slider"><label for="{name}">layer</label><input type="range" id="{name}" min="0" max="{layers}" value="0">'
+        f'<p class="slider"><label for="{name}">layer</label><input type="range" id="{name}" min="0" '
+        f'max="{layers}" value="0">'
         f'<output for="{name}">mean over {layers}</output></p>'
     )
 
@@ -236,11 +257,16 @@ def _lens(lens: Lens) -> str:
     )
     layered = all(text.by_layer for text in lens.texts)
     return (
-        f"<p>{tokens:,} tokens. A token has the colour of the expert with the largest router weight, the stronger the larger it"
-        " is. Hover, tap, or go through the tokens with the arrow keys to see all weights. A name below shows that expert's"
-        f' weights alone.</p><div class="controls"><p class="legend" role="group" aria-label="Experts">{legend}</p>'
-        '<p><label for="lens-domain">texts of</label><select id="lens-domain"><option value="">all domains</option>'
-        f'{domains}</select></p>{_slider("lens-layer", lens.layers) if layered else ""}</div><div id="texts"></div>'
+        f"<p>{tokens:,} tokens. A token has the colour of the expert with the largest router weight, the "
+        f"stronger the larger it"
+        " is. Hover, tap, or go through the tokens with the arrow keys to see all weights. A name below "
+        "shows that expert's"
+        f' weights alone.</p><div class="controls"><p class="legend" role="group" '
+        f'aria-label="Experts">{legend}</p>'
+        '<p><label for="lens-domain">texts of</label><select id="lens-domain"><option value="">all '
+        "domains</option>"
+        f"{domains}</select></p>{_slider('lens-layer', lens.layers) if layered else ''}</div><div "
+        f'id="texts"></div>'
         "<noscript><p>The lens is drawn by a script, which is off.</p></noscript>"
     )
 

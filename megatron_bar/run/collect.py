@@ -26,7 +26,7 @@ from megatron_bar.report.report import Estimate, Report
 from megatron_bar.weights.manifest import Cost
 
 POINTS = 80
-"""Of a curve in the report."""
+"""Points of a curve in the report."""
 PACKAGES = ("megatron-core", "torch", "transformers", "numpy")
 Scores = dict[str, np.ndarray]
 """Test -> the score of every item."""
@@ -77,7 +77,7 @@ class RunFiles:
         self._read: dict[str, list[dict]] = {}
 
     def results(self, model: str) -> list[dict]:
-        """Of every run."""
+        """Returns the results of every run."""
         if model not in self._read:
             self._read[model] = [read_results(run / evaluation_of(model)) for run in self.runs]
         return self._read[model]
@@ -89,7 +89,7 @@ class RunFiles:
         ]
 
     def gains(self, before: str, after: str) -> list[Scores]:
-        """Of every run, item by item."""
+        """Returns the gains of every run, item by item."""
         for old, new in zip(self.results(before), self.results(after), strict=True):
             require_same_tests(old, new)
         pairs = zip(self.scores(before), self.scores(after), strict=True)
@@ -179,7 +179,7 @@ class RunFiles:
             )
 
     def _logged(self, step: str, value: str) -> tuple[tuple[float, ...], ...]:
-        """Of every run, thinned by means of neighbours; empty where a run has none."""
+        """Returns the curve of every run, thinned by means of neighbours; empty where a run has none."""
         found = []
         for run in self.runs:
             log = run / "logs" / step / "metrics.jsonl"
@@ -207,12 +207,13 @@ class RunFiles:
         )
 
     def lens(self) -> shown.Lens | None:
-        """Of the first run."""
+        """Returns the lens of the first run."""
         file = self.runs[0] / "lens.json"
         return from_json(shown.Lens, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def costs(self) -> Iterator[shown.CostRow]:
-        """Of the final model's stages, then of those that only the retrained one has; means over the runs."""
+        """Yields the cost of the final model's stages, then of those that only the retrained one has; means
+        over the runs."""
         bills = [read_bill(run / "final") for run in self.runs]
         yield from _cost_rows("start", [bill.start for bill in bills])
         for name in bills[0].experts:
@@ -227,7 +228,7 @@ class RunFiles:
             yield from _cost_rows("retraining", own)
 
     def growth(self) -> list[list[Growth]]:
-        """Of every run: domains added one by one, to three times as many as there are."""
+        """Returns the growth of every run: domains added one by one, to three times as many as there are."""
         found = []
         for run in self.runs:
             bill = read_bill(run / "final")
@@ -235,8 +236,8 @@ class RunFiles:
         return found
 
     def cost_claims(self) -> Iterator[shown.ClaimResult]:
-        """Of every study that has a retrained model; by the ledgers' operations, which do not depend on the
-        machine."""
+        """Yields the claims on cost of a study that has a retrained model; by the ledgers' operations, which
+        do not depend on the machine."""
         if not self.recipe.study.retrained:
             return
         run = self.runs[0]

@@ -42,7 +42,7 @@ class Step:
     run: Training | None = None
     """The training it does."""
     experts: int = 0
-    """Of the model that it makes; 0: dense."""
+    """Experts of the model that it makes; 0: dense."""
     choices: dict = field(default_factory=dict)
     """What the recipe says about it, as JSON."""
 

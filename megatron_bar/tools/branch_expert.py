@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from megatron_bar.cli import Call, command_parser, progress
+from megatron_bar.cli import Call, add_folder_out, add_verify, command_parser, progress
 from megatron_bar.experts.choices import RouterInit
 
 EXAMPLE = "{program} --anchor BAR-7B --domain-init OLMo-2-1124-7B --out branched --seed 1"
@@ -22,7 +22,7 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument(
         "--domain-init", type=Path, required=True, metavar="HF", help="pretrained: the FFN of expert 1"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
+    add_folder_out(parser)
     parser.add_argument(
         "--router-init", choices=get_args(RouterInit), default="normal", help="default: normal, N(0, 0.02)"
     )
@@ -35,13 +35,7 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument(
         "--domain-text", type=Path, metavar="FILE", help="--router-init domain: text for the domain's row"
     )
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
-    parser.add_argument(
-        "--verify",
-        choices=("none", "weights"),
-        default="weights",
-        help="weights: look at all values, read all back (default)",
-    )
+    add_verify(parser)
     return parser.parse_args(call.arguments)
 
 

@@ -9,7 +9,7 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-from megatron_bar.cli import Call, command_parser
+from megatron_bar.cli import Call, add_tensor, command_parser
 from megatron_bar.errors import BarError
 
 EXAMPLES = (
@@ -39,9 +39,7 @@ def parse(call: Call) -> argparse.Namespace:
         "--tolerance", type=float, default=0.0, metavar="POINTS", help="a guarded domain may lose (default 0)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N items of every test")
-    parser.add_argument(
-        "--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)"
-    )
+    add_tensor(parser)
     parser.add_argument(
         "--pipeline", type=int, default=1, metavar="N", help="pipeline parallelism (default 1)"
     )
@@ -68,15 +66,17 @@ def main(call: Call) -> None:
     from megatron_bar.evaluation.results import read_results
     from megatron_bar.parallel.state import ParallelConfig, distributed, is_rank_zero
 
+    layout = ParallelConfig(tensor=args.tensor, pipeline=args.pipeline, expert=args.expert)
+    results = None if None in files else tuple(map(read_results, files))
     with distributed(timeout=timedelta(hours=2)):
         found = compare(
             args.old,
             args.new,
             args.data,
             changed=args.changed,
-            results=None if None in files else tuple(map(read_results, files)),
+            results=results,
             limit=args.limit,
-            layout=ParallelConfig(tensor=args.tensor, pipeline=args.pipeline, expert=args.expert),
+            layout=layout,
             slots=args.batch,
         )
         if is_rank_zero():

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_bar.cli import Call, command_parser, progress
+from megatron_bar.cli import Call, add_folder_out, add_verify, command_parser, progress
 
 EXAMPLES = (
     "{program} extract --expert math-rlvr --anchor branched --out math-artifact",
@@ -12,6 +12,7 @@ EXAMPLES = (
     "{program} add --model final --expert law=law-sft --artifacts experts/ --out final-3",
     "{program} remove --model final --name math --out final-4",
 )
+CHANGES = {"add": "one expert more", "replace": "another in the place of one", "remove": "one expert less"}
 
 
 def parse(call: Call) -> argparse.Namespace:
@@ -21,64 +22,36 @@ def parse(call: Call) -> argparse.Namespace:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    one = command(
-        "extract", "a two-expert folder -> what its training made: FFNs, routers, changed shared tensors"
-    )
+    text = "a two-expert folder -> what its training made: FFNs, routers, changed shared tensors"
+    one = command("extract", text)
     one.add_argument("--expert", type=Path, required=True, metavar="HF", help="a trained two-expert folder")
-    one.add_argument(
-        "--anchor",
-        type=Path,
-        required=True,
-        metavar="HF",
-        help="the branched folder that it was trained from",
-    )
-    changes = {
-        "add": "one expert more",
-        "replace": "another in the place of one",
-        "remove": "one expert less",
-    }
-    for name, text in changes.items():
-        one = command(
-            name,
-            f"a merged model with {text}, merged anew from what it was merged from; its router is then stale",
+    about = "the branched folder that it was trained from"
+    one.add_argument("--anchor", type=Path, required=True, metavar="HF", help=about)
+    for name, change in CHANGES.items():
+        text = (
+            f"a merged model with {change}, merged anew from what it was merged from; its router is then "
+            f"stale"
         )
-        one.add_argument(
-            "--model",
-            type=Path,
-            required=True,
-            metavar="HF",
-            help="a merged model, its router trained or not",
-        )
-        if name == "remove":
-            one.add_argument("--name", required=True, help="the expert's")
-        else:
-            one.add_argument(
-                "--expert",
-                required=True,
-                metavar="NAME=HF",
-                help="a trained two-expert folder or an artifact",
-            )
-        one.add_argument(
-            "--artifacts",
-            type=Path,
-            action="append",
-            default=[],
-            metavar="DIR",
-            help="where experts' folders and artifacts lie, besides the model's parent folder; repeatable",
-        )
+        _add_change(command(name, text), named=name == "remove")
     for one in list(commands.choices.values()):
-        one.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
-        one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
-        one.add_argument(
-            "--verify",
-            choices=("none", "weights"),
-            default="weights",
-            help="weights: look at all values, read all back (default)",
-        )
-    command("list", "the experts of a folder: slot, name, stages, what they were merged from").add_argument(
-        "--model", type=Path, required=True, metavar="HF", help="any folder with a manifest"
-    )
+        add_folder_out(one)
+        add_verify(one)
+    one = command("list", "the experts of a folder: slot, name, stages, what they were merged from")
+    one.add_argument("--model", type=Path, required=True, metavar="HF", help="any folder with a manifest")
     return parser.parse_args(call.arguments)
+
+
+def _add_change(parser: argparse.ArgumentParser, *, named: bool) -> None:
+    """Adds what a change of a merged model is given; ``named``: the expert's name alone."""
+    about = "a merged model, its router trained or not"
+    parser.add_argument("--model", type=Path, required=True, metavar="HF", help=about)
+    if named:
+        parser.add_argument("--name", required=True, help="the expert's")
+    else:
+        about = "a trained two-expert folder or an artifact"
+        parser.add_argument("--expert", required=True, metavar="NAME=HF", help=about)
+    about = "where experts' folders and artifacts lie, besides the model's parent folder; repeatable"
+    parser.add_argument("--artifacts", type=Path, action="append", default=[], metavar="DIR", help=about)
 
 
 def main(call: Call) -> None:

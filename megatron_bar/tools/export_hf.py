@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_bar.cli import Call, command_parser, progress
+from megatron_bar.cli import Call, add_folder_out, command_parser, progress
 
 EXAMPLE = "{program} --checkpoint checkpoint --out BAR-5x7B --verify logits"
 
@@ -17,14 +17,14 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="CKPT",
         help="as bar import or Megatron-Core writes it",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
+    add_folder_out(parser)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: the checkpoint's own")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
     parser.add_argument(
         "--verify",
         choices=("none", "weights", "logits"),
         default="weights",
-        help="weights: read back and compare hashes (default); logits: also run transformers on the folder, in fp32",
+        help="weights: read back and compare hashes (default); logits: also run transformers on the folder, "
+        "in fp32",
     )
     return parser.parse_args(call.arguments)
 
@@ -43,15 +43,12 @@ def main(call: Call) -> None:
     )
     check = None
     if args.verify == "logits":
-        from megatron_bar.models.logits import (
-            LOGITS_TOLERANCE,
-            compare_logits,
-        )  # Megatron takes seconds to import
+        # Here, since Megatron takes seconds to import.
+        from megatron_bar.models.logits import LOGITS_TOLERANCE, compare_logits
 
         check = compare_logits
-    config, figure = export_checkpoint(
-        args.checkpoint, args.out, dtype=args.dtype, check=check, options=options
-    )
+    how = {"dtype": args.dtype, "check": check, "options": options}
+    config, figure = export_checkpoint(args.checkpoint, args.out, **how)
     if options.verifies:
         print(*tick_table(tensor_shapes(config), "read back, equal"), sep="\n")
     if figure is not None:

@@ -1,10 +1,9 @@
 """Merges dense OLMo 2 folders by their mean, or by BTX as a mixture of FFNs: BAR's two baselines."""
 
 import argparse
-from pathlib import Path
 from typing import get_args
 
-from megatron_bar.cli import Call, command_parser, progress
+from megatron_bar.cli import Call, add_deltas, add_folder_out, command_parser, progress
 from megatron_bar.errors import BarError
 from megatron_bar.experts.choices import Method
 
@@ -24,7 +23,7 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument(
         "--how", choices=("mean", "btx"), required=True, help="mean: one dense model; btx: one FlexOlmo model"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
+    add_folder_out(parser)
     parser.add_argument(
         "--shared",
         choices=METHODS,
@@ -32,14 +31,7 @@ def parse(call: Call) -> argparse.Namespace:
         help="how tensors are combined, the first folder the base",
     )
     parser.add_argument("--shared-from", metavar="NAME", help="of btx: take what is not an FFN from this one")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="of task-arithmetic, ties and dare: of the combined delta"
-    )
-    parser.add_argument(
-        "--density", type=float, default=0.2, help="of ties and dare: share of a delta's entries that is kept"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of dare's draws and btx's router rows")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    add_deltas(parser, seed="dare's draws and btx's router rows")
     return parser.parse_args(call.arguments)
 
 

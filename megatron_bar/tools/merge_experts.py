@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from megatron_bar.cli import Call, command_parser, progress
+from megatron_bar.cli import Call, add_deltas, add_folder_out, add_verify, command_parser, progress
 from megatron_bar.errors import BarError
 from megatron_bar.experts.choices import Method
 
@@ -27,7 +27,7 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="NAME=HF",
         help="in the order of the slots 1, 2, ...",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="HF", help="a new or empty folder")
+    add_folder_out(parser)
     parser.add_argument(
         "--shared",
         choices=get_args(Method),
@@ -41,26 +41,14 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="NAME=W",
         help="of weighted: one per input, anchor=W too",
     )
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="of task-arithmetic, ties and dare: of the combined delta"
-    )
-    parser.add_argument(
-        "--density", type=float, default=0.2, help="of ties and dare: share of a delta's entries that is kept"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of dare's draws")
+    add_deltas(parser, seed="dare's draws")
     parser.add_argument(
         "--report",
         type=Path,
         metavar="FILE",
         help="write what the experts did to the shared tensors, as Markdown",
     )
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
-    parser.add_argument(
-        "--verify",
-        choices=("none", "weights"),
-        default="weights",
-        help="weights: look at all values, read all back (default)",
-    )
+    add_verify(parser)
     return parser.parse_args(call.arguments)
 
 

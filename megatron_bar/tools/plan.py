@@ -6,7 +6,7 @@ It needs no GPU. Status 1 where a stage fits in no layout.
 import argparse
 from pathlib import Path
 
-from megatron_bar.cli import Call, command_parser
+from megatron_bar.cli import Call, add_changes, command_parser
 from megatron_bar.errors import BarError
 
 EXAMPLES = (
@@ -38,15 +38,7 @@ def parse(call: Call) -> argparse.Namespace:
         "--tflops", type=float, default=989, help="peak of one GPU (default 989: H100 SXM, bf16)"
     )
     parser.add_argument("--stage", metavar="NAME", help="only this stage: midtrain, sft, rlvr, route ...")
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="A.B=VALUE",
-        help="change the recipe first",
-    )
+    add_changes(parser)
     return parser.parse_args(call.arguments)
 
 

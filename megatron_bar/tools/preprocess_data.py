@@ -60,22 +60,16 @@ def main(call: Call) -> None:
     from megatron_bar.data.preprocess import Options, preprocess
     from megatron_bar.data.sources import Source
 
-    options = Options(
-        template=args.template,
-        seed=args.seed,
-        verify=args.verify,
-        skip_bad=args.skip_bad,
-        dtype=args.dtype,
-    )
+    kept = ("template", "seed", "verify", "skip_bad", "dtype")
+    options = Options(**{name: vars(args)[name] for name in kept})
     source = Source(path=args.input, kind=args.kind, share=args.share, last_turn=args.last_turn)
     place = source.place
     plain = place.is_file() and place.suffix == ".jsonl" and source.share == 1 and source.limit is None
     began = time.monotonic()
     meter = ProgressLines(str(args.input), total=place.stat().st_size if plain else None)
     processes = max(1, args.processes or 1)
-    found = preprocess(
-        source, Path(), args.tokenizer, args.out, options, processes=processes, say=meter.advance
-    )
+    many = {"processes": processes, "say": meter.advance}
+    found = preprocess(source, Path(), args.tokenizer, args.out, options, **many)
     for line in found["bad_rows"][:20]:
         print(f"skipped {line}")
     left_out = f", {len(found['bad_rows']):,} bad rows left out" if found["bad_rows"] else ""

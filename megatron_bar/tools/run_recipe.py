@@ -8,7 +8,7 @@ import argparse
 from datetime import timedelta
 from pathlib import Path
 
-from megatron_bar.cli import Call, command_parser
+from megatron_bar.cli import Call, add_changes, command_parser
 
 EXAMPLES = (
     "{program} tiny --out runs/tiny",
@@ -22,22 +22,18 @@ def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument(
         "recipe",
-        help="tiny, tiny_study, untagged, sparse, smoke, olmo2_1b, _7b, _13b or _32b, module:function or file.py:function",
+        help="tiny, tiny_study, untagged, sparse, smoke, olmo2_1b, _7b, _13b or _32b, module:function or "
+        "file.py:function",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--expert", help="only the steps of this expert")
     parser.add_argument(
         "--stage",
-        help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, compare, lens, report",
+        help="only this stage: pretrain, posttrain, branch, midtrain, sft, rlvr, merge, route, evaluate, "
+        "compare, lens, report",
     )
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="A.B=VALUE",
-        help="change the recipe, e.g. experts.math.sft.optim.lr=1e-4 or experts.*.sft.parallel.tensor=2",
+    add_changes(
+        parser, "change the recipe, e.g. experts.math.sft.optim.lr=1e-4 or experts.*.sft.parallel.tensor=2"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done, stage by stage, and what trains"

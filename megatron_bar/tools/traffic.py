@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_bar.cli import Call, command_parser
+from megatron_bar.cli import Call, add_changes, command_parser
 
 EXAMPLES = (
     "{program} olmo2_7b",
@@ -23,15 +23,7 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="N",
         help="GPUs (default: 8 16 32 64)",
     )
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="A.B=VALUE",
-        help="change the recipe",
-    )
+    add_changes(parser)
     return parser.parse_args(call.arguments)
 
 

@@ -117,10 +117,8 @@ class Stage:
         owner = f"stage {self.name}"
         if not shape.num_experts:
             if (self.active_experts, self.router_gradient, self.alone) != (None, "selected", 0):
-                raise BarError(
-                    f"{owner}: active_experts, router_gradient and alone expect a model with experts, "
-                    "got a dense one"
-                )
+                wanted = "active_experts, router_gradient and alone expect a model with experts"
+                raise BarError(f"{owner}: {wanted}, got a dense one")
             return
         layers = self.written(shape).active
         trains = POLICIES[self.policy].trains
@@ -134,9 +132,8 @@ class Stage:
                 f"{show_active(self.active_experts or shape.active)}"
             )
         if self.router_gradient == "dense" and shape.norm_topk_prob:
-            raise BarError(
-                f"{owner}: a dense router_gradient expected a model with norm_topk_prob false, got true"
-            )
+            wanted = "a dense router_gradient expected a model with norm_topk_prob false"
+            raise BarError(f"{owner}: {wanted}, got true")
         if self.alone and shape.num_experts > 2:
             raise BarError(
                 f"{owner}: alone expected an anchor and one expert, got {shape.num_experts} experts"

@@ -150,9 +150,8 @@ def _from_asserts(truth) -> object:
         except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
             plain = False
         if not plain:
-            raise BarError(
-                f"code truth: expected 'assert name(plain values) == plain value', found {text!r:.200}"
-            )
+            wanted = "'assert name(plain values) == plain value'"
+            raise BarError(f"code truth: expected {wanted}, found {text!r:.200}")
     if len(names) > 1:
         raise BarError(f"code truth: expected asserts about one function, found {', '.join(sorted(names))}")
     return {"function": names.pop(), "tests": tests}

@@ -39,10 +39,8 @@ def describe(path: Path | str, *, hashes: bool = True, progress: Progress = sile
         return _artifact(path, manifest, hashes=hashes, progress=progress)
     folder = Folder.open(path)
     files = {info.file for info in folder.tensors.values()}
-    lines = [
-        f"{path}: Hugging Face folder, {len(files)} weight file(s), {folder.nbytes:,} bytes",
-        *_shape(folder.config),
-    ]
+    size = f"{len(files)} weight file(s), {folder.nbytes:,} bytes"
+    lines = [f"{path}: Hugging Face folder, {size}", *_shape(folder.config)]
     beside = ", ".join(file.name for file in companions(path))
     lines.append(f"beside the weights: {beside or 'nothing (no tokenizer)'}")
     lines += _lineage(manifest) if manifest else [f"lineage: unknown (no {MANIFEST})"]

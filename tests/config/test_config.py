@@ -194,7 +194,8 @@ def test_later_assignments_win():
         ("optim.betas.2=1", "optim.betas has no '2'; valid: 0 to 1"),
         (
             "optim=fast",
-            "optim: expected the path of one of its parts (lr, betas, clip), or JSON for the whole, got 'fast'",
+            "optim: expected the path of one of its parts (lr, betas, clip), or JSON for the whole, got "
+            "'fast'",
         ),
         ('optim={"lr"', "optim must be JSON, got '{\"lr\"': "),
         ('optim={"lr": 1}', "optim.betas is missing, expected tuple[float, float]"),
@@ -280,7 +281,10 @@ def test_diff_reads_as_lines():
 
 def test_hash_is_the_same_in_another_process_and_for_equal_numbers():
     assert config_hash(Run(optim=Optim(lr=1))) == config_hash(Run(optim=Optim(lr=1.0)))
-    script = "from test_config import *; print(config_hash(Run(kinds=frozenset(Norm), experts={'b': Optim(), 'a': Optim()})))"
+    script = (
+        "from test_config import *; print(config_hash(Run(kinds=frozenset(Norm), experts={'b': "
+        "Optim(), 'a': Optim()})))"
+    )
     path = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {script}"]
     other = subprocess.run(

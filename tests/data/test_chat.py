@@ -578,7 +578,10 @@ def test_template_without_generation_prompt(tiny, tmp_path):
 
 
 def test_special_tokens_that_hold_others(tiny, tmp_path):
-    template = "{% for m in messages %}{{ '<s>' + m.content + '<<s>>' }}{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+    template = (
+        "{% for m in messages %}{{ '<s>' + m.content + '<<s>>' }}{% endfor %}{% if "
+        "add_generation_prompt %}<s>{% endif %}"
+    )
     form = own(tiny, tmp_path, template, ["<s>", "<<s>>"])
     ours = form.render(chat("a<<s>>b<s>", "<<<s>>>"))
     special = [n for n in ours.ids if n in form.tokenizer.special.values()]
@@ -600,7 +603,8 @@ REWRITING = {
     + CHATML_LINE % "m.content"
     + "{% endif %}{% endfor %}"
     + OPEN,
-    "tools before the last question": "{% for m in messages %}{% if m.role == 'user' and loop.index0 >= messages | length - 2 %}"
+    "tools before the last question": "{% for m in messages %}{% if m.role == 'user' and loop.index0 >= "
+    "messages | length - 2 %}"
     + "<|im_start|>tools<|im_end|>{% endif %}"
     + CHATML_LINE % "m.content"
     + "{% endfor %}"

@@ -14,7 +14,10 @@ from megatron_bar.data.fast_bpe import PATTERN, fast_encoder
 from megatron_bar.data.tokenizer import load_tokenizer
 
 DOLMA2 = Path(__file__).parents[3] / "shared/data/dolma2/tokenizer.json"
-WORDS = "the then there other and hand land's café größer 漢字 漢 return def 123 12 1 (x) == != ; 😀 a aa aaa aaaa".split()
+WORDS = (
+    "the then there other and hand land's café größer 漢字 漢 return def 123 12 1 (x) == != ; 😀 a aa aaa "
+    "aaaa".split()
+)
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,8 @@ def test_packed_documents_are_what_they_are_alone(folder, layout, packing, movin
     last = next(result for result in reversed(results) if result[0][0] is not None)
     a, b, both, part = (loss for loss, _ in last)
     print(
-        f"{packing} {layout}: loss(a) {a:.6f} + loss(b) {b:.6f} - loss(packed) {both:.6f} = {a + b - both:.1e}"
+        f"{packing} {layout}: loss(a) {a:.6f} + loss(b) {b:.6f} - loss(packed) {both:.6f} = "
+        f"{a + b - both:.1e}"
     )
     assert a + b == pytest.approx(both, abs=1e-5, rel=0)
     assert part == pytest.approx(a, abs=1e-5, rel=0)

@@ -181,12 +181,14 @@ BAD_ROWS = {
     "an answer of the user's": (
         "preference",
         {"messages": CHAT[:1], "chosen": "two", "rejected": CHAT[:1]},
-        r"x\.jsonl:2: rejected: expected a text, or a list of one message of the assistant's, got \[\{'role': 'user'",
+        r"x\.jsonl:2: rejected: expected a text, or a list of one message of the assistant's, got "
+        r"\[\{'role': 'user'",
     ),
     "answers to other questions": (
         "preference",
         {"chosen": CHAT, "rejected": [{"role": "user", "content": "else"}, CHAT[1]]},
-        r"x\.jsonl:2: chosen and rejected expected to be the same chat up to its last message, got 2 and 2 messages",
+        r"x\.jsonl:2: chosen and rejected expected to be the same chat up to its last message, got 2 and 2 "
+        r"messages",
     ),
     "messages of text": ("chat", {"messages": "hello"}, r"x\.jsonl:2: messages must be a list, got str"),
 }

@@ -112,5 +112,6 @@ def test_two_hundred_kills_of_branch_and_merge(straight, tmp_path, record_proper
     assert killed >= 200 and kept > 100
     record_property(
         "figure",
-        f"SIGKILL during branch and merge: {killed} kills, 0 unrecoverable, same bytes, {kept} finished files kept",
+        f"SIGKILL during branch and merge: {killed} kills, 0 unrecoverable, same bytes, {kept} finished "
+        f"files kept",
     )

@@ -326,7 +326,10 @@ def test_an_anchor_that_moved_is_refused_where_no_stage_may_have_moved_it(branch
         policy: train_with(branched, tmp_path / policy, policy, change, expert="x")
         for policy in ("rlvr", "rlvr_open")
     }
-    message = rf"rlvr: tensor '{re.escape(unit)}' is the anchor's, frozen in its stages \(rlvr\): expected the bits of .*branched"
+    message = (
+        rf"rlvr: tensor '{re.escape(unit)}' is the anchor's, frozen in its stages \(rlvr\): expected "
+        rf"the bits of .*branched"
+    )
     check_refused(tmp_path, message, branched, {"x": stages["rlvr"]})
     notes = read_manifest(merge(branched, {"x": stages["rlvr_open"]}, tmp_path / "out").path).notes
     assert notes[1:] == ("expert x moved 1 of the anchor's own tensors, which its stages let train",)

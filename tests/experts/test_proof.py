@@ -47,7 +47,10 @@ def test_one_bit_is_seen_and_allowed_only_where_the_policy_trains(branched, tmp_
             assert {g: r.changed for g, r in rows.items()} == {g: int(g is group) for g in GROUP_SAMPLES}
             assert {g for g, r in rows.items() if r.stuck} == policy.trains - {group}
         else:
-            message = rf"after/model\.safetensors: tensor '{name}' is frozen in stage {policy.name}: .*got a change in row {row}"
+            message = (
+                rf"after/model\.safetensors: tensor '{name}' is frozen in stage {policy.name}: .*got "
+                rf"a change in row {row}"
+            )
             with pytest.raises(BarError, match=message):
                 verify(branched, after, policy)
 

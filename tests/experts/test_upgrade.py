@@ -267,7 +267,8 @@ SPOILED = {
     ),
     "another value": (
         lambda p: edit_tensors(p, lambda t: t["model.norm.weight"].add_(1)),
-        r"tensor 'model\.norm\.weight' changed since its manifest was written: expected hash \w{64}, got \w{64}",
+        r"tensor 'model\.norm\.weight' changed since its manifest was written: expected hash \w{64}, got "
+        r"\w{64}",
     ),
     "no config": (
         lambda p: edit_json(p / MANIFEST, config=None),

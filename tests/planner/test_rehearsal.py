@@ -241,7 +241,10 @@ def test_an_expert_held_twice_and_one_held_by_nobody(monkeypatch):
     monkeypatch.setattr(
         parallel_state, "get_expert_model_parallel_rank", lambda: 0
     )  # so the names stay the first rank's
-    held = r"tensor model\.layers\.0\.mlp\.experts\.0\.gate_proj\.weight, replica 0, held by rank 0 \S+, rank 1 \S+: "
+    held = (
+        r"tensor model\.layers\.0\.mlp\.experts\.0\.gate_proj\.weight, replica 0, held by rank 0 \S+, "
+        r"rank 1 \S+: "
+    )
     refuses(held + "expected rows from 24 on, got 0 to 24", SPARSE, stage("sft", expert=2), 2)
 
 
@@ -300,7 +303,8 @@ def test_a_norm_whose_gradient_stays_apart(monkeypatch):
     monkeypatch.setattr(layers.RMSNorm, "__init__", unmarked(layers.RMSNorm.__init__, "sequence_parallel"))
     name = r"decoder\.layers\.0\.self_attn_bda\.norm\.weight"
     refuses(
-        rf"rank 0: the gradient of parameter {name} is summed over ranks \[0, 2\], and held by \[0, 1, 2, 3\]",
+        rf"rank 0: the gradient of parameter {name} is summed over ranks \[0, 2\], and held by \[0, 1, "
+        rf"2, 3\]",
         FOUR,
         stage("rlvr", tensor=2),
         4,

@@ -14,7 +14,7 @@ from megatron_bar.report.report import (
     LensText,
     Provenance,
     Report,
-    Routing,
+    RoutingShares,
     Row,
     SweepResult,
     UpgradeResult,
@@ -163,7 +163,7 @@ def report(tokens: int = 120, **lens_shape) -> Report:
                 title="Reward of RLVR", x="round", y="share of answers verified", series={"math-rlvr": curve}
             ),
         ),
-        routing=Routing(experts=EXPERTS, domains=tuple(shares), layers=shares),
+        routing=RoutingShares(experts=EXPERTS, domains=tuple(shares), layers=shares),
         lens=lens(tokens, **lens_shape),
         costs=(
             CostRow(domain="math", stage="sft", tokens=1_234_567, flops=3.21e12, seconds=61.5, devices=2),

@@ -126,7 +126,8 @@ def rewards(tmp_path: Path, seed: int, *, shuffled: bool) -> list[float]:
     ]
     shown = " ".join(f"{found[n]:.2f}" for n in range(0, len(found), 20))
     print(
-        f"seed {seed}{' shuffled' if shuffled else ''}: reward every 20 rounds {shown}, last {found[-1]:.3f}; {seconds:.0f} CPU s"
+        f"seed {seed}{' shuffled' if shuffled else ''}: reward every 20 rounds {shown}, last "
+        f"{found[-1]:.3f}; {seconds:.0f} CPU s"
     )
     return found
 
@@ -194,6 +195,7 @@ def test_prompts_that_teach_nothing_stop_the_run(tmp_path):
     start = save_hf(tmp_path / "random", experts=2, seed=0, vocab_size=16)
     (message,) = run_distributed(hopeless, 1, start, tmp_path / "out")
     assert message.startswith(
-        "sums: in 3 rounds no group had answers of different rewards (mean reward 0.00): nothing to learn from"
+        "sums: in 3 rounds no group had answers of different rewards (mean reward 0.00): nothing to learn "
+        "from"
     )
     assert not (tmp_path / "out").exists()

@@ -44,7 +44,10 @@ def test_a_worse_model_is_told_and_an_equal_one_passes(place, tmp_path, inline):
         "--json",
         tmp_path / "a.json",
     )
-    said = f"error: {place}/new: expected no domain to lose more than 0 points against {place}/old, got knowledge"
+    said = (
+        f"error: {place}/new: expected no domain to lose more than 0 points against {place}/old, got "
+        f"knowledge"
+    )
     assert status == 1 and err.startswith(said)
     assert err.count("\n") == 1 and out.count("REGRESSED") == 6 and "math" not in err
     assert json.loads((tmp_path / "a.json").read_text())["gains"]["math"]["mean"] == -100.0

@@ -228,7 +228,8 @@ def test_the_command_lines(inline, branched, tmp_path):
         "  ✓ embedding            1 tensors  read back, equal\n  ✓ attention           12 tensors  read back"
     )
     assert out.endswith(
-        f"  ✓ lm_head              1 tensors  read back, equal\n{tmp_path}/ckpt: checkpoint of {branched}, verified bit for bit\n"
+        f"  ✓ lm_head              1 tensors  read back, equal\n{tmp_path}/ckpt: checkpoint of {branched}, "
+        f"verified bit for bit\n"
     )
     status, out, _ = inline("import_hf", "--hf", branched, "--out", tmp_path / "unread", "--verify", "none")
     assert (status, out) == (0, f"{tmp_path}/unread: checkpoint of {branched}, not verified\n")
@@ -247,7 +248,8 @@ def test_the_command_lines(inline, branched, tmp_path):
         ("weights", "  ✓ embedding .* equal\n{out}: verified\n"),
         (
             "logits",
-            "  ✓ embedding .* equal\n  ✓ logits within [0-9.e-]+ of those of transformers .*\n{out}: verified\n",
+            "  ✓ embedding .* equal\n  ✓ logits within [0-9.e-]+ of those of transformers .*\n{out}: "
+            "verified\n",
         ),
     ):
         status, out, _ = inline(
@@ -620,7 +622,10 @@ def test_an_output_that_is_not_empty_is_refused(inline, folders, checkpoint, tmp
 def test_logits_that_differ_leave_no_folder(checkpoint, tmp_path):
     """No two implementations agree to the last bit: a tolerance of nothing fails, but not at the
     embedding."""
-    message = r"out: logits expected within 0 of those of transformers .*, got \d.*; the first block that differs is layer 0 \("
+    message = (
+        r"out: logits expected within 0 of those of transformers .*, got \d.*; the first block that "
+        r"differs is layer 0 \("
+    )
     with pytest.raises(BarError, match=message):
         convert.export_checkpoint(
             checkpoint, tmp_path / "out", check=partial(logits.compare_logits, tolerance=0.0)

@@ -49,7 +49,8 @@ def test_branch_then_merge_then_inspect_then_verify(dense, branched, expert, tmp
         "2 layers, hidden 16, FFN 24, heads 4 (2 key/value), vocabulary 19, positions 32, RoPE theta 5000",
         f"parameters: {num_parameters(Folder.open(merged).config):,}\n",
         "  domain_expert: 2,304\n",
-        "no bias; softmax over all 2 experts in float32, then top-2: all are active; the chosen probabilities are not renormal",
+        "no bias; softmax over all 2 experts in float32, then top-2: all are active; the chosen "
+        "probabilities are not renormal",
         "kind: merged, written by stage merge",
         "expert 0: anchor, stages: none\nexpert 1: math, stages: midtrain\n",
         "made from math: expert (hash ",

@@ -190,5 +190,6 @@ def test_so_many_kinds(found, record_property):
     assert len(found) >= 12
     record_property(
         "figure",
-        f"damaged checkpoints: {len(found)} kinds, status 1 and the file named in each, 0 older steps in silence",
+        f"damaged checkpoints: {len(found)} kinds, status 1 and the file named in each, 0 older steps in "
+        f"silence",
     )

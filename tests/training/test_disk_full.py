@@ -127,7 +127,8 @@ def check(source: Path, root: Path, wanted: list[int] | None) -> list[str]:
 
 
 SAVE = re.compile(
-    r"error: \S+/\.out\.checkpoints/\.step-\d{8}\.partial/\S+: could not write \d+ bytes: No space left on device"
+    r"error: \S+/\.out\.checkpoints/\.step-\d{8}\.partial/\S+: could not write \d+ bytes: No space left on "
+    r"device"
 )
 
 

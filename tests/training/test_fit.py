@@ -84,7 +84,8 @@ def test_what_changes_no_number_of_a_step_may_differ_and_the_rest_may_not(source
         path = folder / "step-00000002"
         assert (
             line
-            == f"{path}: was written by another run of this stage ({difference}); remove {folder} to start anew"
+            == f"{path}: was written by another run of this stage ({difference}); remove {folder} to start "
+            f"anew"
         )
 
 

@@ -263,7 +263,8 @@ def test_rows_are_learnt_on_the_answers_alone(chats, tmp_path):
     packed = preference_rows([written(tmp_path, *given)], tmp_path, chats, 300, say=said.append)
     assert packed.pairs == 2 and packed.efficiency < 1
     assert said == [
-        f"2 pairs in 1 rows of 300, {packed.efficiency:.1%} full; dropped 1 longer than a row and 1 of equal answers"
+        f"2 pairs in 1 rows of 300, {packed.efficiency:.1%} full; dropped 1 longer than a row and 1 of "
+        f"equal answers"
     ]
     batch = packed.take([0])
     learnt = [batch.labels[0][(batch.documents[0] == d) & (batch.labels[0] >= 0)].tolist() for d in range(4)]

@@ -325,7 +325,8 @@ def test_numbers_in_every_spelling(n, under):
 
 BAD_TRUTHS = [
     ("math", None), ("math", True), ("math", ""), ("math", [42]), ("math", math.nan), ("math", math.inf), ("math", -math.inf),
-    ("math", "Infinity"), ("math", "x" * 500), ("math", "{" * 100 + "x" + "}" * 100), ("math", r"\int_0^x t dt"),
+    ("math", "Infinity"), ("math", "x" * 500), ("math", "{" * 100 + "x" + "}" * 100), ("math", r"\int_0^x "
+        r"t dt"),
     ("math", "9^{9^9}"), ("math", "?"),
     ("numeric", "forty"), ("numeric", None), ("numeric", True), ("numeric", math.nan), ("numeric", math.inf),
     ("numeric", "1/0"), ("numeric", "3 + 4"), ("numeric", ""), ("numeric", [1]),
@@ -336,7 +337,8 @@ BAD_TRUTHS = [
     ("code", {"stdin_tests": [["1", 1]]}), ("code", {"stdin_tests": [["1", "1"]], "function": "f"}),
     ("code", ["assert f(1)"]), ("code", ["assert f(x) == 1"]), ("code", ["assert f(1) == g(1)"]),
     ("code", ["assert f(a=1) == 1"]),
-    ("code", ["assert f(1) != 1"]), ("code", ["f(1) == 1"]), ("code", ["assert f(1) == 1", "assert g(1) == 1"]),
+    ("code", ["assert f(1) != 1"]), ("code", ["f(1) == 1"]), ("code", ["assert f(1) == 1", "assert g(1) "
+        "== 1"]),
     ("code", ["assert ("]),
     ("code", '["assert f(1)"]'), ("code", []), ("code", ["import os"]), ("code", ["assert f(1) < f(2) == 3"]),
     ("code", {"function": "f", "tests": [[[1], 1]], "pass_fraction": math.nan}),
@@ -451,14 +453,18 @@ def test_gym_scorers_that_evaluate_are_left_out():
 
 
 def test_gym_without_its_package():
-    code = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'reasoning_gym' else f(n, *a)\n"
+    code = (
+        "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == "
+        "'reasoning_gym' else f(n, *a)\n"
+    )
     code += f"from megatron_bar.verifiers import check_task\ncheck_task('reasoning_gym', {SUM}, 'here')"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     last = result.stderr.strip().splitlines()[-1]
     assert last.endswith(
-        "here: reasoning_gym verifier: package reasoning-gym expected, not found; pip install 'megatron_bar[gym]'"
+        "here: reasoning_gym verifier: package reasoning-gym expected, not found; pip install "
+        "'megatron_bar[gym]'"
     )
 
 

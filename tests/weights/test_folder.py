@@ -203,8 +203,10 @@ BAD_TOKENIZERS = {
     '{"model": {"vocab": {"a": "0"}}}': "token ids expected below vocab_size 19, got '0'",
     '{"model": {"vocab": {"a": -1}}}': "token ids expected below vocab_size 19, got -1",
     json.dumps({"model": {"vocab": [["a", 0.0]] * 20}}): "token ids expected below vocab_size 19, got 19",
-    '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 50}]}': "token ids expected below vocab_size 19, got 50",
-    '{"model": {"vocab": {"a": 0}}, "added_tokens": [7.5]}': "token ids expected below vocab_size 19, got 7.5",
+    '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 50}]}': "token ids expected below vocab_size "
+    "19, got 50",
+    '{"model": {"vocab": {"a": 0}}, "added_tokens": [7.5]}': "token ids expected below vocab_size 19, "
+    "got 7.5",
 }
 
 

@@ -8,7 +8,8 @@ import pytest
 from megatron_bar.evaluation.benchmarks.programs import NUMPY, humaneval_plus, mbpp_plus, passes
 
 ADD = {
-    "prompt": 'from typing import List\n\ndef add(values: List[int]) -> int:\n    """The sum of the values."""\n',
+    "prompt": 'from typing import List\n\ndef add(values: List[int]) -> int:\n    """The sum of the '
+    'values."""\n',
     "entry_point": "add",
     "test": "import numpy as np\n\ndef check(candidate):\n    for values in ([], [1], [1, 2, 3]):\n"
     "        assert np.allclose(candidate(values), sum(values), rtol=1e-07, atol=1e-06)\n",
@@ -59,6 +60,9 @@ def test_numpy_is_stood_in_for():
         if numpy.shape(a) == numpy.shape(b) or 0 in (numpy.ndim(a), numpy.ndim(b))
     ]
     expected = [bool(numpy.allclose(a, b, rtol=1e-7, atol=1e-6)) for a, b in pairs]
-    program = f"import numpy as np\ninf = float('inf')\nfound = [np.allclose(a, b, rtol=1e-7, atol=1e-6) for a, b in {pairs!r}]"
+    program = (
+        f"import numpy as np\ninf = float('inf')\nfound = [np.allclose(a, b, rtol=1e-7, atol=1e-6) "
+        f"for a, b in {pairs!r}]"
+    )
     assert passes(program, f"import json\nassert found == json.loads({json.dumps(expected)!r}), found")
     assert len(pairs) > 90 and 20 < sum(expected) < len(pairs) - 20 and "allclose" in NUMPY

@@ -134,11 +134,17 @@ def test_cpu_limit_ends_a_spin_before_the_wall_does():
 
 
 def test_what_a_program_finds_inside():
-    code = "import os, sys; print(*sorted(os.listdir('/')), *os.environ, os.getcwd(), sys.argv, sys.stdin.read())"
+    code = (
+        "import os, sys; print(*sorted(os.listdir('/')), *os.environ, os.getcwd(), sys.argv, "
+        "sys.stdin.read())"
+    )
     library = os.__file__.split("/")[1]
     outcome = sandbox.run(code, stdin=b"input")
     assert outcome.stdout.decode() == f"{library} scratch LC_CTYPE /scratch ['<program>'] input\n"
-    read_only = "import os; print(all(os.statvfs(path).f_flag & os.ST_RDONLY for path in ('/', os.path.dirname(os.__file__))))"
+    read_only = (
+        "import os; print(all(os.statvfs(path).f_flag & os.ST_RDONLY for path in ('/', "
+        "os.path.dirname(os.__file__))))"
+    )
     assert sandbox.run(read_only).stdout == b"True\n"
     assert sandbox.run("import sys; sys.exit(7)").exit_code == 7
     assert sandbox.run("open('x', 'w').write('y'); print(open('x').read())").stdout == b"y\n"
@@ -186,7 +192,10 @@ def test_refuses_where_namespaces_are_refused():
         no_more,
         "-",
     ]
-    code = f"from megatron_bar.verifiers import verify\nprint(verify('code', 'attack = lambda: \"escaped\"', {ESCAPED}))"
+    code = (
+        f"from megatron_bar.verifiers import verify\nprint(verify('code', 'attack = lambda: "
+        f'"escaped"\', {ESCAPED}))'
+    )
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine does not let a user namespace forbid further ones")
     result = subprocess.run(
@@ -220,7 +229,10 @@ def test_as_an_ordinary_user(method):
         pytest.skip("bubblewrap is not installed")
     interpreter = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     shown = "\n".join(map(show_to_everyone, (Path(sys.base_prefix), REPOSITORY)))
-    script = f'set -e; mount --make-rprivate /; {shown}\nexec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"'
+    script = (
+        f"set -e; mount --make-rprivate /; {shown}\nexec setpriv --reuid 65534 --regid 65534 "
+        f'--clear-groups "$@"'
+    )
     code = AS_NOBODY.replace("METHOD", repr(method))
     command = ["unshare", "--mount", "sh", "-c", script, "-", interpreter, "-S", "-B", "-c", code]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
