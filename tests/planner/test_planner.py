@@ -105,12 +105,13 @@ def test_the_sampler_and_other_engines():
     # The expert, attention, embedding and head, whose 100,278 rows are padded to multiples of 64 on each rank.
     cut = 4_328_521_728 + 32 * 4 * 4096**2 + 2 * 100_352 * 4096
     whole = 32 * (2 + 2 + 2) * 4096 + 4096  # routers, QK-norms and block norms, the last norm
-    assert used.start == 2 * (cut // one.stage.parallel.tensor + whole)
+    tensor = one.stage.parallel.tensor
+    assert used.start == 2 * (cut // tensor + whole)
     for given, keeps in (("kl_every=0", False), ("kl_every=100000", False), ("kl=0.1", True)):
         other = planned("math-rlvr", "experts.math.rlvr.rl.slots=64", f"experts.math.rlvr.rl.{given}")
         found = usage(other, one.stage, there)
         assert (found.start, found.scoring > 0) == (used.start * keeps, keeps)
-    keys_and_values = 2 * 32 * 65 * 8 * 6144 * 128 * 2
+    keys_and_values = 2 * 32 * 65 * (32 // tensor) * 6144 * 128 * 2
     assert keys_and_values < used.sampling < keys_and_values * 1.2
     few = planned("math-rlvr", "experts.math.rlvr.rl.slots=16")
     assert usage(few, few.stage, there).sampling < used.sampling / 3
