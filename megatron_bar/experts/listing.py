@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from megatron_bar.cli import aligned
 from megatron_bar.errors import BarError
 from megatron_bar.weights.manifest import read_manifest
 
@@ -11,7 +12,7 @@ def listing(path: Path | str) -> list[str]:
     manifest = read_manifest(path)
     if not manifest.experts:
         raise BarError(f"{path}: expected a model with experts, got a {manifest.kind} one")
-    rows = [("slot", "expert", "stages", "merged from", "its hash", "shared tensors")]
+    rows = [["slot", "expert", "stages", "merged from", "its hash", "shared tensors"]]
     anchor = manifest.experts[0].shared_hash
     for expert in manifest.experts:
         if expert.shared_hash is None:
@@ -20,11 +21,8 @@ def listing(path: Path | str) -> list[str]:
             shared = "the anchor's" if expert.shared_hash == anchor else "its own"
         stages = " > ".join(expert.stages) or "none"
         digest = (expert.folder_hash or "")[:16]
-        rows.append((str(expert.index), expert.name, stages, expert.folder or "", digest, shared))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+        rows.append([str(expert.index), expert.name, stages, expert.folder or "", digest, shared])
+    lines = aligned(rows)
     state = {"merged": "not trained since the merge", "routed": "trained"}.get(manifest.kind)
     if state:
         lines.append(f"router: {'STALE, train it again' if manifest.router_stale else state}")
