@@ -355,7 +355,7 @@ def split_over(value) -> None:
     """Two parts of as many values as the tensor has, one row of them twice and one never."""
     parts = value.state_dict_metadata["embedding.word_embeddings.weight"].chunks
     parts[:] = [
-        ChunkStorageMetadata(torch.Size([at, 0]), torch.Size([rows, 16])) for at, rows in ((0, 10), (9, 9))
+        ChunkStorageMetadata(torch.Size([at, 0]), torch.Size([rows, 16])) for at, rows in ((0, 10), (9, 54))
     ]
 
 
@@ -454,7 +454,7 @@ BAD_CHECKPOINTS = {
     ),
     "half a tensor": (
         lambda p: edit_metadata(p, lose_part),
-        r"'embedding\.word_embeddings\.weight': expected 304 values, got 0",
+        r"'embedding\.word_embeddings\.weight': expected 1024 values, got 0",
     ),
     "missing tensor": (
         lambda p: edit_metadata(p, drop_tensor),
@@ -474,12 +474,12 @@ BAD_CHECKPOINTS = {
     ),
     "wider": (config(intermediate_size=32), r"tensor '.*linear_fc\d\.weight.*': expected .*32.* got .*24"),
     "larger vocabulary": (
-        config(vocab_size=20),
-        r"tensor '.*weight': expected \(\[20, 16\], .*\), got \(\[19, 16\]",
+        config(vocab_size=65),  # one more than a rank of 16 bit pads it to
+        r"tensor '.*weight': expected \(\[128, 16\], .*\), got \(\[64, 16\]",
     ),
     "smaller vocabulary": (
-        config(vocab_size=17),
-        r"tensor '.*weight': expected \(\[17, 16\], .*\), got \(\[19, 16\]",
+        config(vocab_size=17),  # padded to as many rows, so by the receipts
+        r"tensor 'model\.embed_tokens\.weight' changed since",
     ),
     "another dtype": (config(dtype="float32"), r"expected \(.*torch\.float32\), got \(.*torch\.bfloat16\)"),
     "parts that overlap": (
@@ -488,7 +488,7 @@ BAD_CHECKPOINTS = {
     ),
     "a part outside": (
         lambda p: edit_metadata(p, outside),
-        r"'embedding\.\S+': expected parts within \[19, 16\], got",
+        r"'embedding\.\S+': expected parts within \[64, 16\], got",
     ),
     "a part nowhere": (
         lambda p: edit_metadata(p, lose_place),
@@ -496,19 +496,19 @@ BAD_CHECKPOINTS = {
     ),
     "a scalar": (
         lambda p: edit_metadata(p, scalar),
-        r"'output_layer\.weight': expected \(\[19, 16\], .* got \(\[\]",
+        r"'output_layer\.weight': expected \(\[64, 16\], .* got \(\[\]",
     ),
     "no properties": (
         lambda p: edit_metadata(p, describe(properties=None)),
         r"'\S+': expected properties with a dtype, got None",
     ),
     "a size of text": (
-        lambda p: edit_metadata(p, describe(size=(19.0, 16))),
-        r"expected sizes and offsets .* got \(19\.0, 16\)",
+        lambda p: edit_metadata(p, describe(size=(64.0, 16))),
+        r"expected sizes and offsets .* got \(64\.0, 16\)",
     ),
     "another's data": (
         lambda p: edit_metadata(p, take_another),
-        r"'output_layer\.weight' could not be read: .*19.*2, 16",
+        r"'output_layer\.weight' could not be read: .*64.*2, 16",
     ),
     "before the file": (
         lambda p: edit_metadata(p, set_place(offset=-9)),
@@ -561,7 +561,7 @@ PLACES_OF_A_PICKLE = {
     "a key": lambda p, evil: edit_metadata(p, lambda value: value.state_dict_metadata.update({evil: None})),
     "a tensor's data": lambda p, evil: resave(p, NORM, evil),
     "in a list of data": lambda p, evil: resave(
-        p, "output_layer.weight", [torch.ones(19, 16).bfloat16(), evil]
+        p, "output_layer.weight", [torch.ones(64, 16).bfloat16(), evil]
     ),
 }
 CALLS = {
