@@ -4,8 +4,8 @@ process.
 A checkpoint lies in one folder: Megatron's data, manifest.json with the folder's config in it, tokenizer and
 generation config, so that the way back needs nothing else. Converting moves no weight, so the manifest's
 lineage stays as it is. What is written appears when it is whole and read back, and a failure leaves nothing.
-Any layout's checkpoint is read; what is written has whole tensors, the vocabulary padded as for one rank, which
-every layout loads.
+Any layout's checkpoint is read; what is written has whole tensors, the vocabulary padded as for one rank,
+which every layout loads.
 """
 
 from collections.abc import Callable, Iterator
