@@ -159,7 +159,7 @@ class Checkpoint:
 
 
 def checkpoint_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Returns the shape of every key's tensor as written here: whole, the vocabulary padded as for one rank."""
+    """Returns the shape of every key's tensor as written here: whole, with the padding of one rank."""
     shapes = tensor_shapes(config)
 
     def empty(name: str) -> Tensor:
