@@ -32,22 +32,22 @@ def names_of(kind: Any, data: Any) -> list[str]:
     cls = member_of(kind, data)
     if not dataclasses.is_dataclass(cls):
         return []
-    found: list[str] = []
+    names: list[str] = []
     for field in dataclasses.fields(cls):
         hint = fields_of(cls).get(field.name)
         value = data.get(field.name)
         if "stands_for_it" in field.metadata:
-            found += names_of(hint, value)
+            names += names_of(hint, value)
         elif (field.name == "name" or "is_name" in field.metadata) and isinstance(value, str):
-            found.append(re.split(r"[.#]", Path(value).name)[0] if hint is Path else value)
-    return [name for name in dict.fromkeys(found) if name]
+            names.append(re.split(r"[.#]", Path(value).name)[0] if hint is Path else value)
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def labels(items: Sequence[tuple[Any, Any]]) -> list[str]:
     """Returns what to call each item of a tuple, given with its annotation: its own name or its index."""
-    names = [names_of(kind, item) for kind, item in items]
-    counts = Counter(name for found in names for name in found)
+    names_of_each = [names_of(kind, item) for kind, item in items]
+    counts = Counter(name for names in names_of_each for name in names)
     return [
-        next((name for name in found if counts[name] == 1 and _PLAIN.fullmatch(name)), str(index))
-        for index, found in enumerate(names)
+        next((name for name in names if counts[name] == 1 and _PLAIN.fullmatch(name)), str(index))
+        for index, names in enumerate(names_of_each)
     ]

@@ -86,8 +86,8 @@ def find(kind: Any, data: Any, keys: list[str], path: str = "") -> list[Target]:
             name = ".".join(keys[:used])
             if part := level.part(name, path):
                 return part.find(keys[used:], join(path, name))
-    options = [name for level in levels for part in level.parts for name in part.names if not name.isdecimal()]
-    meant = did_you_mean(keys[0], options)
+    names = [name for level in levels for part in level.parts for name in part.names]
+    meant = did_you_mean(keys[0], [name for name in names if not name.isdecimal()])
     message = f"{path or levels[0].kind.__name__} has no {keys[0]!r}; {meant}valid: {_options(levels)}"
     raise _LeadsNowhere(f"config: {message}", len(keys))
 
@@ -97,17 +97,17 @@ def _find_every(levels: "list[_Level]", keys: list[str], path: str) -> list[Targ
     for level in levels:
         if dataclasses.is_dataclass(level.kind):
             continue
-        found: list[Target] = []
+        targets: list[Target] = []
         refusals: list[_LeadsNowhere] = []
         for part in level.parts:
             try:
-                found += part.find(keys[1:], join(path, part.label))
+                targets += part.find(keys[1:], join(path, part.label))
             except _LeadsNowhere as error:
                 refusals.append(error)
-        if not found and refusals:
+        if targets:
+            return targets
+        if refusals:
             raise min(refusals, key=lambda error: error.missed)
-        if found:
-            return found
     message = f"{path or levels[0].kind.__name__} has no elements for {EVERY!r}; valid: {_options(levels)}"
     raise _LeadsNowhere(f"config: {message}", len(keys))
 
@@ -146,12 +146,12 @@ class _Level:
 
     def part(self, name: str, path: str) -> _Part | None:
         """Returns the part of that name; raises where there are several."""
-        found = [part for part in self.parts if name in part.names]
-        if len(found) > 1:
-            each = [f"{part.key} ({part.label})" if part.has_label else str(part.key) for part in found]
+        named = [part for part in self.parts if name in part.names]
+        if len(named) > 1:
+            each = [f"{part.key} ({part.label})" if part.has_label else str(part.key) for part in named]
             expected = ", ".join(join(self.field, label) for label in each)
             raise BarError(f"config: {join(path, name)} is the name of several, expected one of {expected}")
-        return found[0] if found else None
+        return named[0] if named else None
 
     def options(self) -> str:
         """Lists what there is."""

@@ -52,7 +52,7 @@ def held_out_rows(
     """Returns the rows of chats that no stage learns, by the names of their sources. Collective."""
     tokens = {source.name: tokens_of(run, source, chats) for source in sources}
     pad = chats.tokenizer.pad_id
-    return {name: PackedRows([(name, found)], length, pad_id=pad) for name, found in tokens.items()}
+    return {name: PackedRows([(name, texts)], length, pad_id=pad) for name, texts in tokens.items()}
 
 
 def preferences_of(run: RunFolder, training: Training, chats: ChatFormat, name: str) -> PairRows:

@@ -19,6 +19,7 @@ from megatron_bar.run.graph import Step, steps_of
 from megatron_bar.run.record import compare_with_record, read_record, write_record
 from megatron_bar.training.fit import remove_leftovers
 from megatron_bar.weights.hf_config import ModelConfig, read_config
+from megatron_bar.weights.locks import remove_published
 
 WAIT = 1.0
 """Seconds between looks at steps that another process makes."""
@@ -45,7 +46,7 @@ class Pipeline:
         return on_rank_zero(lambda: self.folder.path(name).exists())
 
     def select(self, *, expert: str | None = None, stage: str | None = None) -> list[Step]:
-        """Returns the steps of an expert, a stage, or all; raises on unknown names, and lists the known ones."""
+        """Returns the steps of an expert, a stage, or all; raises on an unknown name and lists the others."""
         for what, wanted, known in (
             ("expert", expert, {step.expert for step in self.steps.values() if step.expert}),
             ("stage", stage, {step.stage for step in self.steps.values() if step.stage}),
@@ -136,6 +137,7 @@ class Pipeline:
         lock = self.folder.locks.try_step(step.name)
         if lock is not None:
             remove_leftovers(self.folder.path(step.name))
+            remove_published(self.folder.path(step.name))
             lock.close()
 
     def check(self, steps: list[Step], processes: int | None = None) -> None:

@@ -49,20 +49,20 @@ def compare_with_record(run: RunFolder, step: Step, then: dict, steps: dict[str,
 
 def _inputs(run: RunFolder, step: Step) -> dict[str, str | None]:
     """Returns what identifies each need: a folder's receipt, a file's bytes; None for what has neither."""
-    found: dict[str, str | None] = {}
+    inputs: dict[str, str | None] = {}
     for need in step.needs:
         path = run.path(need)
         if path.is_file():
-            found[need] = blake3(path.read_bytes()).hexdigest()
+            inputs[need] = blake3(path.read_bytes()).hexdigest()
         else:
-            found[need] = identity(path) if has_manifest(path) else None
-    return found
+            inputs[need] = identity(path) if has_manifest(path) else None
+    return inputs
 
 
 def _made_from(name: str, steps: dict[str, Step]) -> list[str]:
     """Returns ``name`` and every step that needs it, directly or not."""
-    found = [name]
+    names = [name]
     for step in steps.values():
-        if set(step.needs) & set(found):
-            found.append(step.name)
-    return found
+        if set(step.needs) & set(names):
+            names.append(step.name)
+    return names

@@ -35,10 +35,15 @@ def check_out(out: Path | str) -> None:
     if not is_folder:
         raise BarError(f"{expected}, got a file or link")
     if is_full:
-        home = _home(Path(out).resolve())
-        if home.is_dir() and not (home / "folder").exists():  # a kill came right behind the folder's renaming
-            shutil.rmtree(home, ignore_errors=True)
+        remove_published(Path(out))
         raise BarError(f"{expected}, got one that is not empty")
+
+
+def remove_published(out: Path) -> None:
+    """Removes what a kill right behind the renaming to ``out`` left beside it."""
+    home = _home(out.resolve())
+    if home.is_dir() and not (home / "folder").exists():
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def _home(out: Path) -> Path:

@@ -128,8 +128,9 @@ def test_an_assignment_sees_what_earlier_ones_did():
     renaming = ["pupils.code.name=tool", "pupils.tool.sft.steps=3"]
     renamed = override(SCHOOL, [*renaming, "pupils.1.sft.name=dpo", "pupils.tool.dpo.steps=4"])
     assert renamed.pupils[1].lessons[0].stage == Stage(name="dpo", steps=4)
-    whole = '{"stage":{"name":"x","optim":{"lr":1,"betas":[0,0]},"steps":1},"data":[],"weights":{},"extra":null}'
-    assert override(SCHOOL, ["before=null", f"before={whole}", "before.steps=2"]).before.stage.steps == 2
+    stage = '{"name":"x","optim":{"lr":1,"betas":[0,0]},"steps":1}'
+    whole = f'before={{"stage":{stage},"data":[],"weights":{{}},"extra":null}}'
+    assert override(SCHOOL, ["before=null", whole, "before.steps=2"]).before.stage.steps == 2
 
 
 LESSON = "stage, data, weights, extra; in stage name, optim, steps"
@@ -227,7 +228,7 @@ def test_names_that_are_hard_to_tell_apart():
             override(twins, [f"pupils.{name}.start=x"])
     assert override(twins, ["pupils.0.start=y"]).pupils[0].start == "y"
     same = School(pupils=(Pupil(name="x", lessons=(lesson("sft"), lesson("sft"))),))
-    with pytest.raises(BarError, match=r"x\.sft is the name of several, expected one of lessons\.0, lessons\.1"):
+    with pytest.raises(BarError, match=r"sft is the name of several, expected one of lessons\.0, lessons\.1"):
         override(same, ["pupils.x.sft.steps=1"])
     assert override(same, ["pupils.x.lessons.1.steps=1"]).pupils[0].lessons[1].stage.steps == 1
     # A field of its own comes before a stage of that name, which its full path reaches.

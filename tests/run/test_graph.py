@@ -1,4 +1,4 @@
-"""From the command line to the optimizer step there is no blind door: each file names what it calls in the next."""
+"""From the command line to the optimizer step no door is blind: each file names what it calls in the next."""
 
 import ast
 import inspect
