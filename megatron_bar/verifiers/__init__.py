@@ -4,17 +4,18 @@ A verifier is a file of this folder with two functions, ``verify(response, truth
 docstring gives the truth's format and the quirks of its data set. Whatever a model wrote gets a score; a
 truth of the wrong kind is an error, never a score: a silent zero would train the model to fail.
 
-To add one, edit three files: its own, one line of `VERIFIERS` below, and its table of labelled answers in
-tests/verifiers/verifier_cases.py. The names exist in `VERIFIERS` alone; all else asks it.
+To add one, edit two files: its own, whose name is the verifier's, and its table of labelled answers in
+tests/verifiers/verifier_cases.py. Files without these two functions are what verifiers share.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Protocol
 
 from megatron_bar.errors import BarError
-from megatron_bar.verifiers import code, exact, gym, instruction, math, numeric, safety, tool_call
 
 
 class Verifier(Protocol):
@@ -30,16 +31,15 @@ class Verifier(Protocol):
         """Raises BarError unless ``verify`` can use ``truth``."""
 
 
-VERIFIERS: dict[str, Verifier] = {
-    "math": math,
-    "numeric": numeric,
-    "code": code,
-    "tool_call": tool_call,
-    "instruction": instruction,
-    "safety": safety,
-    "exact": exact,
-    "reasoning_gym": gym,
-}
+def _files() -> Iterator[tuple[str, Verifier]]:
+    """Yields the files of this folder that define what a verifier does, by their names."""
+    for entry in iter_modules(__path__):
+        module = import_module(f"{__name__}.{entry.name}")
+        if {"verify", "check"} <= vars(module).keys():
+            yield entry.name, module
+
+
+VERIFIERS: dict[str, Verifier] = dict(_files())
 
 
 def verify(name: str, response: str, truth) -> float:

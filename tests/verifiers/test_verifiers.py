@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from verifier_cases import ADD, CASES, CODE, SUM, TABLES, plus, puzzle, rule
 
 from megatron_bar.errors import BarError
-from megatron_bar.verifiers import VERIFIERS, check_task, gym, verify, verify_many
+from megatron_bar.verifiers import VERIFIERS, check_task, reasoning_gym, verify, verify_many
 from megatron_bar.verifiers.constraints import CONSTRAINTS
 from megatron_bar.verifiers.sandbox import fork_server
 from megatron_bar.verifiers.sandbox.code_child import spell
@@ -449,7 +449,9 @@ def test_gym_scorers_that_evaluate_are_left_out():
         for name, (dataset, _) in DATASETS.items()
         if any(call in Path(sys.modules[dataset.__module__].__file__).read_text() for call in calls)
     }
-    assert evaluating - {"codeio"} <= gym.EVALUATED  # codeio runs its own programs, and only to make entries
+    assert (
+        evaluating - {"codeio"} <= reasoning_gym.EVALUATED
+    )  # codeio runs its own programs, and only to make entries
 
 
 def test_gym_without_its_package():
