@@ -2,8 +2,6 @@
 
 An engine is told when weights have changed (`sync`), is asked for answers (`start`), and can say in what it
 differs from the trainer (`difference`) when the log-probabilities of the two do. All calls are collective.
-
-Legend: t tokens, h hidden, 1 a batch of one.
 """
 
 import json
@@ -11,26 +9,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
-from torch import Tensor
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.errors import BarError, require_at_least
-from megatron_bar.models.build import LanguageModel, evaluating
-from megatron_bar.models.sampler import Completion, Sampler, stop_at, through_stages
+from megatron_bar.models.build import LanguageModel
+from megatron_bar.models.sampler import Completion, Sampler, stop_at
 from megatron_bar.models.shards import save_folder
-from megatron_bar.parallel import cpu
-from megatron_bar.parallel.state import gather_objects, on_rank_zero
+from megatron_bar.parallel.state import on_rank_zero
+from megatron_bar.rl.cache_check import union, worst_layer
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.manifest import Manifest
@@ -123,7 +116,7 @@ class OwnSampler:
     def changed(self) -> list[str]:
         """Returns the tensors whose fingerprints are others than at the last `sync`, on any rank."""
         now = fingerprints(self.model)
-        return _union([name for name, value in self.synced.items() if now[name] != value])
+        return union([name for name, value in self.synced.items() if now[name] != value])
 
     def difference(self, ids: list[int]) -> str:
         """Returns what changed, or where passes with and without the cache part."""
@@ -138,71 +131,6 @@ class OwnSampler:
 def fingerprints(model: LanguageModel) -> dict[str, float]:
     """Returns a sum of every parameter of this rank, by the folder's name: a change shows."""
     return {op.names[0]: float(param.detach().double().sum()) for _, param, op in model.parameters_with_ops()}
-
-
-def _union(mine: list) -> list:
-    return list(dict.fromkeys(item for theirs in gather_objects(mine) for item in theirs))
-
-
-@torch.no_grad()
-def worst_layer(model: LanguageModel, ids: list[int]) -> str:
-    """Says where a pass token by token through the cache leaves the pass over all of ``ids``. Collective."""
-    first = model.decoder.layers[0].layer_number
-    with _outputs(model) as seen_th, evaluating(model):
-        _pass_whole(model, ids)
-        expected_th = [parts.pop()[: len(ids)] for parts in seen_th]
-        _pass_by_token(model, ids)
-    # Of the rows that fill a pass up the first counts: they are all of the same token.
-    found_th = [torch.stack([rows[0] for rows in parts]) for parts in seen_th]
-    differences = [
-        (first + number - 1, ((found - expected).norm() / expected.norm()).item())
-        for number, (found, expected) in enumerate(zip(found_th, expected_th, strict=True))
-    ]
-    layers = sorted(_union(differences))
-    rounding = 100 * torch.finfo(model.config.params_dtype).eps
-    largest = max(layers, key=lambda pair: pair[1])
-    layer, by = next((pair for pair in layers if pair[1] > rounding), largest)
-    return f"with the cache, model.layers.{layer} is the first to differ, by {by:.1g} of its output"
-
-
-@contextmanager
-def _outputs(model: LanguageModel) -> Iterator[list[list[Tensor]]]:
-    """Collects what each layer of this rank puts out, a tensor ``[t, h]`` for every pass."""
-    seen_th: list[list[Tensor]] = [[] for _ in model.decoder.layers]
-
-    def collect(number: int):
-        def hook(_, __, out) -> None:
-            hidden = out[0] if isinstance(out, tuple) else out
-            whole = gather_from_sequence_parallel_region(hidden) if model.config.sequence_parallel else hidden
-            seen_th[number].append(whole[:, 0].float())
-
-        return hook
-
-    hooks = [
-        layer.register_forward_hook(collect(number)) for number, layer in enumerate(model.decoder.layers)
-    ]
-    try:
-        yield seen_th
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _pass_whole(model: LanguageModel, ids: list[int]) -> None:
-    # Filled up to what sequence parallelism can cut: attention is causal, so what comes behind changes
-    # nothing.
-    tensor = parallel_state.get_tensor_model_parallel_world_size()
-    ids_1t = torch.tensor([ids + [ids[-1]] * (-len(ids) % tensor)], device=cpu.device())
-    through_stages(model, ids_1t, torch.arange(ids_1t.shape[1], device=cpu.device())[None])
-
-
-def _pass_by_token(model: LanguageModel, ids: list[int]) -> None:
-    # For the same reason each token is as many rows as there are tensor ranks.
-    tensor = parallel_state.get_tensor_model_parallel_world_size()
-    cache = model.new_cache(rows=tensor, max_length=len(ids))
-    for position, token in enumerate(ids):
-        ids_1t = torch.full((1, tensor), token, device=cpu.device())
-        through_stages(model, ids_1t, torch.full((1, tensor), position, device=cpu.device()), cache=cache)
 
 
 class EngineProcess:
