@@ -1,6 +1,7 @@
-"""`make demo` as a user types it, in a copy of the checkout whose tiny recipe is cut down: killed on the way, and typed again.
+"""`make demo` as a user types it, in a copy of the checkout, the tiny recipe cut down: killed, and again.
 
-The copy has an environment of its own, made of links into the one that runs the tests, so that no command can change that.
+The copy has an environment of its own, made of links into the one that runs the tests; make finds it complete
+and installs nothing into that.
 """
 
 import os
@@ -40,7 +41,18 @@ def recipe() -> Recipe:
 
     return override(_whole(), Path(__file__).with_name("small.txt").read_text().split())
 """
-LEFT_OUT = (".git", ".venv*", "runs", "*.egg-info", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", "build", "dist")
+LEFT_OUT = (
+    ".git",
+    ".venv*",
+    "runs",
+    "*.egg-info",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    "build",
+    "dist",
+)
 
 
 def copy_checkout(place: Path) -> None:
@@ -58,15 +70,19 @@ def copy_checkout(place: Path) -> None:
 
 
 def environment(place: Path) -> dict[str, str]:
-    """For commands typed in ``place``: a torchrun takes a free port, and pip, should it be called, installs nothing."""
+    """Returns what commands typed in ``place`` see: torchrun takes a free port, pip would install nothing."""
     alone = {"PYTHONPATH": str(place), "PET_STANDALONE": "1", "PIP_DRY_RUN": "1"}
-    return os.environ | alone | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return (
+        os.environ | alone | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    )
 
 
 def typed(command: str, place: Path, *, timeout: float = 1200) -> subprocess.CompletedProcess:
     """A line of bash, as typed in the checkout ``place``."""
     bash = ["bash", "-euo", "pipefail", "-c", command]
-    return subprocess.run(bash, cwd=place, env=environment(place), capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        bash, cwd=place, env=environment(place), capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def make_demo(place: Path) -> str:
