@@ -1,8 +1,7 @@
-"""`make demo` as a user types it, in a copy of the checkout whose tiny recipe is cut down: killed on the way,
-and typed again.
+"""`make demo` as a user types it, in a copy of the checkout, the tiny recipe cut down: killed, and again.
 
-The copy has an environment of its own, made of links into the one that runs the tests, so that no command can
-change that.
+The copy has an environment of its own, made of links into the one that runs the tests; make finds it complete
+and installs nothing into that.
 """
 
 import os
@@ -71,8 +70,7 @@ def copy_checkout(place: Path) -> None:
 
 
 def environment(place: Path) -> dict[str, str]:
-    """For commands typed in ``place``: a torchrun takes a free port, and pip, should it be called, installs
-    nothing."""
+    """Returns what commands typed in ``place`` see: torchrun takes a free port, pip would install nothing."""
     alone = {"PYTHONPATH": str(place), "PET_STANDALONE": "1", "PIP_DRY_RUN": "1"}
     return (
         os.environ | alone | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
