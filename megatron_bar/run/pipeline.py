@@ -46,7 +46,7 @@ class Pipeline:
         return on_rank_zero(lambda: self.folder.path(name).exists())
 
     def select(self, *, expert: str | None = None, stage: str | None = None) -> list[Step]:
-        """Returns the steps of an expert, a stage, or all; raises on an unknown name and lists the others."""
+        """Returns the steps of an expert, a stage, or all; raises on an unknown name and lists all."""
         for what, wanted, known in (
             ("expert", expert, {step.expert for step in self.steps.values() if step.expert}),
             ("stage", stage, {step.stage for step in self.steps.values() if step.stage}),
