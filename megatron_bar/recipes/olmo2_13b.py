@@ -27,10 +27,6 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-1124-13B",
         anchor="OLMo-2-1124-13B-Instruct",
-        layouts=olmo2_7b.Layouts(
-            midtrain=ParallelConfig(tensor=4),
-            sft=ParallelConfig(tensor=2),
-            rlvr=ParallelConfig(tensor=4),
-            route=ParallelConfig(tensor=2),
-        ),
+        training=ParallelConfig(tensor=4),
+        routing=ParallelConfig(tensor=8),
     )

@@ -27,7 +27,6 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-0425-1B",
         anchor="OLMo-2-0425-1B-Instruct",
-        layouts=olmo2_7b.Layouts(
-            midtrain=ParallelConfig(), sft=ParallelConfig(), rlvr=ParallelConfig(), route=ParallelConfig()
-        ),
+        training=ParallelConfig(),
+        routing=ParallelConfig(),
     )

@@ -27,10 +27,6 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-0325-32B",
         anchor="OLMo-2-0325-32B-Instruct",
-        layouts=olmo2_7b.Layouts(
-            midtrain=ParallelConfig(tensor=8),
-            sft=ParallelConfig(tensor=4, expert=8),
-            rlvr=ParallelConfig(tensor=8),
-            route=ParallelConfig(tensor=4, expert=8),
-        ),
+        training=ParallelConfig(tensor=8),
+        routing=ParallelConfig(tensor=8),
     )

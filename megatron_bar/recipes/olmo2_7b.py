@@ -5,7 +5,7 @@ its scripts did differently is a named policy: ``--set experts.math.sft.policy=s
 recipes of the other sizes are `bar` with another shape and other layouts; none of them was published.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_bar.data.sources import Source
@@ -57,36 +57,41 @@ RL = GRPOConfig(rounds=300, max_new_tokens=4096, slots=16)
 """Keys and values of 16 answers at their longest fit 80 GB beside the training state; 64 do not."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layouts:
-    """Layouts of the stages. None recomputes activations; which fit, and how long a step takes, `bar plan`
-    says."""
-
-    midtrain: ParallelConfig
-    sft: ParallelConfig
-    rlvr: ParallelConfig
-    route: ParallelConfig
-
-
 def expert(
-    name: str, domain: tuple[Source, ...], *, layouts: Layouts, midtrain: bool = False, rounds: int = 0
+    name: str,
+    domain: tuple[Source, ...],
+    *,
+    parallel: ParallelConfig,
+    midtrain: bool = False,
+    rounds: int = 0,
 ) -> ExpertSpec:
     """Returns one column of the recipe; SFT sees all of the general data besides the domain's."""
-    runs = []
-    if midtrain:
-        mid = stages.midtrain(parallel=layouts.midtrain, save_every=500)
-        runs.append(Training(stage=mid, data=(Source(path=Path(f"midtrain/{name}.jsonl"), kind="text"),)))
-    sft = stages.sft(parallel=layouts.sft, save_every=200)
+    mid = stages.midtrain(parallel=parallel, recompute=True, save_every=500)
+    sft = stages.sft(parallel=parallel, recompute=True, save_every=200)
+    rlvr = stages.rlvr(parallel=parallel, recompute=True, save_every=10)
+    runs = (
+        [Training(stage=mid, data=(Source(path=Path(f"midtrain/{name}.jsonl"), kind="text"),))]
+        if midtrain
+        else []
+    )
     runs.append(Training(stage=sft, data=GENERAL + domain))
     if rounds:
-        rlvr = stages.rlvr(parallel=layouts.rlvr, save_every=10)
         tasks = (Source(path=Path(f"rlvr/{name}.jsonl"), kind="task"),)
         runs.append(Training(stage=rlvr, data=tasks, rl=replace(RL, rounds=rounds)))
     return ExpertSpec(name=name, runs=tuple(runs))
 
 
-def bar(name: str, *, shape: ModelConfig, base: str, anchor: str, layouts: Layouts) -> Recipe:
-    """Returns the published stages for a dense model of ``shape``."""
+def bar(
+    name: str,
+    *,
+    shape: ModelConfig,
+    base: str,
+    anchor: str,
+    training: ParallelConfig,
+    routing: ParallelConfig,
+) -> Recipe:
+    """Returns the published stages for a dense model of ``shape``; ``training``: the layout of the experts'
+    stages, of two experts each, ``routing``: that of the router's, of all five."""
     return Recipe(
         name=name,
         data=Path("data"),
@@ -94,13 +99,13 @@ def bar(name: str, *, shape: ModelConfig, base: str, anchor: str, layouts: Layou
         base=Path(base),
         anchor=Path(anchor),
         experts=(
-            expert("math", MATH, layouts=layouts, midtrain=True, rounds=300),
-            expert("code", CODE, layouts=layouts, midtrain=True, rounds=150),
-            expert("safety", SAFETY, layouts=layouts),
-            expert("tool_use", TOOL_USE, layouts=layouts),
+            expert("math", MATH, parallel=training, midtrain=True, rounds=300),
+            expert("code", CODE, parallel=training, midtrain=True, rounds=150),
+            expert("safety", SAFETY, parallel=training),
+            expert("tool_use", TOOL_USE, parallel=training),
         ),
         route=Training(
-            stage=stages.route(parallel=layouts.route, save_every=20),
+            stage=stages.route(parallel=routing, recompute=True, save_every=20),
             data=tuple(
                 replace(source, share=ROUTER_SHARE) for source in GENERAL + MATH + CODE + SAFETY + TOOL_USE
             ),
@@ -114,12 +119,8 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-1124-7B",
         anchor="BAR-7B",
-        # Of 80 GB, on 8 GPUs as on 64: what the planner proposes, or within a tenth of its time with less
-        # memory.
-        layouts=Layouts(
-            midtrain=ParallelConfig(tensor=2),
-            sft=ParallelConfig(expert=2),
-            rlvr=ParallelConfig(tensor=2),
-            route=ParallelConfig(expert=2),
-        ),
+        # Experts cut over four GPUs like the rest: two experts and 8192 tokens a row fit 80 GB with
+        # recomputation.
+        training=ParallelConfig(tensor=4),
+        routing=ParallelConfig(tensor=8),
     )

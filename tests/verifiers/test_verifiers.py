@@ -399,7 +399,9 @@ def test_good_tasks_pass_and_cheaply():
 
 @pytest.mark.parametrize("name", ["maths", "", None, ["math"], {}, 7])
 def test_unknown_verifier_is_an_error(name):
-    with pytest.raises(BarError, match=r"^here: verifier .*: unknown, expected one of code, exact, instruction"):
+    with pytest.raises(
+        BarError, match=r"^here: verifier .*: unknown, expected one of code, exact, instruction"
+    ):
         check_task(name, "42", "here")
     with pytest.raises(BarError, match=r"unknown, expected one of code, exact, instruction"):
         verify(name, "42", "42")
