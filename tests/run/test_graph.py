@@ -15,7 +15,6 @@ from megatron_bar.run.graph import steps_of
 
 DOORS = [
     # The file, what it calls, where that is defined.
-    ("examples/pretrain_bar.py", "run_recipe", "megatron_bar/tools/__init__.py"),
     ("megatron_bar/tools/run_recipe.py", "Pipeline", "megatron_bar/run/pipeline.py"),
     ("megatron_bar/run/pipeline.py", "steps_of", "megatron_bar/run/graph.py"),
     ("megatron_bar/run/graph.py", "train", "megatron_bar/run/steps.py"),
