@@ -111,8 +111,7 @@ class BlockMaker:
                     raise
                 bad.append(str(error))
         if self._chats is None:
-            wheres = [where for where, _ in rows] if not bad else [None] * len(good)
-            documents = self._texts(good, wheres)
+            documents = self._texts(good, [None] * len(good) if bad else [where for where, _ in rows])
             masks = []
         else:
             documents = [chat.ids for chat in good]

@@ -65,9 +65,8 @@ def main(call: Call) -> None:
     if args.command == "list":
         print("\n".join(listing(args.model)))
         return
-    options = WriteOptions(
-        max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress
-    )
+    size = parse_size(args.max_shard_size)
+    options = WriteOptions(max_shard_bytes=size, verify=args.verify, progress=progress)
     verified = "verified" if options.verifies else "not verified"
     if args.command == "extract":
         made = extract(args.expert, args.anchor, args.out, options=options)

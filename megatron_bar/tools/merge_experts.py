@@ -61,9 +61,8 @@ def main(call: Call) -> None:
     from megatron_bar.weights.manifest import ANCHOR, read_manifest
     from megatron_bar.weights.writer import WriteOptions, parse_size
 
-    options = WriteOptions(
-        max_shard_bytes=parse_size(args.max_shard_size), verify=args.verify, progress=progress
-    )
+    size = parse_size(args.max_shard_size)
+    options = WriteOptions(max_shard_bytes=size, verify=args.verify, progress=progress)
     experts = parse_experts(args.expert)
     shared = Combination(
         method=args.shared,
