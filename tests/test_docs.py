@@ -1,4 +1,4 @@
-"""README.md and docs/: every command is run as it stands or listed here with the reason; links lead there.
+"""README.md and docs/: every command is run as it stands or listed here with the reason; links are right.
 
 A page's commands are run from top to bottom in a copy of the checkout after `make demo`, the tiny recipe cut
 down (demo.py).
