@@ -1,4 +1,4 @@
-"""README.md and docs/: every command is run as it stands or listed here with the reason; links lead somewhere.
+"""README.md and docs/: every command is run as it stands or listed here with the reason; links are right.
 
 A page's commands are run from top to bottom in a copy of the checkout after `make demo`, the tiny recipe cut
 down (demo.py).
@@ -36,6 +36,8 @@ NOT_RUN = {
     "make test-faults": LONG,
     "make test-compat": NETWORK,
     "make test-gpu": GPU,
+    "make gpu-check": GPU,
+    "PY=python3 make gpu-check": GPU,
     "make bench": NETWORK,
     "make reproduce SEEDS=1": LONG,
     'make reproduce SEEDS="1 2 3"': LONG,
@@ -67,8 +69,7 @@ SLOW = {
     "--set experts.math.rlvr.rl.slots=16",
     ".venv/bin/python examples/pretrain_bar.py olmo2_7b --dry-run --world-size 64",
 }
-"""Commands that only `make test-slow` runs: more than ten seconds each, or nearly the same in a test of its
-own."""
+"""Commands that only `make test-slow` runs: more than ten seconds each, or alike in a test of their own."""
 
 
 @dataclass(frozen=True)
