@@ -227,7 +227,6 @@ class AnchoredMoE(MoELayer):
     def _experts_are_few(self, x_th: Tensor) -> bool:
         """Whether each expert looks up its own tokens, since it does not have all of them."""
         if x_th.is_cuda and torch.cuda.is_current_stream_capturing():
-            return (
-                False  # to look for an expert's tokens is to wait for the GPU; of the others the weight is 0
-            )
+            # To look for an expert's tokens is to wait for the GPU; the weight of the others is 0.
+            return False
         return self.router.top_k < len(self.router.weight) or bool(self.router.routing.disabled)
