@@ -209,9 +209,9 @@ class _Writing(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Hashes what is frozen and writes the file, in the thread."""
+        """Looks at what is frozen and writes the file, in the thread."""
         try:
-            check_unmoved(self.trainer.frozen, self.trainer.frozen_hashes)
+            check_unmoved(self.trainer.frozen, self.trainer.frozen_marks)
             path = self.partial / stored.file_name(dist.get_rank())
             layout = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
             write_file(path, layout, "float32", ((key, [tensor]) for key, tensor in self._tensors.items()))

@@ -19,6 +19,9 @@ from megatron_bar.weights.hashes import Units, combine
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
 from megatron_bar.weights.manifest import Certificate
 
+WHOLE = slice(None)
+"""All rows of a parameter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
@@ -27,12 +30,21 @@ class Frozen:
     parts: dict[str, tuple[Tensor, slice]]
     """Parameters by folder name, and which of their rows."""
 
-    def hashes(self) -> dict[str, str]:
-        """Returns the BLAKE3 hash of every part, by name."""
+    def marks(self) -> dict[str, int | str]:
+        """Returns what shows that a part was written to, by name.
+
+        A whole parameter needs no gradient, so no gradient buffer and no optimizer holds it: torch's count of
+        the writes to it says enough, and its bytes are compared once, in the folder that the stage writes
+        (`certify`). Rows of a parameter that trains are hashed (BLAKE3).
+        """
         return {
-            name: blake3(param.detach()[rows].contiguous().view(torch.uint8).cpu().numpy()).hexdigest()
+            name: param._version if rows == WHOLE else _hash(param.detach()[rows])
             for name, (param, rows) in self.parts.items()
         }
+
+
+def _hash(rows: Tensor) -> str:
+    return blake3(rows.contiguous().view(torch.uint8).cpu().numpy()).hexdigest()
 
 
 def freeze(model: LanguageModel, policy: FreezePolicy) -> Frozen:
@@ -45,7 +57,7 @@ def freeze(model: LanguageModel, policy: FreezePolicy) -> Frozen:
         group = classify(op.names[0])
         param.requires_grad = group in policy.trains
         if not param.requires_grad:
-            parts[op.names[0]] = (param, slice(None))
+            parts[op.names[0]] = (param, WHOLE)
         elif group is ParamGroup.ROUTER and policy.anchor_row_frozen:
             param.register_hook(_without_anchor_row)
             parts[op.names[0]] = (param, slice(0, 1))
@@ -58,13 +70,14 @@ def _without_anchor_row(gradient: Tensor) -> Tensor:
     return masked
 
 
-def check_unmoved(frozen: Frozen, before: dict[str, str]) -> None:
-    """Raises with the name of the first frozen tensor that is not bit-identical to what it was."""
-    for name, digest in frozen.hashes().items():
-        if digest != before[name]:
+def check_unmoved(frozen: Frozen, before: dict[str, int | str]) -> None:
+    """Raises with the name of the first frozen tensor that was written to since its marks were ``before``."""
+    for name, mark in frozen.marks().items():
+        if mark != before[name]:
+            what = "hash" if isinstance(mark, str) else "count of writes"
             raise BarError(
                 f"frozen tensor {name!r} changed during training: "
-                f"expected hash {before[name][:16]}, got {digest[:16]}"
+                f"expected {what} {before[name]!s:.16}, got {mark!s:.16}"
             )
 
 

@@ -3,10 +3,11 @@ read.
 
 The distributed optimizer gives every rank flat ranges of parameters, with fp32 values and Adam's two moments.
 A piece is such a range, known by the parameter's first name in the folder, the tensor-parallel part it lies
-in and the shape of that part. Nothing is exchanged to write them. To read a parameter its parts are put
-together, joined to the folder's tensors and cut for this rank, one parameter at a time, by the operations
-that load a folder. What is frozen comes from the source folder; a bfloat16 parameter is its fp32 value
-rounded.
+in and the shape of that part. Nothing is exchanged to write them. A rank reads the range that it owns: from
+the part as it is where the layout cuts the parameter alike, else from its parts put together, joined to the
+folder's tensors and cut for this rank, one parameter at a time, by the operations that load a folder. The
+ranks then gather the parameters as after a step. What is frozen comes from the source folder; a bfloat16
+parameter is its fp32 value rounded.
 """
 
 import math
@@ -144,8 +145,8 @@ def _check_part(where: str, part: list[Piece]) -> None:
         raise BarError(f"{where}: expected {total} values, got {position}")
 
 
-Read = Callable[[int, str], Tensor]
-"""Function that gives the tensor of a key in the file of a number."""
+Read = Callable[[int, Piece, str, slice], Tensor]
+"""Function that gives a slice of a kind of a piece's values, flat, from the file of a number."""
 
 
 def restore(trainer: Trainer, files: list[Path], pieces: Pieces, updates: int) -> None:
@@ -157,14 +158,14 @@ def restore(trainer: Trainer, files: list[Path], pieces: Pieces, updates: int) -
             name = op.names[0]
             if name not in pieces:
                 raise BarError(f"{files[0].parent}: holds nothing of the trainable parameter {name!r}")
-            value = _cut(op, pieces[name], "main", read)
-            assert value.shape == param.shape, (name, value.shape, param.shape)
-            # Every rank fills its whole parameter, so that no gather of what was updated is due.
-            param.copy_(value)
             if param in owned:
                 mine = owned[param]
-                mine.main.copy_(value.reshape(-1)[mine.start : mine.stop])
-                _restore_moments(mine, op, pieces[name], updates, read)
+                values = _owned_values(mine, param, op, pieces[name], read)
+                main = next(values)
+                mine.main.copy_(main)
+                param.view(-1)[mine.start : mine.stop].copy_(main)
+                _restore_moments(mine, values, updates)
+    trainer.ddp.start_param_sync(force_sync=True)  # as behind a step: each rank has the ranges that it owns
     for part in trainer.optimizer_parts:
         if not isinstance(
             part.optimizer, torch.optim.AdamW
@@ -177,35 +178,59 @@ def _reader(stack: ExitStack, files: list[Path]) -> Read:
     """Opens each file when it is first asked for; ``stack`` closes them."""
     handles: dict[int, safe_open] = {}
 
-    def read(number: int, key: str) -> Tensor:
+    def read(number: int, piece: Piece, kind: str, span: slice) -> Tensor:
         try:
             if number not in handles:
                 handles[number] = stack.enter_context(safe_open(files[number], framework="pt"))
-            return handles[number].get_tensor(key)
+            return handles[number].get_slice(piece.key(kind))[span]
         except (OSError, SafetensorError) as problem:
             raise BarError(f"{files[number]}: not readable: {problem}") from None
 
     return read
 
 
-def _restore_moments(
-    mine: Owned, op: WeightOp, pieces: list[tuple[int, Piece]], updates: int, read: Read
-) -> None:
+def _restore_moments(mine: Owned, moments: Iterator[Tensor], updates: int) -> None:
     state = mine.optimizer.state[mine.main]
-    for kind in KINDS[1:]:
-        flat = _cut(op, pieces, kind, read).reshape(-1)[mine.start : mine.stop]
-        state[kind] = flat.to(mine.main.device, copy=True).view_as(mine.main)
+    for kind, values in zip(KINDS[1:], moments, strict=True):
+        state[kind] = values.to(mine.main.device, copy=True).view_as(mine.main)
     if isinstance(mine.optimizer, torch.optim.AdamW):
         state["step"] = torch.tensor(float(updates), device=mine.main.device)
+
+
+def _owned_values(
+    mine: Owned, param: Tensor, op: WeightOp, pieces: list[tuple[int, Piece]], read: Read
+) -> Iterator[Tensor]:
+    """Yields the values of each of `KINDS` that this rank owns of a parameter, flat."""
+    rank, size = tensor_place(op) if op.sharded else (0, 1)
+    first = pieces[0][1]
+    alike = first.size == size and first.shape == tuple(param.shape)
+    for kind in KINDS:
+        if alike:
+            part = [(number, piece) for number, piece in pieces if piece.rank == rank]
+            yield _range(part, kind, read, mine.start, mine.stop)
+        else:
+            yield _cut(op, pieces, kind, read).reshape(-1)[mine.start : mine.stop]
+
+
+def _range(part: list[tuple[int, Piece]], kind: str, read: Read, start: int, stop: int) -> Tensor:
+    """The values from ``start`` to ``stop`` of a part whose pieces, in order, hold it from end to end."""
+    spans = [(max(start, piece.start), min(stop, piece.stop), number, piece) for number, piece in part]
+    return torch.cat(
+        [
+            read(number, piece, kind, slice(low - piece.start, high - piece.start))
+            for low, high, number, piece in spans
+            if low < high
+        ]
+    )
 
 
 def _cut(op: WeightOp, pieces: list[tuple[int, Piece]], kind: str, read: Read) -> Tensor:
     """This rank's part of a parameter as it was written on another layout."""
     parts = []
     for rank in range(pieces[0][1].size):
-        mine = [(number, piece) for number, piece in pieces if piece.rank == rank]
-        flat = torch.cat([read(number, piece.key(kind)).reshape(-1) for number, piece in mine])
-        parts.append(flat.view(mine[0][1].shape))
+        part = [(number, piece) for number, piece in pieces if piece.rank == rank]
+        shape = part[0][1].shape
+        parts.append(_range(part, kind, read, 0, math.prod(shape)).view(shape))
     whole = op.join(parts)
     rank, size = tensor_place(op)
     return op.cut(whole.__getitem__, rank, size)

@@ -86,7 +86,7 @@ class Trainer:
         policy = POLICIES[stage.policy]
         # Before DDP and the optimizer, which size their buffers by what trains.
         self.frozen = freeze(self.model, policy)
-        self.frozen_hashes = self.frozen.hashes()
+        self.frozen_marks = self.frozen.marks()
         config = self.model.config
         config.finalize_model_grads_func = finalize_model_grads
         self.ddp = data_parallel(self.model)
@@ -258,7 +258,7 @@ class Trainer:
 
     def save(self, out: Path, *, manifest: Callable[[Folder, Units], Manifest]) -> None:
         """Writes the folder and certifies that what was frozen is the source's, bit by bit. Collective."""
-        on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_hashes))
+        on_all_ranks(lambda: check_unmoved(self.frozen, self.frozen_marks))
 
         def certified(written: Folder, units: Units) -> Manifest:
             certificate = certify(POLICIES[self.stage.policy], self.source_units, units)

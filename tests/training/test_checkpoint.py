@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from distributed import run_distributed
 from folders import load_tensors, save_hf
+from safetensors.torch import save_file
 
 from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.loader import Loader
 from megatron_bar.data.packing import PackedRows
-from megatron_bar.parallel.state import ParallelConfig, on_rank_zero
+from megatron_bar.parallel.state import ParallelConfig, gather_objects, on_rank_zero
+from megatron_bar.training import pieces
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.objective import LanguageModelling
 from megatron_bar.training.optim import OptimConfig
@@ -148,6 +150,27 @@ def test_twenty_steps_are_the_same_stopped_after_ten(
         "figure",
         f"resume, same layout, {policy} {source} {layout}: max difference {worst:g} over {STEPS} steps",
     )
+
+
+def restored_from_own_file(source: Path, folder: Path) -> bool:
+    """Two data-parallel ranks, each with its own file alone; the other's is empty."""
+    trainer = Trainer(source, stage("midtrain"), steps=STEPS)
+    steps_of(trainer, 2)
+    weights = [param.clone() for param in trainer.model.parameters()]
+    listed, wanted = pieces.snapshot(trainer)
+    arranged = pieces.arrange(gather_objects(pieces.to_json(listed)))
+    files = [folder / f"{dist.get_rank()}-has-{number}.safetensors" for number in range(2)]
+    for number, file in enumerate(files):
+        save_file(wanted if number == dist.get_rank() else {}, file)
+    trainer = Trainer(source, stage("midtrain"), steps=STEPS)
+    pieces.restore(trainer, files, arranged, 2)
+    _, found = pieces.snapshot(trainer)
+    pairs = [*zip(weights, trainer.model.parameters(), strict=True), *((wanted[k], found[k]) for k in wanted)]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_rank_reads_what_it_owns_and_gathers_the_rest(sources, tmp_path):
+    assert run_distributed(restored_from_own_file, 2, sources["four"], tmp_path) == [True, True]
 
 
 HEAD = FreezePolicy(name="head", trains=frozenset({ParamGroup.LM_HEAD}), anchor_row_frozen=False)
