@@ -50,6 +50,7 @@ NOT_RUN = {
     "--set base=/models/OLMo-2-1124-7B anchor=/models/OLMo-2-1124-7B-SFT data=/data": GPU,
     ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out "
     "runs/bar19.json": NETWORK,
+    "make gpu-check": "test_gpu_check.py",
     "docker build -t megatron_bar .": NETWORK,
     'docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar': GPU,
     "BAR_ENV=my.sh sbatch examples/cluster/doctor.sbatch": CLUSTER,
@@ -64,6 +65,8 @@ SLOW = {
     ".venv/bin/torchrun --nproc-per-node 2 tools/doctor.py --out runs",
     ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py smoke --out runs/smoke "
     "--set {pretrain,posttrain,route}.parallel.tensor=2 'experts.*.*.parallel.tensor=2'",
+    ".venv/bin/torchrun --nproc-per-node 2 examples/pretrain_bar.py smoke --out runs/smoke-expert "
+    "--set 'experts.*.*.parallel.expert=2'",
     ".venv/bin/python tools/plan.py olmo2_7b --gpus 8 --gpu-memory 80GB",
     ".venv/bin/python tools/plan.py olmo2_7b --gpus 64 --gpu-memory 80GB --stage rlvr "
     "--set experts.math.rlvr.rl.slots=16",
