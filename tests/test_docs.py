@@ -50,7 +50,6 @@ NOT_RUN = {
     "--set base=/models/OLMo-2-1124-7B anchor=/models/OLMo-2-1124-7B-SFT data=/data": GPU,
     ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out "
     "runs/bar19.json": NETWORK,
-    "make gpu-check": "test_gpu_check.py",
     "docker build -t megatron_bar .": NETWORK,
     'docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar': GPU,
     "BAR_ENV=my.sh sbatch examples/cluster/doctor.sbatch": CLUSTER,

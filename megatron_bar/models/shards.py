@@ -87,8 +87,9 @@ def _holders(
     return {names: (op, [parts[rank] for rank in sorted(parts)]) for names, (op, parts) in holders.items()}
 
 
-def _tensors(model: LanguageModel, names: list[str], owner: int) -> Iterator[tuple[str, Tensor]]:
-    """Sends this rank's parts of ``names`` to ``owner``; yields (name, whole tensor) there. Collective."""
+def whole_tensors(model: LanguageModel, names: list[str], owner: int) -> Iterator[tuple[str, Tensor]]:
+    """Sends this rank's parts of the tensors ``names`` to rank ``owner``; yields (name, whole tensor on the
+    CPU) there, and nothing elsewhere. Collective: every rank goes through all of it."""
     mine = {op.names: param for _, param, op in model.parameters_with_ops()}
     holders = _holders(model)
     # One parameter may hold several tensors (gate and up, q and k and v): each is moved once.
@@ -150,7 +151,7 @@ def _write_shards(model: LanguageModel, folder: Path, config: ModelConfig, plan:
     error = None
     for k, names in enumerate(plan):
         owner = k % dist.get_world_size()
-        stream = _tensors(model, names, owner)
+        stream = whole_tensors(model, names, owner)
         if dist.get_rank() == owner and error is None:
             blocks = ((name, [tensor]) for name, tensor in stream)
             try:

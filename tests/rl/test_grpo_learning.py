@@ -155,7 +155,7 @@ def corrupted(source: Path) -> str:
     tasks = [grpo.Task(prompt=prompt(a, b), verifier="exact", truth="") for a, b in SUMS[:4]]
     prompts = grpo.Prompts(tasks, seed=0, solved=2.0)
     engine = grpo.build_engine(
-        CONFIG.engine, trainer, Digits(), CONFIG.params, folder=source.with_name("unused")
+        CONFIG.engine, trainer, Digits(), CONFIG.params, place=source.with_name("unused")
     )
     rollouts = grpo.Rollouts(trainer, engine, tasks, prompts, CONFIG, PAD)
     rollouts.begin(0)

@@ -14,7 +14,7 @@ from folders import load_tensors, save_hf
 
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
-from megatron_bar.rl.engine import build_engine
+from megatron_bar.rl.apart import build_engine
 from megatron_bar.rl.prompts import Prompts
 from megatron_bar.training.fit import Job
 from megatron_bar.training.guard import Guard
@@ -157,7 +157,7 @@ def spoil_one_step(source: Path, report: Path) -> list[dict]:
     trainer = Trainer(source, wanted, steps=4)
     param = next(param for param in trainer.model.parameters() if param.requires_grad)
     param.register_hook(lambda gradient: gradient * (torch.inf if trainer.done == 1 else 1.0))
-    engine = build_engine(config.engine, trainer, Ids(), config.params, folder=report.with_name("handover"))
+    engine = build_engine(config.engine, trainer, Ids(), config.params, place=report.with_name("handover"))
     rollouts = grpo.Rollouts(trainer, engine, TASKS, Prompts(TASKS, seed=0, solved=1.1), config, 0)
     guard = Guard("rlvr", report, wanted, start=0, watched=("grad_norm",))
     rounds = grpo.Rounds("rlvr", rollouts, guard, Ids(), first_is_five)

@@ -1,0 +1,153 @@
+"""One engine in a process of its own (engines/server.py), seen from rank 0: requests out, answers in."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+from megatron_bar.rl.engine import EngineConfig
+
+SCRIPT = Path(__file__).with_name("engines") / "server.py"
+# What torchrun and this project tell their own processes is not meant for the engine's.
+OURS = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_",
+    "GROUP_",
+    "ROLE_",
+    "MASTER_",
+    "TORCHELASTIC_",
+    "PYTHONPATH",
+    "OMP_NUM_THREADS",
+)
+
+
+class EngineEnded(BarError):
+    """The process is no more, or gave no sign of life; it can be started anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """What an engine's process is told as it starts."""
+
+    tensor: int
+    memory: float
+    seeded: bool
+    slots: int
+    stop: list[str]
+    cache_bytes: int
+    """Bytes of keys and values of all slots at their longest."""
+    seed: int
+    launcher: int
+    """Number of the process that ends the run when it ends, torchrun's; 0: none."""
+
+
+def environment(devices: tuple[str, ...], tensor: int) -> dict[str, str]:
+    """Returns the environment of an engine's process."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    mine = {"PYTHONPATH": str(SCRIPT.parent)}  # its modules, sitecustomize.py among them
+    if tensor == 1:
+        mine["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # all in the one process
+    if devices:
+        mine["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return inherited | mine
+
+
+def check(config: EngineConfig) -> None:
+    """Raises unless the engine's Python runs and has a version of the engine that was tried; takes a
+    moment."""
+    if config.name == "own":
+        return
+    command = [config.python or sys.executable, "-P", str(SCRIPT), config.name]
+    try:
+        done = subprocess.run(
+            command, env=environment((), 1), capture_output=True, text=True, timeout=120, check=False
+        )
+    except OSError as error:
+        raise BarError(f"engine {config.name}: {command[0]}: not runnable: {error.strerror}") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise BarError(f"engine {config.name}: {said[-1]}")
+
+
+class EngineProcess:
+    """Belongs to rank 0; ``number`` tells it from the other replicas."""
+
+    def __init__(self, config: EngineConfig, hello: Hello, number: int):
+        self.config = config
+        self.hello = hello
+        self.number = number
+        self.process: subprocess.Popen | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts it. In the main thread: the process ends with the thread that starts it."""
+        config = self.config
+        devices = config.devices[self.number * config.tensor :][: config.tensor]
+        # -P: the files beside the script come from PYTHONPATH alone, for its children too.
+        command = [
+            config.python or sys.executable,
+            "-P",
+            str(SCRIPT),
+            config.name,
+            json.dumps(vars(self.hello)),
+        ]
+        self._unread = b""
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(devices, config.tensor),
+            bufsize=0,
+        )
+
+    def ask(self, call: str, *, version: int | None = None, **given):
+        """Makes one call and waits for its result.
+
+        ``version``: number of the weights that it should have then; None: it has none yet. Raises
+        `EngineEnded`, and `BarError` where it answers by an error or has other weights.
+        """
+        try:
+            self.process.stdin.write((json.dumps({"call": call, "given": given}) + "\n").encode())
+        except OSError:
+            raise self._ended(call) from None
+        reply = {"alive": True}
+        while "alive" in reply:
+            reply = json.loads(self._line(call))
+        if "error" in reply:
+            raise BarError(f"engine {self.config.name}: {call}: {' '.join(reply['error'].split())}")
+        if version is not None and reply["version"] != version:
+            raise BarError(
+                f"engine {self.config.name}: out of step: "
+                f"holds weights {reply['version']}, expected {version}"
+            )
+        return reply["result"]
+
+    def _line(self, call: str) -> bytes:
+        output = self.process.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        while b"\n" not in self._unread:
+            if not poll.poll(self.config.patience * 1000):
+                self.end()
+                raise EngineEnded(
+                    f"engine {self.config.name}: no sign of life for {self.config.patience} s during {call}"
+                )
+            if not (data := os.read(output, 1 << 20)):
+                raise self._ended(call)
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _ended(self, call: str) -> EngineEnded:
+        status = self.process.wait()
+        return EngineEnded(f"engine {self.config.name}: its process ended with status {status} during {call}")
+
+    def end(self) -> None:
+        """Ends the process, and with it all that it started (engines/sitecustomize.py)."""
+        self.process.kill()
+        self.process.wait()

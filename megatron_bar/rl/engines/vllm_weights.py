@@ -1,0 +1,162 @@
+"""The trainer's tensors into a vLLM worker, and out of it again: what it holds is compared with what arrived.
+
+vLLM loads tensors of a running model module by module (vllm/model_executor/model_loader/reload): a module is
+built from its tensors as at the start, and what that gives is copied over what runs. It needs all of a
+module's tensors, so those that did not arrive come from the folder. On a CPU one thing goes wrong (0.32): the
+weights of experts are packed for its kernels when the kernel is first made
+(`UnquantizedFusedMoEMethod._setup_kernel`), and not again when they are loaded anew, so unpacked values would
+lie where packed ones are read. There the kernel is made anew. On a GPU the method converts on every load,
+nothing is packed behind it, and CUDA graphs need the kernel to stay.
+"""
+
+import re
+from collections.abc import Iterator
+
+import delivery
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe.oracle.unquantized import convert_to_unquantized_kernel_format
+from vllm.platforms import current_platform
+
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_FUSED = {
+    "q_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    "k_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    "v_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    "gate_proj": ("gate_up_proj", ("gate_proj", "up_proj")),
+    "up_proj": ("gate_up_proj", ("gate_proj", "up_proj")),
+}
+"""Module that holds a projection's rows below others', and all of them in order."""
+
+
+class Weights:
+    """Is mixed into vLLM's worker (its ``worker_extension_cls``)."""
+
+    def taken_for(self) -> dict:
+        """Returns what the engine takes the model for."""
+        model = self.model_runner.model_config
+        config = model.hf_text_config
+        experts = getattr(config, "num_experts_per_tok", None)
+        return {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "vocab_size": config.vocab_size,
+            "num_experts_per_tok": experts,
+            "rope_theta": config.rope_parameters["rope_theta"],
+            "max_length": model.max_model_len,
+        }
+
+    def take(self, path: str, sums: dict[str, int], folder: str) -> list[str]:
+        """Loads the tensors of the file ``path``; returns the names of those that are then held otherwise."""
+        self.arrived = delivery.read(path, sums)
+        self.folder = folder
+        touched = {_module_name(name) for name in self.arrived}
+        for name, experts in _experts(self.model_runner.get_model()).items():
+            if name in touched and current_platform.is_cpu():
+                experts.quant_method.moe_kernel = None
+        tensors = delivery.with_others(self.arrived, folder, lambda name: _module_name(name) in touched)
+        self.model_runner.reload_weights(weights_iterator=tensors)
+        return self.wrong()
+
+    def wrong(self) -> list[str]:
+        """Returns the names of tensors that are held otherwise than they arrived.
+
+        Of a tensor that is spread over workers each has a part, and nothing is said here.
+        """
+        if self.vllm_config.parallel_config.tensor_parallel_size > 1:
+            return []
+        model = self.model_runner.get_model()
+        experts = _experts(model)
+        wrong = []
+        by_layer: dict[str, list[str]] = {}
+        for name, tensor in self.arrived.items():
+            if match := _EXPERT.fullmatch(name):
+                by_layer.setdefault(match[1], []).append(name)
+            elif not torch.equal(_held(model, name, tensor), tensor.to(_device(model))):
+                wrong.append(name)
+        for prefix, names in by_layer.items():
+            wrong += _wrong_experts(experts[prefix], prefix, names, self.arrived, self.folder)
+        return wrong
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _experts(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold a layer's experts, by the name before the expert's number."""
+    return {
+        f"{name.partition('.experts')[0]}.experts": module
+        for name, module in model.named_modules()
+        if hasattr(module, "w13_weight")
+    }
+
+
+def _module_name(name: str) -> str:
+    """The name of the module that holds the tensor ``name``, alike for all that it holds."""
+    if match := _EXPERT.fullmatch(name):
+        return match[1]
+    parent, _, own = name.removesuffix(".weight").rpartition(".")
+    return f"{parent}.{_FUSED[own][0]}" if own in _FUSED else f"{parent}.{own}"
+
+
+def _held(model: nn.Module, name: str, like: Tensor) -> Tensor:
+    """The tensor ``name``, of the shape of ``like``, out of the module that holds it."""
+    module = model.get_submodule(_module_name(name))
+    weight = module.weight
+    if not weight.numel():
+        # Packed where nobody sees it: a product with the identity is exact, and says every value.
+        eye = torch.eye(like.shape[1], dtype=like.dtype, device=_device(model))
+        weight = module.quant_method.apply(module, eye).t()
+    own = name.removesuffix(".weight").rpartition(".")[2]
+    start = 0
+    if own in _FUSED:
+        sizes = dict(zip(_FUSED[own][1], module.output_sizes, strict=True))
+        start = sum(size for other, size in _before(sizes, own))
+    return weight[start : start + len(like)]
+
+
+def _before(sizes: dict[str, int], name: str) -> Iterator[tuple[str, int]]:
+    for other, size in sizes.items():
+        if other == name:
+            return
+        yield other, size
+
+
+def _wrong_experts(
+    module: nn.Module, prefix: str, names: list[str], arrived: dict[str, Tensor], folder: str
+) -> list[str]:
+    """Of a layer's experts, the tensors that are held otherwise.
+
+    What the kernels read may be packed, so the layer's tensors are packed once more and compared as that.
+    """
+    tensors = dict(delivery.with_others(arrived, folder, lambda name: _module_name(name) == prefix))
+    tensors = {name: tensor for name, tensor in tensors.items() if _module_name(name) == prefix}
+    count = len(tensors) // 3
+
+    def stacked(kind: str) -> Tensor:
+        return torch.stack([tensors[f"{prefix}.{n}.{kind}_proj.weight"] for n in range(count)])
+
+    device = module.w13_weight.device
+    method = module.quant_method
+    built = nn.Module()
+    w13 = torch.cat([stacked("gate"), stacked("up")], 1).to(device)
+    w13, w2 = convert_to_unquantized_kernel_format(
+        method.unquantized_backend,
+        moe_config=method.moe,
+        w13_weight=w13,
+        w2_weight=stacked("down").to(device),
+    )
+    built.w13_weight = nn.Parameter(w13, requires_grad=False)
+    built.w2_weight = nn.Parameter(w2, requires_grad=False)
+    method.moe_kernel.fused_experts.process_weights_after_loading(built)
+    return [name for name in names if not torch.equal(_part_of(module, name), _part_of(built, name))]
+
+
+def _part_of(experts: nn.Module, name: str) -> Tensor:
+    """The values of the tensor ``name`` as kernels read them: an expert's gate lies before its up
+    projection."""
+    number, kind = _EXPERT.fullmatch(name).group(2, 3)
+    if kind == "down":
+        return experts.w2_weight[int(number)]
+    gate, up = experts.w13_weight[int(number)].flatten().chunk(2)
+    return gate if kind == "gate" else up
