@@ -22,7 +22,7 @@ ROUTED = 2
 
 
 def shape(layers: int, experts: int, length: int):
-    """Of the published model's width, few layers; small without a GPU."""
+    """Returns a config of the published model's width with few layers; small without a GPU."""
     from megatron_bar.recipes.olmo2_7b import SHAPE
 
     small = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "num_kv_heads": 4}
