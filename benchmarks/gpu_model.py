@@ -18,7 +18,7 @@ from gpu_machine import Record, has_gpu, need, product_rate, seconds
 LAYERS = 8
 """Layers out of 7B's 32: what one card holds with the optimizer's state of two experts."""
 ROUTED = 2
-"""Layers of the router's part: its folder of five experts is written and read once, on a disk that may be slow."""
+"""Layers of the router's part: a folder of five experts is written and read, on a disk that may be slow."""
 
 
 def shape(layers: int, experts: int, length: int):
@@ -274,7 +274,8 @@ def joined(rows: list):
 
 
 def sampler(record: Record, out: Path) -> None:
-    """Two experts of 7B's width; a token of 32 layers takes what one of 8 does and 24 times what a layer adds."""
+    """Two experts of 7B's width; a token of 32 layers takes what one of 8 does and 24 times what a layer
+    adds."""
     import torch
 
     need(0)

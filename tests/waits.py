@@ -140,8 +140,8 @@ class _Operations(TorchDispatchMode):
         return result
 
     def _by_mask(self, func, args) -> bool:
-        """Whether values are picked by a mask, whose places are looked up; one number of the host's is filled in
-        without."""
+        """Whether values are picked by a mask, whose places are looked up; one number of the host's is filled
+        in without."""
         if func not in READ_BY_INDEX | WRITTEN_BY_INDEX or not any(
             x is not None and x.dtype == torch.bool for x in args[1]
         ):
