@@ -78,7 +78,7 @@ def dense(out: Path, config: ModelConfig, seed: int, tokenizer: Path) -> Path:
 
 
 def trained(branched: Path, out: Path, seed: int) -> Path:
-    """As RLVR leaves an expert: all but the anchor's own moved."""
+    """Returns a folder as RLVR leaves it: all but the anchor's own parameters moved."""
     folder = Folder.open(branched)
 
     def produce(name: str) -> Iterable[torch.Tensor]:

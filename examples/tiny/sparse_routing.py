@@ -101,7 +101,7 @@ def make(drift: str, seeds: Sequence[int], args: argparse.Namespace) -> None:
 
 
 class Summary:
-    """Of the runs of one setting, a seed each."""
+    """Numbers of the runs of one setting, a seed each."""
 
     def __init__(self, drift: str, runs: list[Path]):
         from megatron_bar.recipes.sparse import ALL, FOUND, at, study
@@ -135,7 +135,7 @@ class Summary:
         return f"{100 * found.mean:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
     def flops(self, active: "int | tuple[int, ...]") -> float:
-        """Of a token's forward pass, over that with all experts."""
+        """Returns the operations of a token's forward pass over those with all experts."""
         from megatron_bar.training.flops import forward
         from megatron_bar.weights.hf_config import read_config
 

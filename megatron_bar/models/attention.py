@@ -289,8 +289,8 @@ class TransformerEngineAttention(CoreAttention):
             HAVE_TE = False
         if not HAVE_TE:
             raise BarError(
-                "attention: transformer_engine is not installed (pip install 'megatron_bar[te]'); "
-                "torch needs nothing"
+                "attention: transformer_engine is not installed (pip install 'megatron_bar[te]'), or built "
+                "for another torch (bar doctor); torch needs nothing"
             )
         self.kernel = TEDotProductAttention(config, layer_number, attn_mask_type, attention_type, **more)
 

@@ -5,6 +5,7 @@ import logging
 import warnings
 
 from megatron_bar.parallel import cpu
+from megatron_bar.parallel.optional import say_what_is_left_out
 
 # Said by torch and Megatron on every start, of nothing a user of this project can change.
 for name in (
@@ -19,4 +20,5 @@ warnings.filterwarnings(
     "ignore", message=r"The \.grad attribute of a Tensor that is not a leaf", category=UserWarning
 )
 
+say_what_is_left_out("transformer_engine", "transformer_engine.pytorch")
 cpu.install()

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils._device import _device_constructors
 
+from megatron_bar.errors import BarError
+
 _CUDA_TYPE_NAMES = {
     torch.float32: "torch.cuda.FloatTensor",
     torch.float16: "torch.cuda.HalfTensor",
@@ -42,7 +44,14 @@ def device_name() -> str:
 
 def backend() -> str:
     """Returns torch.distributed's backend for that device."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    return backend_of(gpu=torch.cuda.is_available(), nccl=torch.distributed.is_nccl_available())
+
+
+def backend_of(*, gpu: bool, nccl: bool) -> str:
+    """Returns the backend; ``nccl``: whether this torch has it."""
+    if gpu and not nccl:
+        raise BarError("NCCL: expected in torch where there is a GPU, found none: install torch's CUDA build")
+    return "nccl" if gpu else "gloo"
 
 
 class _NoStream:

@@ -17,13 +17,24 @@ from pathlib import Path
 from megatron_bar.errors import BarError
 
 GIB = 1 << 30
+FALLBACKS = {
+    "varlen attention": "packed documents attend as a padded batch or by a mask: slower, and more memory "
+    "(not measured on a GPU)",
+    "fused weight gradients": "gradients are made in 16 bit and then added in 32: one more pass over each "
+    "(not measured; an H200 trained at 67 % of a bare product's rate without)",
+    "Triton kernels": "RoPE and SwiGLU by torch's operations, 2 to 3 times their bytes (steps: not measured)",
+    "cuDNN attention": "sampling by torch's other kernels: a token takes 1.1 to 1.2 times as long (H200)",
+}
+"""Kernel -> what is used without it, and what that costs; factors: benchmarks/results/nvidia_h200.md."""
 OPTIONAL = {
     "transformer-engine": "stages with attention=transformer_engine are refused; "
-    "torch's kernels need nothing",
+    "attention=torch, which is the default, needs nothing (one against the other: not measured)",
     "lm-eval": "no public benchmarks (bar evaluate --suite bar19); the recipes' own tests need nothing",
     "reasoning-gym": "no tasks of the verifier reasoning_gym",
 }
 """Optional package -> what is missing without it."""
+BUILT = {"transformer-engine": "transformer_engine.pytorch"}
+"""Package that is built for one torch -> module that says whether it is this one."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -59,14 +70,34 @@ def packages() -> Iterator[Item]:
         return
     from packaging.requirements import Requirement
 
-    for requirement in map(Requirement, wanted):
+    for text in wanted:
+        requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         version = version_of(requirement.name)
-        ok = version is not None and requirement.specifier.contains(version, prereleases=True)
-        expected = str(requirement.specifier) or "any"
-        found = version if ok else f"{version or 'not installed'}, expected {expected}"
-        yield Item(name=requirement.name, ok=ok, found=found, cost=cost, required=True, same=True)
+        missing = unmet(text, version)
+        found = missing or version
+        yield Item(name=requirement.name, ok=not missing, found=found, cost=cost, required=True, same=True)
+
+
+def unmet(requirement: str, version: str | None) -> str:
+    """Returns how a package's ``version`` (None: not installed) misses a requirement such as ``torch>=2.11``;
+    nothing if it does not. NVIDIA's images call their builds pre-releases: 2.11.0a0 counts as 2.11."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    specifier = Requirement(requirement).specifier
+    if version is not None and specifier.contains(Version(version).base_version):
+        return ""
+    return f"{version or 'not installed'}, expected {str(specifier) or 'any'}"
+
+
+def import_error(module: str) -> str:
+    """Returns why ``module`` cannot be imported, in one line; nothing if it can. Another process tries."""
+    command = [sys.executable, "-c", f"import {module}"]
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    last = tried.stderr.strip().rpartition("\n")[2] or f"status {tried.returncode}"
+    return f"cannot be imported: {last}" if tried.returncode else ""
 
 
 def version_of(package: str) -> str | None:
@@ -99,37 +130,36 @@ def gpus() -> Iterator[Item]:
 
 
 def kernels() -> Iterator[Item]:
-    """Yields the kernels, as the model finds them."""
+    """Yields the kernels, as the model finds them, and what is used instead of each that is missing."""
     import torch
 
+    from megatron_bar.models import kernels as fused
     from megatron_bar.models.attention import has_varlen
     from megatron_bar.models.olmo2 import has_fused_weight_gradients
 
     gpu = torch.cuda.is_available()
-    yield Item(
-        name="varlen attention",
-        ok=gpu and has_varlen(torch.device("cuda"), torch.bfloat16),
-        found="torch's, for packed documents" if gpu else "no GPU",
-        cost="packed documents attend as a padded batch or by a mask: "
-        "slower, and more memory (torch >= 2.10, 16 bit)",
-        same=True,
-    )
-    fused = has_fused_weight_gradients()
-    without = "no apex (NVIDIA's PyTorch image has it)" if gpu else "no GPU"
-    yield Item(
-        name="fused weight gradients",
-        ok=fused,
-        found="apex's kernel" if fused else without,
-        cost="gradients are made in 16 bit and then added in 32: one more pass over each",
-        same=True,
-    )
+    cudnn = torch.backends.cudnn.is_available() and torch.backends.cuda.cudnn_sdp_enabled()
+    varlen = gpu and has_varlen(torch.device("cuda"), torch.bfloat16)
+    triton = gpu and fused.triton is not None
+    apex = has_fused_weight_gradients()
+    for name, there, found, without in (
+        ("varlen attention", varlen, "torch's, for packed documents", "not in this torch"),
+        ("fused weight gradients", apex, "apex's kernel", "no apex (NVIDIA's PyTorch image has it)"),
+        ("Triton kernels", triton, "for RoPE and SwiGLU", "no triton"),
+        ("cuDNN attention", gpu and cudnn, "torch's, in sampling", "off, or no cuDNN"),
+    ):
+        shown = found if there else without if gpu else "no GPU"
+        yield Item(name=name, ok=there, found=shown, cost=FALLBACKS[name], same=True)
 
 
 def optional(engine: Path | None) -> Iterator[Item]:
     """Yields the optional packages; ``engine``: the Python that is to run vLLM, None: this one."""
     for name, cost in OPTIONAL.items():
         version = version_of(name)
-        yield Item(name=name, ok=version is not None, found=version or "not installed", cost=cost, same=True)
+        found = version or "not installed"
+        broken = import_error(BUILT[name]) if version and name in BUILT else ""
+        found = f"{found}, {broken}" if broken else found
+        yield Item(name=name, ok=bool(version and not broken), found=found, cost=cost, same=True)
     python = str(engine or sys.executable)
     ask = "from importlib import metadata; print(metadata.version('vllm'))"
     try:

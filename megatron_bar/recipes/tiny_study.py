@@ -64,7 +64,7 @@ class Parts:
         return replace(run, data=data, rates=RATES, validation=validation(*domains))
 
     def rlvr(self, *domains: str, policy: str = "dense_all") -> Training:
-        """As many rounds for each domain as its expert has."""
+        """Returns RLVR with as many rounds for each domain as its expert has."""
         run = self._of_all("rlvr", policy, *domains)
         return replace(run, rl=replace(run.rl, rounds=run.rl.rounds * len(domains)))
 

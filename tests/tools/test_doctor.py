@@ -2,6 +2,7 @@
 lack something."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from broken_engine import SYMBOL, broken_engine
 from distributed import run_distributed
 from scripts import ROOT
 
 from megatron_bar.planner.doctor import Item, folder, together
+from megatron_bar.planner.machine_items import FALLBACKS
 
 
 def doctor(*arguments, python=(), launcher=(), **environment) -> tuple[int, dict[str, str], str]:
@@ -79,6 +82,31 @@ def test_another_version_than_required_is_named(tmp_path):
     assert status == 1 and err == "error: required and missing: megatron-core\n"
     assert lines["megatron-core"].startswith(line("MISSING", "megatron-core", "0.16.1, expected ==0.19.2: "))
     assert "not in /nowhere/python (No such file or directory)" in lines["vllm"]
+
+
+def test_an_engine_of_another_torch_is_told(tmp_path):
+    status, lines, err = doctor(PYTHONPATH=f"{broken_engine(tmp_path)}:{ROOT}")
+    assert status == 0 and err.startswith("transformer_engine: left out") and err.count("\n") == 1
+    found = f"2.3.0, cannot be imported: ImportError: {SYMBOL}: "
+    assert lines["transformer-engine"].startswith(line("missing", "transformer-engine", found))
+
+
+def test_what_falls_back_is_told_with_its_cost(path_with_bwrap):
+    _, lines, _ = doctor(PATH=path_with_bwrap)
+    assert {*FALLBACKS} <= lines.keys()
+    for name, cost in FALLBACKS.items():
+        assert lines[name].startswith("OK ") or lines[name].endswith(f": {cost}")
+        assert "not measured" in cost or "times as long (H200)" in cost
+    table = (ROOT / "benchmarks/results/nvidia_h200.md").read_text()
+    token = {
+        (slots, cudnn): float(
+            re.search(rf"a token, {slots} slots, cuDNN {cudnn}, graphs +([\d.]+) ms", table)[1]
+        )
+        for slots in (16, 64)
+        for cudnn in ("on", "off")
+    }
+    factors = [f"{token[slots, 'off'] / token[slots, 'on']:.1f}" for slots in (16, 64)]
+    assert f"{factors[0]} to {factors[1]} times" in FALLBACKS["cuDNN attention"]
 
 
 def test_a_place_that_keeps_nothing_is_told(tmp_path):

@@ -1,149 +1,28 @@
-"""The parts of gpu_check.py: each is given ``record``, to call with a figure once it is known, and a folder
-for its files."""
+"""The parts of gpu_check.py that run models of 7B's width: training, router, sampler.
 
-import os
-import re
-import signal
-import subprocess
-import sys
+A part is given ``record``, to call with a figure once it is known, and a folder for its files.
+"""
+
 import tempfile
 import time
 import warnings
-import xml.etree.ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from itertools import product
 from pathlib import Path
-from statistics import median
 
-from gpu_check import ROOT, Record
+from gpu_machine import Record, has_gpu, need, product_rate, seconds
 
-PACKAGES = (
-    "megatron-core",
-    "torch",
-    "triton",
-    "transformers",
-    "transformer-engine",
-    "apex",
-    "blake3",
-    "datasets",
-    "vllm",
-)
 LAYERS = 8
-"""Of 7B's 32: what one card holds with the optimizer's state of two experts."""
-
-
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def versions(record: Record, out: Path) -> None:
-    import torch
-
-    record("python", sys.version.split()[0])
-    for package in PACKAGES:
-        try:
-            record(package, metadata.version(package))
-        except metadata.PackageNotFoundError:
-            record(package, "none")
-    if not has_gpu():
-        record("GPU", "none: the parts run on small shapes on the CPU, their figures mean nothing")
-    else:
-        gpu = torch.cuda.get_device_properties(0)
-        record("GPU", gpu.name)
-        record("memory", gpu.total_memory / 2**30, "GiB")
-        record("compute capability", f"{gpu.major}.{gpu.minor}")
-        record("bf16 in hardware", gpu.major >= 8)
-        driver = Path("/proc/driver/nvidia/version")
-        record(
-            "driver", re.search(r"\d+\.\d+[\d.]*", driver.read_text())[0] if driver.is_file() else "unknown"
-        )
-        record("taken by others", (gpu.total_memory - torch.cuda.mem_get_info()[0]) / 2**30, "GiB")
-        record(
-            "NCCL",
-            ".".join(map(str, torch.cuda.nccl.version()))
-            if torch.distributed.is_nccl_available()
-            else "none",
-        )
-    record("bf16 product", product_rate() / 1e12, "TFLOP/s")
-    record("copy on the device", copy_rate() / 1e12, "TB/s")
-
-
-def seconds(work: Callable[[], object], rounds: int = 10, warm: int = 2) -> float:
-    """Median time of ``work``, which is waited for."""
-    import torch
-
-    took = []
-    for number in range(warm + rounds):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        if number >= warm:
-            took.append(time.perf_counter() - start)
-    return median(took)
-
-
-def product_rate() -> float:
-    """Operations a second of a bare bf16 product of random values."""
-    import torch
-
-    from megatron_bar.parallel import cpu
-
-    size = 8192 if has_gpu() else 256
-    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=cpu.device()) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, 20)
-
-
-def copy_rate() -> float:
-    """Bytes a second, read and written."""
-    import torch
-
-    from megatron_bar.parallel import cpu
-
-    source = torch.empty(2**31 if has_gpu() else 2**20, dtype=torch.uint8, device=cpu.device())
-    target = torch.empty_like(source)
-    return 2 * source.numel() / seconds(lambda: target.copy_(source))
-
-
-def tests(record: Record, out: Path) -> None:
-    files = [
-        str(file)
-        for file in (ROOT / "tests").rglob("test_*.py")
-        if "mark.gpu" in file.read_text(encoding="utf-8")
-    ]
-    report = out.absolute() / "tests.xml"
-    marker = ["-m", "gpu"] if has_gpu() else ["-m", "not gpu and not slow", "-k", "kernels or rope or norm"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *marker,
-        f"--junit-xml={report}",
-        *files,
-    ]
-    status = subprocess.run(command, cwd=ROOT, check=False).returncode
-    suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
-    count = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-    record("gpu tests passed", count["tests"] - count["failures"] - count["errors"] - count["skipped"], "", 1)
-    record("gpu tests failed", count["failures"] + count["errors"], "", 0, at_most=True)
-    record("gpu tests skipped", count["skipped"])
-    for case in suite:
-        if case.find("failure") is not None:
-            record("failed test", f"{case.get('name')}: {case.find('failure').get('message', '')[:200]}")
-    sys.exit(status)
+"""Layers out of 7B's 32: what one card holds with the optimizer's state of two experts."""
+ROUTED = 2
+"""Layers of the router's part: a folder of five experts is written and read, on a disk that may be slow."""
 
 
 def shape(layers: int, experts: int, length: int):
-    """Of the published model's width, few layers; small without a GPU."""
+    """Returns a config of the published model's width with few layers; small without a GPU."""
     from megatron_bar.recipes.olmo2_7b import SHAPE
 
     small = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "num_kv_heads": 4}
@@ -221,6 +100,9 @@ def train(record: Record, out: Path) -> None:
 
     length, count = (4096, 8) if has_gpu() else (128, 2)
     of = shape(LAYERS, 2, length)
+    stage = replace(stages.sft(sequence=length, batch=count, steps=20), router_z_loss=0.0)
+    expected = planned(of, stage)
+    need(expected)
     record("layers", of.num_layers, "of 32")
     with alone() as folder:
         model = random_model(of)
@@ -230,7 +112,6 @@ def train(record: Record, out: Path) -> None:
         record("folder written and read back", nbytes / 1e9 / (time.perf_counter() - start), "GB/s")
         del model
         torch.cuda.empty_cache()
-        stage = replace(stages.sft(sequence=length, batch=count, steps=20), router_z_loss=0.0)
         start = time.perf_counter()
         trainer = Trainer(folder / "source", stage, steps=stage.steps)
         record("folder proven, loaded, frozen part hashed", time.perf_counter() - start, "s")
@@ -242,8 +123,8 @@ def train(record: Record, out: Path) -> None:
         record("SFT tokens", count * length / took, "tokens/s")
         rate = done(of, "sft", rows) / took
         record("SFT rate", rate / 1e12, "TFLOP/s")
-        record("SFT rate over a bare product's", rate / product_rate(), "", 0.5)
-        memory(record, of, stage)
+        record("SFT rate over a bare product's", rate / product_rate(), "", 0.5 if has_gpu() else None)
+        memory(record, expected)
         one = rows[:1]
         few = seconds(lambda: trainer.step(one, objective), rounds=3)
         record("of that: one micro-batch, forward and backward", 1000 * (took - few) / (count - 1), "ms")
@@ -251,11 +132,11 @@ def train(record: Record, out: Path) -> None:
         waits(record, lambda: trainer.step(rows, objective))
         kernels(record, lambda: trainer.step(rows, objective), out / "train_kernels.txt")
         start = time.perf_counter()
-        trainer.save(folder / "trained", manifest=lambda *_: Trained(of))
+        trainer.save(folder / "trained", manifest=lambda *_: trained(of))
         record("folder certified and written", nbytes / 1e9 / (time.perf_counter() - start), "GB/s")
 
 
-def Trained(of):
+def trained(of):
     from megatron_bar.weights.manifest import Manifest
 
     return Manifest(family=of.family, kind="expert")
@@ -273,24 +154,27 @@ def done(of, policy: str, rows: list) -> float:
     return flops.forward(of)(**work) + flops.backward(of, POLICIES[policy])(**work)
 
 
-def memory(record: Record, of, stage) -> None:
-    """What a step took at its peak, against the planner's figure."""
-    import torch
-
+def planned(of, stage) -> int:
+    """Returns the bytes that a step takes at its peak by the planner."""
     from megatron_bar.data.sources import Source
     from megatron_bar.planner.usage import Machine, PlannedStage, usage
     from megatron_bar.recipes.recipe import Training
 
     run = Training(stage=stage, data=(Source(path=Path("none.jsonl"), kind="chat"),))
-    planned = usage(
-        PlannedStage(name="sft", run=run, shape=of), stage, Machine(gpus=1, memory=80 * 10**9)
-    ).total
-    record("memory by the planner", planned / 1e9, "GB")
+    what = PlannedStage(name=stage.name, run=run, shape=of)
+    return usage(what, stage, Machine(gpus=1, memory=80 * 10**9)).total
+
+
+def memory(record: Record, expected: int) -> None:
+    """Records what a step took at its peak, against the planner's ``expected`` bytes."""
+    import torch
+
+    record("memory by the planner", expected / 1e9, "GB")
     if has_gpu():
         peak = torch.cuda.max_memory_allocated()
         record("memory at the peak", peak / 1e9, "GB")
         record("memory reserved at the peak", torch.cuda.max_memory_reserved() / 1e9, "GB")
-        record("memory over the planner's", peak / planned, "", 1.1, at_most=True)
+        record("memory over the planner's", peak / expected, "", 1.1, at_most=True)
 
 
 def waits(record: Record, step: Callable[[], object]) -> None:
@@ -342,40 +226,40 @@ def kernels(record: Record, step: Callable[[], object], file: Path, longest: int
 
 
 def route(record: Record, out: Path) -> None:
-    """The router's step of five experts, rows of 2,048."""
+    """The router's step of five experts, rows of 2,048, one and four together."""
     import torch
 
+    from megatron_bar.recipes import stages
+    from megatron_bar.training.trainer import Trainer
+
     length, count = (2048, 8) if has_gpu() else (128, 2)
-    of = shape(LAYERS // 2, 5, length)
+    of = shape(ROUTED, 5, length)
+    stage = stages.route(sequence=length, batch=count, steps=20, micro_batch=4 if has_gpu() else 1)
+    stage = replace(stage, router_z_loss=0.0)
+    need(planned(of, stage))
     record("layers", of.num_layers, "of 32")
+    rows = batches(count, length, of.vocab_size)
     with alone() as folder:
         model = random_model(of)
         write(model, folder / "source")
         del model
         torch.cuda.empty_cache()
-        for micro_batch in (1, 4) if has_gpu() else (1,):
-            route_once(record, of, folder / "source", batches(count, length, of.vocab_size), micro_batch)
-            torch.cuda.empty_cache()
+        trainer = Trainer(folder / "source", stage, steps=stage.steps)
+        for micro_batch in sorted({1, stage.micro_batch}):
+            route_steps(record, trainer, rows, micro_batch)
 
 
-def route_once(record: Record, of, source: Path, rows: list, micro_batch: int) -> None:
-    from megatron_bar.recipes import stages
+def route_steps(record: Record, trainer, rows: list, micro_batch: int) -> None:
+    """Records what a step takes whose ``rows`` are passed ``micro_batch`` together."""
     from megatron_bar.training.objective import LanguageModelling
-    from megatron_bar.training.trainer import Trainer
 
-    count, length = len(rows), rows[0].ids.shape[1]
-    stage = replace(
-        stages.route(sequence=length, batch=count, steps=20, micro_batch=micro_batch), router_z_loss=0.0
-    )
-    trainer, objective = Trainer(source, stage, steps=stage.steps), LanguageModelling(0.0)
+    tokens = sum(row.ids.numel() for row in rows)
     rows = [joined(part) for part in grouped(rows, micro_batch)]
-    took = seconds(lambda: trainer.step(rows, objective), rounds=5)
+    took = seconds(lambda: trainer.step(rows, LanguageModelling(0.0)), rounds=5)
+    rate = done(trainer.model.shape, "route", rows) / took
     record(f"router step of 5 experts, micro-batch {micro_batch}", 1000 * took, "ms")
-    record(f"router tokens, micro-batch {micro_batch}", count * length / took, "tokens/s")
-    record(
-        f"router rate over a bare product's, micro-batch {micro_batch}",
-        done(of, "route", rows) / took / product_rate(),
-    )
+    record(f"router tokens, micro-batch {micro_batch}", tokens / took, "tokens/s")
+    record(f"router rate over a bare product's, micro-batch {micro_batch}", rate / product_rate())
 
 
 def grouped(rows: list, size: int) -> list[list]:
@@ -390,9 +274,11 @@ def joined(rows: list):
 
 
 def sampler(record: Record, out: Path) -> None:
-    """Two experts of 7B's width; a token of 32 layers takes what one of 8 does and 24 times what a layer adds."""
+    """Two experts of 7B's width; a token of 32 layers takes what one of 8 does and 24 times what a layer
+    adds."""
     import torch
 
+    need(0)
     with alone():
         took: dict[tuple, float] = {}
         for layers in (LAYERS // 2, LAYERS):
@@ -412,7 +298,7 @@ def sampler(record: Record, out: Path) -> None:
             record(f"a token, {how}", 1000 * each, "ms")
             if (few := took.get((LAYERS // 2, slots, cudnn, graphs))) is not None:
                 deep = each + (32 - LAYERS) * max(0.0, each - few) / (LAYERS - LAYERS // 2)
-                target = 3000 if slots == 64 else None
+                target = 3000 if slots == 64 and has_gpu() else None
                 record(f"tokens a second of 32 layers, {how}", slots / deep, "tokens/s", target)
 
 
@@ -431,37 +317,5 @@ def token_seconds(model, slots: int, cudnn: bool, graphs: bool) -> float:
         draws.generate(prompts, max_new_tokens=tokens, slots=slots)
 
     answer(4)
-    first = seconds(lambda: answer(2), rounds=1, warm=0)
+    first = seconds(lambda: answer(2), rounds=3, warm=0)
     return (seconds(lambda: answer(new), rounds=1, warm=0) - first) / (new - 2)
-
-
-def smoke(record: Record, out: Path) -> None:
-    """The recipe in one process, stopped by SIGTERM while a stage trains, then continued to the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "smoke"
-        command = [sys.executable, "examples/pretrain_bar.py", "smoke", "--out", str(target)]
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        asked = False
-        for text in process.stdout:
-            print(text, end="", flush=True)
-            if not asked and text.startswith("anchor ") and "loss" in text:
-                process.send_signal(signal.SIGTERM)
-                asked = True
-        status = process.wait()
-        record("smoke, stopped by SIGTERM: exit status", status)
-        if not asked or status != os.EX_TEMPFAIL:
-            sys.exit(
-                f"SIGTERM {'was sent' if asked else 'found no training'}, status {status}; expected "
-                f"{os.EX_TEMPFAIL}"
-            )
-        record("smoke, stopped: until then", time.perf_counter() - start, "s")
-        start = time.perf_counter()
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        record("smoke, continued: exit status", status, "", 0, at_most=True)
-        record("smoke, continued: to the end", time.perf_counter() - start, "s")
-        record("smoke: folders", len(list(target.glob("*/manifest.json"))))
-        if not (target / "report.md").is_file():
-            sys.exit(status or "no report")
