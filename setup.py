@@ -56,7 +56,7 @@ setup(
         # image has it already.
         "te": ["transformer-engine[pytorch]"],
         # Brings its own torch: give it an environment of its own.
-        "vllm": ["vllm"],
+        "vllm": ["vllm==0.32.0"],
         # Public benchmarks (bar evaluate --suite bar19).
         "eval": ["lm-eval[hf,api,ifeval]"],
         # Puzzles with scorers of their own, for the verifier of that name.

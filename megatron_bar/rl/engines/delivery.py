@@ -7,7 +7,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-
 MASK = 2**64 - 1
 
 

@@ -95,8 +95,9 @@ def _module_name(name: str) -> str:
     """The name of the module that holds the tensor ``name``, alike for all that it holds."""
     if match := _EXPERT.fullmatch(name):
         return match[1]
-    parent, _, own = name.removesuffix(".weight").rpartition(".")
-    return f"{parent}.{_FUSED[own][0]}" if own in _FUSED else f"{parent}.{own}"
+    module = name.removesuffix(".weight")
+    own = module.rpartition(".")[2]
+    return module.removesuffix(own) + _FUSED[own][0] if own in _FUSED else module
 
 
 def _held(model: nn.Module, name: str, like: Tensor) -> Tensor:
