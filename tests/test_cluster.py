@@ -112,7 +112,7 @@ def test_the_scripts_are_clean():
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("stage, model", [("midtrain", 4), ("sft", 4), ("rlvr", 4), ("route", 8)])
+@pytest.mark.parametrize("stage, model", [("midtrain", 2), ("sft", 1), ("rlvr", 4), ("route", 1)])
 def test_the_nodes_of_a_stage_suit_the_recipe(stage, model, tmp_path):
     """And the layout is the one that the file names."""
     text = sbatch_files()[stage]

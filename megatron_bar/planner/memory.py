@@ -35,7 +35,7 @@ STEP = FP32
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Bytes of one rank."""
+    """What one rank has; bytes, where nothing else is said."""
 
     weights: int
     gradients: int
@@ -45,6 +45,8 @@ class States:
     gradient: int
     """Bytes of the largest parameter's gradient in the model's dtype, which is there until it is added to the
     gradients."""
+    owned: int
+    """Number of values that the rank updates."""
 
     @property
     def total(self) -> int:
@@ -95,6 +97,11 @@ class Spread:
     def apart(self) -> bool:
         """Whether experts have ranks, and with them a buffer, of their own."""
         return self.expert > 1 or self.expert_tensor != self.tensor
+
+    @property
+    def alone(self) -> bool:
+        """Whether every rank has the whole model and exchanges nothing inside it."""
+        return (self.pipeline, self.tensor, self.expert, self.expert_tensor) == (1, 1, 1, 1)
 
     def place(self, rank: int) -> Place:
         """Returns where ``rank`` is in the layout."""
@@ -243,6 +250,7 @@ def states(shape: ModelConfig, policy: FreezePolicy, spread: Spread, place: Plac
         optimizer=(values + expert_values) * per_value + (count + expert_count) * STEP,
         trains=sum(contents.numels) * size,
         gradient=max(contents.numels, default=0) * size,
+        owned=values + expert_values,
     )
 
 

@@ -7,6 +7,9 @@ Megatron's own DDP, gradient finalizer and optimizer tell over which ranks a gra
 which values and whose count for the gradient norm. What a step computes and exchanges is not rehearsed.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +76,8 @@ def rehearse(
     `Stage.check`. Raises BarError that says what does not fit."""
     stage.check(shape, world_size, batches=batches)
     shape = stage.built(shape)
-    ranks = [build_rank(number, world_size, shape, stage) for number in range(world_size)]
+    with _collected_apart():
+        ranks = [build_rank(number, world_size, shape, stage) for number in range(world_size)]
     try:
         check_ranks(ranks, shape, stage)
     except BarError as error:
@@ -89,6 +93,17 @@ def rehearse(
         trainable=(min(trained), max(trained)),
         idle=tuple(rank.number for rank, count in zip(ranks, trained, strict=True) if not count),
     )
+
+
+@contextmanager
+def _collected_apart() -> Iterator[None]:
+    """Keeps the garbage collector from going through what is there already, the imported modules above all:
+    that takes a quarter of the time in which the block builds models."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def build_rank(number: int, world_size: int, shape: ModelConfig, stage: Stage) -> Rank:

@@ -4,11 +4,10 @@ that fits."""
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.planner.memory import Place, Spread, states
-from megatron_bar.planner.usage import Machine, PlannedStage, Usage, compute_seconds, usage
+from megatron_bar.planner.seconds import ranked_seconds
+from megatron_bar.planner.usage import Machine, PlannedStage, Usage, usage
 from megatron_bar.run.pipeline import Pipeline, Step
 from megatron_bar.training.stage import Stage
 
@@ -25,7 +24,8 @@ class Proposal:
     stage: Stage
     usage: Usage
     seconds: float
-    """Seconds of a step, what is exchanged included: layouts are ranked by them."""
+    """Seconds of a step, with what is exchanged and, in RLVR, its share of its round's answers: layouts are
+    ranked by them (seconds.py)."""
 
 
 def propose(planned: PlannedStage, machine: Machine) -> Proposal | None:
@@ -33,17 +33,16 @@ def propose(planned: PlannedStage, machine: Machine) -> Proposal | None:
     model and the batch.
 
     The rule: the least time of a step, its operations at the given share of the peak (recomputation and the
-    idle ends of a pipeline included) plus what the GPUs exchange; of layouts within 10 % of that, the one
-    with the shortest pipeline, then the one whose tensor and expert groups are smallest, then the one that
-    recomputes nothing, then the one with the largest micro-batch of at most 8192 tokens. Tensor and expert
-    groups stay inside a node, whose links are several times as fast. A data-parallel rank exchanges only what
-    trains, and once a step, so this comes to: small groups inside a node, the rest data-parallel, a pipeline
-    where nothing else fits. Where the trainer samples too, token by token through all of a pipeline, every
-    layout with a shorter one comes first.
+    idle ends of a pipeline included) plus what the GPUs exchange; in RLVR the time of a round, its steps and
+    its answers. Of layouts within 10 % of that, the one with the shortest pipeline, then the one whose tensor
+    and expert groups are smallest, then the one that recomputes nothing, then the one with the largest
+    micro-batch of at most 8192 tokens. Tensor and expert groups stay inside a node, whose links are several
+    times as fast. A data-parallel rank exchanges only what trains, and once a step, so this comes to: small
+    groups inside a node, the rest data-parallel, a pipeline where nothing else fits. A sampler asks for the
+    same: ranks that share a model draw a token together, and no sooner than one (sampling.py).
     """
-    ranked = [(_seconds(planned, stage, machine), stage) for stage in layouts(planned, machine)]
-    samples = planned.run.rl is not None and planned.run.rl.engine.name == "own"
-    ranked.sort(key=lambda timed: (timed[1].parallel.pipeline if samples else 1, timed[0]))
+    timed = [(ranked_seconds(planned, stage, machine), stage) for stage in layouts(planned, machine)]
+    ranked = sorted(timed, key=lambda one: one[0])
     if not ranked:
         shape = planned.shape
         raise BarError(
@@ -102,38 +101,6 @@ def _dividing(planned: PlannedStage, machine: Machine) -> Iterator[ParallelConfi
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _seconds(planned: PlannedStage, stage: Stage, machine: Machine) -> float:
-    """Returns the seconds of a step, for ranking: of its operations, and of the bytes that the busiest rank
-    exchanges."""
-    shape = planned.shape
-    layout = stage.parallel
-    spread = Spread.of(shape, layout, machine.gpus)
-    size = DTYPES[shape.dtype].itemsize
-    h = shape.hidden_size
-    tokens = planned.rows * stage.sequence / spread.data  # of a data-parallel rank in a step
-    passes = 2 + stage.recompute
-    layers = shape.num_layers // layout.pipeline
-
-    def gathered(tokens: float, ranks: int) -> float:
-        """Returns the bytes of a gather and a scatter of ``tokens``, which the group's ranks hold
-        together."""
-        return 2 * tokens * h * size * (ranks - 1) / ranks
-
-    experts = spread.expert * spread.expert_tensor if shape.num_experts else spread.tensor
-    layer = gathered(tokens, spread.tensor) + gathered(tokens / spread.tensor * experts, experts)
-    inside = passes * layers * layer
-    between = 2 * tokens / spread.tensor * h * size * (layout.pipeline > 1)
-    trains = max(_trains(planned, spread, pipeline) for pipeline in range(layout.pipeline))
-    reduced = trains * (1 + 4 / size) * (spread.data > 1)  # gradients in fp32 one way, weights the other
-    far = machine.network if machine.gpus > machine.node else machine.link
-    return compute_seconds(planned, stage, machine) + inside / machine.link + (between + reduced) / far
-
-
-def _trains(planned: PlannedStage, spread: Spread, pipeline: int) -> int:
-    place = Place(pipeline=pipeline, data=0, expert=0, expert_data=0)
-    return states(planned.shape, planned.policy, spread, place).trains
 
 
 def smallest(planned: PlannedStage, machine: Machine) -> int | None:

@@ -1,11 +1,9 @@
-"""Bytes that a recipe's stage takes on the GPU that holds most, and seconds of its steps, computed without a
-GPU.
+"""Bytes that a recipe's stage takes on the GPU that holds most, computed without a GPU.
 
 Weights, gradients and optimizer state are exact (planner/memory.py). What is kept for the backward pass is
-followed operation by operation (planner/activations.py). Temporaries and all times are estimates. The rest,
-CUDA's context, NCCL's and cuBLAS's buffers and what the allocator cannot use, is taken off the GPU's memory
-beforehand (`Machine.reserve`). Rows are assumed to be full and to hold one document each: where documents are
-packed, the attention's operations are an upper bound.
+followed operation by operation (planner/activations.py). Temporaries are estimates. The rest, CUDA's context,
+NCCL's and cuBLAS's buffers and what the allocator cannot use, is taken off the GPU's memory beforehand
+(`Machine.reserve`). Rows are assumed to be full and to hold one document each.
 """
 
 import re
@@ -26,12 +24,12 @@ from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-def parse_bytes(text: str) -> int:
-    """Parses a number and its unit, such as ``80GB`` or ``79.6 GiB``."""
+def parse_bytes(text: str, what: str = "memory") -> int:
+    """Parses a number and its unit, such as ``80GB`` or ``79.6 GiB``; ``what``: a name for messages."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
     if not match or match[2] not in _BYTES:
         raise BarError(
-            f"memory expected as a number and one of {', '.join(_BYTES)}, such as 80GB, got {text!r}"
+            f"{what} expected as a number and one of {', '.join(_BYTES)}, such as 80GB, got {text!r}"
         )
     return int(float(match[1]) * _BYTES[match[2]])
 
@@ -50,13 +48,18 @@ class Machine:
     mfu: float = 0.4
     """Share of the peak that is reached, over all that is computed, what is recomputed included."""
     link: float = 200e9
-    """Bytes per second that a GPU exchanges with the others of its node; used, with ``network``, to rank
-    layouts and for nothing else."""
+    """Bytes per second that a GPU exchanges with the others of its node (NVLink of an H100, of whose 450 GB
+    in each direction such exchanges reach less than half): an assumption, as the next."""
     network: float = 40e9
-    """Bytes per second that a GPU exchanges with those of other nodes."""
+    """Bytes per second that a GPU exchanges with those of other nodes (400 Gbit/s a GPU)."""
+    bandwidth: float = 3.35e12
+    """Bytes per second of one GPU's memory (H100 SXM)."""
+    disk: float = 2e9
+    """Bytes per second that a node writes to its disk or reads: an assumption, of one client of a parallel
+    file system. The one machine measured reached 0.4e9 (benchmarks/results/nvidia_h200.md)."""
 
     def __post_init__(self):
-        for name in ("gpus", "node", "memory", "tflops", "mfu"):
+        for name in ("gpus", "node", "memory", "tflops", "mfu", "bandwidth", "disk"):
             value = vars(self)[name]
             if not value > 0:
                 raise BarError(f"{name} expected above 0, got {value}")
@@ -214,14 +217,9 @@ def _engine(engine: EngineConfig, shape: ModelConfig, machine: Machine) -> int:
     there."""
     if engine.name == "own" or engine.devices:
         return 0
-    weights = num_parameters(shape) * DTYPES[shape.dtype].itemsize
-    return int(engine.memory * machine.memory) if engine.name == "vllm" else weights
+    return int(engine.memory * machine.memory) if engine.name == "vllm" else folder_bytes(shape)
 
 
-def compute_seconds(planned: PlannedStage, stage: Stage, machine: Machine) -> float:
-    """Returns the seconds of a step's operations, the idle time at both ends of a pipeline included."""
-    layout = stage.parallel
-    data = machine.gpus // (layout.tensor * layout.pipeline)
-    micro_batches = max(1, planned.rows // (stage.micro_batch * data))
-    waiting = (micro_batches + layout.pipeline - 1) / micro_batches
-    return planned.step_flops(stage.recompute) / machine.flops * waiting
+def folder_bytes(shape: ModelConfig) -> int:
+    """Returns the bytes of the tensors of a model's folder."""
+    return num_parameters(shape) * DTYPES[shape.dtype].itemsize

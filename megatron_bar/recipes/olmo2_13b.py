@@ -27,6 +27,11 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-1124-13B",
         anchor="OLMo-2-1124-13B-Instruct",
-        training=ParallelConfig(tensor=4),
-        routing=ParallelConfig(tensor=8),
+        layouts=olmo2_7b.Layouts(
+            midtrain=ParallelConfig(tensor=4),
+            sft=ParallelConfig(tensor=2, expert=4),
+            rlvr=ParallelConfig(tensor=4),
+            slots=16,
+            route=ParallelConfig(tensor=2),
+        ),
     )

@@ -27,6 +27,11 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-0425-1B",
         anchor="OLMo-2-0425-1B-Instruct",
-        training=ParallelConfig(),
-        routing=ParallelConfig(),
+        layouts=olmo2_7b.Layouts(
+            midtrain=ParallelConfig(),
+            sft=ParallelConfig(),
+            rlvr=ParallelConfig(),
+            slots=32,
+            route=ParallelConfig(),
+        ),
     )

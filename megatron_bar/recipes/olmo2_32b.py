@@ -27,6 +27,12 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="OLMo-2-0325-32B",
         anchor="OLMo-2-0325-32B-Instruct",
-        training=ParallelConfig(tensor=8),
-        routing=ParallelConfig(tensor=8),
+        # Two pipeline ranks, so that two nodes hold it without recomputation: on more they cost little.
+        layouts=olmo2_7b.Layouts(
+            midtrain=ParallelConfig(tensor=8, pipeline=2),
+            sft=ParallelConfig(tensor=8, pipeline=2, expert=4),
+            rlvr=ParallelConfig(tensor=8, pipeline=2),
+            slots=128,
+            route=ParallelConfig(tensor=8, pipeline=2, expert=4),
+        ),
     )

@@ -37,6 +37,15 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument(
         "--tflops", type=float, default=989, help="peak of one GPU (default 989: H100 SXM, bf16)"
     )
+    parser.add_argument(
+        "--memory-bandwidth",
+        default="3.35TB",
+        metavar="SIZE",
+        help="of one GPU's memory, a second (default 3.35TB: H100 SXM)",
+    )
+    parser.add_argument(
+        "--disk", default="2GB", metavar="SIZE", help="that a node writes or reads a second (default 2GB)"
+    )
     parser.add_argument("--stage", metavar="NAME", help="only this stage: midtrain, sft, rlvr, route ...")
     add_changes(parser)
     return parser.parse_args(call.arguments)
@@ -58,6 +67,8 @@ def main(call: Call) -> None:
         node=args.gpus_per_node,
         tflops=args.tflops,
         mfu=args.mfu,
+        bandwidth=parse_bytes(args.memory_bandwidth, "--memory-bandwidth"),
+        disk=parse_bytes(args.disk, "--disk"),
     )
     recipe = override(load_recipe(args.recipe), args.changes)
     pipeline = Pipeline(recipe, Path("runs") / recipe.name)

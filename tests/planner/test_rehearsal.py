@@ -140,10 +140,12 @@ def test_the_numbers_are_those_of_the_shape():
     )
 
 
-def published_parameters(shape: ModelConfig, tensor: int) -> int:
-    """On one rank: matrices cut over the tensor ranks, the vocabulary padded, norms and router whole."""
+def published_parameters(shape: ModelConfig, *, tensor: int = 1, expert: int = 1) -> int:
+    """On one rank: matrices cut over the tensor ranks, of experts over theirs where they have some, the
+    vocabulary padded, norms and router whole."""
     h, f, experts = shape.hidden_size, shape.intermediate_size, shape.num_experts
-    layer = (4 * h * h + 3 * experts * h * f) // tensor + (experts + 4) * h
+    cut = expert if expert > 1 else tensor
+    layer = 4 * h * h // tensor + 3 * experts * h * f // cut + (experts + 4) * h
     return shape.num_layers * layer + 2 * 64 * -(-shape.vocab_size // (64 * tensor)) * h + h
 
 
@@ -163,17 +165,25 @@ def test_the_published_run_fits_64_ranks(tmp_path):
     assert [line.partition(":")[0] for line in lines] == [
         step.name for step in pipeline.steps.values() if step.run
     ]
+    two = pipeline.shape.with_experts(2)
+    layouts = {
+        "midtrain": ("2 kinds (tensor 2 pipeline 1 expert 1, 32 data-parallel)", {"tensor": 2}),
+        "sft": ("2 kinds (tensor 1 pipeline 1 expert 2, 64 data-parallel)", {"expert": 2}),
+        "rlvr": ("4 kinds (tensor 4 pipeline 1 expert 1, 16 data-parallel)", {"tensor": 4}),
+    }
     for line in lines[:-1]:
-        assert "64 ranks of 4 kinds (tensor 4 pipeline 1 expert 1, 16 data-parallel); " in line
-        assert f"parameters per rank {published_parameters(pipeline.shape.with_experts(2), 4):,}, " in line
+        text, layout = layouts[line.partition(":")[0].partition("-")[2]]
+        held = published_parameters(two, **layout)
+        assert f": 64 ranks of {text}; parameters per rank {held:,}, trainable " in line
         assert line.endswith(": OK")
     assert lines[-1] == router_line(pipeline.shape)
 
 
 def router_line(dense: ModelConfig) -> str:
-    held, trained = published_parameters(dense.with_experts(5), 8), dense.num_layers * 5 * dense.hidden_size
+    held = published_parameters(dense.with_experts(5), expert=2)
+    trained = dense.num_layers * 5 * dense.hidden_size
     return (
-        "final: 64 ranks of 8 kinds (tensor 8 pipeline 1 expert 1, 8 data-parallel); "
+        "final: 64 ranks of 2 kinds (tensor 1 pipeline 1 expert 2, 64 data-parallel); "
         f"parameters per rank {held:,}, trainable {trained:,}: OK"
     )
 
@@ -436,11 +446,15 @@ def refused() -> str:
     [
         (
             ("--dry-run", "--world-size", "6"),
-            r"error: stage midtrain: tensor 4 x pipeline 1 = 4 does not divide the 6 processes",
+            r"error: stage midtrain: batch of 128 rows is not divisible by micro-batch 1 x 3 ",
+        ),
+        (
+            ("--dry-run", "--world-size", "7"),
+            r"error: stage midtrain: tensor 2 x pipeline 1 = 2 does not divide the 7 processes",
         ),
         (
             ("--dry-run", "--world-size", "1024"),
-            r"error: stage midtrain: batch of 128 rows is not divisible by micro-batch 1 x 256",
+            r"error: stage midtrain: batch of 128 rows is not divisible by micro-batch 1 x 512",
         ),
         (("--world-size", "64"), r"error: --world-size: expected a positive number, and --dry-run"),
     ],

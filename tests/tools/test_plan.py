@@ -14,7 +14,11 @@ def test_the_published_recipe_on_one_node(inline):
     assert about.endswith(", 47,684 steps")
     assert out.count("as written: fits") == 5 and "does not fit" not in out
     rows = [line.split() for line in out.splitlines() if line.startswith("proposed")]
-    assert len(rows) == 5
+    assert len(rows) == 2 * 5  # what a GPU holds, and what the stage takes
+    heads = [line.split() for line in out.splitlines() if line.lstrip().startswith("s/step")]
+    without = ["s/step", "steps", "checkpoints", "folders", "stage"]
+    sampling = [*without[:2], "sampling", *without[2:]]
+    assert heads == [without, without, sampling, sampling, without]
     status, out, err = inline(
         "plan", "olmo2_7b", "--gpus", 8, "--gpu-memory", "80GB", "--stage", "route", "--mfu", 0.2
     )
@@ -58,6 +62,12 @@ def test_what_does_not_fit_is_told_with_the_number_that_does(inline):
         ("olmo2_7b --gpus 8 --gpu-memory 3GB", "has nothing left beside the 4 GB in reserve"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --mfu 0", "mfu expected above 0, got 0"),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --mfu 40", "mfu expected at most 1, got 40"),
+        ("olmo2_7b --gpus 8 --gpu-memory 80GB --disk 0GB", "disk expected above 0, got 0"),
+        ("olmo2_7b --gpus 8 --gpu-memory 80GB --disk 2", "--disk expected as a number and one of MB, GB"),
+        (
+            "olmo2_7b --gpus 8 --gpu-memory 80GB --memory-bandwidth fast",
+            "--memory-bandwidth expected as a number and one of MB, GB",
+        ),
         ("olmo2_7b --gpus 8 --gpu-memory 80GB --stage cooking", "--stage cooking: expected one of"),
         (
             "olmo2_7b --gpus 8 --gpu-memory 80GB --stage merge",
