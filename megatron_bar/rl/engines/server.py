@@ -12,9 +12,9 @@ parent, torchrun, does: its workers go on alone.
 import importlib
 import json
 import os
+import select
 import sys
 import threading
-import time
 from importlib.metadata import PackageNotFoundError, version
 
 ENGINES = {"vllm": ("vllm_engine", "VLLM"), "transformers": ("transformers_engine", "Transformers")}
@@ -81,8 +81,7 @@ class Server:
 
     def watch(self, launcher: int) -> None:
         """Ends the process once ``launcher`` is gone."""
-        while os.path.exists(f"/proc/{launcher}"):
-            time.sleep(1)
+        select.select([os.pidfd_open(launcher)], [], [])  # readable once it has ended
         self.say({"error": f"torchrun (process {launcher}) has ended"})
         os._exit(1)
 
