@@ -305,7 +305,8 @@ def test_the_whole_run_goes_through_the_scripts_its_answers_from_an_engine_behin
         "AFTER": "(evaluate lens report)",
         "ENGINE_PYTHON": sys.executable,
     }
-    slurm.settings(**smoke(models), **run, RLVR=f"(experts.code.rlvr.rl.{engine})")
+    handover = "experts.code.rlvr.rl.engine.handover=$OUT/handover"
+    slurm.settings(**smoke(models), **run, RLVR=f"(experts.code.rlvr.rl.{engine} {handover})")
     status, _, err = slurm.run(CLUSTER / "submit.sh")
     assert status == 0, err
     found = {
@@ -315,6 +316,7 @@ def test_the_whole_run_goes_through_the_scripts_its_answers_from_an_engine_behin
     assert found == dict.fromkeys(
         ["branch", *experts, "merge", "route", "evaluate", "lens", "report"], "0"
     ), slurm.logs()[-1]
+    assert list((slurm.out / "handover").iterdir()) == []
     assert (slurm.out / "report.md").is_file() and (slurm.out / "final/manifest.json").is_file()
     assert {path.name for path in slurm.place.glob("4.*.pid")} == {
         "4.0.pid",

@@ -160,16 +160,25 @@ def optional(engine: Path | None) -> Iterator[Item]:
         broken = import_error(BUILT[name]) if version and name in BUILT else ""
         found = f"{found}, {broken}" if broken else found
         yield Item(name=name, ok=bool(version and not broken), found=found, cost=cost, same=True)
-    python = str(engine or sys.executable)
-    ask = "from importlib import metadata; print(metadata.version('vllm'))"
+    yield vllm(str(engine or sys.executable))
+
+
+def vllm(python: str) -> Item:
+    """Returns whether ``python`` has vLLM, of a version that was tried."""
+    script = Path(__file__).parent.parent / "rl/engines/server.py"
     try:
-        asked = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60, check=False)
-        version = asked.stdout.strip()
+        asked = subprocess.run(
+            [python, "-P", script, "vllm"], capture_output=True, text=True, timeout=60, check=False
+        )
+        found = (
+            asked.stdout.strip() or (asked.stderr.strip().splitlines() or [f"status {asked.returncode}"])[-1]
+        )
+        ok = asked.returncode == 0
     except OSError as error:
-        version = ""
-        python = f"{python} ({error.strerror})"
+        found = f"not in {python} ({error.strerror})"
+        ok = False
     cost = "answers of RLVR come from the trainer itself (engine.name=own)"
-    yield Item(name="vllm", ok=bool(version), found=version or f"not in {python}", cost=cost, same=True)
+    return Item(name="vllm", ok=ok, found=found, cost=cost, same=True)
 
 
 def machine() -> Iterator[Item]:

@@ -215,7 +215,7 @@ def _sampling(rl: GRPOConfig, batch: Pass) -> int:
 def _engine(engine: EngineConfig, shape: ModelConfig, machine: Machine) -> int:
     """Returns the bytes of an engine's process on rank 0's GPU; with devices of its own it takes nothing
     there."""
-    if engine.name == "own" or engine.devices:
+    if engine.name == "own" or engine.devices or engine.handover:
         return 0
     return int(engine.memory * machine.memory) if engine.name == "vllm" else folder_bytes(shape)
 

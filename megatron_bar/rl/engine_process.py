@@ -12,6 +12,8 @@ from megatron_bar.errors import BarError
 from megatron_bar.rl.engine import EngineConfig
 
 SCRIPT = Path(__file__).with_name("engines") / "server.py"
+GRACE = 5
+"""Seconds that an engine has to end by itself."""
 # What torchrun and this project tell their own processes is not meant for the engine's.
 OURS = (
     "RANK",
@@ -149,5 +151,9 @@ class EngineProcess:
 
     def end(self) -> None:
         """Ends the process, and with it all that it started (engines/sitecustomize.py)."""
-        self.process.kill()
-        self.process.wait()
+        self.process.stdin.close()  # which srun hands on to another machine
+        try:
+            self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

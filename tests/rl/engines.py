@@ -24,4 +24,4 @@ def folder_for(engine: str, place: Path, **changes) -> Path:
     """Returns a folder of two experts that the engine's kernels can run."""
     # vLLM's on a CPU want products of 32.
     wide = {"hidden_size": 128, "intermediate_size": 96} if engine == "vllm" else {}
-    return save_hf(place / "source", experts=2, seed=2, **wide | changes)
+    return save_hf(place / "source", **{"experts": 2, "seed": 2} | wide | changes)

