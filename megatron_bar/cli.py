@@ -61,11 +61,11 @@ def add_changes(parser: argparse.ArgumentParser, about: str = "change the recipe
 
 def add_deltas(parser: argparse.ArgumentParser, seed: str) -> None:
     """Adds the numbers of the merges that combine deltas; ``seed``: of what the seed is."""
-    about = "of task-arithmetic, ties and dare: of the combined delta"
+    about = "of task-arithmetic, ties and dare: factor of the combined delta (default 1)"
     parser.add_argument("--scale", type=float, default=1.0, help=about)
-    about = "of ties and dare: share of a delta's entries that is kept"
+    about = "of ties and dare: share of a delta's entries that is kept (default 0.2)"
     parser.add_argument("--density", type=float, default=0.2, help=about)
-    parser.add_argument("--seed", type=int, default=0, help=f"of {seed}")
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed} (default 0)")
 
 
 def add_tensor(parser: argparse._ActionsContainer) -> None:

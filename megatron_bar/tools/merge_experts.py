@@ -25,21 +25,21 @@ def parse(call: Call) -> argparse.Namespace:
         action="append",
         required=True,
         metavar="NAME=HF",
-        help="in the order of the slots 1, 2, ...",
+        help="an expert; again for each, in the order of the slots 1, 2, ...",
     )
     add_folder_out(parser)
     parser.add_argument(
         "--shared",
         choices=get_args(Method),
         default="mean",
-        help="how anchor and shared tensors are combined",
+        help="how anchor and shared tensors are combined (default mean)",
     )
     parser.add_argument(
         "--weight",
         action="append",
         default=[],
         metavar="NAME=W",
-        help="of weighted: one per input, anchor=W too",
+        help="of weighted: again for each input, anchor=W too",
     )
     add_deltas(parser, seed="dare's draws")
     parser.add_argument(
