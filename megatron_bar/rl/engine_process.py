@@ -12,6 +12,8 @@ from megatron_bar.errors import BarError
 from megatron_bar.rl.engine import EngineConfig
 
 SCRIPT = Path(__file__).with_name("engines") / "server.py"
+OPENING = 1800
+"""Seconds that an engine may take to load a model and to compile for it, in which it says nothing."""
 GRACE = 5
 """Seconds that an engine has to end by itself."""
 # What torchrun and this project tell their own processes is not meant for the engine's.
@@ -52,6 +54,8 @@ def environment(devices: tuple[str, ...], tensor: int) -> dict[str, str]:
     """Returns the environment of an engine's process."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     mine = {"PYTHONPATH": str(SCRIPT.parent)}  # its modules, sitecustomize.py among them
+    if "VLLM_LOGGING_LEVEL" not in os.environ:
+        mine["VLLM_LOGGING_LEVEL"] = "ERROR"
     if tensor == 1:
         mine["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # all in the one process
     if devices:
@@ -134,11 +138,10 @@ class EngineProcess:
         poll = select.poll()
         poll.register(output, select.POLLIN)
         while b"\n" not in self._unread:
-            if not poll.poll(self.config.patience * 1000):
+            limit = max(self.config.patience, OPENING) if call == "open" else self.config.patience
+            if not poll.poll(limit * 1000):
                 self.end()
-                raise EngineEnded(
-                    f"engine {self.config.name}: no sign of life for {self.config.patience} s during {call}"
-                )
+                raise EngineEnded(f"engine {self.config.name}: no sign of life for {limit} s during {call}")
             if not (data := os.read(output, 1 << 20)):
                 raise self._ended(call)
             self._unread += data

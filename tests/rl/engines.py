@@ -17,11 +17,15 @@ def vllm() -> dict:
     return {"name": "vllm", "python": str(VLLM)}
 
 
-ENGINES = {"transformers": lambda: {"name": "transformers"}, "vllm": vllm}
+ENGINES = {
+    "transformers": lambda: {"name": "transformers"},
+    "vllm": vllm,
+    "vllm of two workers": lambda: vllm() | {"tensor": 2},
+}
 
 
 def folder_for(engine: str, place: Path, **changes) -> Path:
     """Returns a folder of two experts that the engine's kernels can run."""
     # vLLM's on a CPU want products of 32.
-    wide = {"hidden_size": 128, "intermediate_size": 96} if engine == "vllm" else {}
+    wide = {"hidden_size": 128, "intermediate_size": 128} if "vllm" in engine else {}
     return save_hf(place / "source", **{"experts": 2, "seed": 2} | wide | changes)

@@ -83,9 +83,7 @@ def found(
     return said
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=[pytest.mark.vllm] if name == "vllm" else []) for name in ENGINES]
-)
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_wrong_weights_are_named(engine, dtype, tmp_path, record_property):
     source = folder_for(engine, tmp_path, dtype=dtype)
