@@ -321,7 +321,8 @@ def test_the_whole_run_goes_through_the_scripts_its_answers_from_an_engine_behin
     assert {path.name for path in slurm.place.glob("4.*.pid")} == {
         "4.0.pid",
         "4.1.pid",
-    }  # the trainer's step, the engine's
+        "4.2.pid",
+    }  # the trainer's step; the engine's Python, asked whether it can; the engine's
 
 
 @pytest.mark.slow

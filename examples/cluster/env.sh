@@ -21,11 +21,11 @@ GPUS=8 # of a node
 # Changes to the recipe, in every job.
 CHANGES=(base="$BASE" anchor="$ANCHOR" data="$DATA")
 # In those of RLVR: vLLM on the job's last node, one round behind; * is every expert that has the stage. It is started by srun
-# from rank 0's machine, which a container may not have. Beside the trainer instead, on one node (--nodes=1 in rlvr.sbatch):
-# ENGINE_NODES=0, RLVR_GPUS=4, engine.python=$ENGINE_PYTHON, engine.tensor=4 and engine.devices=4,5,6,7, which must be escaped in
-# braces (4\,5\,6\,7). With ENGINE_NODES=0 and RLVR=() the trainer itself answers.
-RLVR=(experts.'*'.rlvr.rl.{lag=1,importance_cap=2,engine.name=vllm,engine.python=examples/cluster/engine.sh,engine.tensor=8}
-    experts.'*'.rlvr.rl.engine.handover="$OUT/handover") # the weights on their way, where both machines see them
+# from rank 0's machine, which a container may not have, and gets the weights through a folder that both see (handover). Beside
+# the trainer instead, on one node (--nodes=1 in rlvr.sbatch): ENGINE_NODES=0, RLVR_GPUS=4, no handover, python=$ENGINE_PYTHON,
+# tensor=4 and devices=4,5,6,7, which must be escaped in braces (4\,5\,6\,7). With ENGINE_NODES=0 and RLVR=() the trainer itself
+# answers.
+RLVR=(experts.'*'.rlvr.rl.{lag=1,importance_cap=2,engine.{name=vllm,python=examples/cluster/engine.sh,tensor=8,handover="$OUT/handover"}})
 RLVR_GPUS=$GPUS # that train, of a node
 ENGINE_NODES=1
 ENGINE_PYTHON=/path/to/vllm/bin/python
