@@ -20,13 +20,14 @@ from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
-from megatron_bar.rl.apart import build_engine
+from megatron_bar.rl.apart import build_engine, check_taken_for
 from megatron_bar.rl.engine import EngineConfig, SamplingParams
 from megatron_bar.rl.engine_process import SCRIPT, check, environment
 from megatron_bar.rl.rollouts import check_rollouts
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
 from megatron_bar.training.trainer import Trainer
+from megatron_bar.weights.hf_config import read_config
 from megatron_bar.weights.manifest import Manifest
 
 LAYOUTS = {
@@ -147,6 +148,33 @@ def test_what_goes_wrong_is_one_line(folder, tmp_path):
     assert found[2] == "engine transformers: out of step: holds weights 1, expected 2"
     assert found[3].startswith("engine transformers: generate: IndexError: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_that_was_not_tried_is_refused_by_name(tmp_path):
+    (tmp_path / "vllm-0.19.0.dist-info").mkdir()
+    (tmp_path / "vllm-0.19.0.dist-info/METADATA").write_text("Name: vllm\nVersion: 0.19.0\n")
+    env = environment((), 1) | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", str(SCRIPT), "vllm"], capture_output=True, text=True, env=env, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "vllm 0.19.0 is not supported, expected 0.32.0\n"
+
+
+def test_an_engine_that_takes_the_model_for_another_is_refused(folder):
+    shape = read_config(folder)
+    found = {
+        "dtype": shape.dtype,
+        "vocab_size": shape.vocab_size,
+        "rope_theta": shape.rope_theta,
+        "num_experts_per_tok": 2,
+        "max_length": shape.max_positions,
+    }
+    check_taken_for("vllm", found, shape)
+    others = {"dtype": "bfloat16", "vocab_size": 5, "rope_theta": 1.0, "num_experts_per_tok": 1}
+    for name, value in (others | {"max_length": 10**6}).items():
+        with pytest.raises(BarError, match=rf"^engine vllm: {name} expected .*{value}$"):
+            check_taken_for("vllm", found | {name: value}, shape)
 
 
 def ask(process: subprocess.Popen, call: str, **given) -> dict:
