@@ -1,0 +1,191 @@
+"""The pass of a model that this rank has whole, over plain tensors: how the sampler goes through it on a CPU.
+
+The arithmetic is that of `LanguageModel.forward`, by the same routers, norms, rotation and activation; left
+out is what cuts a pass over ranks or leaves gradients, and the products go by oneDNN (`kernels.Matrix`). A
+prompt attends to itself, without the cache; a single token to the part of the cache that is filled, of the
+rows at work alone. tests/models/test_plain.py compares the two.
+
+Legend: r rows (sequences), s new tokens of each, t = r * s tokens, m length attended to, h hidden, n query
+heads, k key and value heads, d head width, f FFN columns, e experts, c choices of an expert by a token, v
+vocabulary, 1 a single column.
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+from megatron_bar.models import kernels
+from megatron_bar.models.attention import KVCache, cosines_and_sines, rotate
+from megatron_bar.models.build import LanguageModel
+from megatron_bar.models.moe import AnchoredMoE
+
+
+class PlainModel:
+    """A model whose weights lie as the CPU's products want them: as they are now, so it serves until they
+    change. In fp32 that is a copy of them."""
+
+    def __init__(self, model: LanguageModel):
+        shape = model.shape
+        self.shape = shape
+        self.embedding_vh = model.embedding.word_embeddings.weight.detach()
+        self.layers = [_Layer(layer) for layer in model.decoder.layers]
+        self.norm = model.decoder.final_layernorm
+        self.head = kernels.Matrix(model.output_layer.weight[: shape.vocab_size])
+
+    def read(self, ids_rs: Tensor, lengths_r: Tensor, slots_r: Tensor, cache: KVCache) -> Tensor:
+        """Reads prompts from their beginning into ``slots_r`` of the cache -> logits ``[r, v]`` of the last
+        token of each, the ``lengths_r``-th."""
+        rows, length = ids_rs.shape
+        positions_rs = torch.arange(length).expand(rows, length)
+        attention = _OfPrompts(cache, positions_rs, self.shape.rope_theta, slots_r)
+        x_th = self._through_layers(ids_rs, attention)
+        return self._logits(x_th[torch.arange(rows) * length + lengths_r - 1])
+
+    def go_on(self, ids_r: Tensor, positions_r: Tensor, cache: KVCache) -> Tensor:
+        """Reads one more token into each of the first r rows of the cache -> its logits ``[r, v]``."""
+        attention = _OfTokens(cache, positions_r[:, None], self.shape.rope_theta)
+        return self._logits(self._through_layers(ids_r, attention))
+
+    def _through_layers(self, ids: Tensor, attention: "_OfPrompts | _OfTokens") -> Tensor:
+        x_th = F.embedding(ids.flatten(), self.embedding_vh)
+        for number, layer in enumerate(self.layers):
+            x_th = layer(x_th, number, attention)
+        return x_th
+
+    def _logits(self, x_rh: Tensor) -> Tensor:
+        return self.head(self.norm(x_rh)).float()
+
+
+class _Layer:
+    """A layer: attention and FFN, each normalised before it is added."""
+
+    def __init__(self, layer: TransformerLayer):
+        self.query_key_value = _QueryKeyValue(layer.self_attention)
+        self.projection = kernels.Matrix(layer.self_attention.linear_proj.weight)
+        self.attention_norm = layer.self_attn_bda.norm
+        self.ffn = _Experts(layer.mlp) if isinstance(layer.mlp, AnchoredMoE) else _FFN(layer.mlp)
+        self.ffn_norm = layer.mlp_bda.norm
+
+    def __call__(self, x_th: Tensor, number: int, attention: "_OfPrompts | _OfTokens") -> Tensor:
+        attended = attention(number, *self.query_key_value(x_th))
+        x_th = x_th + self.attention_norm(self.projection(attended))
+        return x_th + self.ffn_norm(self.ffn(x_th))
+
+
+class _QueryKeyValue:
+    """Normalised queries ``[t, n, d]`` and keys, and values ``[t, k, d]``, of ``[t, h]``."""
+
+    def __init__(self, attention: SelfAttention):
+        config = attention.config
+        self.width = config.kv_channels
+        key_heads = config.num_query_groups
+        self.heads = (config.num_attention_heads, key_heads, key_heads)
+        # Megatron's rows: for each group its queries, its key and its value.
+        grouped = attention.linear_qkv.weight.unflatten(0, (key_heads, -1, self.width))
+        parts = grouped.split([grouped.shape[1] - 2, 1, 1], dim=1)
+        self.matrix = kernels.Matrix(torch.cat([part.flatten(0, 2) for part in parts]))
+        self.query_norm = attention.q_layernorm
+        self.key_norm = attention.k_layernorm
+
+    def __call__(self, x_th: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = self.matrix(x_th).unflatten(-1, (-1, self.width)).split(self.heads, dim=1)
+        query_tnd, key_tkd, value_tkd = parts
+        # The norms are of Megatron's four dimensions.
+        return self.query_norm(query_tnd[:, None])[:, 0], self.key_norm(key_tkd[:, None])[:, 0], value_tkd
+
+
+class _FFN:
+    """``down(silu(gate x) * up x)``, of a dense block or of an expert."""
+
+    def __init__(self, mlp: torch.nn.Module):
+        self.gate_up = kernels.Matrix(mlp.linear_fc1.weight)
+        self.down = kernels.Matrix(mlp.linear_fc2.weight)
+
+    def __call__(self, x_th: Tensor) -> Tensor:
+        return self.down(kernels.swiglu(self.gate_up(x_th)))
+
+
+class _Experts:
+    """The sum of what experts make of a token, by the router's weights."""
+
+    def __init__(self, moe: AnchoredMoE):
+        self.router = moe.router
+        self.ffns = [_FFN(expert) for expert in moe.experts.local_experts]
+
+    def __call__(self, x_th: Tensor) -> Tensor:
+        weights_te = self.router(x_th)[0].to(x_th.dtype)
+        if self.router.top_k < len(self.ffns) or self.router.routing.disabled:
+            return self._by_choice(x_th, weights_te)
+        total_th = torch.zeros_like(x_th)
+        for ffn, weight_t1 in zip(self.ffns, weights_te.split(1, dim=-1), strict=True):
+            total_th.addcmul_(ffn(x_th), weight_t1)
+        return total_th
+
+    def _by_choice(self, x_th: Tensor, weights_te: Tensor) -> Tensor:
+        """Each expert sees the tokens in which it has a weight."""
+        expert_c, token_c = weights_te.t().nonzero().unbind(-1)
+        counts = (weights_te != 0).sum(0).tolist()
+        parts = x_th[token_c].split(counts)
+        out_ch = torch.cat([ffn(part) for ffn, part in zip(self.ffns, parts, strict=True) if len(part)])
+        return torch.zeros_like(x_th).index_add_(0, token_c, out_ch * weights_te[token_c, expert_c, None])
+
+
+class _OfPrompts:
+    """Attention of whole prompts, each to itself; their keys and values go to rows of the cache."""
+
+    def __init__(self, cache: KVCache, positions_rs: Tensor, theta: float, slots_r: Tensor):
+        self.cache = cache
+        self.slots_r = slots_r
+        self.rows_and_length = positions_rs.shape
+        self.turn = cosines_and_sines(positions_rs, theta, cache.keys.shape[-1])
+
+    def __call__(self, layer: int, *query_key_value: Tensor) -> Tensor:
+        """Attends: query ``[t, n, d]``, key and value ``[t, k, d]`` -> ``[t, n * d]``."""
+        query, key, value = (x.unflatten(0, self.rows_and_length).transpose(1, 2) for x in query_key_value)
+        query, key = (rotate(x, *self.turn, 1) for x in (query, key))
+        length = self.rows_and_length[1]
+        for buffer, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
+            buffer[self.slots_r, :, :length] = new
+        gqa = key.shape[1] != query.shape[1]
+        out_rnsd = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa)
+        return out_rnsd.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+class _OfTokens:
+    """Attention of one new token in each of the first rows of the cache to those before it."""
+
+    def __init__(self, cache: KVCache, positions_r1: Tensor, theta: float):
+        self.cache = cache
+        self.rows = len(positions_r1)
+        self.turn = cosines_and_sines(positions_r1, theta, cache.keys.shape[-1])
+        self.reach = int(positions_r1.max()) + 1
+        seen_r1m = torch.arange(self.reach) <= positions_r1[:, :, None]
+        self.bias_r11m = torch.zeros(seen_r1m.shape, dtype=cache.keys.dtype)[:, None]
+        self.bias_r11m.masked_fill_(~seen_r1m[:, None], float("-inf"))
+        heads, length = cache.keys.shape[2:4]
+        rows_k = torch.arange(self.rows * heads).view(-1, heads)
+        self.places = (rows_k * length + positions_r1).flatten()
+        """Of the new keys in a layer of the cache, as ``[rows * heads * length, d]``."""
+
+    def __call__(self, layer: int, query_tnd: Tensor, key_tkd: Tensor, value_tkd: Tensor) -> Tensor:
+        """Attends as `_OfPrompts` does."""
+        query, key = (rotate(x[:, :, None], *self.turn, 1) for x in (query_tnd, key_tkd))
+        read = []
+        for buffer, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value_tkd)):
+            buffer.flatten(0, 2).index_copy_(0, self.places, new.reshape(-1, new.shape[-1]))
+            read.append(buffer[: self.rows, :, : self.reach])
+        return self._attend(query, *read).flatten(1)
+
+    def _attend(self, query_rn1d: Tensor, key_rkmd: Tensor, value_rkmd: Tensor) -> Tensor:
+        if query_rn1d.dtype != torch.float32:  # which rounds scores in 16 bit, unlike the kernel
+            gqa = key_rkmd.shape[1] != query_rn1d.shape[1]
+            return F.scaled_dot_product_attention(
+                query_rn1d, key_rkmd, value_rkmd, attn_mask=self.bias_r11m, enable_gqa=gqa
+            )
+        # Of single queries the kernel makes a small product each; these are batches of them.
+        heads = key_rkmd.shape[1]
+        query_rkgd = query_rn1d.unflatten(1, (heads, -1)).squeeze(-2) * query_rn1d.shape[-1] ** -0.5
+        scores_rkgm = torch.matmul(query_rkgd, key_rkmd.transpose(-1, -2)).add_(self.bias_r11m)
+        return torch.matmul(scores_rkgm.softmax(-1), value_rkmd)
