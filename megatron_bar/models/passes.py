@@ -115,7 +115,7 @@ class PlainPasses:
     together = False
 
     def __init__(self, model: LanguageModel, *, slots: int, longest: int, pad_id: int):
-        self.model = PlainModel(model)
+        self.model = PlainModel(model, longest)
         self.pad_id = pad_id
         self.slots = slots
         self.cache = model.new_cache(rows=slots, max_length=longest)

@@ -23,12 +23,16 @@ from megatron_bar.models.moe import AnchoredMoE
 
 
 class PlainModel:
-    """A model whose weights lie as the CPU's products want them: as they are now, so it serves until they
-    change. In fp32 that is a copy of them."""
+    """A model whose weights lie as the CPU's products want them. It serves until they or the routing change;
+    they are copied, but for 16 bit.
 
-    def __init__(self, model: LanguageModel):
+    ``max_length``: above all positions.
+    """
+
+    def __init__(self, model: LanguageModel, max_length: int):
         shape = model.shape
-        self.shape = shape
+        turn = cosines_and_sines(torch.arange(max_length)[None], shape.rope_theta, shape.head_dim)
+        self.cosines_md, self.sines_md = (x_11md[0, 0] for x_11md in turn)
         self.embedding_vh = model.embedding.word_embeddings.weight.detach()
         self.layers = [_Layer(layer) for layer in model.decoder.layers]
         self.norm = model.decoder.final_layernorm
@@ -38,14 +42,16 @@ class PlainModel:
         """Reads prompts from their beginning into ``slots_r`` of the cache -> logits ``[r, v]`` of the last
         token of each, the ``lengths_r``-th."""
         rows, length = ids_rs.shape
-        positions_rs = torch.arange(length).expand(rows, length)
-        attention = _OfPrompts(cache, positions_rs, self.shape.rope_theta, slots_r)
+        turn = self.cosines_md[:length], self.sines_md[:length]
+        attention = _OfPrompts(cache, turn, rows, slots_r)
         x_th = self._through_layers(ids_rs, attention)
         return self._logits(x_th[torch.arange(rows) * length + lengths_r - 1])
 
     def go_on(self, ids_r: Tensor, positions_r: Tensor, cache: KVCache) -> Tensor:
         """Reads one more token into each of the first r rows of the cache -> its logits ``[r, v]``."""
-        attention = _OfTokens(cache, positions_r[:, None], self.shape.rope_theta)
+        # One index for both, and with dimensions for heads and new tokens.
+        turn = self.cosines_md[positions_r, None, None], self.sines_md[positions_r, None, None]
+        attention = _OfTokens(cache, turn, positions_r)
         return self._logits(self._through_layers(ids_r, attention))
 
     def _through_layers(self, ids: Tensor, attention: "_OfPrompts | _OfTokens") -> Tensor:
@@ -65,7 +71,7 @@ class _Layer:
         self.query_key_value = _QueryKeyValue(layer.self_attention)
         self.projection = kernels.Matrix(layer.self_attention.linear_proj.weight)
         self.attention_norm = layer.self_attn_bda.norm
-        self.ffn = _Experts(layer.mlp) if isinstance(layer.mlp, AnchoredMoE) else _FFN(layer.mlp)
+        self.ffn = _ffn_of(layer.mlp)
         self.ffn_norm = layer.mlp_bda.norm
 
     def __call__(self, x_th: Tensor, number: int, attention: "_OfPrompts | _OfTokens") -> Tensor:
@@ -96,6 +102,13 @@ class _QueryKeyValue:
         return self.query_norm(query_tnd[:, None])[:, 0], self.key_norm(key_tkd[:, None])[:, 0], value_tkd
 
 
+def _ffn_of(mlp: torch.nn.Module) -> "_FFN | _AllExperts | _ChosenExperts":
+    if not isinstance(mlp, AnchoredMoE):
+        return _FFN(mlp)
+    few = mlp.router.top_k < len(mlp.experts.local_experts) or mlp.router.routing.disabled
+    return _ChosenExperts(mlp) if few else _AllExperts(mlp)
+
+
 class _FFN:
     """``down(silu(gate x) * up x)``, of a dense block or of an expert."""
 
@@ -107,8 +120,26 @@ class _FFN:
         return self.down(kernels.swiglu(self.gate_up(x_th)))
 
 
-class _Experts:
-    """The sum of what experts make of a token, by the router's weights."""
+class _AllExperts:
+    """The sum of what all experts make of a token, by the router's weights: as one FFN of all their columns,
+    each expert's activations times its weight."""
+
+    def __init__(self, moe: AnchoredMoE):
+        self.router = moe.router
+        experts = moe.experts.local_experts
+        gates, ups = zip(*(expert.linear_fc1.weight.chunk(2) for expert in experts), strict=True)
+        self.gate_up = kernels.Matrix(torch.cat([*gates, *ups]))
+        self.down = kernels.Matrix(torch.cat([expert.linear_fc2.weight for expert in experts], dim=1))
+
+    def __call__(self, x_th: Tensor) -> Tensor:
+        weights_te1 = self.router(x_th)[0].to(x_th.dtype)[:, :, None]
+        act = kernels.swiglu(self.gate_up(x_th))
+        act.unflatten(1, (weights_te1.shape[1], -1)).mul_(weights_te1)
+        return self.down(act)
+
+
+class _ChosenExperts:
+    """The same of the experts that have a weight, each of which sees the tokens that chose it."""
 
     def __init__(self, moe: AnchoredMoE):
         self.router = moe.router
@@ -116,15 +147,6 @@ class _Experts:
 
     def __call__(self, x_th: Tensor) -> Tensor:
         weights_te = self.router(x_th)[0].to(x_th.dtype)
-        if self.router.top_k < len(self.ffns) or self.router.routing.disabled:
-            return self._by_choice(x_th, weights_te)
-        total_th = torch.zeros_like(x_th)
-        for ffn, weight_t1 in zip(self.ffns, weights_te.split(1, dim=-1), strict=True):
-            total_th.addcmul_(ffn(x_th), weight_t1)
-        return total_th
-
-    def _by_choice(self, x_th: Tensor, weights_te: Tensor) -> Tensor:
-        """Each expert sees the tokens in which it has a weight."""
         expert_c, token_c = weights_te.t().nonzero().unbind(-1)
         counts = (weights_te != 0).sum(0).tolist()
         parts = x_th[token_c].split(counts)
@@ -135,11 +157,11 @@ class _Experts:
 class _OfPrompts:
     """Attention of whole prompts, each to itself; their keys and values go to rows of the cache."""
 
-    def __init__(self, cache: KVCache, positions_rs: Tensor, theta: float, slots_r: Tensor):
+    def __init__(self, cache: KVCache, turn: tuple[Tensor, Tensor], rows: int, slots_r: Tensor):
         self.cache = cache
         self.slots_r = slots_r
-        self.rows_and_length = positions_rs.shape
-        self.turn = cosines_and_sines(positions_rs, theta, cache.keys.shape[-1])
+        self.rows_and_length = (rows, len(turn[0]))
+        self.turn = turn
 
     def __call__(self, layer: int, *query_key_value: Tensor) -> Tensor:
         """Attends: query ``[t, n, d]``, key and value ``[t, k, d]`` -> ``[t, n * d]``."""
@@ -156,17 +178,17 @@ class _OfPrompts:
 class _OfTokens:
     """Attention of one new token in each of the first rows of the cache to those before it."""
 
-    def __init__(self, cache: KVCache, positions_r1: Tensor, theta: float):
+    def __init__(self, cache: KVCache, turn: tuple[Tensor, Tensor], positions_r: Tensor):
         self.cache = cache
-        self.rows = len(positions_r1)
-        self.turn = cosines_and_sines(positions_r1, theta, cache.keys.shape[-1])
-        self.reach = int(positions_r1.max()) + 1
-        seen_r1m = torch.arange(self.reach) <= positions_r1[:, :, None]
-        self.bias_r11m = torch.zeros(seen_r1m.shape, dtype=cache.keys.dtype)[:, None]
-        self.bias_r11m.masked_fill_(~seen_r1m[:, None], float("-inf"))
+        self.rows = len(positions_r)
+        self.turn = turn
+        self.reach = int(positions_r.max()) + 1
         heads, length = cache.keys.shape[2:4]
-        rows_k = torch.arange(self.rows * heads).view(-1, heads)
-        self.places = (rows_k * length + positions_r1).flatten()
+        to_come_rm = torch.arange(self.reach) > positions_r[:, None]
+        bias_rm = torch.zeros(to_come_rm.shape, dtype=cache.keys.dtype).masked_fill_(to_come_rm, -torch.inf)
+        self.bias_r11m = bias_rm[:, None, None]
+        rows_rk = torch.arange(0, self.rows * heads * length, length).view(-1, heads)
+        self.places = (rows_rk + positions_r[:, None]).flatten()
         """Of the new keys in a layer of the cache, as ``[rows * heads * length, d]``."""
 
     def __call__(self, layer: int, query_tnd: Tensor, key_tkd: Tensor, value_tkd: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def parted(model: LanguageModel, *, tokens: int = 6) -> float:
     cache = model.new_cache(rows=5, max_length=16)
     cache.keys.fill_(1e4)  # of answers before these
     cache.values.fill_(1e4)
-    plain = PlainModel(model)
+    plain = PlainModel(model, 16)
     lengths = [len(prompt) for prompt in [*PROMPTS, MOVED]]
     ids = torch.tensor([p + [0] * (7 - len(p)) for p in PROMPTS])
     found = plain.read(ids, torch.tensor(lengths[:3]), torch.tensor(SLOTS), cache)
@@ -113,7 +113,7 @@ def test_a_watch_sees_every_pass():
     model.route(replace(model.routing, watch=lambda layer, probs_te: seen.append((layer, len(probs_te)))))
     with torch.no_grad():
         cache = model.new_cache(rows=2, max_length=4)
-        PlainModel(model).read(torch.tensor([[1, 2, 3]]), torch.tensor([3]), torch.tensor([0]), cache)
+        PlainModel(model, 16).read(torch.tensor([[1, 2, 3]]), torch.tensor([3]), torch.tensor([0]), cache)
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -127,14 +127,14 @@ def test_in_16_bit_it_is_as_near_as_rounding_lets_it(shape):
 def test_what_it_multiplies_by_is_the_weights_as_they_were():
     """Weights change between two calls of the sampler and never within one."""
     model = made(FIVE)
-    before = PlainModel(model)
+    before = PlainModel(model, 16)
     cache = model.new_cache(rows=1, max_length=4)
     given = (torch.tensor([[1, 2, 3]]), torch.tensor([3]), torch.tensor([0]), cache)
     with torch.no_grad():
         old = before.read(*given)
         for param in model.parameters():
             param.mul_(1.5)
-        new = PlainModel(model).read(*given)
+        new = PlainModel(model, 16).read(*given)
         assert not torch.allclose(new, old, atol=1e-2)
         (answer,) = Sampler(model, eos_ids=set(), pad_id=0).generate([[1, 2, 3]], max_new_tokens=1)
         assert answer.logprobs == pytest.approx([new.log_softmax(-1)[0, answer.ids[0]].item()], abs=1e-5)
