@@ -10,6 +10,8 @@ heads, k key and value heads, d head width, f FFN columns, e experts, c choices 
 vocabulary, 1 a single column.
 """
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
@@ -21,20 +23,24 @@ from megatron_bar.models.attention import KVCache, cosines_and_sines, rotate
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.models.moe import AnchoredMoE
 
+LOOK_UP = 1_000_000
+"""Weights by which a token may be multiplied in the time that it takes to look up who chose which expert."""
+
 
 class PlainModel:
     """A model whose weights lie as the CPU's products want them. It serves until they or the routing change;
     they are copied, but for 16 bit.
 
-    ``max_length``: above all positions.
+    ``max_length``: above all positions. ``look_up``: experts that were not chosen are left out where a token
+    is spared more weights than that.
     """
 
-    def __init__(self, model: LanguageModel, max_length: int):
+    def __init__(self, model: LanguageModel, max_length: int, *, look_up: int = LOOK_UP):
         shape = model.shape
         turn = cosines_and_sines(torch.arange(max_length)[None], shape.rope_theta, shape.head_dim)
         self.cosines_md, self.sines_md = (x_11md[0, 0] for x_11md in turn)
         self.embedding_vh = model.embedding.word_embeddings.weight.detach()
-        self.layers = [_Layer(layer) for layer in model.decoder.layers]
+        self.layers = [_Layer(layer, look_up) for layer in model.decoder.layers]
         self.norm = model.decoder.final_layernorm
         self.head = kernels.Matrix(model.output_layer.weight[: shape.vocab_size])
 
@@ -67,11 +73,11 @@ class PlainModel:
 class _Layer:
     """A layer: attention and FFN, each normalised before it is added."""
 
-    def __init__(self, layer: TransformerLayer):
+    def __init__(self, layer: TransformerLayer, look_up: int):
         self.query_key_value = _QueryKeyValue(layer.self_attention)
         self.projection = kernels.Matrix(layer.self_attention.linear_proj.weight)
         self.attention_norm = layer.self_attn_bda.norm
-        self.ffn = _ffn_of(layer.mlp)
+        self.ffn = _ffn_of(layer.mlp, look_up)
         self.ffn_norm = layer.mlp_bda.norm
 
     def __call__(self, x_th: Tensor, number: int, attention: "_OfPrompts | _OfTokens") -> Tensor:
@@ -102,11 +108,13 @@ class _QueryKeyValue:
         return self.query_norm(query_tnd[:, None])[:, 0], self.key_norm(key_tkd[:, None])[:, 0], value_tkd
 
 
-def _ffn_of(mlp: torch.nn.Module) -> "_FFN | _AllExperts | _ChosenExperts":
+def _ffn_of(mlp: torch.nn.Module, look_up: int) -> "_FFN | _AllExperts | _ChosenExperts":
     if not isinstance(mlp, AnchoredMoE):
         return _FFN(mlp)
-    few = mlp.router.top_k < len(mlp.experts.local_experts) or mlp.router.routing.disabled
-    return _ChosenExperts(mlp) if few else _AllExperts(mlp)
+    experts = mlp.experts.local_experts
+    used = min(mlp.router.top_k, len(experts) - len(mlp.router.routing.disabled))
+    spared = (len(experts) - used) * sum(param.numel() for param in experts[0].parameters())
+    return _ChosenExperts(mlp) if spared > look_up else _AllExperts(mlp)
 
 
 class _FFN:
@@ -149,9 +157,18 @@ class _ChosenExperts:
         weights_te = self.router(x_th)[0].to(x_th.dtype)
         expert_c, token_c = weights_te.t().nonzero().unbind(-1)
         counts = (weights_te != 0).sum(0).tolist()
-        parts = x_th[token_c].split(counts)
-        out_ch = torch.cat([ffn(part) for ffn, part in zip(self.ffns, parts, strict=True) if len(part)])
+        # For each expert its tokens, with some of the next one's or, behind the last, of any: few sizes.
+        x_ch = x_th[F.pad(token_c, (0, max(counts) // 8))]
+        parts = zip(self.ffns, accumulate([0, *counts]), counts, strict=False)
+        out_ch = torch.cat([f(x_ch[start : start + _few_sizes(n)])[:n] for f, start, n in parts if n])
         return torch.zeros_like(x_th).index_add_(0, token_c, out_ch * weights_te[token_c, expert_c, None])
+
+
+def _few_sizes(count: int) -> int:
+    """``count`` rounded up by at most an eighth, so that there are eight sizes from a power of 2 to the next:
+    oneDNN makes its kernels anew for each."""
+    unit = 1 << max(0, count.bit_length() - 4)
+    return -(-count // unit) * unit
 
 
 class _OfPrompts:

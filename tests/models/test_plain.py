@@ -50,7 +50,7 @@ def made(shape: ModelConfig) -> LanguageModel:
 
 
 @torch.no_grad()
-def parted(model: LanguageModel, *, tokens: int = 6) -> float:
+def parted(model: LanguageModel, *, look_up: int = 0, tokens: int = 6) -> float:
     """The largest difference of logits over prompts read into slots out of order and ``tokens`` more of each,
     as part of the largest logit."""
     rows = len(PROMPTS) + 1
@@ -59,7 +59,7 @@ def parted(model: LanguageModel, *, tokens: int = 6) -> float:
     cache = model.new_cache(rows=5, max_length=16)
     cache.keys.fill_(1e4)  # of answers before these
     cache.values.fill_(1e4)
-    plain = PlainModel(model, 16)
+    plain = PlainModel(model, 16, look_up=look_up)
     lengths = [len(prompt) for prompt in [*PROMPTS, MOVED]]
     ids = torch.tensor([p + [0] * (7 - len(p)) for p in PROMPTS])
     found = plain.read(ids, torch.tensor(lengths[:3]), torch.tensor(SLOTS), cache)
@@ -101,10 +101,11 @@ def test_logits_are_the_trainers(shape, active):
 def test_each_layer_has_its_own_number_of_experts_and_disabled_ones_none():
     model = made(FIVE)
     with evaluating(model):
-        model.route(replace(model.routing, active=(1, 5, 3)))
-        assert parted(model) < 1e-5
-        model.route(replace(model.routing, active=(2, 5, 3), disabled=(0, 3)))
-        assert parted(model) < 1e-5
+        for look_up in (0, 10**9):  # by the tokens that chose an expert, and all experts by their weights
+            model.route(replace(model.routing, active=(1, 5, 3), disabled=()))
+            assert parted(model, look_up=look_up) < 1e-5
+            model.route(replace(model.routing, active=(2, 5, 3), disabled=(0, 3)))
+            assert parted(model, look_up=look_up) < 1e-5
 
 
 def test_a_watch_sees_every_pass():
