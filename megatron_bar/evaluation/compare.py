@@ -22,7 +22,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.suite import TOY
 from megatron_bar.evaluation.generative import Row, TestSet, load_beside, load_model, measure, read_tests
 from megatron_bar.evaluation.results import hash_items, require_of, require_same_tests
-from megatron_bar.models.sampler import through_stages
+from megatron_bar.models.passes import through_stages
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, broadcast_from_last_stage, on_rank_zero, world_size
 from megatron_bar.report.bootstrap import Estimate, mean_interval

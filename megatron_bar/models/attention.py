@@ -94,19 +94,14 @@ class Sequences(PackedSeqParams):
         ``moving``: what it costs to move a token into a batch of documents and back, in tokens attended to.
         """
         device = self.positions.device
-        # As in transformers: every operation of the angle in fp32.
-        frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float, device=device) / width))
-        angles = self.positions[:, :, None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
+        positions_rs = self.positions
         if self.cache is not None:
-            angles = angles.view(self.rows, -1, width)
-            reach = self.positions.view(self.rows, -1)
-            slots = torch.arange(int(reach.max()) + 1 if self.reach is None else self.reach, device=device)
-            self.mask = (slots <= reach[:, :, None])[:, None]
+            positions_rs = positions_rs.view(self.rows, -1)
+            reach = int(positions_rs.max()) + 1 if self.reach is None else self.reach
+            self.mask = (torch.arange(reach, device=device) <= positions_rs[:, :, None])[:, None]
         elif self.documents is not None or kernels == "transformer_engine":
             self._mark_documents(kernels == "transformer_engine" or has_varlen(device, dtype), moving)
-        self.cos = angles.cos()[:, None]
-        self.sin = angles.sin()[:, None]
+        self.cos, self.sin = cosines_and_sines(positions_rs, theta, width)
         return self
 
     def _mark_documents(self, kernel: bool, moving: int) -> None:
@@ -146,6 +141,15 @@ class Sequences(PackedSeqParams):
             self.mask = (causal & (documents[:, :, None] == documents[:, None, :]))[:, None]
 
 
+def cosines_and_sines(positions_rs: Tensor, theta: float, width: int) -> tuple[Tensor, Tensor]:
+    """Returns those of RoPE's angles, each ``[r, 1, s, d]`` in fp32, both halves the same."""
+    # As in transformers: every operation of the angle in fp32.
+    pairs = torch.arange(0, width, 2, dtype=torch.float, device=positions_rs.device)
+    angles = positions_rs[:, None, :, None].float() * (1.0 / (theta ** (pairs / width)))
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """Returns ``tensor`` on ``device``; from the host to a GPU without waiting for it."""
     if device.type != "cuda" or tensor.device.type != "cpu":
@@ -180,14 +184,15 @@ class _Rotated(torch.autograd.Function):
     def forward(ctx, x_bnsd: Tensor, cos_b1sd: Tensor, sin_b1sd: Tensor) -> Tensor:
         """Turns ``x_bnsd``; both halves of the cosines and of the sines are the same."""
         ctx.save_for_backward(cos_b1sd, sin_b1sd)
-        return _rotate(x_bnsd, cos_b1sd, sin_b1sd, 1)
+        return rotate(x_bnsd, cos_b1sd, sin_b1sd, 1)
 
     @staticmethod
     def backward(ctx, grad_bnsd: Tensor) -> tuple[Tensor, None, None]:
-        return _rotate(grad_bnsd, *ctx.saved_tensors, -1), None, None
+        return rotate(grad_bnsd, *ctx.saved_tensors, -1), None, None
 
 
-def _rotate(x_bnsd: Tensor, cos_b1sd: Tensor, sin_b1sd: Tensor, way: int) -> Tensor:
+def rotate(x_bnsd: Tensor, cos_b1sd: Tensor, sin_b1sd: Tensor, way: int) -> Tensor:
+    """Turns ``x_bnsd`` by RoPE's angles, backwards where ``way`` is -1; without a gradient."""
     if fused.usable(x_bnsd):
         return fused.rotate(x_bnsd, cos_b1sd, sin_b1sd, way)
     # The halves of a head are turned against each other, as in transformers, and not neighbours.

@@ -26,16 +26,11 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> Tensor:
         """Normalises in fp32 and casts last. ``group``: whose ranks have parts of a ``width``, or None."""
-        wide = x_sbh.float()
-        # By way of the norm: the sum of squares without a tensor of squares.
-        squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        if group is not None:
-            dist.all_reduce(squares, group=group)
-        scale_sb1 = squares.div_(width).add_(eps).rsqrt_()
+        out, scale_sb1 = _normalise(x_sbh, weight_h, eps, width, group)
         ctx.save_for_backward(x_sbh, weight_h, scale_sb1)
         ctx.width = width
         ctx.group = group
-        return (wide * scale_sb1).mul_(weight_h).to(x_sbh.dtype)
+        return out
 
     @staticmethod
     def backward(ctx, grad_sbh: Tensor) -> tuple[Tensor | None, ...]:
@@ -57,10 +52,23 @@ class _Normalised(torch.autograd.Function):
         return grad_x, grad_weight, None, None, None
 
 
+def _normalise(x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> tuple[Tensor, Tensor]:
+    """Returns what is normalised, and ``1 / rms(x)`` ``[s, b, 1]``."""
+    wide = x_sbh.float()
+    # By way of the norm: the sum of squares without a tensor of squares.
+    squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+    if group is not None:
+        dist.all_reduce(squares, group=group)
+    scale_sb1 = squares.div_(width).add_(eps).rsqrt_()
+    return (wide * scale_sb1).mul_(weight_h).to(x_sbh.dtype), scale_sb1
+
+
 def rms_norm(x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> Tensor:
     """Normalises as `_Normalised` does; on a GPU by torch's one kernel, where a rank has all of the width."""
     if group is None and x_sbh.is_cuda:
         return F.rms_norm(x_sbh, (width,), weight_h, eps)
+    if not torch.is_grad_enabled():  # what an autograd function costs is more than a small norm does
+        return _normalise(x_sbh, weight_h, eps, width, group)[0]
     return _Normalised.apply(x_sbh, weight_h, eps, width, group)
 
 

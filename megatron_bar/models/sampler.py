@@ -3,10 +3,10 @@
 A slot whose answer has ended takes the next prompt while the others go on. The rows of a pass are laid out
 flat, ``[1, rows * new tokens]``, so that sequence parallelism can cut them like any sequence. All ranks make
 the same passes over the same number of rows, since experts spread over data-parallel ranks meet in every
-layer. What is drawn depends on the seed, the prompt's number and the probabilities alone, not on slots or
-layout.
+layer; on a CPU whose ranks have the whole model each goes on by itself (passes.py). What is drawn depends on
+the seed, the prompt's number and the probabilities alone, not on slots or layout.
 
-Legend: r rows (sequences in a pass), n new tokens of each, t = r * n tokens, v vocabulary, 1 a batch of one.
+Legend: r rows (sequences in a pass), v vocabulary.
 """
 
 from collections import deque
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel, evaluating
+from megatron_bar.models.drawing import draw, uniforms
+from megatron_bar.models.passes import PlainPasses, StagePasses, is_whole
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import broadcast_from_last_stage, gather_objects
 
-REACH = 256
-"""Unit of the cache's length that a GPU attends to: kernels are chosen, and graphs recorded, by shape."""
 REFILL = 8
 """Part (one in so many) of the slots that is free before new prompts come in: few, large passes."""
 
@@ -77,15 +77,25 @@ class Sampler:
     """Answers prompts by a model.
 
     ``graphs``: on a GPU whose ranks exchange nothing inside the model a pass is recorded once for every
-    `REACH` and then launched whole, as a CUDA graph; launched one by one its kernels take longer to start
-    than to run.
+    `passes.REACH` and then launched whole, as a CUDA graph; launched one by one its kernels take longer to
+    start than to run. ``plain``: on a CPU each of whose ranks has all of the model, passes are those of its
+    plain form.
     """
 
-    def __init__(self, model: LanguageModel, *, eos_ids: set[int], pad_id: int, graphs: bool = True):
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        eos_ids: set[int],
+        pad_id: int,
+        graphs: bool = True,
+        plain: bool = True,
+    ):
         self.model = model
         self.eos_ids = eos_ids
         self.pad_id = pad_id
         self.graphs = graphs
+        self.plain = plain
 
     @torch.no_grad()
     def generate(
@@ -115,9 +125,7 @@ class Sampler:
         size = parallel_state.get_data_parallel_world_size()
         # Alike lengths together: prompts that come in together are filled up to the longest.
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-        answers = [
-            _Answer(n, prompts[n], limits[n], _uniforms(seed, n, limits[n])) for n in order[rank::size]
-        ]
+        answers = [_Answer(n, prompts[n], limits[n], uniforms(seed, n, limits[n])) for n in order[rank::size]]
         if prompts:
             count = min(slots, -(-len(prompts) // size))
             with evaluating(self.model):
@@ -139,18 +147,8 @@ class Sampler:
         return [len(prompt) + new for prompt, new in zip(prompts, limits, strict=True)]
 
 
-def _uniforms(seed: int, number: int, count: int) -> list[float]:
-    generator = torch.Generator().manual_seed((seed << 32) + number)
-    return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
-
-
 def _next_uniform(answer: _Answer | None) -> float:
     return answer.draws[len(answer.ids)] if answer else 0.0
-
-
-def _up(count: int, unit: int) -> int:
-    """``count`` rounded up to a multiple of ``unit``."""
-    return -(-count // unit) * unit
 
 
 class _Slots:
@@ -174,28 +172,13 @@ class _Slots:
         self.temperature = temperature
         self.top_p = top_p
         self.waiting = deque(answers)
-        self.tensor = parallel_state.get_tensor_model_parallel_world_size()
-        slots = _up(slots, self.tensor)  # sequence parallelism cuts the rows
-        self.slots: list[_Answer | None] = [None] * slots
-        device = cpu.device()
-        self.on_gpu = device.type == "cuda"
-        self.cache = self.model.new_cache(
-            rows=slots, max_length=_up(longest, REACH) if self.on_gpu else longest
+        sizes = {"slots": slots, "longest": longest, "pad_id": sampler.pad_id}
+        self.passes = (
+            PlainPasses(self.model, **sizes)
+            if sampler.plain and is_whole(self.model) and cpu.device().type == "cpu"
+            else StagePasses(self.model, **sizes, graphs=sampler.graphs)
         )
-        self.records = sampler.graphs and self.on_gpu and self._can_be_recorded()
-        self.host = torch.zeros(3, slots, dtype=torch.int64, pin_memory=self.on_gpu)
-        """Ids, positions and, as the bits of fp64, uniform numbers of the next pass over all slots."""
-        self.given = torch.zeros(3, slots, dtype=torch.int64, device=device)
-        """Those numbers where the model is."""
-        self.graph_of: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        """Recorded passes by reach, each with its logits."""
-
-    def _can_be_recorded(self) -> bool:
-        """Whether a pass is kernels alone: no exchange between ranks, and no code of the host, which a graph
-        leaves out."""
-        layout = self.model.layout
-        exchanges = (layout.tensor, layout.pipeline, layout.expert) != (1, 1, 1)
-        return not exchanges and self.model.routing.watch is None
+        self.slots: list[_Answer | None] = [None] * self.passes.slots
 
     def finish(self) -> None:
         """Makes passes until every rank's answers have ended. Collective."""
@@ -216,8 +199,8 @@ class _Slots:
                 self._go_on()
 
     def _largest(self, *values: int) -> list[int]:
-        """The largest of each of ``values`` over all ranks. Collective."""
-        if dist.get_world_size() == 1:
+        """The largest of each of ``values`` over all ranks that make their passes together. Collective."""
+        if dist.get_world_size() == 1 or not self.passes.together:
             return [int(value) for value in values]
         shared = torch.tensor([int(value) for value in values], device=cpu.device())
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
@@ -226,57 +209,36 @@ class _Slots:
     def _begin(self, coming: list[_Answer], free: list[int], rows: int, length: int) -> None:
         """Reads the prompts of ``coming`` and draws their first tokens; ``rows`` and ``length`` are those of
         all ranks."""
-        rows = _up(rows, self.tensor)
-        pad = self.sampler.pad_id
-        device = cpu.device()
-        answers = [*coming, *[None] * (rows - len(coming))]
-        prompts = [[pad] if answer is None else answer.prompt for answer in answers]
-        # Rows that nobody asked for write to the cache's last row, which belongs to no slot.
-        slots_r = torch.tensor(
-            [*free[: len(coming)], *[len(self.slots)] * (rows - len(coming))], device=device
-        )
-        ids_rn = torch.tensor([p + [pad] * (length - len(p)) for p in prompts], device=device)
-        lengths_r = torch.tensor([len(p) for p in prompts], device=device)
-        last_r = torch.arange(rows, device=device) * length + lengths_r - 1
-        positions_rn = torch.arange(length, device=device).expand(rows, length)
-        logits_rv = self._logits(ids_rn, positions_rn, slots=slots_r, keep=last_r, reach=length)
-        for slot, answer in zip(free, coming, strict=False):
+        slots = free[: len(coming)]
+        logits_rv = self.passes.read([answer.prompt for answer in coming], slots, rows, length)
+        for slot, answer in zip(slots, coming, strict=True):
             self.slots[slot] = answer
-        uniforms_r = torch.tensor([*map(_next_uniform, answers)], dtype=torch.float64, device=device)
-        self._draw(logits_rv, answers, uniforms_r)
+        if coming:
+            numbers = [_next_uniform(answer) for answer in coming]
+            self._draw(logits_rv, coming, torch.tensor(numbers, dtype=torch.float64, device=cpu.device()))
 
     def _go_on(self) -> None:
-        """Draws one more token for every slot."""
+        """Draws one more token for every slot at work."""
+        answers = self._next_rows()
         pad = self.sampler.pad_id
-        # One pinned buffer and one copy that nobody waits for: three copies would be three launches for every
-        # token.
-        self.host[0] = torch.tensor([a.ids[-1] if a else pad for a in self.slots])
-        self.host[1] = torch.tensor([a.position if a else 0 for a in self.slots])
-        uniforms = torch.tensor([_next_uniform(a) for a in self.slots], dtype=torch.float64)
-        self.host[2].view(torch.float64).copy_(uniforms)
-        self.given.copy_(self.host, non_blocking=True)
-        reach = int(self.host[1].max()) + 1
-        if self.on_gpu:
-            reach = _up(reach, REACH)
-        logits_rv = self._recorded(reach) if self.records else self._pass(reach)
-        self._draw(logits_rv, self.slots, self.given[2].view(torch.float64))
+        logits_rv, uniforms_r = self.passes.go_on(
+            [a.ids[-1] if a else pad for a in answers],
+            [a.position if a else 0 for a in answers],
+            [_next_uniform(a) for a in answers],
+        )
+        self._draw(logits_rv, answers, uniforms_r)
 
-    def _pass(self, reach: int) -> Tensor | None:
-        return self._logits(self.given[0][:, None], self.given[1][:, None], reach=reach)
-
-    def _recorded(self, reach: int) -> Tensor:
-        """Makes the same pass by its graph, which is recorded when a reach is new."""
-        if reach not in self.graph_of:
-            # Libraries make their plans in a first pass; to write the same keys and values twice is no harm.
-            self._pass(reach)
-            graph = torch.cuda.CUDAGraph()
-            shared = next((other.pool() for other, _ in self.graph_of.values()), None)
-            with torch.cuda.graph(graph, pool=shared):
-                logits_rv = self._pass(reach)
-            self.graph_of[reach] = (graph, logits_rv)
-        graph, logits_rv = self.graph_of[reach]
-        graph.replay()
-        return logits_rv
+    def _next_rows(self) -> list[_Answer | None]:
+        """Returns the answers of the next pass. Where it need not be over all slots, the last at work move
+        into those that are free, and the rest is left out."""
+        if self.passes.together:
+            return self.slots
+        at_work = [n for n, answer in enumerate(self.slots) if answer is not None]
+        holes = [n for n in range(len(at_work)) if self.slots[n] is None]
+        for hole, last in zip(holes, reversed(at_work), strict=False):
+            self.passes.move(last, hole, self.slots[last].position)
+            self.slots[hole], self.slots[last] = self.slots[last], None
+        return self.slots[: self.passes.rows(len(at_work))]
 
     def _draw(self, logits_rv: Tensor | None, answers: list[_Answer | None], uniforms_r: Tensor) -> None:
         """Appends a token to each answer, the same on all pipeline ranks; frees the slots of what ended."""
@@ -296,49 +258,3 @@ class _Slots:
 
     def _stops(self, answer: _Answer) -> bool:
         return self.stop is not None and self.stop(answer.ids)
-
-    def _logits(self, ids_rn: Tensor, positions_rn: Tensor, **more) -> Tensor | None:
-        """Logits ``[r, v]`` in fp32 on the last pipeline rank, None on the others."""
-        out = through_stages(
-            self.model, ids_rn.reshape(1, -1), positions_rn.reshape(1, -1), cache=self.cache, **more
-        )
-        return None if out is None else out[0].float()
-
-
-def through_stages(model: LanguageModel, ids_1t: Tensor, positions_1t: Tensor, **more) -> Tensor | None:
-    """Returns ``model(ids_1t, positions_1t, **more)`` on the last pipeline rank, None on the others."""
-    if not model.pre_process:
-        tokens = ids_1t.shape[1] // parallel_state.get_tensor_model_parallel_world_size()
-        shape = (tokens, 1, model.shape.hidden_size)
-        hidden = torch.empty(shape, dtype=model.config.params_dtype, device=ids_1t.device)
-        # As bytes: not every backend sends bfloat16.
-        dist.recv(hidden.view(torch.uint8), src=parallel_state.get_pipeline_model_parallel_prev_rank())
-        model.set_input_tensor(hidden)
-    out = model(ids_1t, positions_1t, **more)
-    if model.post_process:
-        return out
-    dist.send(out.contiguous().view(torch.uint8), dst=parallel_state.get_pipeline_model_parallel_next_rank())
-    return None
-
-
-def draw(logits_rv: Tensor, uniforms_r: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Returns a token for each row and its log-probability, both ``[r]`` fp64.
-
-    ``uniforms_r``: a random number for each; its token is the first at which the sum of probabilities exceeds
-    it.
-    """
-    logprobs_rv = (logits_rv / temperature if temperature else logits_rv).log_softmax(-1)
-    if not temperature:
-        token_r1 = logprobs_rv.argmax(-1, keepdim=True)
-    else:
-        probs_rv = logprobs_rv.double().exp()
-        if top_p < 1:
-            # Nucleus sampling (Holtzman et al. 2020): the more likely tokens before one have less than top_p
-            # together.
-            ordered, order = probs_rv.sort(-1, descending=True)
-            ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-            probs_rv = torch.zeros_like(probs_rv).scatter(-1, order, ordered)
-        # Times the last sum, which rounding and top-p leave other than 1.
-        sums_rv = probs_rv.cumsum(-1)
-        token_r1 = (sums_rv <= uniforms_r[:, None] * sums_rv[:, -1:]).sum(-1, keepdim=True)
-    return token_r1.squeeze(-1).double(), logprobs_rv.gather(-1, token_r1).squeeze(-1).double()

@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from torch import Tensor
 
 from megatron_bar.models.build import LanguageModel, evaluating
-from megatron_bar.models.sampler import through_stages
+from megatron_bar.models.passes import through_stages
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import gather_objects
 

@@ -51,7 +51,7 @@ def test_swiglu_and_its_gradient_are_the_formula(where, dtype, size, keep):
 @pytest.mark.parametrize("heads, width", [(2, 8), (3, 6), (40, 128)])
 @pytest.mark.parametrize("way", [1, -1])
 def test_rope_turns_by_the_angle_and_back(where, dtype, heads, width, way):
-    from megatron_bar.models.attention import _rotate
+    from megatron_bar.models.attention import rotate
 
     b, s = 2, 5
     generator = torch.Generator().manual_seed(1)
@@ -61,7 +61,7 @@ def test_rope_turns_by_the_angle_and_back(where, dtype, heads, width, way):
     laid = x.transpose(0, 1).transpose(1, 2)  # [b, n, s, d], as the attention core has it
     left, right = laid.double().chunk(2, dim=-1)
     expected = laid.double() * cos.double() + way * torch.cat((-right, left), -1) * sin.double()
-    found = _rotate(laid.to(place(where)), cos.to(place(where)), sin.to(place(where)), way)
+    found = rotate(laid.to(place(where)), cos.to(place(where)), sin.to(place(where)), way)
     assert found.dtype == dtype
     assert worst(found, expected) <= LIMIT[dtype]
 

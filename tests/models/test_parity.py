@@ -170,7 +170,7 @@ def all_gradients(trainer: Trainer, micro: list[Batch]) -> dict[str, torch.Tenso
 
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from megatron_bar.models.shards import _tensors, load_folder
+    from megatron_bar.models.shards import load_folder, whole_tensors
     from megatron_bar.training.trainer import _forward
 
     load_folder(trainer.model, Folder.open(trainer.source))
@@ -192,7 +192,7 @@ def all_gradients(trainer: Trainer, micro: list[Batch]) -> dict[str, torch.Tenso
         param.data = param.main_grad.clone()
     return {
         name: tensor.clone()
-        for name, tensor in _tensors(trainer.model, list(tensor_shapes(trainer.model.shape)), owner=0)
+        for name, tensor in whole_tensors(trainer.model, list(tensor_shapes(trainer.model.shape)), owner=0)
     }
 
 

@@ -78,6 +78,7 @@ def test_in_training(model, odd, rows, packed):
     assert odd == {}
 
 
-def test_in_sampling(model, odd):
-    Sampler(model, eos_ids=set(), pad_id=0).generate([[1, 2, 3], [4]], max_new_tokens=4)
+@pytest.mark.parametrize("plain", [False, True])
+def test_in_sampling(model, odd, plain):
+    Sampler(model, eos_ids=set(), pad_id=0, plain=plain).generate([[1, 2, 3], [4]], max_new_tokens=4)
     assert odd == {}
