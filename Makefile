@@ -86,11 +86,11 @@ test-slow: $(MADE)  ## the longer tests: whole trainings, many seeds
 test-faults: $(MADE)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
 	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu and not vllm" tests
 
-test-compat: $(MADE) $(COMPAT) $(OLDEST)  ## exports in transformers 4.57 and by vLLM's names; the suite on the oldest torch (.venv-oldest)
+test-compat: $(MADE) $(COMPAT) $(OLDEST)  ## exports in transformers 4.57 (.venv-compat); the suite on the oldest torch (.venv-oldest)
 	$(PY) -m pytest -m compat tests
 	.venv-oldest/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat and not vllm" tests
 
-test-vllm: $(MADE) $(VLLM)  ## RLVR's answers, exports and ends through vLLM on the CPU (.venv-vllm, several GB)
+test-vllm: $(MADE) $(VLLM)  ## vLLM on the CPU (.venv-vllm, several GB): RLVR's answers, weights and ends; exports; the server
 	$(PY) -m pytest -m vllm tests/rl tests/compat
 
 # Files without such a test are not collected: they may need what a GPU's image has not.
