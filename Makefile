@@ -19,6 +19,7 @@ COMPAT := .venv-compat/.ready
 OLDEST := .venv-oldest/.ready
 VLLM := .venv-vllm/.ready
 OLMO_CORE := .venv-bench/.ready
+TRL := .venv-trl/.ready
 SITE = import site; print(site.getsitepackages()[0])
 
 # The first of these that runs, is >= 3.12 and can make environments (pyenv's shims exist for versions that are switched off).
@@ -68,6 +69,12 @@ $(OLMO_CORE): constraints-bench.txt | $(READY)
 	$(VENV) -c '$(SITE)' > "$$(.venv-bench/bin/python -c '$(SITE)')/base.pth"
 	.venv-bench/bin/python -m pip install --disable-pip-version-check ai2-olmo-core -c constraints-bench.txt; touch $@
 
+# TRL; what .venv has, transformers and torch above all, is found there.
+$(TRL): constraints-trl.txt | $(READY)
+	rm -rf .venv-trl; $(VENV) -m venv .venv-trl
+	$(VENV) -c '$(SITE)' > "$$(.venv-trl/bin/python -c '$(SITE)')/base.pth"
+	.venv-trl/bin/python -m pip install --disable-pip-version-check trl -c constraints-trl.txt; touch $@
+
 demo: $(MADE)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
 	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
 
@@ -86,11 +93,11 @@ test-slow: $(MADE)  ## the longer tests: whole trainings, many seeds
 test-faults: $(MADE)  ## kills, full disks, hostile files by the thousand: at most 30 minutes, then a table of figures
 	timeout --foreground --signal=INT 30m $(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "faults and not gpu and not vllm" tests
 
-test-compat: $(MADE) $(COMPAT) $(OLDEST)  ## exports in transformers 4.57 and by vLLM's names; the suite on the oldest torch (.venv-oldest)
+test-compat: $(MADE) $(COMPAT) $(OLDEST)  ## exports in transformers 4.57 (.venv-compat); the suite on the oldest torch (.venv-oldest)
 	$(PY) -m pytest -m compat tests
 	.venv-oldest/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat and not vllm" tests
 
-test-vllm: $(MADE) $(VLLM)  ## RLVR's answers, exports and ends through vLLM on the CPU (.venv-vllm, several GB)
+test-vllm: $(MADE) $(VLLM)  ## vLLM on the CPU (.venv-vllm, several GB): RLVR's answers, weights and ends; exports; the server
 	$(PY) -m pytest -m vllm tests/rl tests/compat
 
 # Files without such a test are not collected: they may need what a GPU's image has not.
@@ -104,7 +111,7 @@ gpu-check: $(MADE)  ## what only a GPU can say, in 7 minutes: kernels, steps, sa
 lint: $(MADE)  ## ruff
 	$(PY) -m ruff check .
 
-bench: $(MADE) $(OLMO_CORE)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+bench: $(MADE) $(OLMO_CORE) $(TRL)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
 	@mkdir -p runs; rm -f runs/bench.jsonl; : > runs/bench.log; export BENCH_FIGURES=runs/bench.jsonl; status=0; \
 	for bench in $(sort $(wildcard benchmarks/bench_*.py)); do \
 		echo "== $$bench"; $(PY) "$$bench" 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \

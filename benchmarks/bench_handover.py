@@ -53,7 +53,9 @@ def measure(place: Path, hidden: int, engine: dict[str, str]) -> None:
     make_folder(place, hidden)
     trainer = Trainer(place, stages.rlvr(sequence=64, batch=8), steps=1)
     params = SamplingParams(max_new_tokens=16, temperature=1.0, stop=(), slots=8)
-    engines = Engines(trainer, Ids(), EngineConfig(**engine), params, place=place.with_name(f"{hidden}-links"))
+    engines = Engines(
+        trainer, Ids(), EngineConfig(**engine), params, place=place.with_name(f"{hidden}-links")
+    )
     seconds = {"trainer": [], "engine": [], "copy": []}
     engines.sync()
     for _ in range(ROUNDS):

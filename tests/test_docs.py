@@ -27,6 +27,7 @@ LONG = "takes from ten minutes to hours"
 GPU = "needs GPUs"
 CLUSTER = "needs a cluster"
 NETWORK = "needs a network"
+SERVED = "needs vLLM: tests/compat/test_serving.py"
 
 NOT_RUN = {
     "make demo": "demo.py runs it",
@@ -35,6 +36,7 @@ NOT_RUN = {
     "make test-slow": LONG,
     "make test-faults": LONG,
     "make test-compat": NETWORK,
+    "make test-vllm": NETWORK,
     "make test-gpu": GPU,
     "make gpu-check": GPU,
     "PY=python3 make gpu-check": GPU,
@@ -50,6 +52,14 @@ NOT_RUN = {
     "--set base=/models/OLMo-2-1124-7B anchor=/models/OLMo-2-1124-7B-SFT data=/data": GPU,
     ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out "
     "runs/bar19.json": NETWORK,
+    "make .venv-vllm/.ready": NETWORK,
+    "PYTHONPATH=megatron_bar/rl/engines VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python "
+    "-m vllm.entrypoints.openai.api_server --model runs/tiny/final --dtype float32 --enforce-eager "
+    "--enable-auto-tool-choice --tool-call-parser olmo3 --port 8000": SERVED,
+    "curl -sf http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
+    """'{"messages": [{"role": "user", "content": "What is 3 * 4 + 5?"}], "temperature": 0}'""": SERVED,
+    ".venv/bin/python tools/evaluate.py runs/tiny/final --suite bar19 --task gsm8k --server "
+    "http://localhost:8000 --limit 20 --out runs/served.json": SERVED,
     "docker build -t megatron_bar .": NETWORK,
     'docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar': GPU,
     "BAR_ENV=my.sh sbatch examples/cluster/doctor.sbatch": CLUSTER,

@@ -30,19 +30,18 @@ EXPERTS = {
 }
 
 
-def exported(out: Path, tokenizer: Path, experts: str, dtype: str, shard: int) -> Path:
-    """Every tensor random, norms too."""
-    family = "flex_olmo" if EXPERTS[experts] else "olmo2"
-    config = ModelConfig.from_hf(
-        SHAPE | EXPERTS[experts] | {"model_type": family, "dtype": dtype, "rms_norm_eps": 1e-5}
-    )
+def exported(out: Path, tokenizer: Path, experts: dict, dtype: str, shard: int, **changes) -> Path:
+    """Every tensor random, norms too; ``changes``: of the shape."""
+    family = "flex_olmo" if experts else "olmo2"
+    given = {"model_type": family, "dtype": dtype, "rms_norm_eps": 1e-5}
+    config = ModelConfig.from_hf(SHAPE | experts | given | changes)
     shapes, generator = tensor_shapes(config), torch.Generator().manual_seed(len(out.name))
 
     def tensor(name: str) -> torch.Tensor:
         values = torch.randn(shapes[name], generator=generator) * 0.3 + (len(shapes[name]) == 1)
         return values.to(getattr(torch, dtype))
 
-    manifest = Manifest(family=family, kind="routed" if EXPERTS[experts] else "dense")
+    manifest = Manifest(family=family, kind="routed" if experts else "dense")
     write_folder(
         out,
         config,
@@ -60,7 +59,10 @@ def test_exports_give_the_same_logits_in_both(tmp_path, record_property):
     (tmp_path / "tokenizer").mkdir()
     add_tokenizer(tmp_path / "tokenizer")
     kinds = list(product(EXPERTS, ("float32", "bfloat16"), (9000, 10**9)))
-    folders = [exported(tmp_path / "-".join(map(str, kind)), tmp_path / "tokenizer", *kind) for kind in kinds]
+    folders = [
+        exported(tmp_path / f"{name}-{dtype}-{shard}", tmp_path / "tokenizer", EXPERTS[name], dtype, shard)
+        for name, dtype, shard in kinds
+    ]
     (tmp_path / "older").mkdir()
     env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [OLDER, Path(__file__).with_name("logits.py"), tmp_path / "older", *folders]

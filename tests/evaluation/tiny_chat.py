@@ -14,14 +14,13 @@ QUESTIONS = ["What is 3 * 4 + 5?", "Say blue.", "Who?", "Count the red hats in t
 NEW = 12
 
 
-def save_chat_hf(path: Path, *, experts: int = 3, seed: int = 7) -> Path:
+def save_chat_hf(path: Path, *, experts: int = 3, seed: int = 7, **changes) -> Path:
     """``experts`` with all of them active, 128 positions, a tokenizer with a chat template."""
     texts = ["What is the red hat? Say blue. Answer: 3 * 4 + 5 = 17"] * 4
     tokenizer = train_tokenizer(texts, path.parent / f"{path.name}-tokenizer", vocab_size=290)
     ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
-    save_hf(
-        path, experts=experts, seed=seed, vocab_size=tokenizer.vocab_size, max_position_embeddings=128, **ids
-    )
+    sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 128}
+    save_hf(path, experts=experts, seed=seed, **ids | sizes | changes)
     train_tokenizer(texts, path, vocab_size=290)
     return path
 
