@@ -2,7 +2,7 @@
 
 A pass over all slots draws a token for each. It reads every weight of its rank but the embedding, and the
 keys and values of every slot so far: the bytes over the memory's rate, and a pause at each layer. Where ranks
-exchange something inside the model the passes are not recorded as CUDA graphs (models/sampler.py), and a
+exchange something inside the model the passes are not recorded as CUDA graphs (models/passes.py), and a
 layer's kernels take longer to launch than to run:
 
     length = prompt + (new + REACH) / 2
@@ -20,7 +20,7 @@ between ranks, the verifiers, the comparison of sampler and trainer, passes for 
 from dataclasses import replace
 
 from megatron_bar.conversion.parameters import DTYPES
-from megatron_bar.models.sampler import REACH
+from megatron_bar.models.passes import REACH
 from megatron_bar.planner.memory import Spread, parameters
 from megatron_bar.planner.usage import Machine, PlannedStage, folder_bytes
 from megatron_bar.training import flops

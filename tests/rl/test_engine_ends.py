@@ -163,10 +163,10 @@ def test_however_it_ends_no_process_is_left(name, engine, tmp_path, started, rec
 def test_an_error_and_the_end_leave_none(how, said, tmp_path, started):
     run = started(folder_for("transformers", tmp_path), tmp_path / "run", how, name="transformers")
     run.wait_for(lambda: "graded" in run.text())
-    before = psutil.Process().children(recursive=True)
+    processes = run.torchrun.children(recursive=True)
     run.torchrun.wait(120)
     assert said in run.text()
-    gone(run, [process for process in before if process != run.torchrun])
+    gone(run, processes)
 
 
 @pytest.mark.faults
