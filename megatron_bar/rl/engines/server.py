@@ -54,6 +54,10 @@ class Server:
             result = self._result(request["call"], request["given"])
             self.say({"result": result, "version": self.held})
         except Exception as error:  # noqa: BLE001 - whatever an engine raises is the asker's to report
+            if (
+                type(error).__name__ == "EngineDeadError"
+            ):  # vLLM's, of a worker that died: nothing more will come
+                sys.exit(f"{error}")
             self.say({"error": f"{type(error).__name__}: {error}"})
 
     def _result(self, call: str, given: dict):
