@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import replace
 from functools import cache, partial
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,10 @@ def rows(plain, with_tools):
     ]
 
 
+NEWER = "sanitize_control_tokens" in signature(PreTrainedTokenizerFast.apply_chat_template).parameters
+"""Whether this transformers (5.23, not 5.17) has its own way against forged special tokens, to compare with."""
+
+
 class Pair:
     """Our format and transformers' tokenizer, of one file."""
 
@@ -259,6 +264,8 @@ class Pair:
         self.format = ChatFormat(replace(text, template=OWN.get(layout)), "own" if layout in OWN else layout)
 
     def theirs(self, messages, tools=None, **options):
+        if not NEWER:  # and hands keys without a value to the template
+            messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
         settings = {"tools": tools, "tokenize": True, "return_dict": False, "chat_template": self.template}
         return self.hf.apply_chat_template(messages, **settings | options)
 
@@ -352,9 +359,8 @@ def test_forged_special_tokens_are_text(pair, kind, layout, messages, tools):
     assert [run[-1] for run in learned(ours)] == [
         run[-1] for run in learned(both.format.render(harmless, tools=no_tools))
     ]
-    if not forged.search(
-        json.dumps([list(_keys(messages)), list(_keys(tools))])
-    ):  # which transformers leaves as they are
+    # Keys transformers leaves as they are.
+    if NEWER and not forged.search(json.dumps([list(_keys(messages)), list(_keys(tools))])):
         theirs = both.theirs(messages, tools, sanitize_control_tokens=True)
         assert both.specials(ours.ids) == both.specials(theirs)
     # The ids of each text between two special tokens of the template: the pieces of its characters, no matter
