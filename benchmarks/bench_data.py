@@ -6,18 +6,20 @@ One line per figure at the end: ``ratio NAME VALUE target VALUE``. Each part run
 one thread. Other work on the machine slows memory and caches down and so adds CPU seconds too, never takes
 any away.
 
-tokenisation   `preprocess` in one process, from corpus.jsonl.gz (see make_corpus.py) to whole token files, against
-               ``datasets.map`` in one process, batched, over the same rows already loaded, which appends the end-of-text and
-               drops the text: once with transformers' tokenizer, and once with our own `encode_texts`, whose tokenizing is then
-               the same and only what is around it differs. The ids must agree. Each run has a tokenizer loaded anew, unmeasured:
-               the words that it caches are not those of the run before. CPU seconds, in turn, 5 times: ratios are medians of
-               the rounds', tokens per second are of the best round. Skipped where there is no OLMo 2 tokenizer.
-packing        1 M documents of log-normal lengths (median 400 tokens, mean 820), as .bin, .idx and .learn on disk, sparse, to
-               `PackedRows` of 4,096 by best fit. CPU seconds from opening the files to rows that can be taken; peak memory is
-               the process's, with Python and torch in it.
-loader         Steps of the tiny recipe's post-training (4 rows of 128, packed chats, the dense model: its cheapest step, and the
-               dearest batches). First each step's batch is made and then used, one after the other: CPU seconds of the one over
-               those of the other. Then with batches made ahead: seconds that training waits for them over seconds of all.
+tokenisation   `preprocess` in one process, from corpus.jsonl.gz (see make_corpus.py) to whole token files,
+               against ``datasets.map`` in one process, batched, over the same rows already loaded, which
+               appends the end-of-text and drops the text: once with transformers' tokenizer, and once with
+               our own `encode_texts`, whose tokenizing is then the same and only what is around it differs.
+               The ids must agree. Each run has a tokenizer loaded anew, unmeasured: the words that it caches
+               are not those of the run before. CPU seconds, in turn, 5 times: ratios are medians of the
+               rounds', tokens per second are of the best round. Skipped where there is no OLMo 2 tokenizer.
+packing        1 M documents of log-normal lengths (median 400 tokens, mean 820), as .bin, .idx and .learn on
+               disk, sparse, to `PackedRows` of 4,096 by best fit. CPU seconds from opening the files to rows
+               that can be taken; peak memory is the process's, with Python and torch in it.
+loader         Steps of the tiny recipe's post-training (4 rows of 128, packed chats, the dense model: its
+               cheapest step, and the dearest batches). First each step's batch is made and then used, one
+               after the other: CPU seconds of the one over those of the other. Then with batches made ahead:
+               seconds that training waits for them over seconds of all.
 """
 
 import argparse

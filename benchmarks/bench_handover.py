@@ -1,8 +1,9 @@
 """The trainer's weights to an engine between two rounds, against a copy of the changed bytes in memory.
 
-What is timed apart: the trainer's part (each tensor once into shared memory, and its checksum), the engine's part
-(checksums, loading, comparing what it then holds), and one copy of the same bytes. vLLM where there is one
-(``--vllm-python``), else transformers, which goes by way of a folder. FlexOlmo of two experts, fp32, RLVR's policy.
+What is timed apart: the trainer's part (each tensor once into shared memory, and its checksum), the engine's
+part (checksums, loading, comparing what it then holds), and one copy of the same bytes. vLLM where there is
+one (``--vllm-python``), else transformers, which goes by way of a folder. FlexOlmo of two experts, fp32,
+RLVR's policy.
 """
 
 import argparse

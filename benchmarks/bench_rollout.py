@@ -1,5 +1,5 @@
-"""Rollouts by our sampler, by vLLM and by transformers' ``generate`` from the same folders: tokens per second,
-side by side.
+"""Rollouts by our sampler, by vLLM and by transformers' ``generate`` from the same folders: tokens per
+second, side by side.
 
     python benchmarks/bench_rollout.py --hidden 128 --active 5 --slots 64
     python benchmarks/bench_rollout.py --vllm-python .venv-vllm/bin/python --threads 1

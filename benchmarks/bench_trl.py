@@ -2,16 +2,16 @@
 
     python benchmarks/bench_trl.py [--only dense_128 two_experts_128 ...]
 
-Dense OLMo 2 of which everything trains, and FlexOlmo of two experts with the anchor frozen (its experts are one
-parameter in transformers, so a hook zeroes the anchor's gradient there). 4 layers, vocabulary 1,000, random
-weights, of which every fiftieth token ends an answer: lengths vary as those of trained models do. 16 prompts, 8
-answers each of at most 128 tokens, all of them in flight at once, four optimizer steps, the same text graded by
-the same function, no KL, no checkpoints, fp32, one process, all cores; alternated.
+Dense OLMo 2 of which everything trains, and FlexOlmo of two experts with the anchor frozen (its experts are
+one parameter in transformers, so a hook zeroes the anchor's gradient there). 4 layers, vocabulary 1,000,
+random weights, of which every fiftieth token ends an answer: lengths vary as those of trained models do. 16
+prompts, 8 answers each of at most 128 tokens, all of them in flight at once, four optimizer steps, the same
+text graded by the same function, no KL, no checkpoints, fp32, one process, all cores; alternated.
 
-TRL samples by transformers' ``generate``, its way without a server of vLLM, and does not recompute activations,
-which it would by default. Its seconds are those from the first step's begin to the last one's end, without what
-``train`` sets up. Ours have the comparison of sampler and trainer in them. Before anything is timed the losses
-of both on the same tokens are compared, afterwards the lengths of what was sampled.
+TRL samples by transformers' ``generate``, its way without a server of vLLM, and does not recompute
+activations, which it would by default. Its seconds are those from the first step's begin to the last one's
+end, without what ``train`` sets up. Ours have the comparison of sampler and trainer in them. Before anything
+is timed the losses of both on the same tokens are compared, afterwards the lengths of what was sampled.
 
 `make bench` installs TRL into .venv-trl, beside what .venv has; without it nothing is measured.
 """
@@ -123,7 +123,7 @@ class TrlRounds:
         self.clock = clock
 
     def losses(self, words: list[list[int]]) -> list[float]:
-        """Of every token of the prompts but the first."""
+        """Returns the loss of every token of the prompts but the first."""
         import torch
         from torch.nn.functional import cross_entropy
 

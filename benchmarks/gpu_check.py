@@ -6,8 +6,8 @@ folders.
     python benchmarks/gpu_check.py --only train sampler --out runs/gpu_check
 
 Each part runs in a process of its own under a time limit: one that fails, or runs out of memory, leaves a
-line and the others go on. Without a GPU the same parts run on small shapes on the CPU, in two minutes, and the
-table says which; their figures mean nothing. A table is printed, and OUT/gpu_check.json written: every
+line and the others go on. Without a GPU the same parts run on small shapes on the CPU, in two minutes, and
+the table says which; their figures mean nothing. A table is printed, and OUT/gpu_check.json written: every
 figure with its unit, target and part, and the end of a failed part's output.
 """
 

@@ -70,7 +70,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def grade(texts: list[str], sampled: Sampled) -> list[float]:
-    """Of each text whether most of its words are even."""
+    """Returns 1 for each text most of whose words are even, else 0."""
     rewards = []
     for text in texts:
         words = text.split()
@@ -82,7 +82,7 @@ def grade(texts: list[str], sampled: Sampled) -> list[float]:
 
 
 def our_stage(kind: str):
-    """Of a dense model everything trains, of two experts what RLVR trains as published."""
+    """Returns a stage that trains all of a dense model, or of two experts what RLVR trains as published."""
     from megatron_bar.training.optim import OptimConfig
     from megatron_bar.training.stage import Stage
 
@@ -147,7 +147,7 @@ class OurRounds:
         self.rounds = grpo.Rounds("rlvr", rollouts, guard, chats.tokenizer, verify)
 
     def losses(self, words: list[list[int]]) -> list[float]:
-        """Of every token of the prompts but the first."""
+        """Returns the loss of every token of the prompts but the first."""
         import torch
 
         found = []

@@ -1,5 +1,5 @@
-"""vLLM's side of bench_rollout.py, in vLLM's own environment: for every line of JSON that comes in (prompts and
-lengths), a line with the seconds that it took and the answers.
+"""vLLM's side of bench_rollout.py, in vLLM's own environment: for every line of JSON that comes in (prompts
+and lengths), a line with the seconds that it took and the answers.
 
     python benchmarks/vllm_rollouts.py FOLDER SLOTS LONGEST
 """

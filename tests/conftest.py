@@ -30,7 +30,8 @@ def _test_processes():
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory, worker_id) -> tuple[Path, str]:
-    """A checkout after `make demo`, and what that printed; all of pytest's processes have the same, so copy it first."""
+    """A checkout after `make demo`, and what that printed; all of pytest's processes have the same, so copy
+    it first."""
     root = tmp_path_factory.getbasetemp()
     place = (root if worker_id == "master" else root.parent) / "demo"
     with place.with_suffix(".lock").open("w") as lock:

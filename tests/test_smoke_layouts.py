@@ -30,7 +30,8 @@ def smoke(out: Path, processes: int, layout: dict[str, int]) -> dict[str, list[d
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += [str(processes), "examples/pretrain_bar.py", "smoke", "--out", str(out)]
     command += ["--set", "shape.dtype=float32", "experts.code.rlvr.rl.rounds=1", *changes]
-    # With this eps an update is a smooth function of its gradient: rounding that differs by layout stays small.
+    # With this eps an update is a smooth function of its gradient: rounding that differs by layout stays
+    # small.
     command += [f"{stage}.optim.eps=1e-3" for stage in STAGES]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -5,6 +5,7 @@ import os
 import select
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,6 @@ class EngineProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(devices, config.tensor),
-            bufsize=0,
         )
 
     def ask(self, call: str, *, version: int | None = None, **given):
@@ -119,6 +119,7 @@ class EngineProcess:
         """
         try:
             self.process.stdin.write((json.dumps({"call": call, "given": given}) + "\n").encode())
+            self.process.stdin.flush()
         except OSError:
             raise self._ended(call) from None
         reply = {"alive": True}
@@ -154,7 +155,8 @@ class EngineProcess:
 
     def end(self) -> None:
         """Ends the process, and with it all that it started (engines/sitecustomize.py)."""
-        self.process.stdin.close()  # which srun hands on to another machine
+        with suppress(OSError):  # what it did not read any more
+            self.process.stdin.close()  # which srun hands on to another machine
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,5 @@
-"""The commands of docs/serving.md as they stand there, on another folder and port: vLLM's answers are ours."""
+"""The commands of docs/serving.md as they stand there, on another folder and port: vLLM's answers are
+ours."""
 
 import json
 import os

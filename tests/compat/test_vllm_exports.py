@@ -1,8 +1,8 @@
 """Folders as our writer writes them load in vLLM, which has an environment of its own, and say what they say
 in transformers.
 
-vLLM runs both families on its Transformers backend, experts and projections fused: a tensor in the wrong place,
-renormalised weights of the chosen experts or another RoPE theta would show.
+vLLM runs both families on its Transformers backend, experts and projections fused: a tensor in the wrong
+place, renormalised weights of the chosen experts or another RoPE theta would show.
 """
 
 import json

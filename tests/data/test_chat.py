@@ -253,7 +253,8 @@ def rows(plain, with_tools):
 
 
 NEWER = "sanitize_control_tokens" in signature(PreTrainedTokenizerFast.apply_chat_template).parameters
-"""Whether this transformers (5.23, not 5.17) has its own way against forged special tokens, to compare with."""
+"""Whether this transformers (5.23, not 5.17) has its own way against forged special tokens, to compare
+with."""
 
 
 class Pair:

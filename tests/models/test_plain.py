@@ -142,7 +142,8 @@ def test_what_it_multiplies_by_is_the_weights_as_they_were():
 
 
 def both_ways(folder, active: int) -> list[list]:
-    """Answers by plain passes and by those of training, drawn and greedy, with slots refilled and given up."""
+    """Answers by plain passes and by those of training, drawn and greedy, with slots refilled and given
+    up."""
     model = load_model(folder, ParallelConfig())
     model.route(replace(model.routing, active=(active,) * model.shape.num_layers))
     prompts = [[2 + n % 30, 3] * (1 + n % 3) for n in range(21)]

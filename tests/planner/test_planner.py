@@ -84,7 +84,8 @@ def test_the_sampler_and_other_engines():
     there = machine(8)
     one = planned("math-rlvr", "experts.math.rlvr.rl.slots=64")
     used = usage(one, one.stage, there)
-    # The expert, attention, embedding and head, whose 100,278 rows are padded to multiples of 64 on each rank.
+    # The expert, attention, embedding and head, whose 100,278 rows are padded to multiples of 64 on each
+    # rank.
     cut = 4_328_521_728 + 32 * 4 * 4096**2 + 2 * 100_352 * 4096
     whole = 32 * (2 + 2 + 2) * 4096 + 4096  # routers, QK-norms and block norms, the last norm
     tensor = one.stage.parallel.tensor

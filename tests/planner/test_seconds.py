@@ -99,8 +99,8 @@ def test_a_round_that_launches_by_hand():
 
 
 def test_an_engine_of_its_own_by_hand():
-    """Eight GPUs of vLLM hold 171 answers at their longest, a third of a round; each round hands 23 GB over; the
-    lag hides what training takes."""
+    """Eight GPUs of vLLM hold 171 answers at their longest, a third of a round; each round hands 23 GB over;
+    the lag hides what training takes."""
     engine = "experts.math.rlvr.rl.{engine.name=vllm,engine.tensor=8,lag=1,importance_cap=2}"
     one, there = planned("math-rlvr", *expanded(engine)), machine(16, disk=1e9)
     room = 0.9 * 80e9 - 2 * TWO / 8

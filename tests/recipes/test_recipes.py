@@ -148,10 +148,10 @@ def test_every_stage_fits_into_80_gb(size, nodes, tmp_path):
 
 def rank_bytes(run: Training, shape: ModelConfig, world_size: int) -> tuple[float, float]:
     """Bytes of a rank that stay: 2 a parameter, 4 a gradient, in RLVR 2 for the start, all on every rank that
-    holds them, and 12 of the optimizer on one. And bytes that pass: without recomputation, per layer and token
-    the inputs, queries, keys, values and outputs of attention, both halves of every expert's first product, and
-    gathered over the experts' ranks its input and their outputs; logits in bf16 and their gradient. Or, where
-    that is more, keys and values of the answers in flight."""
+    holds them, and 12 of the optimizer on one. And bytes that pass: without recomputation, per layer and
+    token the inputs, queries, keys, values and outputs of attention, both halves of every expert's first
+    product, and gathered over the experts' ranks its input and their outputs; logits in bf16 and their
+    gradient. Or, where that is more, keys and values of the answers in flight."""
     stage = run.stage
     layout = stage.parallel
     tensor = layout.tensor

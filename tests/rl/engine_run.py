@@ -1,4 +1,5 @@
-"""A run of RLVR whose answers come from an engine apart, to be ended in every way: SOURCE OUT ENGINE-AS-JSON [FAIL]."""
+"""A run of RLVR whose answers come from an engine apart, to be ended in every way: SOURCE OUT ENGINE-AS-JSON
+[FAIL]."""
 
 import json
 import sys

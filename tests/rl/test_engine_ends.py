@@ -90,7 +90,8 @@ ENDS: dict[str, tuple[Callable[[Run], None], str]] = {
     "engine: hangs": (send(Run.engine, signal.SIGSTOP), "no sign of life for 20 s during"),
     "engine's worker: SIGKILL": (send(worker, signal.SIGKILL), "error: engine "),
 }
-"""What is done in the middle of the rounds, and what is then said (nothing where who would say it is killed)."""
+"""What is done in the middle of the rounds, and what is then said (nothing where who would say it is
+killed)."""
 SAMPLE = ("trainer: SIGKILL", "torchrun: SIGKILL")
 
 

@@ -31,7 +31,8 @@ PARAMS = SamplingParams(max_new_tokens=24, temperature=1.0, stop=(), slots=8)
 
 
 def drawn(source: Path, place: Path, config: EngineConfig, layout: ParallelConfig) -> tuple[bool, float, int]:
-    """Whether greedy answers agree, and the largest difference of drawn answers' log-probabilities, over how many."""
+    """Whether greedy answers agree, and the largest difference of drawn answers' log-probabilities, over how
+    many."""
     trainer = Trainer(source, stage(layout), steps=1)
     engines = [build_engine(c, trainer, Ids(), PARAMS, place=place) for c in (EngineConfig(), config)]
     prompts = [[2 + n % 17, 3 + n % 11, 4] for n in range(24)]

@@ -1,5 +1,5 @@
-"""No wait of the host for its GPU inside a layer, at most three in a step, one for a sampled token: counted on
-the CPU (see waits.py)."""
+"""No wait of the host for its GPU inside a layer, at most three in a step, one for a sampled token: counted
+on the CPU (see waits.py)."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -126,7 +126,7 @@ def _before(sizes: dict[str, int], name: str) -> Iterator[tuple[str, int]]:
 def _wrong_experts(
     module: nn.Module, prefix: str, names: list[str], arrived: dict[str, Tensor], folder: str
 ) -> list[str]:
-    """Of a layer's experts, the tensors that are held otherwise.
+    """Returns those of ``names``, tensors of a layer's experts, that are held otherwise.
 
     What the kernels read may be packed, so the layer's tensors are packed once more and compared as that.
     """
