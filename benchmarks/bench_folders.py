@@ -69,7 +69,7 @@ def values(name: str, shape: tuple[int, ...], seed: int) -> Iterable[torch.Tenso
 
 def dense(out: Path, config: ModelConfig, seed: int, tokenizer: Path) -> Path:
     shapes = tensor_shapes(config)
-    manifest = Manifest(family=config.family, kind="dense", stage="init")
+    manifest = Manifest(family=config.model_type, kind="dense", stage="init")
     produce = lambda name: values(name, shapes[name], seed)  # noqa: E731
     write_folder(
         out, config, produce, companions_from=tokenizer, manifest=lambda *_: manifest, options=UNVERIFIED

@@ -71,7 +71,7 @@ def olmo_core_step(ours: Step, folder: Path) -> Callable[[], float]:
         ours.model,
         folder / "model",
         companions_from=folder,
-        manifest=lambda *_: Manifest(family=shape.family, kind="dense"),
+        manifest=lambda *_: Manifest(family=shape.model_type, kind="dense"),
     )
     published = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     config = TransformerConfig.llama_like(

@@ -183,7 +183,7 @@ def transformers_step(ours: Step, folder: Path) -> Callable[[], float]:
     from megatron_bar.weights.manifest import Manifest
 
     transformers.utils.logging.disable_progress_bar()
-    manifest = Manifest(family=ours.model.shape.family, kind="expert")
+    manifest = Manifest(family=ours.model.shape.model_type, kind="expert")
     save_folder(ours.model, folder / "model", companions_from=folder, manifest=lambda *_: manifest)
     experts = ours.model.shape.num_experts
 

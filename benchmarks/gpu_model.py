@@ -65,7 +65,7 @@ def write(model, path: Path) -> None:
         model,
         path,
         companions_from=path.parent,
-        manifest=lambda *_: Manifest(family=model.shape.family, kind=kind),
+        manifest=lambda *_: Manifest(family=model.shape.model_type, kind=kind),
     )
 
 

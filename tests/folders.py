@@ -50,22 +50,56 @@ def add_tokenizer(path: Path, words: tuple[str, ...] = WORDS) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
 
 
+CLASSES = {
+    "olmo2": ("Olmo2", "FlexOlmo"),
+    "qwen3": ("Qwen3", "Qwen3Moe"),
+    "llama": ("Llama", "Mixtral"),
+    "mistral": ("Mistral", "Mixtral"),
+    "qwen2": ("Qwen2", "Qwen2Moe"),
+}
+"""The classes of transformers for each family: dense, and the mixture."""
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
 def save_hf(
-    path: Path, *, experts: int = 0, seed: int = 0, dtype: str = "float32", shard: str = "5GB", **changes
+    path: Path,
+    *,
+    family: str = "olmo2",
+    experts: int = 0,
+    seed: int = 0,
+    dtype: str = "float32",
+    shard: str = "5GB",
+    **changes,
 ) -> Path:
-    """A folder as transformers writes it, every parameter random (norms too), with a tokenizer."""
+    """A folder as transformers writes it, every parameter random (norms and biases too), with a tokenizer."""
     import transformers
 
+    name = CLASSES[family][experts > 0]
+    if name in ("Qwen3", "Qwen3Moe"):
+        changes = {"head_dim": 4} | changes
     if experts:
-        changes = {"num_experts": experts, "num_experts_per_tok": experts, "norm_topk_prob": False} | changes
-        config = transformers.FlexOlmoConfig(**(SHAPE | changes))
-        model = transformers.FlexOlmoForCausalLM(config)
-    else:
-        model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**(SHAPE | changes)))
+        counts = {"num_experts": experts, "num_local_experts": experts, "num_experts_per_tok": experts}
+        changes = counts | {"norm_topk_prob": family != "olmo2"} | changes
+        width = (SHAPE | changes)["intermediate_size"]
+        changes = {"moe_intermediate_size": width, "shared_expert_intermediate_size": 128} | changes
+    known = SHAPE | {"bos_token_id": None} | changes
+    if name == "Mixtral":
+        del known["norm_topk_prob"]
+    config = getattr(transformers, f"{name}Config")(**known)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for full_name, parameter in model.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.dim() == 1))
+            if "shared_expert" in full_name:  # which Qwen2Moe cannot leave out
+                parameter.zero_()
     model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=shard)
     add_tokenizer(path)
     return path

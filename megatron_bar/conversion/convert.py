@@ -31,7 +31,7 @@ from megatron_bar.weights import writer
 from megatron_bar.weights.describe import checkpoint_config
 from megatron_bar.weights.folder import Folder, Progress, require_tokenizer, silent
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
-from megatron_bar.weights.hf_config import MOE, ModelConfig, num_parameters, tensor_shapes
+from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_shapes
 from megatron_bar.weights.locks import OutputLock, check_out, locked_output
 from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
@@ -153,9 +153,9 @@ def export_checkpoint(
 def _manifest(folder: Folder) -> Manifest:
     if has_manifest(folder.path):
         return read_manifest(folder.path)
-    family = folder.config.family
-    note = "imported from a folder without a manifest: lineage unknown"
-    return Manifest(family=family, kind="routed" if family == MOE else "dense", notes=(note,))
+    config = folder.config
+    notes = ("imported from a folder without a manifest: lineage unknown", *folder.notes)
+    return Manifest(family=config.model_type, kind="routed" if config.num_experts else "dense", notes=notes)
 
 
 def _compare(partial: Path, out: Path, config: ModelConfig, units: Units, progress: Progress) -> None:

@@ -1,12 +1,13 @@
-"""Which tensors of a folder every parameter of Megatron's model is cut from: OLMo 2 and FlexOlmo.
+"""Which tensors of a folder every parameter of Megatron's model is cut from.
 
-The names are those of the model that models/olmo2.py builds, in its order; a parameter without a place here
+The names are those of the model that models/block.py builds, in its order; a parameter without a place here
 is an error there.
 """
 
 import torch
 
 from megatron_bar.conversion.ops import Columns, GateUp, QueryKeyValue, VocabularyRows, WeightOp, Whole
+from megatron_bar.weights.family import Family
 from megatron_bar.weights.hf_config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -19,6 +20,8 @@ VOCABULARY_UNIT = {"float32": 1, "bfloat16": 64}
 def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
     """Returns how every parameter of the whole model is cut from the folder's tensors; layers and experts are
     counted globally."""
+    block = config.block
+    before = block.norms == "before"
     heads = {
         "groups": config.num_kv_heads,
         "per_group": config.num_heads // config.num_kv_heads,
@@ -31,8 +34,11 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
     for n in range(config.num_layers):
         layer = f"decoder.layers.{n}"
         theirs = f"model.layers.{n}"
-        ops |= _attention_ops(f"{layer}.self_attention", f"{theirs}.self_attn", heads)
-        ops[f"{layer}.self_attn_bda.norm.weight"] = Whole(f"{theirs}.post_attention_layernorm.weight")
+        if before:
+            ops[f"{layer}.input_layernorm.weight"] = Whole(f"{theirs}.input_layernorm.weight")
+        ops |= _attention_ops(f"{layer}.self_attention", f"{theirs}.self_attn", heads, block)
+        middle = "pre_mlp_layernorm" if before else "self_attn_bda.norm"
+        ops[f"{layer}.{middle}.weight"] = Whole(f"{theirs}.post_attention_layernorm.weight")
         ffn = f"{theirs}.mlp"
         if config.num_experts:
             ops[f"{layer}.mlp.router.weight"] = Whole(f"{ffn}.gate.weight")
@@ -40,20 +46,21 @@ def weight_ops(config: ModelConfig) -> dict[str, WeightOp]:
                 ops |= _ffn_ops(f"{layer}.mlp.experts.local_experts.{e}", f"{ffn}.experts.{e}")
         else:
             ops |= _ffn_ops(f"{layer}.mlp", ffn)
-        ops[f"{layer}.mlp_bda.norm.weight"] = Whole(f"{theirs}.post_feedforward_layernorm.weight")
+        if not before:
+            ops[f"{layer}.mlp_bda.norm.weight"] = Whole(f"{theirs}.post_feedforward_layernorm.weight")
     ops["decoder.final_layernorm.weight"] = Whole("model.norm.weight")
     ops["output_layer.weight"] = VocabularyRows("lm_head.weight", **vocabulary)
     return ops
 
 
-def _attention_ops(ours: str, theirs: str, heads: dict[str, int]) -> dict[str, WeightOp]:
-    qkv = (f"{theirs}.{p}_proj.weight" for p in "qkv")
-    return {
-        f"{ours}.linear_proj.weight": Columns(f"{theirs}.o_proj.weight"),
-        f"{ours}.linear_qkv.weight": QueryKeyValue(*qkv, **heads),
-        f"{ours}.q_layernorm.weight": Whole(f"{theirs}.q_norm.weight"),
-        f"{ours}.k_layernorm.weight": Whole(f"{theirs}.k_norm.weight"),
-    }
+def _attention_ops(ours: str, theirs: str, heads: dict[str, int], block: Family) -> dict[str, WeightOp]:
+    ops = {f"{ours}.linear_proj.weight": Columns(f"{theirs}.o_proj.weight")}
+    for kind in ("weight", "bias") if block.qkv_bias else ("weight",):
+        qkv = (f"{theirs}.{p}_proj.{kind}" for p in "qkv")
+        ops[f"{ours}.linear_qkv.{kind}"] = QueryKeyValue(*qkv, **heads)
+    for p in "qk" if block.qk_norm != "none" else "":
+        ops[f"{ours}.{p}_layernorm.weight"] = Whole(f"{theirs}.{p}_norm.weight")
+    return ops
 
 
 def _ffn_ops(ours: str, theirs: str) -> dict[str, WeightOp]:

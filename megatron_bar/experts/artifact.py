@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.folder import Folder, TensorInfo, read_tensors
+from megatron_bar.weights.folder import Folder, read_tensors
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import folder_hash, units_of
 from megatron_bar.weights.hf_config import ModelConfig
@@ -87,7 +87,7 @@ def open_artifact(path: Path | str, base: Folder) -> Folder:
         expected = vars(base.config)
         name, got = next((name, value) for name, value in vars(config).items() if value != expected[name])
         raise BarError(f"{path}: {name} expected {expected[name]} as in {base.path}, got {got}")
-    own, dtypes = read_tensors(path)
+    own, dtypes = read_tensors(path, config)
     for name, info in own.items():
         if name not in base.tensors or info.shape != base.tensors[name].shape or dtypes[name] != base.dtype:
             known = base.tensors.get(name)
@@ -120,7 +120,7 @@ def overlay(base: Folder, merged: Folder, slot: int) -> Folder:
     for name in base.tensors:
         if classify(name) is ParamGroup.DOMAIN_EXPERT:
             key = name.replace(".experts.1.", f".experts.{slot}.")
-            own[name] = TensorInfo(**vars(merged.tensors[key]) | {"key": key})
+            own[name] = merged.tensors[key]
     return Folder(merged.path, base.config, base.tensors | own)
 
 

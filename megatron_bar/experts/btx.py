@@ -1,5 +1,5 @@
-"""Branch-Train-Mix (arXiv 2403.07816): dense models that were trained apart, as a whole, become one FlexOlmo
-folder.
+"""Branch-Train-Mix (arXiv 2403.07816): dense models that were trained apart, as a whole, become one
+mixture.
 
 Expert i's FFN is copied to slot i, in the given order; all else is combined: the uniform mean in BTX's paper,
 or taken from one of them, as BAR's authors did in their comparison (arXiv 2604.18473; from the first of their
@@ -11,7 +11,6 @@ No branch stands behind such a model, so it has no anchor hash, and its experts 
 removed: it is made again. In BAR's comparison the first of them is the post-trained anchor.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -57,7 +56,7 @@ def btx(
     inputs = open_dense(experts, shared, finite=options.verifies)
     sources = list(inputs.values())
     first = sources[0].folder
-    config = dataclasses.replace(first.config.with_experts(len(inputs)), norm_topk_prob=False)
+    config = first.config.with_experts(len(inputs))
     rows = f"router rows: {router_init}, seed {seed}"
 
     def produce(name: str) -> Iterable[Tensor]:
@@ -116,7 +115,7 @@ def _manifest(
         origin = {"folder": source.name, "folder_hash": source.hash}
         experts.append(Expert(index=slot, name=source.role, trained=_trained(given.folder), **origin))
     return Manifest(
-        family=config.family,
+        family=config.model_type,
         kind="merged",
         stage="btx",
         experts=tuple(experts),

@@ -18,7 +18,6 @@ from megatron_bar.experts.inputs import require_same_tokenizer
 from megatron_bar.experts.shared import MEAN, Combination
 from megatron_bar.weights.folder import Folder, Progress, require_same_config, require_tokenizer
 from megatron_bar.weights.hashes import folder_hash
-from megatron_bar.weights.hf_config import DENSE
 from megatron_bar.weights.locks import check_out
 from megatron_bar.weights.manifest import Cost, Manifest, SourceRecord, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
@@ -42,7 +41,7 @@ def dense_merge(
         note = f"every tensor: {shared.describe()} of {', '.join(inputs)}"
         sources = dense_sources(inputs, options.progress)
         return Manifest(
-            family=DENSE,
+            family=first.config.model_type,
             kind="dense",
             stage="dense_merge",
             sources=sources,
@@ -83,9 +82,9 @@ def open_dense(folders: dict[str, Path | str], shared: Combination, *, finite: b
     for name, path in folders.items():
         require_name("model", name)
         folder = Folder.open(path)
-        if folder.config.family != DENSE:
+        if folder.config.num_experts:
             got = f"one of {folder.config.num_experts} experts"
-            raise BarError(f"{folder.path}: expected a dense OLMo 2 folder, got {got}")
+            raise BarError(f"{folder.path}: expected a dense folder, got {got}")
         for other, before in opened.items():
             if before.path.resolve() == folder.path.resolve():
                 got = f"the same one as {other!r} and as {name!r}"

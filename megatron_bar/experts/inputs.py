@@ -13,7 +13,6 @@ from megatron_bar.experts.artifact import open_expert
 from megatron_bar.weights.folder import TOKENIZERS, Folder, require_same_config, require_tokenizer
 from megatron_bar.weights.groups import POLICIES, ParamGroup
 from megatron_bar.weights.hashes import Units, anchor_hash, domain_hash, is_anchors_own
-from megatron_bar.weights.hf_config import MOE
 from megatron_bar.weights.manifest import (
     ANCHOR,
     ARTIFACT,
@@ -70,7 +69,7 @@ def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: b
     """Opens the branched folder and the experts, and checks all that headers and manifests can show.
     ``finite``: values that are not finite are refused when they are read."""
     branched = _two_experts(Folder.open(anchor))
-    recorded = _read_manifest(Path(anchor))
+    recorded = _read_manifest(Path(anchor), branched.config.model_type)
     if recorded.kind != "branched":
         raise BarError(
             f"{branched.path}: the anchor expected is the branched folder all experts started from, "
@@ -78,7 +77,7 @@ def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: b
         )
     require_tokenizer(branched.path, branched.config.vocab_size)
     opened = [
-        (name, _two_experts(open_expert(path, branched)), _read_manifest(Path(path)))
+        (name, _two_experts(open_expert(path, branched)), _read_manifest(Path(path), recorded.family))
         for name, path in experts.items()
     ]
     for _, folder, manifest in opened:
@@ -103,11 +102,11 @@ def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: b
 def _two_experts(folder: Folder) -> Folder:
     if folder.config.num_experts != 2:
         got = folder.config.num_experts or "a dense one"
-        raise BarError(f"{folder.path}: merge expected a FlexOlmo folder with 2 experts, got {got}")
+        raise BarError(f"{folder.path}: merge expected a folder with 2 experts, got {got}")
     return folder
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path, family: str) -> Manifest:
     if not has_manifest(path):
         raise BarError(
             f"{path / MANIFEST}: not found; expected the manifest that bar branch writes and every training "
@@ -119,9 +118,9 @@ def _read_manifest(path: Path) -> Manifest:
         got = f"{manifest.anchor_hash} and {len(manifest.experts)}"
         raise BarError(f"{path / MANIFEST}: expected an anchor hash and 2 experts, got {got}")
     first, second = manifest.experts
-    if manifest.family != MOE or first.name != ANCHOR or second.name == ANCHOR:
+    if manifest.family != family or first.name != ANCHOR or second.name == ANCHOR:
         got = f"{manifest.family} of {first.name!r} and {second.name!r}"
-        raise BarError(f"{path / MANIFEST}: expected {MOE} of {ANCHOR!r} and a domain expert, got {got}")
+        raise BarError(f"{path / MANIFEST}: expected {family} of {ANCHOR!r} and a domain expert, got {got}")
     for expert in manifest.experts:
         if expert.anchor_hash != manifest.anchor_hash:
             expected = f"anchor hash {manifest.anchor_hash} of expert {expert.name!r} too"

@@ -157,7 +157,7 @@ def _manifest(inputs: list[Input], written: Folder, shared: Combination, kept: K
     ]
     combined = f"shared tensors: {shared.describe()} of {len(inputs)} folders, the anchor included"
     return Manifest(
-        family=written.config.family,
+        family=written.config.model_type,
         kind="merged",
         stage="merge",
         anchor_hash=branched.anchor_hash,

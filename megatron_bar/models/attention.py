@@ -1,4 +1,4 @@
-"""OLMo 2's attention core: RoPE, the KV cache, and attention that stays inside packed documents.
+"""The attention core: RoPE, the KV cache, and attention that stays inside packed documents.
 
 Documents are attended to by kernels for sequences of many lengths: Transformer Engine's where the stage asks
 for it, torch's varlen flash attention on a CUDA device in 16 bit; elsewhere they are laid out as a batch of
@@ -6,7 +6,7 @@ documents, or masked, whichever computes less. All compute the same.
 
 Legend: s sequence, b batch, n query heads of this rank, k its key and value heads, d head width, t = b * s
 tokens, r rows (sequences in a pass), 1 a dimension of one.
-Source: transformers models/olmo2/modeling_olmo2.py.
+Source: transformers models/olmo2/modeling_olmo2.py and models/llama/modeling_llama.py.
 """
 
 import inspect
@@ -20,8 +20,11 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.models import kernels as fused
+from megatron_bar.weights.hf_config import ModelConfig
+from megatron_bar.weights.rope import Llama3Rope, inverse_frequencies
 
 try:  # since torch 2.10; runs on CUDA devices alone
     from torch.nn.attention.varlen import varlen_attn
@@ -86,10 +89,10 @@ class Sequences(PackedSeqParams):
         return self.cache.rows if self.slots is None else len(self.slots)
 
     def prepare(
-        self, *, theta: float, width: int, kernels: Kernels, dtype: torch.dtype, moving: int = MOVING
+        self, *, rope: "Rope", kernels: Kernels, dtype: torch.dtype, moving: int = MOVING
     ) -> "Sequences":
-        """Computes once what every layer needs: RoPE's cosines and sines, ``[b, 1, s, d]`` in fp32, and
-        borders or mask.
+        """Computes once what every layer needs: RoPE's cosines and sines, ``[b, 1, s, d]``, and borders or
+        mask.
 
         ``moving``: what it costs to move a token into a batch of documents and back, in tokens attended to.
         """
@@ -101,7 +104,7 @@ class Sequences(PackedSeqParams):
             self.mask = (torch.arange(reach, device=device) <= positions_rs[:, :, None])[:, None]
         elif self.documents is not None or kernels == "transformer_engine":
             self._mark_documents(kernels == "transformer_engine" or has_varlen(device, dtype), moving)
-        self.cos, self.sin = cosines_and_sines(positions_rs, theta, width)
+        self.cos, self.sin = rope.turn(positions_rs)
         return self
 
     def _mark_documents(self, kernel: bool, moving: int) -> None:
@@ -141,13 +144,29 @@ class Sequences(PackedSeqParams):
             self.mask = (causal & (documents[:, :, None] == documents[:, None, :]))[:, None]
 
 
-def cosines_and_sines(positions_rs: Tensor, theta: float, width: int) -> tuple[Tensor, Tensor]:
-    """Returns those of RoPE's angles, each ``[r, 1, s, d]`` in fp32, both halves the same."""
-    # As in transformers: every operation of the angle in fp32.
-    pairs = torch.arange(0, width, 2, dtype=torch.float, device=positions_rs.device)
-    angles = positions_rs[:, None, :, None].float() * (1.0 / (theta ** (pairs / width)))
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """How positions turn the queries and keys of a head of ``width``."""
+
+    theta: float
+    width: int
+    scaling: Llama3Rope | None = None
+    dtype: torch.dtype = torch.float32
+    """Dtype of cosines and sines: the model's where the family multiplies by it, else fp32."""
+
+    def turn(self, positions_rs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the cosines and sines of the angles, each ``[r, 1, s, d]``, both halves the same."""
+        frequencies = inverse_frequencies(self.theta, self.scaling, self.width, positions_rs.device)
+        # As in transformers: every operation of the angle in fp32.
+        angles = positions_rs[:, None, :, None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+
+def rope_of(shape: ModelConfig) -> Rope:
+    """Returns the RoPE of a model."""
+    dtype = DTYPES[shape.dtype] if shape.block.casts_first else torch.float32
+    return Rope(theta=shape.rope_theta, width=shape.head_dim, scaling=shape.rope_scaling, dtype=dtype)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -200,6 +219,10 @@ def rotate(x_bnsd: Tensor, cos_b1sd: Tensor, sin_b1sd: Tensor, way: int) -> Tens
     half = x_bnsd.shape[-1] // 2
     left, right = x_bnsd.chunk(2, dim=-1)
     sin = sin_b1sd[..., :half]
+    if out.dtype.itemsize == 2:  # every product is rounded, as in transformers
+        out[..., :half].sub_(right * sin, alpha=way)
+        out[..., half:].add_(left * sin, alpha=way)
+        return out
     out[..., :half].addcmul_(right, sin, value=-way)
     out[..., half:].addcmul_(left, sin, value=way)
     return out.to(x_bnsd.dtype)

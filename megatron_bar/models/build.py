@@ -24,16 +24,16 @@ from torch import Tensor
 
 from megatron_bar.conversion.ops import WeightOp
 from megatron_bar.conversion.parameters import VOCABULARY_UNIT, weight_ops
-from megatron_bar.models.attention import Kernels, KVCache, Sequences
+from megatron_bar.models.attention import Kernels, KVCache, Sequences, rope_of
 from megatron_bar.models.cross_entropy import token_nll
 from megatron_bar.models.moe import Router, Routing
-from megatron_bar.models.olmo2 import block_spec, global_name, megatron_config
+from megatron_bar.models.block import block_spec, global_name, megatron_config
 from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
 from megatron_bar.weights.hf_config import ModelConfig
 
 
 class LanguageModel(GPTModel):
-    """This rank's layers of an OLMo 2 or FlexOlmo model, on this rank's device."""
+    """This rank's layers of a model, dense or a mixture, on this rank's device."""
 
     def __init__(self, shape: ModelConfig, layout: ParallelConfig, *, recompute: bool, attention: Kernels):
         megatron = megatron_config(shape, layout, recompute=recompute)
@@ -49,6 +49,7 @@ class LanguageModel(GPTModel):
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         )
         self.shape = shape
+        self.rope = rope_of(shape)
         self.layout = layout
         self.attention = attention
         # Counted on this rank: its cache has rows for its own layers alone.
@@ -92,12 +93,7 @@ class LanguageModel(GPTModel):
         wanted.
         """
         seqs = Sequences(positions=positions, documents=documents, cache=cache, slots=slots, reach=reach)
-        seqs.prepare(
-            theta=self.shape.rope_theta,
-            width=self.shape.head_dim,
-            kernels=self.attention,
-            dtype=self.config.params_dtype,
-        )
+        seqs.prepare(rope=self.rope, kernels=self.attention, dtype=self.config.params_dtype)
         return super().forward(
             ids,
             positions,

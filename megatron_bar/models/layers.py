@@ -1,9 +1,10 @@
-"""What OLMo 2 has and Megatron-Core lacks: its norms and its residual (its attention core: attention.py).
+"""What the families' blocks have and Megatron-Core lacks: norms and residuals (their attention core:
+attention.py).
 
 Legend: s sequence, b batch, h hidden (of q and k: this rank's part of it), n heads of this rank, d head
 width, f FFN columns of this rank, g = 2f gate and up, 1 a single column.
-Source: transformers models/olmo2/modeling_olmo2.py; OLMo 2 (arXiv 2501.00656) section 3 for norm placement
-and QK-norm.
+Source: transformers models/olmo2, models/llama and models/qwen3; OLMo 2 (arXiv 2501.00656) section 3 for norms
+behind blocks and QK-norm over the full width.
 """
 
 import torch
@@ -24,9 +25,12 @@ class _Normalised(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> Tensor:
-        """Normalises in fp32 and casts last. ``group``: whose ranks have parts of a ``width``, or None."""
-        out, scale_sb1 = _normalise(x_sbh, weight_h, eps, width, group)
+    def forward(
+        ctx, x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group, casts_first: bool = False
+    ) -> Tensor:
+        """Normalises in fp32. ``group``: whose ranks have parts of a ``width``, or None. ``casts_first``: see
+        `RMSNorm`."""
+        out, scale_sb1 = _normalise(x_sbh, weight_h, eps, width, group, casts_first)
         ctx.save_for_backward(x_sbh, weight_h, scale_sb1)
         ctx.width = width
         ctx.group = group
@@ -49,10 +53,12 @@ class _Normalised(torch.autograd.Function):
                 dist.all_reduce(along_sb1, group=ctx.group)
             along_sb1.mul_(scale_sb1.square()).mul_(-1 / ctx.width)
             grad_x = scaled.addcmul_(wide, along_sb1).mul_(scale_sb1).to(x_sbh.dtype)
-        return grad_x, grad_weight, None, None, None
+        return grad_x, grad_weight, None, None, None, None
 
 
-def _normalise(x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> tuple[Tensor, Tensor]:
+def _normalise(
+    x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group, casts_first: bool
+) -> tuple[Tensor, Tensor]:
     """Returns what is normalised, and ``1 / rms(x)`` ``[s, b, 1]``."""
     wide = x_sbh.float()
     # By way of the norm: the sum of squares without a tensor of squares.
@@ -60,31 +66,45 @@ def _normalise(x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -
     if group is not None:
         dist.all_reduce(squares, group=group)
     scale_sb1 = squares.div_(width).add_(eps).rsqrt_()
-    return (wide * scale_sb1).mul_(weight_h).to(x_sbh.dtype), scale_sb1
+    normalised = wide * scale_sb1
+    if casts_first:
+        return normalised.to(x_sbh.dtype).mul_(weight_h), scale_sb1
+    return normalised.mul_(weight_h).to(x_sbh.dtype), scale_sb1
 
 
-def rms_norm(x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group) -> Tensor:
+def rms_norm(
+    x_sbh: Tensor, weight_h: Tensor, eps: float, width: int, group, casts_first: bool = False
+) -> Tensor:
     """Normalises as `_Normalised` does; on a GPU by torch's one kernel, where a rank has all of the width."""
     if group is None and x_sbh.is_cuda:
+        if casts_first and x_sbh.dtype is not torch.float32:
+            return F.rms_norm(x_sbh, (width,), None, eps) * weight_h
         return F.rms_norm(x_sbh, (width,), weight_h, eps)
     if not torch.is_grad_enabled():  # what an autograd function costs is more than a small norm does
-        return _normalise(x_sbh, weight_h, eps, width, group)[0]
-    return _Normalised.apply(x_sbh, weight_h, eps, width, group)
+        return _normalise(x_sbh, weight_h, eps, width, group, casts_first)[0]
+    return _Normalised.apply(x_sbh, weight_h, eps, width, group, casts_first)
 
 
 class RMSNorm(torch.nn.Module):
-    """``w * x / rms(x)`` in fp32, cast last, as OLMo 2 does. Megatron's own refuses sequence parallelism."""
+    """``w * x / rms(x)`` over the last dimension, in fp32; Megatron's own refuses sequence parallelism.
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6):
+    ``casts_first``: ``x / rms(x)`` is cast to the model's dtype, and then multiplied (Llama, Qwen); else the
+    product is cast (OLMo 2).
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, *, casts_first: bool
+    ):
         super().__init__()
         self.eps = eps
+        self.casts_first = casts_first
         device = torch.cuda.current_device()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
         # Each TP rank sees its own part of the sequence; Megatron sums the gradients of parameters so marked.
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x_sbh: Tensor) -> Tensor:
-        return rms_norm(x_sbh, self.weight, self.eps, x_sbh.shape[-1], None)
+        return rms_norm(x_sbh, self.weight, self.eps, x_sbh.shape[-1], None, self.casts_first)
 
 
 class _QKNorm(torch.nn.Module):
@@ -151,13 +171,21 @@ class SwiGLU(torch.nn.Module):
         return _SwiGLU.apply(gate_up_sbg)
 
 
-class PostNormResidual(MegatronModule):
-    """``residual + norm(x)`` in the slot where Megatron adds bias, dropout and residual."""
+class PlainResidual(MegatronModule):
+    """``residual + x`` in the slot where Megatron adds bias, dropout and residual."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, norm: torch.nn.Module | None = None):
         super().__init__(config)
-        self.norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.norm = norm or torch.nn.Identity()
 
     def forward(self, training: bool, fused: bool):
-        # Megatron gives (x, bias); this model has no biases and no dropout.
+        # Megatron gives (x, bias); these models have no biases here and no dropout.
         return lambda x_with_bias, residual, dropout: residual + self.norm(x_with_bias[0])
+
+
+class PostNormResidual(PlainResidual):
+    """``residual + norm(x)`` in the same slot."""
+
+    def __init__(self, config: TransformerConfig, *, casts_first: bool):
+        norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon, casts_first=casts_first)
+        super().__init__(config, norm)

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from megatron_bar.models import kernels
-from megatron_bar.models.attention import KVCache, cosines_and_sines, rotate
+from megatron_bar.models.attention import KVCache, rotate
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.models.moe import AnchoredMoE
 
@@ -37,7 +37,7 @@ class PlainModel:
 
     def __init__(self, model: LanguageModel, max_length: int, *, look_up: int = LOOK_UP):
         shape = model.shape
-        turn = cosines_and_sines(torch.arange(max_length)[None], shape.rope_theta, shape.head_dim)
+        turn = model.rope.turn(torch.arange(max_length)[None])
         self.cosines_md, self.sines_md = (x_11md[0, 0] for x_11md in turn)
         self.embedding_vh = model.embedding.word_embeddings.weight.detach()
         self.layers = [_Layer(layer, look_up) for layer in model.decoder.layers]
@@ -71,19 +71,21 @@ class PlainModel:
 
 
 class _Layer:
-    """A layer: attention and FFN, each normalised before it is added."""
+    """A layer: attention and FFN, with norms before them or behind; the other ones leave things as they are."""
 
     def __init__(self, layer: TransformerLayer, look_up: int):
         self.query_key_value = _QueryKeyValue(layer.self_attention)
         self.projection = kernels.Matrix(layer.self_attention.linear_proj.weight)
-        self.attention_norm = layer.self_attn_bda.norm
+        self.before_attention = layer.input_layernorm
+        self.behind_attention = layer.self_attn_bda.norm
         self.ffn = _ffn_of(layer.mlp, look_up)
-        self.ffn_norm = layer.mlp_bda.norm
+        self.before_ffn = layer.pre_mlp_layernorm
+        self.behind_ffn = layer.mlp_bda.norm
 
     def __call__(self, x_th: Tensor, number: int, attention: "_OfPrompts | _OfTokens") -> Tensor:
-        attended = attention(number, *self.query_key_value(x_th))
-        x_th = x_th + self.attention_norm(self.projection(attended))
-        return x_th + self.ffn_norm(self.ffn(x_th))
+        attended = attention(number, *self.query_key_value(self.before_attention(x_th)))
+        x_th = x_th + self.behind_attention(self.projection(attended))
+        return x_th + self.behind_ffn(self.ffn(self.before_ffn(x_th)))
 
 
 class _QueryKeyValue:
@@ -94,15 +96,24 @@ class _QueryKeyValue:
         self.width = config.kv_channels
         key_heads = config.num_query_groups
         self.heads = (config.num_attention_heads, key_heads, key_heads)
-        # Megatron's rows: for each group its queries, its key and its value.
-        grouped = attention.linear_qkv.weight.unflatten(0, (key_heads, -1, self.width))
+        self.matrix = kernels.Matrix(self._side_by_side(attention.linear_qkv.weight, key_heads))
+        bias = attention.linear_qkv.bias
+        self.bias = None if bias is None else self._side_by_side(bias.detach(), key_heads)
+        self.query_norm = attention.q_layernorm or torch.nn.Identity()
+        self.key_norm = attention.k_layernorm or torch.nn.Identity()
+
+    def _side_by_side(self, fused: Tensor, key_heads: int) -> Tensor:
+        """All queries, then all keys, then all values. Megatron's rows: for each group its queries, its key and
+        its value."""
+        grouped = fused.unflatten(0, (key_heads, -1, self.width))
         parts = grouped.split([grouped.shape[1] - 2, 1, 1], dim=1)
-        self.matrix = kernels.Matrix(torch.cat([part.flatten(0, 2) for part in parts]))
-        self.query_norm = attention.q_layernorm
-        self.key_norm = attention.k_layernorm
+        return torch.cat([part.flatten(0, 2) for part in parts])
 
     def __call__(self, x_th: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = self.matrix(x_th).unflatten(-1, (-1, self.width)).split(self.heads, dim=1)
+        fused = self.matrix(x_th)
+        if self.bias is not None:
+            fused = fused + self.bias
+        parts = fused.unflatten(-1, (-1, self.width)).split(self.heads, dim=1)
         query_tnd, key_tkd, value_tkd = parts
         # The norms are of Megatron's four dimensions.
         return self.query_norm(query_tnd[:, None])[:, 0], self.key_norm(key_tkd[:, None])[:, 0], value_tkd

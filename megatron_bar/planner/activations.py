@@ -100,17 +100,37 @@ class Pass:
         """Returns what attention with its norms keeps; ``needs``: whether its input needs a gradient."""
         shape = self.shape
         trains = ParamGroup.ATTENTION in self.trains
+        norm = ParamGroup.BLOCK_NORM in self.trains
+        before = shape.block.norms == "before"
         tensor = self.spread.tensor
-        q = shape.hidden_size // tensor
-        kv = shape.num_kv_heads * shape.head_dim // tensor
+        q = shape.query_size // tensor
+        kv = shape.key_value_size // tensor
         kept = self.own * shape.hidden_size * self.size * trains
-        needs = needs or trains
+        kept += self.norm(needs, norm) * before
+        needs = needs or trains or (norm and before)
         if needs:
-            kept += self.tokens * ((q + kv) * self.size + 2 * FP32)
+            kept += self.tokens * self.query_key_norms(q, kv)
             # The values are a view of the fused projection, which stays whole.
             kept += self.tokens * ((q + kv + (q + 2 * kv) + q) * self.size + shape.num_heads // tensor * FP32)
             kept += self.tokens * self.length * self.size * (self.attention == "mask")
-        return kept + self.norm(needs, ParamGroup.BLOCK_NORM in self.trains)
+        return kept + self.norm(needs, norm) * (not before)
+
+    def query_key_norms(self, q: int, kv: int) -> int:
+        """Returns what the norms of queries and keys, ``q`` and ``kv`` wide on this rank, keep of a token."""
+        shape = self.shape
+        match shape.block.qk_norm:
+            case "none":
+                return 0
+            case "head":  # keys lie in the fused projection, as single queries do
+                copied = q * self.size * (shape.num_heads > shape.num_kv_heads)
+                return copied + (q + kv) // shape.head_dim * FP32
+            case _:
+                return (q + kv) * self.size + 2 * FP32
+
+    def _ffn_norm(self, needs: bool, changed: bool) -> int:
+        """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's output."""
+        before = self.shape.block.norms == "before"
+        return self.norm(needs if before else changed, ParamGroup.BLOCK_NORM in self.trains)
 
     def ffn(self, needs: bool) -> int:
         """Returns what the FFN or the experts keep, with their norm; ``needs``: as in `mixing`."""
@@ -121,7 +141,7 @@ class Pass:
         f = self.shape.intermediate_size // self.spread.tensor
         kept = self.own * self.shape.hidden_size * self.size * trains
         kept += self.tokens * f * self.size * (2 * (needs or trains) + trains)
-        return kept + self.norm(needs or trains, ParamGroup.BLOCK_NORM in self.trains)
+        return kept + self._ffn_norm(needs, needs or trains)
 
     def _experts(self, needs: bool) -> int:
         router = ParamGroup.ROUTER in self.trains
@@ -144,7 +164,7 @@ class Pass:
             # Both halves of the first product, and the output for the gradient of its weight.
             kept += self.gathered * self.size * (2 * f * (weighted or trains) + h * weighted)
         changed = weighted or not self.trains.isdisjoint({ParamGroup.DOMAIN_EXPERT, ParamGroup.ANCHOR_EXPERT})
-        return kept + self.norm(changed, ParamGroup.BLOCK_NORM in self.trains)
+        return kept + self._ffn_norm(needs, changed)
 
     def temporaries(self) -> int:
         """Returns the temporaries of a layer at work, after measurements on a CPU: experts make their
@@ -185,7 +205,8 @@ def activations(batch: Pass, *, recompute: bool, micro_batches: int) -> Activati
     layers = batch.layers(embedding or recompute or not first)
     input_size = batch.own * shape.hidden_size * batch.size
     # Token ids of 8 bytes; RoPE's cosines and sines.
-    kept = batch.tokens * (8 * (first and embedding) + 2 * shape.head_dim * FP32)
+    angle = batch.size if shape.block.casts_first else FP32
+    kept = batch.tokens * (8 * (first and embedding) + 2 * shape.head_dim * angle)
     kept += len(layers) * input_size if recompute else sum(layers)
     logits = logits_kept = 0
     if pipeline == spread.pipeline - 1:

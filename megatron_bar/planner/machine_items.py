@@ -135,7 +135,7 @@ def kernels() -> Iterator[Item]:
 
     from megatron_bar.models import kernels as fused
     from megatron_bar.models.attention import has_varlen
-    from megatron_bar.models.olmo2 import has_fused_weight_gradients
+    from megatron_bar.models.block import has_fused_weight_gradients
 
     gpu = torch.cuda.is_available()
     cudnn = torch.backends.cudnn.is_available() and torch.backends.cuda.cudnn_sdp_enabled()

@@ -87,7 +87,7 @@ class _Step:
 
     def layers(self) -> Iterator[Exchange]:
         """Yields the exchanges of every layer. Whether a gradient is needed depends on what trains below: in
-        earlier layers, in attention, in the norm behind it, in the FFN."""
+        earlier layers, in a norm, in attention, in the FFN."""
         group = ParamGroup
         trains = self.trains
         forward = 2 if self.stage.recompute else 1
@@ -97,11 +97,14 @@ class _Step:
         attention = group.ATTENTION in trains
         norm = group.BLOCK_NORM in trains
         ffn = not trains.isdisjoint({group.FFN, group.ANCHOR_EXPERT, group.DOMAIN_EXPERT, group.ROUTER})
+        block = self.shape.block
         for _ in self.mine:
+            needs = needs or (norm and block.norms == "before")
             yield from self._column_row(forward, needs, attention)
-            # The sums of squares of queries and keys, forwards and backwards.
-            sums = 2 * FP32 * self.tokens * (forward + (needs or attention))
-            yield self._times("layers", "all_reduce", self.layout.tensor, sums)
+            if block.qk_norm == "width":
+                # The sums of squares of queries and keys, forwards and backwards.
+                sums = 2 * FP32 * self.tokens * (forward + (needs or attention))
+                yield self._times("layers", "all_reduce", self.layout.tensor, sums)
             needs = needs or attention or norm
             if not self.shape.num_experts:
                 yield from self._column_row(forward, needs, group.FFN in trains)

@@ -73,11 +73,12 @@ class Handover:
             name for _, param, op in model.parameters_with_ops() if param.requires_grad for name in op.names
         ]
         trained = set(union(mine))
-        shapes = {name: shape for name, shape in tensor_shapes(model.shape).items() if name in trained}
+        own = {name: shape for name, shape in tensor_shapes(model.shape).items() if name in trained}
         self.model = model
         self.folder = folder
-        self.shapes = shapes
-        self.names = list(shapes)
+        self.file_name = model.shape.form.file_name
+        self.shapes = {self.file_name(name): shape for name, shape in own.items()}
+        self.names = list(own)
         """Tensors that train, in the folder's order."""
         self.file: SharedFile | None = None
         """On rank 0, the file as it was written last."""
@@ -86,8 +87,10 @@ class Handover:
         """On rank 0, the checksum of each tensor as it was written last."""
 
     def _now(self) -> Iterator[tuple[str, Tensor]]:
-        """The trainer's tensors as they are, on rank 0. Collective: every rank goes through all of it."""
-        return whole_tensors(self.model, self.names, owner=0)
+        """The trainer's tensors as they are, on rank 0, by the names that they have in a folder. Collective:
+        every rank goes through all of it."""
+        whole = whole_tensors(self.model, self.names, owner=0)
+        return ((self.file_name(name), tensor) for name, tensor in whole)
 
     def write(self) -> None:
         """Writes the tensors as they are into the file. Collective."""

@@ -2,8 +2,8 @@
 
 A product of a vector with a matrix of n entries takes 2 n; a backward pass takes the same for the gradient of
 its input, where something below it trains, and the same for the gradient of the matrix, where it trains
-itself. Attention takes 4 h for each pair of tokens of which one attends to the other, and twice that
-backwards.
+itself. Attention takes 4 times the width of all query heads for each pair of tokens of which one attends to
+the other, and twice that backwards.
 Sources: PaLM (arXiv 2204.02311), appendix B; Megatron-LM, `num_floating_point_operations`, which likewise
 counts the causal half of the pairs; here only pairs within a document count. The freeze is this project's.
 Left out: norms, activations, softmax, RoPE, the optimizer, the rows that pad the vocabulary, and what is
@@ -53,16 +53,19 @@ class _Product:
 def _products(config: ModelConfig, trains: frozenset[ParamGroup]) -> Iterator[_Product]:
     """From the embedding up; each knows whether something below it trains."""
     h = config.hidden_size
-    kv = config.num_kv_heads * config.head_dim
+    q = config.query_size
+    kv = config.key_value_size
+    before = config.block.norms == "before"
     group = ParamGroup
     attention = group.ATTENTION in trains
     norm = group.BLOCK_NORM in trains
     needs = group.EMBEDDING in trains
     for _ in range(config.num_layers):
-        yield _Product(part="token", flops=2 * h * (h + 2 * kv), input_needs=needs, trains=attention)
+        needs = needs or (norm and before)
+        yield _Product(part="token", flops=2 * h * (q + 2 * kv), input_needs=needs, trains=attention)
         needs = needs or attention
-        yield _Product(part="pair", flops=4 * h, input_needs=needs)
-        yield _Product(part="token", flops=2 * h * h, input_needs=needs, trains=attention)
+        yield _Product(part="pair", flops=4 * q, input_needs=needs)
+        yield _Product(part="token", flops=2 * h * q, input_needs=needs, trains=attention)
         needs = needs or norm
         yield from _ffn(config, trains, needs)
         needs = needs or norm or not trains.isdisjoint(_FFN)

@@ -62,7 +62,7 @@ def _artifact(path: Path, manifest: Manifest, *, hashes: bool, progress: Progres
     """Describes the tensors of an artifact; the whole model is known once its branch is there
     (experts/artifact.py)."""
     config = checkpoint_config(path, manifest)
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, config)
     own = Folder(path, config, tensors)
     lines = [
         f"{path}: artifact of an expert, {len(tensors)} tensors, {own.nbytes:,} bytes",
@@ -105,11 +105,12 @@ def _shape(config: ModelConfig) -> list[str]:
     for name, shape in tensor_shapes(config).items():
         counts[classify(name)] += math.prod(shape)
     kind = f"{config.num_experts} experts" if config.num_experts else "dense"
+    scaled = f" scaled by {config.rope_scaling.factor:g} as Llama 3's" if config.rope_scaling else ""
     return [
-        f"family: {config.family}, {kind}, {config.dtype}",
+        f"family: {config.model_type}, {kind}, {config.dtype}",
         f"shape: {config.num_layers} layers, hidden {config.hidden_size}, FFN {config.intermediate_size},"
-        f" heads {config.num_heads} ({config.num_kv_heads} key/value), vocabulary {config.vocab_size},"
-        f" positions {config.max_positions}, RoPE theta {config.rope_theta:g}",
+        f" heads {config.num_heads} ({config.num_kv_heads} key/value) of {config.head_dim}, vocabulary {config.vocab_size},"
+        f" positions {config.max_positions}, RoPE theta {config.rope_theta:g}{scaled}",
         f"parameters: {num_parameters(config):,}",
         *(f"  {group}: {count:,}" for group, count in counts.items()),
         f"routing: {routing_in_words(config)}",

@@ -18,10 +18,21 @@ import torch
 from safetensors import safe_open
 
 from megatron_bar.errors import BarError
-from megatron_bar.weights.hf_config import Active, ModelConfig, is_token_id, read_config, tensor_shapes
+from megatron_bar.weights.family import Form
+from megatron_bar.weights.hf_config import (
+    Active,
+    ModelConfig,
+    is_token_id,
+    read_config,
+    tensor_shapes,
+    zeros_beside,
+)
+from megatron_bar.weights.hf_fields import is_tied
 from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.safetensors_io import ITEMSIZE, read_blocks, read_header
 
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -76,21 +87,29 @@ class Folder:
         """Config with ``dtype`` set to what the tensors are; config.json often says something else or
         nothing."""
         self.tensors = tensors
-        """Tensors in the order of `tensor_shapes(config)`."""
+        """Tensors in the order of `tensor_shapes(config)`. A head that is tied to the embedding is its tensor."""
         self._handles: OrderedDict[Path, safe_open] = OrderedDict()
 
     @classmethod
     def open(cls, path: Path | str) -> "Folder":
         path = Path(path)
         config = read_config(path)
-        found, dtypes = read_tensors(path)
+        found, dtypes = read_tensors(path, config)
         if config.least_tensors > len(found):  # before all their names are made
             layers = config.layers_in_words
             raise BarError(f"{path}: config.json expected {layers}, got {len(found)} tensors in all")
+        if is_tied(read_object(path / "config.json", expected="an object"), str(path)):
+            _tie(path, found, dtypes)
         shapes = tensor_shapes(config)
-        _compare(path, found, shapes)
+        _compare(path, found, shapes, config.form)
         dtype = _one_dtype(found, dtypes)
         return cls(path, dataclasses.replace(config, dtype=dtype), {name: found[name] for name in shapes})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is otherwise in what is written of it."""
+        tied = self.tensors[HEAD] == self.tensors[EMBEDDING]
+        return ("the embedding was tied to the head: untied, the head starts as its copy",) if tied else ()
 
     def with_active(self, active: Active) -> "Folder":
         """Returns the same tensors in a model with so many experts per token."""
@@ -201,8 +220,9 @@ def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     return [path / name for name in names], weight_map
 
 
-def read_tensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Reads all headers of a folder together; returns its tensors, and the dtype of each."""
+def read_tensors(path: Path, config: ModelConfig) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Reads all headers of a folder together; returns its tensors, and the dtype of each, by the names that they
+    have in this project; others by their own. Zeros that stand beside them are checked and left out."""
     files, weight_map = _model_files(path)
     found: dict[str, TensorInfo] = {}
     dtypes: dict[str, str] = {}
@@ -226,27 +246,80 @@ def read_tensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
                 f"{path / weight_map[name]}: tensor {name!r} expected (the index says so), "
                 "got a file without it"
             )
-    return found, dtypes
+    return _by_our_names(path, config, found, dtypes)
 
 
-def _compare(path: Path, found: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]]) -> None:
+def _by_our_names(
+    path: Path, config: ModelConfig, found: dict[str, TensorInfo], dtypes: dict[str, str]
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    form = config.form
+    if config.least_tensors > len(found) or not (form.renames or form.zeros):
+        return found, dtypes
+    ours = {form.file_name(name): name for name in tensor_shapes(config)}
+    for theirs in list(found):
+        for zero, shape in zeros_beside(config, ours.get(theirs, theirs)).items():
+            _require_zeros(path, zero, found.pop(zero, None), dtypes.pop(zero, None), shape)
+    return (
+        {ours.get(theirs, theirs): info for theirs, info in found.items()},
+        {ours.get(theirs, theirs): dtype for theirs, dtype in dtypes.items()},
+    )
+
+
+def _require_zeros(
+    path: Path, name: str, info: TensorInfo | None, dtype: str | None, shape: tuple[int, ...]
+) -> None:
+    if info is None or info.shape != shape:
+        got = list(info.shape) if info else "no such tensor"
+        raise BarError(f"{path}: tensor {name!r}: expected zeros {list(shape)}, got {got}")
+    for block in read_blocks(info.file, dtype, info.shape, info.offset, BLOCK_BYTES):
+        if block.any():
+            raise BarError(
+                f"{info.file}: tensor {name!r}: expected zeros (a shared expert is not supported), got others"
+            )
+
+
+def _tie(path: Path, found: dict[str, TensorInfo], dtypes: dict[str, str]) -> None:
+    """Makes the head the embedding; raises where the folder has another one."""
+    if EMBEDDING not in found:  # which is said in its turn
+        return
+    head, embedding = found.get(HEAD), found[EMBEDDING]
+    if head is not None:
+        parts = [
+            read_blocks(info.file, dtypes[name], info.shape, info.offset, BLOCK_BYTES)
+            for name, info in ((HEAD, head), (EMBEDDING, embedding))
+        ]
+        same = head.shape == embedding.shape and dtypes[HEAD] == dtypes[EMBEDDING]
+        if not same or not all(torch.equal(*both) for both in zip(*parts, strict=True)):
+            raise BarError(
+                f"{head.file}: tensor {HEAD!r}: expected that of {EMBEDDING!r}, for config.json says "
+                f"tie_word_embeddings, got another in {path}"
+            )
+    found[HEAD] = embedding
+    dtypes[HEAD] = dtypes[EMBEDDING]
+
+
+def _compare(
+    path: Path, found: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]], form: Form
+) -> None:
     # Surplus names follow from missing ones when the config has the wrong family or layer count: missing
     # first.
     for name, shape in shapes.items():
         if name not in found:
             raise BarError(
-                f"{path}: tensor {name!r} is missing: config.json expected {list(shape)}, got no such tensor"
+                f"{path}: tensor {form.file_name(name)!r} is missing: config.json expected {list(shape)}, "
+                "got no such tensor"
             )
     for name, info in found.items():
         if name not in shapes:
             raise BarError(
-                f"{info.file}: surplus tensor {name!r}: config.json expected none, got {list(info.shape)}"
+                f"{info.file}: surplus tensor {info.key!r}: config.json expected none, got {list(info.shape)}"
             )
     for name, shape in shapes.items():
-        if found[name].shape != shape:
-            got = list(found[name].shape)
+        info = found[name]
+        if info.shape != shape:
+            got = list(info.shape)
             raise BarError(
-                f"{found[name].file}: tensor {name!r}: config.json expected {list(shape)}, got {got}"
+                f"{info.file}: tensor {info.key!r}: config.json expected {list(shape)}, got {got}"
             )
 
 

@@ -1,7 +1,7 @@
 """One vocabulary for parameters, and what each stage of BAR may move.
 
 Read by the freeze, the merge, the optimizer, the proofs and the tests, so that they cannot disagree.
-Names are Hugging Face names; experts are numbered globally, expert 0 is the anchor.
+Names are those of `tensor_shapes`; experts are numbered globally, expert 0 is the anchor.
 """
 
 import re
@@ -16,9 +16,9 @@ class ParamGroup(StrEnum):
     LM_HEAD = "lm_head"
     FINAL_NORM = "final_norm"
     ATTENTION = "attention"
-    """q, k, v, o projections with their q_norm and k_norm."""
+    """q, k, v, o projections with their biases, q_norm and k_norm."""
     BLOCK_NORM = "block_norm"
-    """The norms behind attention and FFN."""
+    """The norms before or behind attention and FFN."""
     ROUTER = "router"
     ANCHOR_EXPERT = "anchor_expert"
     DOMAIN_EXPERT = "domain_expert"
@@ -32,7 +32,8 @@ _RULES = (
     (re.compile(r"lm_head\.weight"), ParamGroup.LM_HEAD),
     (re.compile(r"model\.norm\.weight"), ParamGroup.FINAL_NORM),
     (re.compile(_LAYER + r"self_attn\.([qkvo]_proj|[qk]_norm)\.weight"), ParamGroup.ATTENTION),
-    (re.compile(_LAYER + r"post_(attention|feedforward)_layernorm\.weight"), ParamGroup.BLOCK_NORM),
+    (re.compile(_LAYER + r"self_attn\.[qkv]_proj\.bias"), ParamGroup.ATTENTION),
+    (re.compile(_LAYER + r"(input|post_attention|post_feedforward)_layernorm\.weight"), ParamGroup.BLOCK_NORM),
     (re.compile(_LAYER + r"mlp\.gate\.weight"), ParamGroup.ROUTER),
     (re.compile(_LAYER + r"mlp\.experts\.0\.(gate|up|down)_proj\.weight"), ParamGroup.ANCHOR_EXPERT),
     (re.compile(_LAYER + r"mlp\.experts\.[1-9]\d*\.(gate|up|down)_proj\.weight"), ParamGroup.DOMAIN_EXPERT),
@@ -41,11 +42,11 @@ _RULES = (
 
 
 def classify(name: str) -> ParamGroup:
-    """Returns the group of a Hugging Face tensor name; an unknown name is an error, never a default."""
+    """Returns the group of a tensor by its name in this project; an unknown name is an error, never a default."""
     for pattern, group in _RULES:
         if pattern.fullmatch(name):
             return group
-    raise BarError(f"tensor {name!r} belongs to no parameter group of OLMo 2 or FlexOlmo")
+    raise BarError(f"tensor {name!r} belongs to no parameter group")
 
 
 _EXPERT = re.compile(r"(.*\.mlp\.experts\.)(\d+)(\..*)")

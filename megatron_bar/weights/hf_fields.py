@@ -1,27 +1,72 @@
 """Entries of a config.json to be read with care: what is refused, and what stands in several places."""
 
 from megatron_bar.errors import BarError
-
-DENSE = "olmo2"
-MOE = "flex_olmo"
-ARCHITECTURES = {DENSE: "Olmo2ForCausalLM", MOE: "FlexOlmoForCausalLM"}
-_REFUSED = {
-    "tie_word_embeddings": (False, "tied embeddings are not supported"),
-    "attention_bias": (False, "attention biases are not supported"),
-    "hidden_act": ("silu", "only SwiGLU with silu is supported"),
-    "attention_dropout": (0, "attention dropout is not supported"),
-}
-"""The only value of each key that this project computes, and what to say of another."""
+from megatron_bar.weights.families import FAMILY_OF, UNSAYABLE
+from megatron_bar.weights.family import Family, Form
 
 
-def require_supported(config: dict, source: str) -> None:
-    """Raises unless this project computes such a model, and names the entry."""
+def read_family(config: dict, source: str) -> tuple[Family, Form]:
+    """Returns the family and the class that ``config`` is of; raises unless this project computes such a model,
+    and names the entry."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise BarError(f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}, got {model_type!r}")
-    for key, (wanted, why) in _REFUSED.items():
-        if config.get(key, wanted) not in (wanted, None):
-            raise BarError(f"{source}: {key} must be {wanted!r}, got {config[key]!r}: {why}")
+    if not isinstance(model_type, str) or model_type not in FAMILY_OF:
+        why = f": {UNSAYABLE[model_type]}" if isinstance(model_type, str) and model_type in UNSAYABLE else ""
+        raise BarError(
+            f"{source}: model_type must be one of {', '.join(sorted(FAMILY_OF))}, got {model_type!r}{why}"
+        )
+    family = FAMILY_OF[model_type]
+    form = family.mixture if model_type == family.mixture.model_type else family.dense
+    for key, wanted in form.fields.items():
+        if config.get(key, wanted) not in (wanted, None) and not _is_idle(key, config):
+            raise BarError(f"{source}: {key} must be {wanted!r} in a {model_type}, got {config[key]!r}")
+    if config.get("partial_rotary_factor") not in (None, 1):
+        got = config["partial_rotary_factor"]
+        raise BarError(f"{source}: partial_rotary_factor must be 1, got {got!r}")
+    windows = config.get("layer_types")
+    if windows is not None and windows != ["full_attention"] * len(windows):
+        raise BarError(f"{source}: layer_types must be full_attention in every layer, got {windows!r}")
+    return family, form
+
+
+def _is_idle(key: str, config: dict) -> bool:
+    """Whether an entry has no effect: a window that is switched off, or as wide as the positions."""
+    if key != "sliding_window":
+        return False
+    width, positions = config["sliding_window"], config.get("max_position_embeddings")
+    wide = isinstance(width, int) and isinstance(positions, int) and width >= positions
+    return wide or config.get("use_sliding_window") is False
+
+
+def is_tied(config: dict, source: str) -> bool:
+    """Returns whether the head's weights are those of the embedding.
+
+    A missing entry is False, whatever a class has as its default: then the folder has a head.
+    """
+    tied = config.get("tie_word_embeddings")
+    if tied not in (True, False, None):
+        raise BarError(f"{source}: tie_word_embeddings must be true or false, got {tied!r}")
+    return bool(tied)
+
+
+def number_of_experts(config: dict, form: Form, source: str) -> int:
+    """Returns it from whichever of the entries there are; 0 in a dense model."""
+    found = {key: config[key] for key in form.experts if config.get(key) is not None}
+    if form.experts and not found:
+        raise BarError(f"{source}: {form.experts[0]} is missing: expected a value, got none")
+    for key, value in found.items():
+        first = next(iter(found))
+        if type(value) is not int or value != found[first] or value == 0:
+            wanted = "an integer from 2" if key == first else f"{found[first]!r} as {first} says"
+            raise BarError(f"{source}: {key} must be {wanted}, got {value!r}")
+    return next(iter(found.values()), 0)
+
+
+def head_dim(config: dict, family: Family, source: str) -> int | None:
+    """Returns the width of a head that config.json says, None where it follows from the hidden size."""
+    given = config.get("head_dim")
+    if given is None and family.head_dim == "needed":
+        raise BarError(f"{source}: head_dim is missing: expected a number, got none (readers' defaults differ)")
+    return given
 
 
 def experts_per_layer(config: dict, source: str) -> tuple[int, ...]:
@@ -30,24 +75,3 @@ def experts_per_layer(config: dict, source: str) -> tuple[int, ...]:
     if not isinstance(layers, list):
         raise BarError(f"{source}: num_experts_per_layer must be a list of numbers, got {layers!r}")
     return tuple(layers)
-
-
-def rope_theta(config: dict, source: str) -> float:
-    """Returns the theta of plain RoPE. Versions of transformers read different ones of three places, so all
-    that say it must agree."""
-    found = {"rope_theta": config.get("rope_theta")}
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = {} if config.get(key) is None else config[key]
-        names = ("rope_type", "type")
-        if not isinstance(rope, dict) or any(rope.get(name, "default") != "default" for name in names):
-            raise BarError(f"{source}: {key} must be plain RoPE, got {rope!r}")
-        found[f"{key}.rope_theta"] = rope.get("rope_theta")
-    thetas = {key: theta for key, theta in found.items() if theta is not None}
-    if not thetas:
-        why = "defaults differ between OLMo 2 and FlexOlmo, so it is never guessed"
-        raise BarError(f"{source}: rope_theta is missing: expected a number, got none ({why})")
-    (first, theta), *others = thetas.items()
-    for key, other in others:
-        if other != theta:
-            raise BarError(f"{source}: {key} must be {theta!r} as {first} says, got {other!r}")
-    return theta

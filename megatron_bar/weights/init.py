@@ -15,8 +15,7 @@ from megatron_bar.weights.writer import write_folder
 def random_folder(
     config: ModelConfig, out: Path, *, tokenizer: Path, seed: int, embedding_std: float
 ) -> None:
-    """Writes a folder of random weights: matrices from N(0, initializer_range), as transformers initialises
-    OLMo 2, embeddings from N(0, embedding_std), norms one."""
+    """Writes a folder of random weights: matrices from N(0, initializer_range), as transformers does, embeddings from N(0, embedding_std), norms one."""
     shapes = tensor_shapes(config)
 
     def tensor(name: str) -> list[torch.Tensor]:
@@ -33,5 +32,5 @@ def random_folder(
         config,
         tensor,
         companions_from=tokenizer,
-        manifest=lambda *_: Manifest(family=config.family, kind="dense", stage="init"),
+        manifest=lambda *_: Manifest(family=config.model_type, kind="dense", stage="init"),
     )

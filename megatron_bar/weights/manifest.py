@@ -18,7 +18,7 @@ from blake3 import blake3
 
 import megatron_bar
 from megatron_bar.errors import BarError
-from megatron_bar.weights.hf_config import ARCHITECTURES
+from megatron_bar.weights.families import FAMILY_OF
 from megatron_bar.weights.json_file import read_object
 
 MANIFEST = "manifest.json"
@@ -160,8 +160,8 @@ class Manifest:
     tool_version: str = megatron_bar.__version__
 
     def __post_init__(self):
-        if self.family not in ARCHITECTURES:
-            raise BarError(f"family expected one of {', '.join(ARCHITECTURES)}, got {self.family!r}")
+        if self.family not in FAMILY_OF:
+            raise BarError(f"family expected one of {', '.join(sorted(FAMILY_OF))}, got {self.family!r}")
         if self.kind not in KINDS:
             raise BarError(f"kind expected one of {', '.join(KINDS)}, got {self.kind!r}")
         indices = [expert.index for expert in self.experts]

@@ -26,10 +26,10 @@ import megatron_bar
 from megatron_bar.errors import BarError, writing
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder, Progress, companions, silent
 from megatron_bar.weights.hashes import Units, config_hash, hash_units, hashed, require_units
-from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes
+from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes, zeros_beside
 from megatron_bar.weights.locks import OutputLock, locked_output
 from megatron_bar.weights.manifest import Manifest
-from megatron_bar.weights.safetensors_io import ITEMSIZE, Tensors, write_file
+from megatron_bar.weights.safetensors_io import ITEMSIZE, TORCH_DTYPES, Tensors, write_file
 from megatron_bar.weights.whole import write_json
 
 Plan = list[list[str]]
@@ -111,9 +111,27 @@ def write_shard(folder: Path, config: ModelConfig, plan: Plan, k: int, tensors: 
     for `finish`."""
     shapes = tensor_shapes(config)
     units = {}
-    stream = ((name, hashed(name, config.dtype, shapes[name], blocks, units)) for name, blocks in tensors)
-    write_file(folder / shard_name(k, plan), {name: shapes[name] for name in plan[k]}, config.dtype, stream)
+
+    def stream() -> Tensors:
+        for name, blocks in tensors:
+            yield config.form.file_name(name), hashed(name, config.dtype, shapes[name], blocks, units)
+            for zero, shape in zeros_beside(config, name).items():
+                yield zero, [torch.zeros(shape, dtype=TORCH_DTYPES[config.dtype])]
+
+    layout = _file_layout(config, shapes, plan[k])
+    write_file(folder / shard_name(k, plan), layout, config.dtype, stream())
     return units
+
+
+def _file_layout(
+    config: ModelConfig, shapes: dict[str, tuple[int, ...]], names: list[str]
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of what a file of ``names`` holds, by the names there, in order."""
+    layout = {}
+    for name in names:
+        layout[config.form.file_name(name)] = shapes[name]
+        layout |= zeros_beside(config, name)
+    return layout
 
 
 def finish(
@@ -235,8 +253,10 @@ def _write_small_files(partial: Path, config: ModelConfig, plan: Plan, source: P
 def write_index(folder: Path, config: ModelConfig, plan: Plan) -> None:
     """Writes the index, which a folder of more than one file has."""
     if len(plan) > 1:
-        weight_map = {name: shard_name(k, plan) for k, names in enumerate(plan) for name in names}
-        total = sum(_nbytes(config, plan).values())
+        shapes = tensor_shapes(config)
+        files = [_file_layout(config, shapes, names) for names in plan]
+        weight_map = {name: shard_name(k, plan) for k, held in enumerate(files) for name in held}
+        total = sum(math.prod(shape) for held in files for shape in held.values()) * ITEMSIZE[config.dtype]
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 

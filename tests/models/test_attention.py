@@ -8,7 +8,7 @@ from hypothesis import example, given
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_bar.models.attention import CORES, MOVING, Sequences
+from megatron_bar.models.attention import CORES, MOVING, Rope, Sequences
 from megatron_bar.parallel import cpu
 
 HEADS, KV_HEADS, WIDTH, THETA = 4, 2, 8, 10000.0
@@ -35,7 +35,7 @@ def packed(
     )
     positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
     seqs = Sequences(positions=positions.to(device), documents=documents.to(device))
-    return seqs.prepare(theta=THETA, width=WIDTH, kernels=kernels, dtype=dtype, moving=moving)
+    return seqs.prepare(rope=Rope(theta=THETA, width=WIDTH), kernels=kernels, dtype=dtype, moving=moving)
 
 
 def alone(query, key, value) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_transformer_engine_gets_the_borders_and_is_named_where_it_is_missing():
     )
     assert got.cu_seqlens_q.dtype == torch.int32 and got.max_seqlen_q == got.max_seqlen_kv == 8
     rows = Sequences(positions=torch.arange(8).expand(2, 8))  # without documents, each row is one
-    rows.prepare(theta=THETA, width=WIDTH, kernels="transformer_engine", dtype=torch.bfloat16)
+    rows.prepare(rope=Rope(theta=THETA, width=WIDTH), kernels="transformer_engine", dtype=torch.bfloat16)
     assert rows.borders.cu_seqlens_q.tolist() == [0, 8, 16]
     try:
         import transformer_engine  # noqa: F401

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from distributed import run_distributed
-from folders import load_tensors, save_hf
+from folders import LLAMA3, load_tensors, save_hf
 from megatron_writer import save_weights
 
 from megatron_bar.data.packing import NO_LOSS, Batch
@@ -24,7 +25,7 @@ from megatron_bar.training.optim import OptimConfig
 from megatron_bar.training.stage import Stage
 from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.folder import Folder
-from megatron_bar.weights.hf_config import DENSE, tensor_shapes
+from megatron_bar.weights.hf_config import tensor_shapes
 from megatron_bar.weights.manifest import Manifest
 from megatron_bar.weights.writer import WriteOptions
 
@@ -38,7 +39,35 @@ MODELS = {
     "2of5": SHAPE | {"experts": 5, "num_experts_per_tok": 2},
     "2of4": SHAPE | {"experts": 4, "num_experts_per_tok": 2},
     "2of4-norm": SHAPE | {"experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    "qwen3": {"family": "qwen3", "head_dim": 12, "tie_word_embeddings": True},
+    "qwen3-2of2": {"family": "qwen3", "head_dim": 12, "experts": 2},
+    "qwen3-5of5": {"family": "qwen3", "head_dim": 12, "experts": 5},
+    "qwen3-2of5": {"family": "qwen3", "head_dim": 12, "experts": 5, "num_experts_per_tok": 2},
+    "qwen3-2of5-raw": {
+        "family": "qwen3",
+        "experts": 5,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+    },
+    "qwen3-2of4": {"family": "qwen3", "experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+    "llama": {"family": "llama", "rope_parameters": LLAMA3, "tie_word_embeddings": True},
+    "llama-2of2": {"family": "llama", "rope_parameters": LLAMA3, "experts": 2, "head_dim": 12},
+    "llama-5of5": {"family": "llama", "experts": 5},
+    "llama-2of5": {"family": "llama", "experts": 5, "num_experts_per_tok": 2},
+    "mistral": {"family": "mistral", "head_dim": 6},
+    "qwen2": {"family": "qwen2"},
+    "qwen2-2of2": {"family": "qwen2", "experts": 2},
+    "qwen2-5of5": {"family": "qwen2", "experts": 5},
+    "qwen2-2of5": {"family": "qwen2", "experts": 5, "num_experts_per_tok": 2},
+    "qwen2-2of5-raw": {
+        "family": "qwen2",
+        "experts": 5,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+    },
 }
+OTHERS = ("qwen3", "llama", "qwen2")
+"""Families beside OLMo 2 that have blocks of their own; Mistral's is Llama's."""
 CASES = [
     # (model, tensor, pipeline, expert, processes)
     *((model, 1, 1, 1, 1) for model in MODELS),
@@ -49,6 +78,12 @@ CASES = [
     ("5of5", 1, 1, 4, 4),
     ("dense", 2, 2, 1, 4),
     ("dense", 1, 1, 1, 2),
+    *((model, 2, 1, 1, 2) for name in OTHERS for model in (name, f"{name}-2of2", f"{name}-2of5")),
+    *((model, 1, 2, 1, 2) for name in OTHERS for model in (name, f"{name}-2of2")),
+    *((f"{name}-{experts}", 1, 1, 2, 2) for name in OTHERS for experts in ("2of2", "5of5")),
+    *((f"{name}-2of2", 2, 1, 2, 4) for name in OTHERS),
+    ("qwen3-2of4", 1, 1, 2, 2),
+    ("qwen3-2of4", 2, 1, 2, 4),
 ]
 
 
@@ -58,7 +93,7 @@ def folders(tmp_path_factory):
 
     def folder(model: str) -> Path:
         if model not in made:
-            made[model] = save_hf(tmp_path_factory.mktemp(model), seed=len(made), **MODELS[model])
+            made[model] = save_hf(tmp_path_factory.mktemp(model), seed=len(made), **(SHAPE | MODELS[model]))
         return made[model]
 
     return folder
@@ -73,8 +108,10 @@ def test_parity(model, tensor, pipeline, expert, processes, folders, tmp_path):
     assert figures["logits"] <= 1e-5
     assert figures["gradient"] <= 1e-4, figures
     assert figures["norm"] <= 1e-5
+    expected = load_tensors(source)
+    expected.setdefault("lm_head.weight", expected["model.embed_tokens.weight"])
     for back in ("folder", "checkpoint"):
-        assert equal(load_tensors(source), load_tensors(tmp_path / back)), back
+        assert equal(expected, load_tensors(tmp_path / back)), back
 
 
 def equal(left: dict, right: dict) -> bool:
@@ -95,7 +132,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 def compare(source: Path, layout: ParallelConfig, out: Path) -> dict[str, float] | None:
     stage = Stage(
         name="parity",
-        policy="dense_all" if Folder.open(source).config.family == DENSE else "rlvr_open",
+        policy="rlvr_open" if Folder.open(source).config.num_experts else "dense_all",
         optim=OptimConfig(lr=1e-3),
         sequence=LENGTH,
         batch=ROWS,
@@ -106,7 +143,7 @@ def compare(source: Path, layout: ParallelConfig, out: Path) -> dict[str, float]
     trainer = Trainer(source, stage, steps=1)
     ids, labels = rows()
     logits = all_logits(trainer.model, ids)
-    manifest = Manifest(family=trainer.model.shape.family, kind="dense")
+    manifest = Manifest(family=trainer.model.shape.model_type, kind="dense")
     save_folder(
         trainer.model,
         out / "folder",
@@ -131,7 +168,7 @@ def compare(source: Path, layout: ParallelConfig, out: Path) -> dict[str, float]
     dist.all_gather_object(everyone, logits)
     if dist.get_rank() != 0:
         return None
-    return figures(source, ids, labels, everyone[-1], gradients, norm)
+    return figures(source, out / "folder", ids, labels, everyone[-1], gradients, norm)
 
 
 def through_checkpoint(model, source: Path, out: Path, manifest: Manifest) -> None:
@@ -196,31 +233,37 @@ def all_gradients(trainer: Trainer, micro: list[Batch]) -> dict[str, torch.Tenso
     }
 
 
-def figures(source: Path, ids, labels, logits, gradients, norm: float) -> dict[str, float]:
+def figures(source: Path, ours: Path, ids, labels, logits, gradients, norm: float) -> dict[str, float]:
     """Worst differences from transformers: logits over max(1, largest), gradients in relative norm, and the
-    global norm."""
+    global norm. ``ours``: the same in a folder of ours, where head and embedding are two."""
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        source, attn_implementation="eager", dtype=torch.float32
-    )
-    moe = model.config.model_type != DENSE
-    out = model(ids, **({"output_router_logits": True} if moe else {}))
+    def load(folder: Path):
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32
+        )
+
+    with torch.no_grad():
+        expected_logits = load(source)(ids).logits
+    model = load(ours)
+    routers = [module for name, module in model.named_modules() if name.endswith("mlp.gate")]
+    router_logits = []
+    for router in routers:  # what classes return as logits are probabilities in some
+        router.register_forward_hook(lambda r, x, _: router_logits.append(F.linear(x[0], r.weight)))
+    out = model(ids)
     lse = out.logits.logsumexp(-1)
     mask = labels >= 0
     nll = lse - out.logits.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
     loss = ((nll + HEAD_Z * lse.square()) * mask).sum() / mask.sum()
-    if moe:
-        loss = loss + ROUTER_Z * sum(part.logsumexp(-1).square().mean() for part in out.router_logits) / len(
-            out.router_logits
-        )
+    if routers:
+        loss = loss + ROUTER_Z * sum(x.logsumexp(-1).square().mean() for x in router_logits) / len(routers)
     loss.backward()
     expected = hf_gradients(model)
     assert expected.keys() == gradients.keys()
     errors = {name: float((gradients[name] - g).norm() / g.norm()) for name, g in expected.items()}
     total = torch.stack([g.double().norm() for g in expected.values()]).norm()
     return {
-        "logits": float((logits - out.logits).abs().max()) / max(1.0, float(out.logits.abs().max())),
+        "logits": float((logits - expected_logits).abs().max()) / max(1.0, float(expected_logits.abs().max())),
         "gradient": max(errors.values()),
         "norm": abs(norm / float(total) - 1),
     }
@@ -237,7 +280,7 @@ def hf_gradients(model) -> dict[str, torch.Tensor]:
         elif name.endswith("mlp.experts.down_proj"):
             prefix = name.removesuffix("down_proj")
             found |= {f"{prefix}{expert}.down_proj.weight": g for expert, g in enumerate(param.grad)}
-        else:
+        elif "shared_expert" not in name:  # zeros of Qwen2Moe, no tensors of ours
             found[name] = param.grad
     return found
 

@@ -91,7 +91,7 @@ def save(trainer: Trainer, folder: Path) -> list[str]:
     checkpoints = Checkpoints(trainer, folder, name="x", origin={"data": "x"})
     checkpoints.save(trainer.done, {"seen": trainer.done})
     checkpoints.wait()
-    manifest = Manifest(family=trainer.model.shape.family, kind="dense")
+    manifest = Manifest(family=trainer.model.shape.model_type, kind="dense")
     trainer.save(folder / f"model-{trainer.done}", manifest=lambda *_: manifest)
     path = folder / f"step-{trainer.done:08d}" / STATE
     return on_rank_zero(lambda: [file["blake3"] for file in json.loads(path.read_text())["state"]["files"]])

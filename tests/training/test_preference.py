@@ -84,7 +84,7 @@ class Warned(PairRows):
 
 
 def learn(source: Path, folder: Path, stage: Stage, packed: PairRows, beta: float = BETA) -> None:
-    manifest = Manifest(family=read_config(source).family, kind="dense")
+    manifest = Manifest(family=read_config(source).model_type, kind="dense")
     job = Job(
         name="dpo",
         source=source,

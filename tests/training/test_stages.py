@@ -75,7 +75,7 @@ def train(source, out, wanted: Stage, steps: int) -> list[dict]:
     trainer = Trainer(source, wanted, steps=steps)
     batch = stream(trainer)
     values = [trainer.step(next(batch), LanguageModelling()) for _ in range(steps)]
-    manifest = Manifest(family=trainer.model.shape.family, kind="dense")
+    manifest = Manifest(family=trainer.model.shape.model_type, kind="dense")
     trainer.save(out, manifest=lambda *_: manifest)
     return values
 
@@ -143,7 +143,7 @@ def interrupted(source, folder, wanted: Stage) -> list[dict]:
     assert Checkpoints(second, folder, name="x", origin={"data": "x"}).resume() == {"seen": 2}
     batch = stream(second, start=second.done)
     values += [second.step(next(batch), LanguageModelling()) for _ in range(2)]
-    manifest = Manifest(family=second.model.shape.family, kind="dense")
+    manifest = Manifest(family=second.model.shape.model_type, kind="dense")
     second.save(folder / "out", manifest=lambda *_: manifest)
     return values
 

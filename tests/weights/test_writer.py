@@ -34,7 +34,7 @@ from megatron_bar.weights.writer import (
 
 
 def manifest(folder: Folder, units) -> Manifest:
-    return Manifest(family=folder.config.family, kind="dense", recipe=folder.path.name)
+    return Manifest(family=folder.config.model_type, kind="dense", recipe=folder.path.name)
 
 
 def copy(source: Path, out: Path, **options) -> Folder:

@@ -1,7 +1,6 @@
-"""OLMo 2 and FlexOlmo in Megatron-Core's terms: config, layer spec, and which tensor is which parameter.
+"""A model in Megatron-Core's terms: its config, and the layer spec that its `Family` describes.
 
-Source: transformers models/olmo2 and models/flex_olmo. FlexOlmo is OLMo 2 with an MoE for the FFN; nothing
-here knows how many experts there are or what they are called.
+A mixture is the dense block with an MoE for the FFN; nothing here knows a family by name.
 """
 
 import re
@@ -24,7 +23,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.models.attention import CORES, Kernels
-from megatron_bar.models.layers import KNorm, PostNormResidual, QNorm, RMSNorm, SwiGLU
+from megatron_bar.models.layers import KNorm, PlainResidual, PostNormResidual, QNorm, RMSNorm, SwiGLU
 from megatron_bar.models.moe import AnchoredMoE, Router
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.weights.hf_config import ModelConfig
@@ -55,7 +54,8 @@ def megatron_config(config: ModelConfig, layout: ParallelConfig, *, recompute: b
         ffn_hidden_size=config.intermediate_size,
         normalization="RMSNorm",
         layernorm_epsilon=config.rms_norm_eps,
-        qk_layernorm=True,
+        qk_layernorm=config.block.qk_norm != "none",
+        add_qkv_bias=config.block.qkv_bias,
         gated_linear_unit=True,
         activation_func=F.silu,
         use_te_activation_func=not config.num_experts,
@@ -97,7 +97,10 @@ def has_fused_weight_gradients() -> bool:
 def block_spec(
     config: ModelConfig, megatron: TransformerConfig, layers: int, *, attention: Kernels
 ) -> TransformerBlockSubmodules:
-    """Returns ``layers`` OLMo 2 layers: no norm before a block, post-norm residual behind, QK-norm within."""
+    """Returns ``layers`` layers of the block that ``config.block`` describes."""
+    block = config.block
+    norm = partial(RMSNorm, casts_first=block.casts_first)
+    query_norm, key_norm = {"none": (None, None), "head": (norm, norm), "width": (QNorm, KNorm)}[block.qk_norm]
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     if config.num_experts:
         experts = partial(SequentialMLP, submodules=linears)
@@ -109,17 +112,23 @@ def block_spec(
         linear_qkv=ColumnParallelLinear,
         core_attention=CORES[attention],
         linear_proj=RowParallelLinear,
-        q_layernorm=QNorm,
-        k_layernorm=KNorm,
+        q_layernorm=query_norm,
+        k_layernorm=key_norm,
     )
-    residual = ModuleSpec(module=PostNormResidual, params={"config": megatron})
     causal = {"attn_mask_type": AttnMaskType.causal}
     attend = ModuleSpec(module=SelfAttention, params=causal, submodules=submodules)
+    if block.norms == "before":
+        residual = ModuleSpec(module=PlainResidual, params={"config": megatron})
+        before = {"input_layernorm": norm, "pre_mlp_layernorm": norm}
+    else:
+        behind = {"config": megatron, "casts_first": block.casts_first}
+        residual = ModuleSpec(module=PostNormResidual, params=behind)
+        before = {}
     layer = TransformerLayerSubmodules(
-        self_attention=attend, self_attn_bda=residual, mlp=mlp, mlp_bda=residual
+        self_attention=attend, self_attn_bda=residual, mlp=mlp, mlp_bda=residual, **before
     )
     specs = [ModuleSpec(module=TransformerLayer, submodules=layer)] * layers
-    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm)
 
 
 def global_name(name: str, *, first_layer: int, first_expert: int) -> str:
