@@ -237,8 +237,8 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (lambda p: (p / "config.json").unlink(), r"config\.json: not found; expected"),
     "config not JSON": (lambda p: (p / "config.json").write_text("{"), r"config\.json: not readable as JSON"),
     "unknown model_type": (
-        lambda p: edit_json(p / "config.json", model_type="llama"),
-        r"config\.json: model_type must be .*got 'llama'",
+        lambda p: edit_json(p / "config.json", model_type="gpt2"),
+        r"config\.json: model_type must be .*got 'gpt2'",
     ),
     "one layer too many": (
         lambda p: edit_json(p / "config.json", num_hidden_layers=3),

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from megatron_bar.config import to_json
 from megatron_bar.errors import BarError
-from megatron_bar.experts.branch import normal_row
 from megatron_bar.experts.dense_merge import combined, dense_sources, ledger, open_dense, side_by_side
+from megatron_bar.experts.router_start import drawn_rows
 from megatron_bar.experts.shared import MEAN, Combination
 from megatron_bar.weights.folder import Folder, Progress
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
@@ -61,7 +61,7 @@ def btx(
 
     def produce(name: str) -> Iterable[Tensor]:
         if classify(name) is ParamGroup.ROUTER:
-            return [_router(name, config, router_init, seed)]
+            return [_router(name, config, first, router_init, seed)]
         slot = expert_index(name)
         if slot is not None:
             return sources[slot].blocks(name.replace(f".experts.{slot}.", "."))
@@ -131,10 +131,11 @@ def _trained(folder: Folder) -> tuple[TrainingRecord, ...]:
     return experts[0].trained if experts else ()
 
 
-def _router(name: str, config: ModelConfig, router_init: NewRows, seed: int) -> Tensor:
-    width = config.hidden_size
+def _router(name: str, config: ModelConfig, first: Folder, router_init: NewRows, seed: int) -> Tensor:
+    """Drawn rows are as large as the norms of the ``first`` folder ask."""
     if router_init == "zero":
-        rows = torch.zeros(config.num_experts, width)
+        rows = torch.zeros(config.num_experts, config.hidden_size)
     else:
-        rows = torch.stack([normal_row(width, f"{seed}/{name}/{row}") for row in range(config.num_experts)])
+        row = drawn_rows(first, seed)
+        rows = torch.stack([row(name, number) for number in range(config.num_experts)])
     return rows.to(getattr(torch, config.dtype))

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-RouterInit = Literal["normal", "domain", "zero"]
-"""How the router's rows start (branch.py)."""
+RouterInit = Literal["normal", "domain", "hidden", "zero"]
+"""How the router's rows start (router_start.py)."""
 Method = Literal["mean", "weighted", "task-arithmetic", "ties", "dare", "first"]
 """How the tensors that all experts share become one (shared.py)."""

@@ -49,6 +49,9 @@ def untrained_rows(
     weights = torch.stack([router.weight.detach().float() for router in model.routers()])
     if kind == "zero":
         return torch.zeros_like(weights)
+    if kind == "embedding" and model.shape.block.norms == "before":
+        family = model.shape.family
+        raise BarError(f"routers: expected hidden, for those of family {family} see no embeddings, got {kind}")
     if kind != "copied":
         if len(texts) != model.shape.num_experts:
             experts = model.shape.num_experts

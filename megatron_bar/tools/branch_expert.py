@@ -1,4 +1,5 @@
-"""Branches two dense OLMo 2 folders into one FlexOlmo folder with an anchor and a domain expert."""
+"""Branches two dense folders of one family (OLMo 2, Qwen3, Llama, Mistral, Qwen2) into a mixture of an anchor
+and a domain expert."""
 
 import argparse
 from pathlib import Path
@@ -24,16 +25,17 @@ def parse(call: Call) -> argparse.Namespace:
     )
     add_folder_out(parser)
     parser.add_argument(
-        "--router-init", choices=get_args(RouterInit), default="normal", help="default: normal, N(0, 0.02)"
+        "--router-init", choices=get_args(RouterInit), default="normal", help="default: normal, N(0, 0.02) or less"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of --router-init normal; the same for all experts (default 0)"
     )
     parser.add_argument(
-        "--general-text", type=Path, metavar="FILE", help="--router-init domain: text for the anchor's row"
+        "--general-text", type=Path, metavar="FILE", help="--router-init domain or hidden: text for the anchor's row; normal: text to measure logits on, where "
+        "norms stand before the blocks"
     )
     parser.add_argument(
-        "--domain-text", type=Path, metavar="FILE", help="--router-init domain: text for the domain's row"
+        "--domain-text", type=Path, metavar="FILE", help="the same for the domain's row"
     )
     add_verify(parser)
     return parser.parse_args(call.arguments)

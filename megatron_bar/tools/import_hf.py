@@ -1,4 +1,4 @@
-"""Imports an OLMo 2 or FlexOlmo folder as a Megatron checkpoint (torch_dist), which every layout loads."""
+"""Imports a folder, dense or a mixture, as a Megatron checkpoint (torch_dist), which every layout loads."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Merges dense OLMo 2 folders by their mean, or by BTX as a mixture of FFNs: BAR's two baselines."""
+"""Merges dense folders by their mean, or by BTX as a mixture of FFNs: BAR's two baselines."""
 
 import argparse
 from typing import get_args
@@ -21,7 +21,7 @@ def parse(call: Call) -> argparse.Namespace:
         help="two or more; btx: the slots 0, 1, ...",
     )
     parser.add_argument(
-        "--how", choices=("mean", "btx"), required=True, help="mean: one dense model; btx: one FlexOlmo model"
+        "--how", choices=("mean", "btx"), required=True, help="mean: one dense model; btx: one mixture"
     )
     add_folder_out(parser)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Merges N experts trained from one branched folder into one FlexOlmo folder with N+1 experts."""
+"""Merges N experts trained from one branched folder into one folder with N+1 experts."""
 
 import argparse
 from pathlib import Path

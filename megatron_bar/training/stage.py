@@ -125,9 +125,12 @@ class Stage:
         learns = ParamGroup.ROUTER in trains and (
             self.active_experts is not None or trains == {ParamGroup.ROUTER}
         )
-        if learns and 1 in layers:
+        why = "it is renormalised to 1" if shape.norm_topk_prob else None
+        if shape.block.norms == "after":
+            why = "the norm behind the block cancels its weight"
+        if learns and 1 in layers and why:
             raise BarError(
-                f"{owner}: with 1 active expert the norm behind the block cancels its weight, so that has no "
+                f"{owner}: with 1 active expert {why}, so that has no "
                 "gradient; to train a router expected at least 2, got "
                 f"{show_active(self.active_experts or shape.active)}"
             )

@@ -40,9 +40,11 @@ def read_rope(config: dict, source: str, kinds: tuple[str, ...]) -> tuple[float,
     scalings = {}
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if config.get(key) is None else config[key]
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-        if kind not in kinds or rope.get("partial_rotary_factor", 1) != 1:
-            raise BarError(f"{source}: {key} must be RoPE of kind {' or '.join(kinds)}, got {rope!r}")
+        said = [rope[name] for name in ("rope_type", "type") if name in rope] if isinstance(rope, dict) else [rope]
+        kind = said[0] if said else "default"
+        if kind not in kinds or said.count(kind) < len(said) or (rope and rope.get("partial_rotary_factor", 1) != 1):
+            wanted = " or ".join("plain RoPE" if name == "default" else f"{name}'s" for name in kinds)
+            raise BarError(f"{source}: {key} must be {wanted}, got {rope!r}")
         thetas[f"{key}.rope_theta"] = rope.get("rope_theta")
         if rope:
             scalings[key] = _scaling(rope, f"{source}: {key}") if kind == "llama3" else None

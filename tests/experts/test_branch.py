@@ -8,7 +8,8 @@ import torch
 from folders import WORDS, add_tokenizer, copy_with, edit_json, load_tensors, save_hf, seal, whole
 
 from megatron_bar.errors import BarError
-from megatron_bar.experts.branch import branch, domain_embedding
+from megatron_bar.experts.branch import branch
+from megatron_bar.experts.router_start import domain_embedding
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import anchor_hash, config_hash, folder_hash, hash_units, is_domain
 from megatron_bar.weights.manifest import Expert, Manifest, SourceRecord, TrainingRecord, read_manifest
@@ -185,7 +186,7 @@ def test_it_has_positions_for_the_rows_it_will_be_trained_on_and_no_fewer(dense,
         ({"num_attention_heads": 2}, r"domain: num_heads expected 4 .*got 2"),
         ({"num_key_value_heads": 4}, r"domain: num_kv_heads expected 2 .*got 4"),
         ({"dtype": "bfloat16"}, r"domain: dtype expected float32 .*got bfloat16"),
-        ({"experts": 2}, r"domain: branching expected a dense OLMo 2 folder, got 2 experts"),
+        ({"experts": 2}, r"domain: branching expected a dense folder, got 2 experts"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -204,7 +205,7 @@ def check_refused(tmp_path, message, anchor, domain, **options):
 def test_a_branch_is_not_branched_again(dense, branched, tmp_path):
     check_refused(
         tmp_path,
-        r"branched: branching expected a dense OLMo 2 folder, got 2 experts",
+        r"branched: branching expected a dense folder, got 2 experts",
         branched,
         dense,
         router_init="zero",
@@ -226,12 +227,12 @@ def test_texts_are_checked(dense, tmp_path):
         ({"domain_text": tmp_path / "none"}, "none: not readable as UTF-8 text"),
         ({"domain_text": tmp_path / "binary"}, "binary: not readable as UTF-8 text"),
         ({"domain_text": tmp_path / "empty"}, "empty: expected text, got no tokens"),
-        ({"router_init": "normal"}, "texts are only used with router init 'domain', got 'normal'"),
-        ({"router_init": "big"}, "texts are only used"),
+        ({"router_init": "normal"}, "texts are not used with router init 'normal' in family olmo2"),
+        ({"router_init": "zero"}, "texts are not used with router init 'zero'"),
     ):
         check_refused(tmp_path, message, dense, dense, **({"router_init": "domain"} | given | changes))
     check_refused(
-        tmp_path, "router init expected normal, domain or zero, got 'big'", dense, dense, router_init="big"
+        tmp_path, "router init expected normal, domain, hidden or zero, got 'big'", dense, dense, router_init="big"
     )
 
 

@@ -204,7 +204,7 @@ def test_bad_sets_are_refused(make, dense, other_dense, branched, tmp_path):
         ({"anchor": dense}, "expected at least two models NAME=FOLDER, got anchor"),
         (
             {"anchor": dense, "math": branched},
-            "branched: expected a dense OLMo 2 folder, got one of 2 experts",
+            "branched: expected a dense folder, got one of 2 experts",
         ),
         ({"anchor": dense, "math": wide}, "wide: intermediate_size expected 24 as in .*dense, got 32"),
         (

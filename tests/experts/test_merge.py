@@ -375,12 +375,12 @@ def test_a_manifest_without_anchor_hash_is_refused(branched, experts, tmp_path):
 def test_only_two_expert_folders_are_merged(dense, branched, experts, tmp_path):
     merged = merge(branched, experts, tmp_path / "merged").path
     check_refused(
-        tmp_path, "merged: merge expected a FlexOlmo folder with 2 experts, got 4", branched, {"x": merged}
+        tmp_path, "merged: merge expected a folder with 2 experts, got 4", branched, {"x": merged}
     )
-    check_refused(tmp_path, "merged: merge expected a FlexOlmo folder with 2 experts, got 4", merged, experts)
+    check_refused(tmp_path, "merged: merge expected a folder with 2 experts, got 4", merged, experts)
     check_refused(
         tmp_path,
-        "dense: merge expected a FlexOlmo folder with 2 experts, got a dense one",
+        "dense: merge expected a folder with 2 experts, got a dense one",
         branched,
         {"x": dense},
     )
