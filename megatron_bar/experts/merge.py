@@ -95,8 +95,8 @@ def merge_inputs(
                 deque(inputs[0].source.blocks(name), maxlen=0)
             return inputs[slot].source.blocks(with_expert(name, 1))
         if classify(name) is ParamGroup.ROUTER:
-            return [_router(name, inputs, shared, kept)]
-        return _combined(name, inputs, shared, prove=options.verifies)
+            return [routers(name, inputs, shared, kept)]
+        return combined(name, inputs, shared, prove=options.verifies)
 
     return write_folder(
         out,
@@ -113,8 +113,8 @@ def merge_inputs(
     )
 
 
-def _router(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
-    """Returns the router: row 0 is combined; a domain expert brings its own row, or keeps the one that it has
+def routers(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
+    """Returns the merge's router: row 0 is combined; a domain expert brings its own row, or keeps the one that it has
     in a merged model."""
     routers = [given.source.whole(name) for given in inputs]
     rows = [shared(name, [router[:1] for router in routers]), *(router[1:2] for router in routers[1:])]
@@ -126,7 +126,7 @@ def _router(name: str, inputs: list[Input], shared: Combination, kept: Kept | No
     return torch.cat(rows)
 
 
-def _combined(name: str, inputs: list[Input], shared: Combination, *, prove: bool) -> Iterator[Tensor]:
+def combined(name: str, inputs: list[Input], shared: Combination, *, prove: bool) -> Iterator[Tensor]:
     """Yields the combined tensor by blocks of rows. What nobody moved is copied; only ``prove`` then reads
     the others' too."""
     moved = len({given.units[name] for given in inputs}) > 1
