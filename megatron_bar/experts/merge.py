@@ -114,8 +114,8 @@ def merge_inputs(
 
 
 def routers(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
-    """Returns the merge's router: row 0 is combined; a domain expert brings its own row, or keeps the one that it has
-    in a merged model."""
+    """Returns the router of a merge: row 0 is combined; a domain expert brings its own row, or keeps the one
+    that it has in a merged model."""
     routers = [given.source.whole(name) for given in inputs]
     rows = [shared(name, [router[:1] for router in routers]), *(router[1:2] for router in routers[1:])]
     if kept is not None:

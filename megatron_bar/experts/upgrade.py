@@ -55,8 +55,8 @@ class Merged:
             )
         if manifest.anchor_hash is None and manifest.stage == ADOPTED:
             raise BarError(
-                f"{path}: was adopted without the branched folder of its experts: expected one to merge again "
-                f"from, got none; remove {MANIFEST} and adopt it with bar adopt --of BRANCHED"
+                f"{path}: was adopted without the branched folder of its experts: expected one to merge "
+                f"again from, got none; remove {MANIFEST} and adopt it with bar adopt --of BRANCHED"
             )
         if manifest.anchor_hash is None:
             raise BarError(

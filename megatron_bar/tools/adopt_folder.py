@@ -18,7 +18,7 @@ TAKES = {"branched": (), "expert": ("of", "name", "moved"), "merged": ("of", "na
 
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a Hugging Face folder without a manifest")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder without a manifest")
     about = "branched: where experts start from; expert: one trained from it; merged: a model of several"
     parser.add_argument("--as", dest="kind", choices=tuple(NEEDS), required=True, help=about)
     about = "the branched folder of an expert, or of a merged model's experts, which are looked for beside it"
@@ -26,7 +26,7 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument("--name", help="the expert's")
     about = "of a merged model's experts, in the order of the slots"
     parser.add_argument("--names", metavar="anchor,NAME,...", help=about)
-    about = "how far the anchor may lie from BRANCHED's, as a share of each tensor's norm (default 0.05)"
+    about = "how far the anchor may lie from BRANCHED's, as a share of each tensor's norm (default 0.25)"
     parser.add_argument("--moved", type=float, metavar="SHARE", help=about)
     return parser.parse_args(call.arguments)
 

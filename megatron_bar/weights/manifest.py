@@ -28,8 +28,6 @@ KINDS = ("dense", "branched", "expert", "merged", "routed", ARTIFACT)
 ANCHOR = "anchor"
 DOMAIN = "domain"
 """The names of a branch's experts. An expert keeps the second one where its training was told no other."""
-
-
 ADOPTED = "adopted"
 """The stage of a folder that was not made here (experts/adopt.py)."""
 

@@ -66,10 +66,10 @@ def test_adopted_folders_merge_to_the_same_bytes(place, branched, experts):
 def test_what_is_proven_and_what_is_only_said_is_told_apart(place, branched):
     manifest = read_manifest(place / "math")
     assert manifest.notes == (
-        "proven: all 29 tensors are there, of config.json's shapes, and finite",
+        "proven: all 33 tensors are there, of config.json's shapes, and finite",
         "proven: the anchor's FFNs and router rows are those of branched, bit for bit",
-        "proven: 19 of 19 shared tensors moved (embedding 1, attention 12, block_norm 4, final_norm 1, "
-        "lm_head 1)",
+        "proven: 19 of 19 shared tensors moved (embedding 1, lm_head 1, final_norm 1, attention 12, "
+        "block_norm 4)",
         "said: trained from branched as math",
     )
     assert manifest.frozen.policy == "rlvr" and manifest.frozen.units == 8
@@ -102,7 +102,9 @@ def test_an_anchor_that_moved_is_said_and_averaged(place, branched, experts, tmp
     moved = copy_with(branched, tmp_path / "made", opened(7))
     path = bare(moved, tmp_path / "free")
     note = adopt_expert(path, place / "branched", "free").notes[1]
-    assert note.startswith("proven: 8 of 8 tensors of the anchor's FFNs and router rows moved from branched, ")
+    assert note.startswith(
+        "proven: 8 of 8 tensors of the anchor's FFNs and router rows moved from branched, "
+    )
     assert note.endswith(" of its norm; a merge averages them")
     out = merge(place / "branched", {"math": place / "math", "free": path}, tmp_path / "out").path
     assert read_manifest(out).notes[1].startswith("expert free moved 8 of the anchor's own tensors")
@@ -121,7 +123,9 @@ def test_an_adopted_expert_is_extracted_and_a_model_changed_by_it(place, branche
     adopt_expert(better, place / "branched", "code")
     made = replace_expert(Merged.open(model, [place]), "code", better, tmp_path / "made").path
     fresh = merge(
-        place / "branched", adopted(place) | {"code": better, "math": tmp_path / "artifact"}, tmp_path / "fresh"
+        place / "branched",
+        adopted(place) | {"code": better, "math": tmp_path / "artifact"},
+        tmp_path / "fresh",
     ).path
     assert weights(made) == weights(fresh)
 
@@ -151,7 +155,9 @@ def test_a_trained_router_and_a_mean_that_was_rounded_are_seen(place, tmp_path):
     ours = merge(place / "branched", adopted(place), tmp_path / "ours").path
 
     def change(name, tensor):
-        return tensor + 1 if name.endswith("gate.weight") else tensor * (1 + 1e-7) if "norm" in name else tensor
+        return (
+            tensor + 1 if name.endswith("gate.weight") else tensor * (1 + 1e-7) if "norm" in name else tensor
+        )
 
     model = bare(copy_with(ours, tmp_path / "routed", change), tmp_path / "model")
     manifest = adopt_merged(model, NAMES, place / "branched")
@@ -159,7 +165,8 @@ def test_a_trained_router_and_a_mean_that_was_rounded_are_seen(place, tmp_path):
     assert "up to rounding (model." in manifest.notes[5]
     assert manifest.notes[6] == "proven: the router was trained since the merge"
     other = bare(
-        copy_with(ours, tmp_path / "other", lambda n, t: t * 1.01 if "norm" in n else t), tmp_path / "weighted"
+        copy_with(ours, tmp_path / "other", lambda n, t: t * 1.01 if "norm" in n else t),
+        tmp_path / "weighted",
     )
     manifest = adopt_merged(other, NAMES, place / "branched")
     assert manifest.shared is None and "9 anchor and shared tensors are not the mean of" in manifest.notes[5]
@@ -227,13 +234,13 @@ WRONG = {
     "an expert of another base": (
         "foreign",
         as_expert,
-        r"tensor 'model\.layers\.0\.\S+' is the anchor's: expected within 0\.05 of that of .*branched, as far "
+        r"tensor 'model\.layers\.0\.\S+' is the anchor's: expected within 0\.25 of that of .*branched, as far "
         r"as training moves it, got 1\.\d+ \(of another base\?\)",
     ),
     "a model of another base": (
         "foreign",
         lambda p, place: adopt_merged(p, ("anchor", "a"), place / "branched"),
-        r"is the anchor's: expected within 0\.05 .* \(of another base\?\)",
+        r"is the anchor's: expected within 0\.25 .* \(of another base\?\)",
     ),
     "the branched folder as expert": (
         "branched",
@@ -309,16 +316,18 @@ def test_what_is_changed_after_its_adoption_is_found(place, tmp_path, changed):
 
 
 def test_further_than_usual_is_accepted_where_that_is_asked_for(place, branched, tmp_path):
-    path = bare(copy_with(branched, tmp_path / "made", lambda n, t: t * 1.2), tmp_path / "far")
-    with pytest.raises(BarError, match=r"expected within 0\.05 .* got 0\.2"):
+    path = bare(copy_with(branched, tmp_path / "made", lambda n, t: t * 1.4), tmp_path / "far")
+    with pytest.raises(BarError, match=r"expected within 0\.25 .* got 0\.4"):
         adopt_expert(path, place / "branched", "far")
-    assert " by 0.2 of its norm" in adopt_expert(path, place / "branched", "far", moved=0.5).notes[1]
+    assert " by 0.4 of its norm" in adopt_expert(path, place / "branched", "far", moved=0.5).notes[1]
 
 
 def test_a_half_precision_branch_is_adopted(tmp_path):
     two = save_hf(tmp_path / "two", experts=2, seed=4, dtype="bfloat16")
     adopt_branched(two)
-    path = bare(copy_with(two, tmp_path / "made", lambda n, t: t * 1.25 if ".1." in n else t), tmp_path / "x")
+    path = bare(
+        copy_with(two, tmp_path / "made", lambda n, t: t * 1.25 if ".experts.1." in n else t), tmp_path / "x"
+    )
     adopt_expert(path, two, "x")
     out = merge(two, {"x": path}, tmp_path / "out").path
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
