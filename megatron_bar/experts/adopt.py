@@ -113,7 +113,7 @@ def adopt_expert(
         units,
         "expert",
         [base.manifest.experts[0], _lineage(name, policy, base)],
-        [*anchors, _shared_in_words(units, changed), f"said: trained from {_name(base.folder)} as {name}"],
+        [*anchors, _shared_in_words(units, changed), f"said: trained from {base.folder.name} as {name}"],
         anchor_hash=base.manifest.anchor_hash,
         sources=(_source("branched", base),),
         frozen=Certificate(
@@ -210,12 +210,8 @@ def _write(
     return made
 
 
-def _name(folder: Folder) -> str:
-    return folder.path.resolve().name
-
-
 def _source(role: str, given: Input) -> SourceRecord:
-    return SourceRecord(role=role, name=_name(given.folder), hash=folder_hash(given.units))
+    return SourceRecord(role=role, name=given.folder.name, hash=folder_hash(given.units))
 
 
 def _lineage(name: str, policy: FreezePolicy, base: Input) -> Expert:
@@ -241,9 +237,9 @@ def _anchor_in_words(base: Input, given: Input, limit: float, *, rows: bool) -> 
             )
         furthest, most = (unit, distance) if distance >= most else (furthest, most)
     if not moved:
-        return f"{what} are those of {_name(base.folder)}, bit for bit"
+        return f"{what} are those of {base.folder.name}, bit for bit"
     return (
-        f"{len(moved)} of {len(own)} tensors of {what} moved from {_name(base.folder)}, {furthest} furthest, "
+        f"{len(moved)} of {len(own)} tensors of {what} moved from {base.folder.name}, {furthest} furthest, "
         f"by {most:.2g} of its norm; a merge averages them"
     )
 
@@ -299,7 +295,7 @@ def _find_experts(folder: Folder, units: Units, base: Input, names: Sequence[str
 def _slot_in_words(slot: int, name: str, given: Input | None) -> str:
     if given is None:
         return f"said: expert {slot} is {name}; no folder with its FFNs was found"
-    return f"proven: expert {slot}, {name}, has the FFNs of {_name(given.folder)}, bit for bit"
+    return f"proven: expert {slot}, {name}, has the FFNs of {given.folder.name}, bit for bit"
 
 
 def _slot(slot: int, name: str, given: Input | None, base: Input) -> Expert:
@@ -311,7 +307,7 @@ def _slot(slot: int, name: str, given: Input | None, base: Input) -> Expert:
         name=name,
         trained=given.manifest.experts[min(slot, 1)].trained,
         anchor_hash=digest,
-        folder=_name(given.folder),
+        folder=given.folder.name,
         folder_hash=folder_hash(given.units),
         shared_hash=anchor_hash(given.units),
     )
@@ -345,7 +341,7 @@ def _compare_with_mean(folder: Folder, units: Units, inputs: list[Input]) -> _Me
     # A sum in the dtype itself rounds once per input.
     holds = most <= len(inputs) * torch.finfo(getattr(torch, folder.dtype)).eps
     worst = f"{furthest} by {most:.2g} of its norm"
-    of_all = f"the mean of {', '.join(_name(given.folder) for given in inputs)}"
+    of_all = f"the mean of {', '.join(given.folder.name for given in inputs)}"
     if not differ:
         note = f"anchor and shared tensors are {of_all}, bit for bit"
     elif holds:

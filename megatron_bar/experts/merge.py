@@ -178,7 +178,7 @@ def _experts(inputs: list[Input]) -> tuple[Expert, ...]:
             index=slot,
             name=given.name,
             # One whose folder is gone was taken from a merged model, which knows what it was.
-            folder=lineage.folder or given.folder.path.resolve().name,
+            folder=lineage.folder or given.folder.name,
             folder_hash=lineage.folder_hash or folder_hash(given.units),
             shared_hash=lineage.shared_hash or anchor_hash(given.units),
         )
