@@ -126,9 +126,8 @@ def _what(config: ModelConfig, manifest: Manifest) -> str:
     active = (
         f", {config.experts_per_token} of {config.num_experts} experts active" if config.num_experts else ""
     )
-    layers = (
-        f" (by layer: {', '.join(map(str, config.experts_per_layer))})" if config.experts_per_layer else ""
-    )
+    by_layer = ", ".join(map(str, config.experts_per_layer))
+    layers = f" (by layer: {by_layer})" if by_layer else ""
     hf = config.to_hf()
     lines = [
         kinds[manifest.kind],
@@ -147,7 +146,10 @@ def _what(config: ModelConfig, manifest: Manifest) -> str:
 def _experts(manifest: Manifest) -> str:
     rows = []
     for expert in manifest.experts:
-        stages = "; ".join(f"{one.stage} (policy {one.policy or 'unknown'})" for one in expert.trained)
+        stages = "; ".join(
+            f"{one.stage} (policy {one.policy or 'unknown'}, recipe {one.recipe or 'unknown'})"
+            for one in expert.trained
+        )
         data = dict.fromkeys(name for one in expert.trained for name in one.data)
         rows.append(
             [str(expert.index), expert.name, stages or "none known", ", ".join(data) or "not recorded"]
@@ -161,9 +163,8 @@ def _proven(manifest: Manifest) -> str:
     if manifest.anchor_hash:
         lines.append(f"- anchor hash of the branch: {manifest.anchor_hash}")
     if frozen:
-        lines.append(
-            f"- frozen by policy {_line(frozen.policy)} and bit-identical: {frozen.units} tensors and router rows"
-        )
+        units = f"{frozen.units} tensors and router rows"
+        lines.append(f"- frozen by policy {_line(frozen.policy)} and bit-identical: {units}")
     if manifest.router_stale:
         lines.append("- the router is stale: experts changed since it was trained")
     lines += [f"- {_line(note)}" for note in manifest.notes]

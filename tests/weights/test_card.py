@@ -70,7 +70,7 @@ def test_it_says_what_the_folder_is(place):
         "# BAR model: anchor, math, code",
         "class FlexOlmoForCausalLM, model type flex_olmo, float32",
         ", 3 of 3 experts active",
-        "| 1 | math | midtrain (policy midtrain) | not recorded |",
+        "| 1 | math | midtrain (policy midtrain, recipe tests) | not recorded |",
         "shared tensors: mean of 3 folders, the anchor included",
         "vllm serve THIS_FOLDER --dtype float32",
     ):
