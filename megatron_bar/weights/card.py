@@ -53,7 +53,9 @@ def card(
     parts = [_front(config, manifest, known), MARKER, f"# {_title(manifest)}", _what(config, manifest)]
     if manifest.experts:
         parts += ["## Experts", _experts(manifest)]
-    parts += ["## Proven", _proven(manifest)]
+    parts += ["## Hashes", _hashes(manifest)]
+    if manifest.notes:
+        parts += ["## Notes", "\n".join(f"- {_line(note)}" for note in manifest.notes)]
     if scores:
         rows = [[name, f"{100 * score:.1f}", str(items)] for name, (score, items) in scores.items()]
         parts += ["## Results", _table(["test", "mean score, %", "items"], rows)]
@@ -157,7 +159,7 @@ def _experts(manifest: Manifest) -> str:
     return _table(["slot", "expert", "stages", "data"], rows)
 
 
-def _proven(manifest: Manifest) -> str:
+def _hashes(manifest: Manifest) -> str:
     frozen = manifest.frozen
     lines = [f"- hash of all tensors (BLAKE3): {folder_hash(manifest.tensors)}"]
     if manifest.anchor_hash:
@@ -167,7 +169,6 @@ def _proven(manifest: Manifest) -> str:
         lines.append(f"- frozen by policy {_line(frozen.policy)} and bit-identical: {units}")
     if manifest.router_stale:
         lines.append("- the router is stale: experts changed since it was trained")
-    lines += [f"- {_line(note)}" for note in manifest.notes]
     return "\n".join(lines)
 
 

@@ -267,6 +267,16 @@ WRONG = {
         lambda p, place: (nan(p), as_expert(p, place)),
         r"tensor 'model\.norm\.weight': expected finite values, got NaN or infinity in row 3",
     ),
+    "not a number in the branched folder": (
+        "branched",
+        lambda p, _: (nan(p), adopt_branched(p)),
+        "expected finite values, got NaN or infinity in row 3",
+    ),
+    "not a number in a merged model": (
+        "expert",
+        lambda p, _: (nan(p), adopt_merged(p, ("anchor", "a"))),
+        "expected finite values, got NaN or infinity in row 3",
+    ),
     "another tokenizer": (
         "expert",
         lambda p, place: ((p / "tokenizer.json").write_text("{}"), as_expert(p, place)),

@@ -115,6 +115,8 @@ def test_results_at_hand_are_told_and_those_of_another_model_are_not(place, tmp_
     line = refused(card_tool(tmp_path / "merged", "--evaluation", tmp_path / "evaluation/math.json"))
     assert "expected results of" in line and "got those of math" in line
     assert (tmp_path / "merged" / CARD).read_bytes() == before
+    evaluated(tmp_path / "math", tmp_path / "evaluation/merged.json")
+    assert "no results in it" in card_tool(tmp_path / "merged")[1]
     evaluated(tmp_path / "merged", tmp_path / "evaluation/merged.json")
     status, out, _ = card_tool(tmp_path / "merged")
     assert status == 0 and "1 tests in it" in out
