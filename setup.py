@@ -34,6 +34,7 @@ setup(
         "datasets",
         "pyarrow",  # reads Parquet and zstd; datasets brings it
         "jinja2",  # chat templates; transformers does not ask for it
+        "pyyaml",  # front matter of model cards; transformers brings it
         "numpy",
         "psutil",  # Megatron's checkpoint writer hangs without it and does not ask for it
         "blake3",

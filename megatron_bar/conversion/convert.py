@@ -8,6 +8,7 @@ Any layout's checkpoint is read; what is written has whole tensors, the vocabula
 which every layout loads.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from megatron_bar.conversion.dist_files import (
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.weights import writer
+from megatron_bar.weights.card import CARD
 from megatron_bar.weights.describe import checkpoint_config
 from megatron_bar.weights.folder import Folder, Progress, require_tokenizer, silent
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
@@ -72,6 +74,8 @@ def import_folder(
         if verify == "weights":
             _compare(lock.path, out, config, units, progress)
         writer.copy_companions(source, lock.path)
+        if (source / CARD).is_file():  # the licence and the like of what is exported again
+            shutil.copyfile(source / CARD, lock.path / CARD)
         receipt = {"tensors": units, "config_hash": config_hash(config)}
         replace(manifest, config=config.to_hf(), **receipt).write(lock.path)
         lock.publish()

@@ -17,6 +17,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from megatron_bar.errors import BarError
+from megatron_bar.weights.card import Scores
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import Active
@@ -72,6 +73,21 @@ def read_results(path: Path) -> dict:
     results = read_object(path, expected="a results file (bar evaluate --out)")
     _check(results, path)
     return results
+
+
+def mean_scores(results: dict) -> Scores:
+    """Returns the mean score and the number of items of every test."""
+    tests = results["scores"].items()
+    return {name: (sum(item["score"] for item in items) / len(items), len(items)) for name, items in tests}
+
+
+def scores_beside(folder: Path, digest: str) -> Scores | None:
+    """Returns the scores in evaluation/NAME.json beside the folder NAME, where a run writes them; None where
+    they are not there, or of a model with another hash than ``digest``."""
+    folder = folder.resolve()
+    path = folder.parent / "evaluation" / f"{folder.name}.json"
+    results = read_results(path) if path.is_file() else None
+    return mean_scores(results) if results is not None and results["model_hash"] == digest else None
 
 
 def require_same_tests(one: dict, other: dict) -> None:

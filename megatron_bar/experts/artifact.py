@@ -10,6 +10,8 @@ import dataclasses
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.evaluation.results import scores_beside
+from megatron_bar.weights.card import write_card
 from megatron_bar.weights.folder import Folder, read_tensors
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import folder_hash, units_of
@@ -26,7 +28,6 @@ from megatron_bar.weights.writer import (
     write_index,
 )
 
-CARD = "README.md"
 _ALWAYS = {ParamGroup.DOMAIN_EXPERT, ParamGroup.ROUTER}
 """Groups that are kept even where they equal the branch's: another branch of the same anchor may have started
 from others."""
@@ -64,7 +65,8 @@ def extract(
         write_index(lock.path, folder.config, plan)
         made = dataclasses.replace(manifest, kind=ARTIFACT, config=folder.config.to_hf())
         made.write(lock.path)
-        (lock.path / CARD).write_text(card(made, names, branched.path.resolve().name), encoding="utf-8")
+        scores = scores_beside(folder.path, folder_hash(units))
+        write_card(lock.path, folder.config, made, folder.path, scores=scores)
         if options.verifies:
             verify_units(open_artifact(lock.path, branched), written, options.progress)
         lock.publish()
@@ -122,29 +124,3 @@ def overlay(base: Folder, merged: Folder, slot: int) -> Folder:
             key = name.replace(".experts.1.", f".experts.{slot}.")
             own[name] = merged.tensors[key]
     return Folder(merged.path, base.config, base.tensors | own)
-
-
-def card(manifest: Manifest, names: list[str], base: str) -> str:
-    """Returns the text of README.md, which says what the folder is."""
-    expert = manifest.experts[1]
-    shared = [name for name in names if classify(name) not in _ALWAYS]
-    stages = "\n".join(
-        f"- {t.stage} (policy {t.policy}, recipe {t.recipe}), data: {', '.join(t.data) or 'not recorded'}"
-        for t in expert.trained
-    )
-    return f"""# Expert {expert.name}
-
-One expert of a BAR model (arXiv 2604.18473): its FFN in every layer, its routers, and the {len(shared)} \
-shared tensors that its
-training changed. It is not a model by itself: merge it with the branched folder that it was trained from.
-
-- trained from: {base}, anchor hash {manifest.anchor_hash}
-- the whole two-expert folder has the hash {folder_hash(manifest.tensors)}
-- made by version {manifest.tool_version}
-
-Training:
-{stages}
-
-    bar expert add --model MERGED --expert {expert.name}=THIS_FOLDER --out NEW
-    bar merge --anchor {base} --expert {expert.name}=THIS_FOLDER --expert ... --out MERGED
-"""

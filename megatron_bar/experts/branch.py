@@ -129,7 +129,7 @@ def _experts(lineage: tuple[Expert, ...], digest: str) -> tuple[Expert, Expert]:
 
 def _source(role: str, given: Proven, progress: Progress) -> SourceRecord:
     digest = folder_hash(given.units(progress))
-    return SourceRecord(role=role, name=given.folder.path.resolve().name, hash=digest)
+    return SourceRecord(role=role, name=given.folder.name, hash=digest)
 
 
 def _open_dense(path: Path | str) -> Folder:

@@ -112,9 +112,7 @@ def side_by_side(name: str, inputs: dict[str, Proven]) -> Iterator[tuple[Tensor,
 def dense_sources(inputs: dict[str, Proven], progress: Progress) -> tuple[SourceRecord, ...]:
     """Returns a record of every input, with the hash of its folder."""
     return tuple(
-        SourceRecord(
-            role=name, name=source.folder.path.resolve().name, hash=folder_hash(source.units(progress))
-        )
+        SourceRecord(role=name, name=source.folder.name, hash=folder_hash(source.units(progress)))
         for name, source in inputs.items()
     )
 

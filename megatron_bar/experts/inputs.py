@@ -68,35 +68,43 @@ def check_arguments(anchor: Path, experts: dict[str, Path | str]) -> None:
 def open_inputs(anchor: Path | str, experts: dict[str, Path | str], *, finite: bool = True) -> list[Input]:
     """Opens the branched folder and the experts, and checks all that headers and manifests can show.
     ``finite``: values that are not finite are refused when they are read."""
-    branched = _two_experts(Folder.open(anchor))
-    recorded = _read_manifest(Path(anchor), branched.config.model_type)
+    base = open_branched(anchor, finite=finite)
+    family = base.manifest.family
+    opened = [
+        (name, _two_experts(open_expert(path, base.folder)), _read_manifest(Path(path), family))
+        for name, path in experts.items()
+    ]
+    for _, folder, manifest in opened:
+        _compare_with_anchor(base.folder, base.manifest, folder, manifest)
+    _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened])
+    inputs = [base]
+    for name, folder, manifest in opened:
+        source = Proven(folder, receipts(folder, manifest), finite=finite)
+        inputs.append(Input(name=name, source=source, manifest=manifest))
+    _refuse_copies(inputs)
+    for given in inputs[1:]:
+        _refuse_foreign_anchor(base, given)
+    return inputs
+
+
+def open_branched(path: Path | str, *, finite: bool = True) -> Input:
+    """Opens the branched folder; raises BarError unless its receipts are those of the branch."""
+    branched = _two_experts(Folder.open(path))
+    recorded = _read_manifest(Path(path), branched.config.model_type)
     if recorded.kind != "branched":
         raise BarError(
             f"{branched.path}: the anchor expected is the branched folder all experts started from, "
             f"got {recorded.kind!r}"
         )
     require_tokenizer(branched.path, branched.config.vocab_size)
-    opened = [
-        (name, _two_experts(open_expert(path, branched)), _read_manifest(Path(path), recorded.family))
-        for name, path in experts.items()
-    ]
-    for _, folder, manifest in opened:
-        _compare_with_anchor(branched, recorded, folder, manifest)
-    _refuse_one_lineage_twice([(folder, manifest.experts[1].name) for _, folder, manifest in opened])
-    inputs = [
-        Input(name=name, source=Proven(folder, receipts(folder, m), finite=finite), manifest=m)
-        for name, folder, m in [(ANCHOR, branched, recorded), *opened]
-    ]
-    got = anchor_hash(inputs[0].units)
+    source = Proven(branched, receipts(branched, recorded), finite=finite)
+    got = anchor_hash(source.recorded)
     if got != recorded.anchor_hash:
         expected = recorded.anchor_hash
         raise BarError(
             f"{branched.path}: changed since the branch: expected anchor hash {expected}, got {got}"
         )
-    _refuse_copies(inputs)
-    for given in inputs[1:]:
-        _refuse_foreign_anchor(inputs[0], given)
-    return inputs
+    return Input(name=ANCHOR, source=source, manifest=recorded)
 
 
 def _two_experts(folder: Folder) -> Folder:
@@ -111,7 +119,7 @@ def _read_manifest(path: Path, family: str) -> Manifest:
         raise BarError(
             f"{path / MANIFEST}: not found; expected the manifest that bar branch writes and every training "
             f"stage "
-            "carries along: branch with it and train from its folder"
+            "carries along: branch with it and train from its folder, or take a foreign one by bar adopt"
         )
     manifest = read_manifest(path)
     if manifest.anchor_hash is None or len(manifest.experts) != 2:

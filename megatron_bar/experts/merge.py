@@ -95,8 +95,8 @@ def merge_inputs(
                 deque(inputs[0].source.blocks(name), maxlen=0)
             return inputs[slot].source.blocks(with_expert(name, 1))
         if classify(name) is ParamGroup.ROUTER:
-            return [_router(name, inputs, shared, kept)]
-        return _combined(name, inputs, shared, prove=options.verifies)
+            return [routers(name, inputs, shared, kept)]
+        return combined(name, inputs, shared, prove=options.verifies)
 
     return write_folder(
         out,
@@ -113,9 +113,9 @@ def merge_inputs(
     )
 
 
-def _router(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
-    """Returns the router: row 0 is combined; a domain expert brings its own row, or keeps the one that it has
-    in a merged model."""
+def routers(name: str, inputs: list[Input], shared: Combination, kept: Kept | None) -> Tensor:
+    """Returns the router of a merge: row 0 is combined; a domain expert brings its own row, or keeps the one
+    that it has in a merged model."""
     routers = [given.source.whole(name) for given in inputs]
     rows = [shared(name, [router[:1] for router in routers]), *(router[1:2] for router in routers[1:])]
     if kept is not None:
@@ -126,7 +126,7 @@ def _router(name: str, inputs: list[Input], shared: Combination, kept: Kept | No
     return torch.cat(rows)
 
 
-def _combined(name: str, inputs: list[Input], shared: Combination, *, prove: bool) -> Iterator[Tensor]:
+def combined(name: str, inputs: list[Input], shared: Combination, *, prove: bool) -> Iterator[Tensor]:
     """Yields the combined tensor by blocks of rows. What nobody moved is copied; only ``prove`` then reads
     the others' too."""
     moved = len({given.units[name] for given in inputs}) > 1
@@ -178,7 +178,7 @@ def _experts(inputs: list[Input]) -> tuple[Expert, ...]:
             index=slot,
             name=given.name,
             # One whose folder is gone was taken from a merged model, which knows what it was.
-            folder=lineage.folder or given.folder.path.resolve().name,
+            folder=lineage.folder or given.folder.name,
             folder_hash=lineage.folder_hash or folder_hash(given.units),
             shared_hash=lineage.shared_hash or anchor_hash(given.units),
         )

@@ -22,6 +22,7 @@ from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.locks import check_out
 from megatron_bar.weights.manifest import (
+    ADOPTED,
     ANCHOR,
     ARTIFACT,
     MANIFEST,
@@ -51,6 +52,11 @@ class Merged:
         if manifest.kind not in ("merged", "routed") or len(manifest.experts) != folder.config.num_experts:
             raise BarError(
                 f"{path}: expected a merged model with a manifest of its experts, got kind {manifest.kind!r}"
+            )
+        if manifest.anchor_hash is None and manifest.stage == ADOPTED:
+            raise BarError(
+                f"{path}: was adopted without the branched folder of its experts: expected one to merge "
+                f"again from, got none; remove {MANIFEST} and adopt it with bar adopt --of BRANCHED"
             )
         if manifest.anchor_hash is None:
             raise BarError(

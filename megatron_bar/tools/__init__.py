@@ -19,6 +19,8 @@ TASKS: dict[str, dict[str, str]] = {
         "merge": "merge_experts",
         "merge-dense": "merge_dense",
         "expert": "expert",
+        "adopt": "adopt_folder",
+        "card": "card",
     },
     "train": {"run": "run_recipe", "preprocess": "preprocess_data", "preview": "preview_data"},
     "look into a model": {

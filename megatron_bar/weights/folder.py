@@ -120,6 +120,14 @@ class Folder:
         return Folder(self.path, config, self.tensors)
 
     @property
+    def name(self) -> str:
+        """The name that others know it by: owner/name of a snapshot of the Hub, else the folder's."""
+        path = self.path.resolve()
+        kind, *repository = path.parent.parent.name.split("--")
+        is_snapshot = kind == "models" and len(repository) == 2 and path.parent.name == "snapshots"
+        return "/".join(repository) if is_snapshot else path.name
+
+    @property
     def dtype(self) -> str:
         return self.config.dtype
 

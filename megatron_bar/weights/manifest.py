@@ -28,6 +28,8 @@ KINDS = ("dense", "branched", "expert", "merged", "routed", ARTIFACT)
 ANCHOR = "anchor"
 DOMAIN = "domain"
 """The names of a branch's experts. An expert keeps the second one where its training was told no other."""
+ADOPTED = "adopted"
+"""The stage of a folder that was not made here (experts/adopt.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +199,13 @@ class Manifest:
             ledger=self.ledger if cost is None else (*self.ledger, cost),
         )
 
+    @property
+    def text(self) -> str:
+        """What its file says."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
     def write(self, folder: Path) -> None:
-        fields = {"format": FORMAT, **dataclasses.asdict(self)}
-        (Path(folder) / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        (Path(folder) / MANIFEST).write_text(self.text, encoding="utf-8")
 
 
 def _typed(value, kind: type, where: str):

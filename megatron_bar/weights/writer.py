@@ -24,6 +24,7 @@ import torch
 
 import megatron_bar
 from megatron_bar.errors import BarError, writing
+from megatron_bar.weights.card import write_card
 from megatron_bar.weights.folder import INDEX, SINGLE, Folder, Progress, companions, silent
 from megatron_bar.weights.hashes import Units, config_hash, hash_units, hashed, require_units
 from megatron_bar.weights.hf_config import ModelConfig, tensor_shapes, zeros_beside
@@ -144,7 +145,7 @@ def finish(
     units: Units,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """Writes index, config, companions and manifest; reads the folder back, then renames it into place.
+    """Writes index, config, companions, manifest and card; reads the folder back, then renames it into place.
 
     ``manifest`` is given the opened result and ``units``, those of every `write_shard`, which it need not put
     in. What is verified is read back from the disk and hashed again.
@@ -163,6 +164,7 @@ def finish(
             experts_per_layer=config.experts_per_layer,
         )
         receipt.write(lock.path)
+        write_card(lock.path, config, receipt, companions_from)
     lock.publish()
     return Folder.open(lock.out)
 
