@@ -13,6 +13,7 @@ from megatron_bar.models.plain import PlainModel
 from megatron_bar.models.sampler import Sampler
 from megatron_bar.parallel.state import ParallelConfig, distributed, set_layout
 from megatron_bar.weights.hf_config import ModelConfig
+from megatron_bar.weights.rope import Llama3Rope
 
 DENSE = ModelConfig(
     vocab_size=43,
@@ -27,6 +28,15 @@ DENSE = ModelConfig(
     dtype="float32",
 )
 FIVE = DENSE.with_experts(5)
+MORE = {
+    "qwen3": {"own_head_dim": 16},
+    "llama": {
+        "own_head_dim": 20,
+        "rope_scaling": Llama3Rope(
+            factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+        ),
+    },
+}
 PROMPTS = [[5, 6, 7], [9], [4, 8, 15, 16, 23, 42, 3]]
 SLOTS = [3, 0, 1]
 """Of the prompts in a cache of five rows; a fourth answer, moved into the gap, follows below."""
@@ -88,6 +98,12 @@ def parted(model: LanguageModel, *, look_up: int = 0, tokens: int = 6) -> float:
         (FIVE, 2),
         (FIVE, 1),
         (replace(FIVE, norm_topk_prob=True), 2),
+        *(
+            (shape, active)
+            for family in ("qwen3", "llama", "qwen2")
+            for dense in [replace(DENSE, family=family, **MORE.get(family, {}))]
+            for shape, active in ((dense, None), (dense.with_experts(5), 5), (dense.with_experts(5), 2))
+        ),
     ],
 )
 def test_logits_are_the_trainers(shape, active):

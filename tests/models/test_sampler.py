@@ -3,7 +3,7 @@
 import pytest
 import torch
 from distributed import run_distributed
-from folders import save_hf
+from folders import LLAMA3, save_hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +74,24 @@ def test_log_probabilities_are_the_trainers(layout, processes, folder):
     ],
 )
 def test_greedy_is_transformers_generate(layout, processes, folder):
+    compare_greedy(layout, processes, folder)
+
+
+FAMILIES = {
+    "qwen3": {"head_dim": 12, "num_experts_per_tok": 2},
+    "llama": {"rope_parameters": LLAMA3, "num_experts_per_tok": 2},
+    "qwen2": {},
+}
+
+
+@pytest.mark.parametrize("layout", [ParallelConfig(), ParallelConfig(tensor=2)], ids=["alone", "tensor"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_is_transformers_generate_in_every_family(family, layout, tmp_path):
+    source = save_hf(tmp_path, seed=4, family=family, **(SHAPE | FAMILIES[family]))
+    compare_greedy(layout, layout.tensor, source)
+
+
+def compare_greedy(layout, processes, folder):
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
