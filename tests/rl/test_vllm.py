@@ -115,7 +115,7 @@ def test_the_demos_answers_are_vllms(tmp_path, record_property):
 
 @pytest.mark.parametrize("lag, processes", [(0, 1), (1, 1), (0, 2)])
 def test_the_reward_rises(lag, processes, tmp_path, record_property):
-    source = folder_for("vllm", tmp_path, seed=3)  # whose reward rises in 10 rounds whatever is drawn
+    source = folder_for("vllm", tmp_path, seed=4)  # whose reward rises in 10 rounds whatever is drawn
     more = {"lag": 1, "importance_cap": 2.0} if lag else {}
     engine = EngineConfig(**vllm(), seeded=True)
     config = replace(CONFIG, rounds=10, max_drift=1e-3, engine=engine, **more)
