@@ -128,7 +128,8 @@ class Pass:
                 return (q + kv) * self.size + 2 * FP32
 
     def _ffn_norm(self, needs: bool, changed: bool) -> int:
-        """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's output."""
+        """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's
+        output."""
         before = self.shape.block.norms == "before"
         return self.norm(needs if before else changed, ParamGroup.BLOCK_NORM in self.trains)
 
