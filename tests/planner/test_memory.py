@@ -44,7 +44,7 @@ LAYOUTS = {
     "tp2 ep2": (ParallelConfig(tensor=2, expert=2), 4),
 }
 MOE = ("midtrain", "sft", "rlvr", "route")
-OTHERS = {"qwen3": {"head_dim": 12, "num_key_value_heads": 2}, "llama": {"head_dim": 12}, "qwen2": {}}
+OTHERS = {"qwen3": {"head_dim": 24, "num_key_value_heads": 2}, "llama": {"head_dim": 24}, "qwen2": {}}
 """Families beside OLMo 2, with heads that are not hidden / heads wide where they have them."""
 CASES = [
     *product(["olmo2"], ("float32", "bfloat16"), (*MOE, "dense_all")),
