@@ -25,7 +25,7 @@ from megatron_bar.errors import BarError, writing
 BLOCK_ROWS = 20_000
 BLOCK_BYTES = 4 << 20
 """Bounds of a block, whichever comes first: large for little overhead, small to lose little when killed."""
-VERSION = 1
+VERSION = 2
 Say = Callable[[int, int], None]
 """Callback after each block: the source's bytes (or rows, where it has no bytes), and the tokens in it."""
 

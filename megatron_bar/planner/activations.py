@@ -170,14 +170,15 @@ class Pass:
     def temporaries(self) -> int:
         """Returns the temporaries of a layer at work, after measurements on a CPU: experts make their
         intermediates again, four times their width, beside the gradients of input, output and sum; a dense
-        FFN three times, as the one it kept is gone by then. A norm takes three times the hidden size in fp32,
-        and four times in 16 bit."""
+        FFN three times, as the one it kept is gone by then, and so is what a norm behind it kept. A norm takes
+        three times the hidden size in fp32, and four times in 16 bit."""
         h = self.shape.hidden_size
         f = self.shape.intermediate_size
         if self.shape.num_experts:
             ffn = self.gathered * self.size * (4 * f // self.spread.expert_tensor + 3 * h)
         else:
-            ffn = self.tokens * self.size * (3 * f // self.spread.tensor + h)
+            before = self.shape.block.norms == "before"
+            ffn = self.tokens * self.size * (3 * f // self.spread.tensor + (1 + before) * h)
         return max(ffn, self.own * FP32 * (3 + (self.size != FP32)) * h)
 
     def layers(self, needs: bool) -> list[int]:

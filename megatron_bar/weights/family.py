@@ -61,8 +61,6 @@ class Family:
     """Whether config.json says a head's width. needed: its readers disagree on what it is otherwise."""
     ropes: tuple[str, ...] = ("default",)
     """Kinds of RoPE that both classes have."""
-    begins_text: bool = False
-    """Whether texts of its pretraining begin with BOS."""
 
     @property
     def renormalised_start(self) -> bool:
