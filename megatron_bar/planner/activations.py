@@ -116,16 +116,18 @@ class Pass:
         return kept + self.norm(needs, norm) * (not before)
 
     def query_key_norms(self, q: int, kv: int) -> int:
-        """Returns what the norms of queries and keys, ``q`` and ``kv`` wide on this rank, keep of a token."""
+        """Returns what the norms of queries and keys, ``q`` and ``kv`` wide on this rank, keep of a token:
+        views of the fused projection where their heads lie in it one behind the other, else copies."""
         shape = self.shape
+        several = shape.num_kv_heads > self.spread.tensor
         match shape.block.qk_norm:
             case "none":
                 return 0
-            case "head":  # keys lie in the fused projection, as single queries do
-                copied = q * self.size * (shape.num_heads > shape.num_kv_heads)
-                return copied + (q + kv) // shape.head_dim * FP32
+            case "head":
+                copied = several and shape.num_heads > shape.num_kv_heads
+                return q * self.size * copied + (q + kv) // shape.head_dim * FP32
             case _:
-                return (q + kv) * self.size + 2 * FP32
+                return (q + kv) * self.size * several + 2 * FP32
 
     def _ffn_norm(self, needs: bool, changed: bool) -> int:
         """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's

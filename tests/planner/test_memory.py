@@ -50,6 +50,7 @@ CASES = [
     *product(["olmo2"], ("float32", "bfloat16"), (*MOE, "dense_all")),
     *product(OTHERS, ["bfloat16"], ("midtrain", "rlvr", "dense_all")),
 ]
+"""Of a family, a dtype and a policy."""
 
 
 def saved(root: Path, **shape) -> dict[tuple[str, str, str], Path]:
