@@ -8,8 +8,8 @@ probabilities are not renormalised. BTX goes on to train everything, sparsely (t
 router alone is trained, like BAR's own.
 
 No branch stands behind such a model, so it has no anchor hash, and its experts are not added, replaced or
-removed: it is made again. In BAR's comparison the first of them is the post-trained anchor; `mix` takes the base
-of fine-tuned models in its place.
+removed: it is made again. In BAR's comparison the first of them is the post-trained anchor; `mix` takes the
+base of fine-tuned models in its place.
 """
 
 from collections.abc import Iterable
@@ -105,8 +105,9 @@ def mix(
     seed: int = 0,
     options: WriteOptions = USUAL,
 ) -> Folder:
-    """Mixes dense models that were fine-tuned from ``base`` (name -> folder, in the order of the slots 1, 2, ...);
-    the base is the anchor, slot 0. Like `btx`; a copy of the base is refused, which would be no expert."""
+    """Mixes dense models that were fine-tuned from ``base`` (name -> folder, in the order of the slots 1, 2,
+    ...); the base is the anchor, slot 0. Like `btx`; a copy of the base is refused, which would be no
+    expert."""
     check_out(out)
     if ANCHOR in tuned:
         raise BarError(f"fine-tuned model expected another name than {ANCHOR!r}, that of the base's expert")

@@ -1,5 +1,5 @@
-"""Merges N experts trained from one branched folder into one folder with N+1 experts; or N dense models that were
-fine-tuned from one base into a mixture of N+1, by BTX."""
+"""Merges N experts trained from one branched folder into one folder with N+1 experts; or N dense models that
+were fine-tuned from one base into a mixture of N+1, by BTX."""
 
 import argparse
 from pathlib import Path
@@ -31,7 +31,10 @@ def parse(call: Call) -> argparse.Namespace:
         help="an expert; again for each, in the order of the slots 1, 2, ...",
     )
     parser.add_argument(
-        "--base", type=Path, metavar="HF", help="in place of --anchor: the dense model, which becomes the anchor"
+        "--base",
+        type=Path,
+        metavar="HF",
+        help="in place of --anchor: the dense model, which becomes the anchor",
     )
     parser.add_argument(
         "--dense",
@@ -112,7 +115,7 @@ def _check(args: argparse.Namespace) -> None:
             f"got {', '.join(given) or 'neither'}"
         )
     if args.base and args.report:
-        raise BarError("--report expected with --anchor, whose shared tensors the experts started from, got --base")
+        raise BarError("--report expected with --anchor, which has what experts started from, got --base")
 
 
 def _weights(given: list[str], names: list[str]) -> tuple[float, ...]:
