@@ -25,7 +25,7 @@ from megatron_bar.errors import BarError, writing
 BLOCK_ROWS = 20_000
 BLOCK_BYTES = 4 << 20
 """Bounds of a block, whichever comes first: large for little overhead, small to lose little when killed."""
-VERSION = 2
+VERSION = 1
 Say = Callable[[int, int], None]
 """Callback after each block: the source's bytes (or rows, where it has no bytes), and the tokens in it."""
 
@@ -125,6 +125,7 @@ def _plan(source: Source, root: Path, text, options: Options, dtype: np.dtype) -
         "source": {k: str(value) if isinstance(value, Path) else value for k, value in fields.items()},
         "files": _identity(source, root),
         "tokenizer": text.hash,
+        "begin": list(text.begin),
         "options": asdict(options),
         "dtype": dtype.name,
     }

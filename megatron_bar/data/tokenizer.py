@@ -164,8 +164,8 @@ def _load_bpe(file: Path) -> BpeText:
 
 
 def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns what the post-processor puts before a text. It alone decides, as in transformers, which does not
-    ask ``add_bos_token`` where there is a tokenizer.json."""
+    """Returns what the post-processor puts before a text. It alone decides, as in transformers 5, which does
+    not ask ``add_bos_token`` where there is a tokenizer.json."""
     encoded = tokenizer.encode("a")
     pairs = zip(encoded.ids, encoded.sequence_ids, strict=True)
     return tuple(number for number, _ in takewhile(lambda pair: pair[1] is None, pairs))
