@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_bar.models.build import LanguageModel
-from megatron_bar.models.plain import PlainModel
+from megatron_bar.models.plain import PlainModel, group_size
 from megatron_bar.parallel import cpu
 
 REACH = 256
@@ -118,6 +118,8 @@ class PlainPasses:
         self.model = PlainModel(model, longest)
         self.pad_id = pad_id
         self.slots = slots
+        self.group = group_size(slots)
+        """Slots whose answers should be alike in length (see there)."""
         self.cache = model.new_cache(rows=slots, max_length=longest)
 
     def rows(self, at_work: int) -> int:

@@ -23,16 +23,20 @@ from megatron_bar.models.attention import KVCache, rotate
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.models.moe import AnchoredMoE
 
-LOOK_UP = 1_000_000
-"""Weights by which a token may be multiplied in the time that it takes to look up who chose which expert."""
+GROUPS = 4
+"""Groups of the cache's rows, each of which is attended to as far as its own longest answer goes."""
+LOOK_UP = 30_000_000
+"""Products of a token and a weight in the time that it takes to look up who chose which expert."""
+FEWEST = 16
+"""Tokens of a pass from which on the choice between experts is made; memory, not time, is spared below."""
 
 
 class PlainModel:
     """A model whose weights lie as the CPU's products want them. It serves until they or the routing change;
     they are copied, but for 16 bit.
 
-    ``max_length``: above all positions. ``look_up``: experts that were not chosen are left out where a token
-    is spared more weights than that.
+    ``max_length``: above all positions. ``look_up``: experts that were not chosen are left out of a pass
+    where that spares more products of a token and a weight.
     """
 
     def __init__(self, model: LanguageModel, max_length: int, *, look_up: int = LOOK_UP):
@@ -120,13 +124,15 @@ class _QueryKeyValue:
         return self.query_norm(query_tnd[:, None])[:, 0], self.key_norm(key_tkd[:, None])[:, 0], value_tkd
 
 
-def _ffn_of(mlp: torch.nn.Module, look_up: int) -> "_FFN | _AllExperts | _ChosenExperts":
+def _ffn_of(mlp: torch.nn.Module, look_up: int) -> "_FFN | _AllExperts | _ChosenExperts | _EitherExperts":
     if not isinstance(mlp, AnchoredMoE):
         return _FFN(mlp)
     experts = mlp.experts.local_experts
     used = min(mlp.router.top_k, len(experts) - len(mlp.router.routing.disabled))
     spared = (len(experts) - used) * sum(param.numel() for param in experts[0].parameters())
-    return _ChosenExperts(mlp) if spared > look_up else _AllExperts(mlp)
+    if not spared:
+        return _AllExperts(mlp)
+    return _ChosenExperts(mlp) if spared * FEWEST > look_up else _EitherExperts(mlp, look_up // spared)
 
 
 class _FFN:
@@ -176,6 +182,19 @@ class _ChosenExperts:
         return torch.zeros_like(x_th).index_add_(0, token_c, out_ch * weights_te[token_c, expert_c, None])
 
 
+class _EitherExperts:
+    """All experts for passes of few tokens, the chosen ones for those of more than ``tokens``: small experts,
+    whose weights are copied for both."""
+
+    def __init__(self, moe: AnchoredMoE, tokens: int):
+        self.tokens = tokens
+        self.all = _AllExperts(moe)
+        self.chosen = _ChosenExperts(moe)
+
+    def __call__(self, x_th: Tensor) -> Tensor:
+        return (self.chosen if len(x_th) > self.tokens else self.all)(x_th)
+
+
 def _few_sizes(count: int) -> int:
     """``count`` rounded up by at most an eighth, so that there are eight sizes from a power of 2 to the next:
     oneDNN makes its kernels anew for each."""
@@ -209,34 +228,50 @@ class _OfTokens:
 
     def __init__(self, cache: KVCache, turn: tuple[Tensor, Tensor], positions_r: Tensor):
         self.cache = cache
-        self.rows = len(positions_r)
         self.turn = turn
-        self.reach = int(positions_r.max()) + 1
         heads, length = cache.keys.shape[2:4]
-        to_come_rm = torch.arange(self.reach) > positions_r[:, None]
-        bias_rm = torch.zeros(to_come_rm.shape, dtype=cache.keys.dtype).masked_fill_(to_come_rm, -torch.inf)
-        self.bias_r11m = bias_rm[:, None, None]
-        rows_rk = torch.arange(0, self.rows * heads * length, length).view(-1, heads)
+        bounds = range(0, len(positions_r), group_size(cache.rows))
+        parts = positions_r.split(group_size(cache.rows))
+        self.groups = [self._group(start, part_r) for start, part_r in zip(bounds, parts, strict=True)]
+        rows_rk = torch.arange(0, len(positions_r) * heads * length, length).view(-1, heads)
         self.places = (rows_rk + positions_r[:, None]).flatten()
         """Of the new keys in a layer of the cache, as ``[rows * heads * length, d]``."""
+
+    def _group(self, start: int, positions_r: Tensor) -> tuple[slice, int, Tensor]:
+        """Returns rows, the length that they attend to, and what keeps them from places to come."""
+        reach = int(positions_r.max()) + 1
+        to_come_rm = torch.arange(reach) > positions_r[:, None]
+        bias_rm = torch.zeros(to_come_rm.shape, dtype=self.cache.keys.dtype)
+        bias_rm.masked_fill_(to_come_rm, -torch.inf)
+        return slice(start, start + len(positions_r)), reach, bias_rm[:, None, None]
 
     def __call__(self, layer: int, query_tnd: Tensor, key_tkd: Tensor, value_tkd: Tensor) -> Tensor:
         """Attends as `_OfPrompts` does."""
         query, key = (rotate(x[:, :, None], *self.turn, 1) for x in (query_tnd, key_tkd))
-        read = []
-        for buffer, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value_tkd)):
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        for buffer, new in ((keys, key), (values, value_tkd)):
             buffer.flatten(0, 2).index_copy_(0, self.places, new.reshape(-1, new.shape[-1]))
-            read.append(buffer[: self.rows, :, : self.reach])
-        return self._attend(query, *read).flatten(1)
+        out = [
+            _attend(query[rows], keys[rows, :, :reach], values[rows, :, :reach], bias_r11m).flatten(1)
+            for rows, reach, bias_r11m in self.groups
+        ]
+        return torch.cat(out)
 
-    def _attend(self, query_rn1d: Tensor, key_rkmd: Tensor, value_rkmd: Tensor) -> Tensor:
-        if query_rn1d.dtype != torch.float32:  # which rounds scores in 16 bit, unlike the kernel
-            gqa = key_rkmd.shape[1] != query_rn1d.shape[1]
-            return F.scaled_dot_product_attention(
-                query_rn1d, key_rkmd, value_rkmd, attn_mask=self.bias_r11m, enable_gqa=gqa
-            )
-        # Of single queries the kernel makes a small product each; these are batches of them.
-        heads = key_rkmd.shape[1]
-        query_rkgd = query_rn1d.unflatten(1, (heads, -1)).squeeze(-2) * query_rn1d.shape[-1] ** -0.5
-        scores_rkgm = torch.matmul(query_rkgd, key_rkmd.transpose(-1, -2)).add_(self.bias_r11m)
-        return torch.matmul(scores_rkgm.softmax(-1), value_rkmd)
+
+def group_size(rows: int) -> int:
+    """Rows of a cache of ``rows`` that a new token attends to together. The longest of them is read by all,
+    so those of alike lengths should lie together."""
+    return -(-rows // GROUPS)
+
+
+def _attend(query_rn1d: Tensor, key_rkmd: Tensor, value_rkmd: Tensor, bias_r11m: Tensor) -> Tensor:
+    if query_rn1d.dtype != torch.float32:  # which rounds scores in 16 bit, unlike the kernel
+        gqa = key_rkmd.shape[1] != query_rn1d.shape[1]
+        return F.scaled_dot_product_attention(
+            query_rn1d, key_rkmd, value_rkmd, attn_mask=bias_r11m, enable_gqa=gqa
+        )
+    # Of single queries the kernel makes a small product each; these are batches of them.
+    heads = key_rkmd.shape[1]
+    query_rkgd = query_rn1d.unflatten(1, (heads, -1)).squeeze(-2) * query_rn1d.shape[-1] ** -0.5
+    scores_rkgm = torch.matmul(query_rkgd, key_rkmd.transpose(-1, -2)).add_(bias_r11m)
+    return torch.matmul(scores_rkgm.softmax(-1), value_rkmd)

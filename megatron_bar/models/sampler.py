@@ -183,6 +183,7 @@ class _Slots:
     def finish(self) -> None:
         """Makes passes until every rank's answers have ended. Collective."""
         while True:
+            self._close_ranks()
             free = [n for n, answer in enumerate(self.slots) if answer is None]
             running = len(free) < len(self.slots)
             enough = len(free) * REFILL >= len(self.slots) or not running
@@ -229,16 +230,33 @@ class _Slots:
         self._draw(logits_rv, answers, uniforms_r)
 
     def _next_rows(self) -> list[_Answer | None]:
-        """Returns the answers of the next pass. Where it need not be over all slots, the last at work move
-        into those that are free, and the rest is left out."""
+        """Returns the answers of the next pass: of all slots, or of those at work, which are the first."""
         if self.passes.together:
             return self.slots
-        at_work = [n for n, answer in enumerate(self.slots) if answer is not None]
-        holes = [n for n in range(len(at_work)) if self.slots[n] is None]
-        for hole, last in zip(holes, reversed(at_work), strict=False):
-            self.passes.move(last, hole, self.slots[last].position)
-            self.slots[hole], self.slots[last] = self.slots[last], None
-        return self.slots[: self.passes.rows(len(at_work))]
+        return self.slots[: self.passes.rows(sum(answer is not None for answer in self.slots))]
+
+    def _close_ranks(self) -> None:
+        """Moves answers into the slots of those that ended before them, where a pass need not be over all
+        slots. An answer comes from the next group of slots, and is its longest: so the longer ones stay
+        together, and new ones, which are short, come last."""
+        if self.passes.together:
+            return
+        at_work = sum(answer is not None for answer in self.slots)
+        for hole in [n for n in range(at_work) if self.slots[n] is None]:
+            while (found := self._follower(hole)) is not None:
+                self.passes.move(found, hole, self.slots[found].position)
+                self.slots[hole], self.slots[found] = self.slots[found], None
+                hole = found
+
+    def _follower(self, hole: int) -> int | None:
+        """Returns whose answer is to move into the slot ``hole``; None where there is none behind it."""
+        size = self.passes.group
+        for start in range((hole // size + 1) * size, len(self.slots), size):
+            group = range(start, min(start + size, len(self.slots)))
+            if here := [n for n in group if self.slots[n] is not None]:
+                return max(here, key=lambda n: self.slots[n].position)
+        last = min((hole // size + 1) * size, len(self.slots))
+        return next((n for n in range(last - 1, hole, -1) if self.slots[n] is not None), None)
 
     def _draw(self, logits_rv: Tensor | None, answers: list[_Answer | None], uniforms_r: Tensor) -> None:
         """Appends a token to each answer, the same on all pipeline ranks; frees the slots of what ended."""

@@ -27,6 +27,9 @@ from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 from megatron_bar.weights.writer import write_json
 
+GPU_PER_EXPERT = ("qwen2_moe", "qwen3_moe")
+"""Model types whose classes in vLLM (0.32) refuse a tensor parallelism above the number of experts."""
+
 
 class Engines:
     """The engines of a stage; ``place``: a folder of links that they load, gone when they are."""
@@ -56,6 +59,7 @@ class Engines:
     def _begin(self, params: SamplingParams) -> None:
         check_devices(self.config, trainer_devices())
         shape = self.trainer.written
+        check_tensor(self.config, shape)
         _links(self.trainer.source, self.place, shape)
         hello = Hello(
             tensor=self.config.tensor,
@@ -227,6 +231,15 @@ def check_taken_for(engine: str, found: dict, shape: ModelConfig) -> None:
     if found["max_length"] > shape.max_positions:
         raise BarError(
             f"engine {engine}: max_length expected at most {shape.max_positions}, got {found['max_length']}"
+        )
+
+
+def check_tensor(config: EngineConfig, shape: ModelConfig) -> None:
+    """Raises where vLLM would be cut over more GPUs than its class of the model takes."""
+    if config.name == "vllm" and shape.model_type in GPU_PER_EXPERT and config.tensor > shape.num_experts:
+        raise BarError(
+            f"engine vllm: tensor expected at most {shape.num_experts}, the experts of {shape.model_type}, "
+            f"got {config.tensor}"
         )
 
 

@@ -117,7 +117,8 @@ def test_logits_are_the_trainers(shape, active):
 def test_each_layer_has_its_own_number_of_experts_and_disabled_ones_none():
     model = made(FIVE)
     with evaluating(model):
-        for look_up in (0, 10**9):  # by the tokens that chose an expert, and all experts by their weights
+        # By the tokens that chose an expert, all experts by their weights, and either, by the pass's tokens.
+        for look_up in (0, 10**9, 200_000):
             model.route(replace(model.routing, active=(1, 5, 3), disabled=()))
             assert parted(model, look_up=look_up) < 1e-5
             model.route(replace(model.routing, active=(2, 5, 3), disabled=(0, 3)))

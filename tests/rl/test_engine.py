@@ -20,7 +20,7 @@ from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
-from megatron_bar.rl.apart import build_engine, check_taken_for
+from megatron_bar.rl.apart import build_engine, check_taken_for, check_tensor
 from megatron_bar.rl.engine import EngineConfig, SamplingParams
 from megatron_bar.rl.engine_process import SCRIPT, check, environment
 from megatron_bar.rl.rollouts import check_rollouts
@@ -175,6 +175,18 @@ def test_an_engine_that_takes_the_model_for_another_is_refused(folder):
     for name, value in (others | {"max_length": 10**6}).items():
         with pytest.raises(BarError, match=rf"^engine vllm: {name} expected .*{value}$"):
             check_taken_for("vllm", found | {name: value}, shape)
+
+
+def test_more_gpus_than_experts_are_refused_where_vllms_class_refuses_them(folder):
+    """vllm/model_executor/models/qwen3_moe.py: "Tensor parallel size 4 is greater than the number of experts 2." """
+    shape = read_config(folder)
+    qwen = replace(shape, family="qwen3", norm_topk_prob=True)
+    check_tensor(EngineConfig(name="vllm", tensor=4), shape)
+    check_tensor(EngineConfig(name="vllm", tensor=2), qwen)
+    with pytest.raises(
+        BarError, match=r"^engine vllm: tensor expected at most 2, the experts of qwen3_moe, got 4$"
+    ):
+        check_tensor(EngineConfig(name="vllm", tensor=4), qwen)
 
 
 def ask(process: subprocess.Popen, call: str, **given) -> dict:

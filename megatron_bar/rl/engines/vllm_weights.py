@@ -7,14 +7,18 @@ weights of experts are packed for its kernels when the kernel is first made
 (`UnquantizedFusedMoEMethod._setup_kernel`), and not again when they are loaded anew, so unpacked values would
 lie where packed ones are read. There the kernel is made anew. On a GPU the method converts on every load,
 nothing is packed behind it, and CUDA graphs need the kernel to stay.
+
+That takes several times what copying and packing do, so on a CPU it is done once: by the comparison that
+follows, vLLM's loading has then shown where each tensor lies and how, and later ones are put there.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import delivery
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import convert_to_unquantized_kernel_format
 from vllm.platforms import current_platform
 
@@ -32,6 +36,9 @@ _FUSED = {
 class Weights:
     """Is mixed into vLLM's worker (its ``worker_extension_cls``)."""
 
+    shown: frozenset[str] = frozenset()
+    """Tensors that vLLM's own loading has put where they were looked for, whole."""
+
     def taken_for(self) -> dict:
         """Returns what the engine takes the model for."""
         model = self.model_runner.model_config
@@ -45,17 +52,46 @@ class Weights:
             "max_length": model.max_model_len,
         }
 
+    @torch.no_grad()
     def take(self, path: str, sums: dict[str, int], folder: str) -> list[str]:
         """Loads the tensors of the file ``path``; returns the names of those that are then held otherwise."""
         self.arrived = delivery.read(path, sums)
         self.folder = folder
+        if self.arrived.keys() <= self.shown:
+            self._put()
+            return self.wrong()
+        self._load()
+        wrong = self.wrong()
+        whole = self.vllm_config.parallel_config.tensor_parallel_size == 1
+        if current_platform.is_cpu() and whole and all(map(_packer, self._all_experts().values())):
+            self.shown = frozenset(self.arrived).difference(wrong)
+        return wrong
+
+    def _all_experts(self) -> dict[str, nn.Module]:
+        return _experts(self.model_runner.get_model())
+
+    def _load(self) -> None:
+        """Loads what arrived as vLLM does."""
         touched = {_module_name(name) for name in self.arrived}
-        for name, experts in _experts(self.model_runner.get_model()).items():
+        for name, experts in self._all_experts().items():
             if name in touched and current_platform.is_cpu():
                 experts.quant_method.moe_kernel = None
-        tensors = delivery.with_others(self.arrived, folder, lambda name: _module_name(name) in touched)
+        wanted = touched.__contains__
+        tensors = delivery.with_others(self.arrived, self.folder, lambda name: wanted(_module_name(name)))
         self.model_runner.reload_weights(weights_iterator=tensors)
-        return self.wrong()
+
+    def _put(self) -> None:
+        """Puts what arrived where it is read, as vLLM's loading did before."""
+        model = self.model_runner.get_model()
+        all_experts = self._all_experts()
+        modules: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.arrived.items():
+            modules.setdefault(_module_name(name), {})[name] = tensor
+        for module_name, tensors in modules.items():
+            if module_name in all_experts:
+                _put_experts(all_experts[module_name], tensors)
+            else:
+                _put_rows(model, module_name, tensors, self.folder)
 
     def wrong(self) -> list[str]:
         """Returns the names of tensors that are held otherwise than they arrived.
@@ -66,12 +102,13 @@ class Weights:
             return []
         model = self.model_runner.get_model()
         experts = _experts(model)
+        weight_of = _Weights(model)
         wrong = []
         by_layer: dict[str, list[str]] = {}
-        for name, tensor in self.arrived.items():
+        for name, tensor in sorted(self.arrived.items(), key=lambda item: _module_name(item[0])):
             if match := _EXPERT.fullmatch(name):
                 by_layer.setdefault(match[1], []).append(name)
-            elif not torch.equal(_held(model, name, tensor), tensor.to(_device(model))):
+            elif not torch.equal(_rows(model, name, weight_of(name), len(tensor)), tensor.to(_device(model))):
                 wrong.append(name)
         for prefix, names in by_layer.items():
             wrong += _wrong_experts(experts[prefix], prefix, names, self.arrived, self.folder)
@@ -100,20 +137,70 @@ def _module_name(name: str) -> str:
     return module.removesuffix(own) + _FUSED[own][0] if own in _FUSED else module
 
 
-def _held(model: nn.Module, name: str, like: Tensor) -> Tensor:
-    """The tensor ``name``, of the shape of ``like``, out of the module that holds it."""
-    module = model.get_submodule(_module_name(name))
-    weight = module.weight
-    if not weight.numel():
+class _Weights:
+    """The weights of the modules that hold tensors, fused as they are there; each is asked for in a row."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.of = ("", torch.empty(0))
+
+    def __call__(self, name: str) -> Tensor:
+        module_name = _module_name(name)
+        if self.of[0] != module_name:
+            self.of = (module_name, self._found(self.model.get_submodule(module_name)))
+        return self.of[1]
+
+    def _found(self, module: nn.Module) -> Tensor:
+        if module.weight.numel():
+            return module.weight
         # Packed where nobody sees it: a product with the identity is exact, and says every value.
-        eye = torch.eye(like.shape[1], dtype=like.dtype, device=_device(model))
-        weight = module.quant_method.apply(module, eye).t()
+        eye = torch.eye(module.input_size, dtype=module.weight.dtype, device=_device(self.model))
+        return module.quant_method.apply(module, eye).t()
+
+
+def _rows(model: nn.Module, name: str, weight: Tensor, count: int) -> Tensor:
+    """The ``count`` rows of the tensor ``name`` in the ``weight`` of the module that holds it."""
     own = name.removesuffix(".weight").rpartition(".")[2]
     start = 0
     if own in _FUSED:
-        sizes = dict(zip(_FUSED[own][1], module.output_sizes, strict=True))
+        sizes = model.get_submodule(_module_name(name)).output_sizes
+        sizes = dict(zip(_FUSED[own][1], sizes, strict=True))
         start = sum(size for other, size in _before(sizes, own))
-    return weight[start : start + len(like)]
+    return weight[start : start + count]
+
+
+def _put_rows(model: nn.Module, module_name: str, tensors: dict[str, Tensor], folder: str) -> None:
+    """Puts ``tensors`` into a module, and packs its weight where the module does so."""
+    module = model.get_submodule(module_name)
+    if not module.weight.numel():  # packed away: all of it is needed once more
+        own = module_name.rpartition(".")[2]
+        before = module_name.removesuffix(own)
+        parts = next((parts for fused, parts in _FUSED.values() if fused == own), (own,))
+        names = [f"{before}{part}.weight" for part in parts]
+        found = dict(delivery.with_others(tensors, folder, names.__contains__))
+        module.weight = nn.Parameter(torch.cat([found[name] for name in names]), requires_grad=False)
+    else:
+        for name, tensor in tensors.items():
+            _rows(model, name, module.weight, len(tensor)).copy_(tensor)
+    if (method := getattr(module, "quant_method", None)) is not None:
+        method.process_weights_after_loading(module)
+
+
+def _put_experts(experts: nn.Module, tensors: dict[str, Tensor]) -> None:
+    pack = _packer(experts)
+    for name, tensor in tensors.items():
+        pack(tensor[None], _part_of(experts, name).view(1, *tensor.shape))
+
+
+def _packer(experts: nn.Module) -> Callable[[Tensor, Tensor], None] | None:
+    """Writes one projection ``[1, o, i]`` of an expert into another tensor as a CPU's kernels want it; None
+    where there is more to it."""
+    kernel = experts.quant_method.moe_kernel.fused_experts
+    if not isinstance(kernel, CPUUnquantizedExperts) or kernel._use_zentorch:
+        return None
+    size = kernel.moe_config.intermediate_size_per_partition
+    padded = kernel._padded_intermediate_size(kernel.moe_config) != size
+    return None if padded else lambda weight, out: torch.ops._C.prepack_moe_weight(weight, out, kernel.isa)
 
 
 def _before(sizes: dict[str, int], name: str) -> Iterator[tuple[str, int]]:
@@ -128,8 +215,18 @@ def _wrong_experts(
 ) -> list[str]:
     """Returns those of ``names``, tensors of a layer's experts, that are held otherwise.
 
-    What the kernels read may be packed, so the layer's tensors are packed once more and compared as that.
+    What the kernels read may be packed, so tensors are packed once more and compared as that: the layer's, or
+    each by itself.
     """
+    if pack := _packer(module):
+        packed = torch.empty_like(arrived[names[0]])  # of as many values as any
+        wrong = []
+        for name in names:
+            tensor = arrived[name]
+            pack(tensor[None], packed.view(1, *tensor.shape))
+            if not torch.equal(_part_of(module, name).view(-1), packed.view(-1)):
+                wrong.append(name)
+        return wrong
     tensors = dict(delivery.with_others(arrived, folder, lambda name: _module_name(name) == prefix))
     tensors = {name: tensor for name, tensor in tensors.items() if _module_name(name) == prefix}
     count = len(tensors) // 3
