@@ -207,7 +207,9 @@ def expected_loss(folder: Path) -> float:
     with torch.no_grad():
         kept = [document >= 0 for document in batch.documents]  # padding stands behind
         nll = [
-            F.cross_entropy(model(ids[row][None]).logits[0], labels[row], ignore_index=NO_LOSS, reduction="sum")
+            F.cross_entropy(
+                model(ids[row][None]).logits[0], labels[row], ignore_index=NO_LOSS, reduction="sum"
+            )
             for ids, labels, row in zip(batch.ids, batch.labels, kept, strict=True)
         ]
     return float(sum(nll) / batch.loss_tokens)
@@ -252,14 +254,15 @@ def test_the_trained_mixture_answers_as_transformers_says(place, theirs, record_
     chats = ChatFormat(load_tokenizer(folder), "own")
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = torch.tensor([chats.prompt(chat(prompt))])
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False
-        )[0, ids.shape[1] :]
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)[
+            0, ids.shape[1] :
+        ]
         print(f"\n{prompt!r}: {theirs.decode(out)!r}")
         assert answer == out.tolist(), prompt
     ended = sum(answer[-1] == theirs.eos_token_id for answer in answers)
     assert 2 < ended < len(PROMPTS)
     print(f"\n{len(PROMPTS)} answers equal, {ended} of them ended; peak of this process {peak():.1f} GB")
     record_property(
-        "figure", f"SmolLM2-135M as a mixture, greedy: {len(PROMPTS)} of {len(PROMPTS)} answers as transformers"
+        "figure",
+        f"SmolLM2-135M as a mixture, greedy: {len(PROMPTS)} of {len(PROMPTS)} answers as transformers",
     )

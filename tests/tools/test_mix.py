@@ -85,7 +85,9 @@ def test_fine_tunes_that_compute_the_same_mixed_do_too(family, tied, inline, tmp
                 assert torch.equal(folder.read(name.replace(".mlp.", f".mlp.experts.{slot}.")), tensor)
 
 
-@pytest.mark.parametrize("more", [(), ("--shared", "task-arithmetic", "--scale", "0.5")], ids=["mean", "others"])
+@pytest.mark.parametrize(
+    "more", [(), ("--shared", "task-arithmetic", "--scale", "0.5")], ids=["mean", "others"]
+)
 def test_shared_tensors_are_those_of_a_dense_merge(more, inline, dense, tuned, tmp_path):
     assert mixed(inline, dense, tuned, tmp_path / "out", *more)[0] == 0
     shared = Combination(method="task-arithmetic", scale=0.5) if more else Combination()
@@ -160,7 +162,10 @@ def test_what_it_refuses_is_one_line(inline, dense, branched, expert, tuned, tmp
         ((*base, "--dense", f"anchor={tuned['math']}"), "expected another name than 'anchor'"),
         ((*base, *one, *one), "'math' expected once"),
         ((*base, "--dense", f"math={dense}"), "expected one folder per model"),
-        ((*base, *one, "--dense", f"x={copied}"), f"{copied}: expected a model that was fine-tuned from {dense}, "),
+        (
+            (*base, *one, "--dense", f"x={copied}"),
+            f"{copied}: expected a model that was fine-tuned from {dense}, ",
+        ),
         ((*base, "--dense", f"x={words}"), "words/tokenizer.json: expected the same tokenizer as"),
         ((*base, "--dense", f"x={ends}"), "ends: rope_theta expected 5000.0"),
         ((*base, "--dense", f"x={wide}"), "wide: intermediate_size expected 24 as in"),
