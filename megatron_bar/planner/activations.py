@@ -130,7 +130,8 @@ class Pass:
                 return (q + kv) * self.size * several + 2 * FP32
 
     def _ffn_norm(self, needs: bool, changed: bool) -> int:
-        """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's output."""
+        """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's
+        output."""
         before = self.shape.block.norms == "before"
         return self.norm(needs if before else changed, ParamGroup.BLOCK_NORM in self.trains)
 
@@ -171,8 +172,8 @@ class Pass:
     def temporaries(self) -> int:
         """Returns the temporaries of a layer at work, after measurements on a CPU: experts make their
         intermediates again, four times their width, beside the gradients of input, output and sum; a dense
-        FFN three times, as the one it kept is gone by then, and so is what a norm behind it kept. A norm takes
-        three times the hidden size in fp32, and four times in 16 bit."""
+        FFN three times, as the one it kept is gone by then, and so is what a norm behind it kept. A norm
+        takes three times the hidden size in fp32, and four times in 16 bit."""
         h = self.shape.hidden_size
         f = self.shape.intermediate_size
         if self.shape.num_experts:
