@@ -1,3 +1,3 @@
-"""BAR (Branch-Adapt-Route) post-training of OLMo 2 on Megatron-Core."""
+"""BAR (Branch-Adapt-Route) post-training on Megatron-Core."""
 
 __version__ = "0.1.0"

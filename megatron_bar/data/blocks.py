@@ -125,7 +125,7 @@ class BlockMaker:
         )
 
     def _texts(self, texts: list[str], wheres: list[str | None]) -> list[list[int]]:
-        documents = [[*ids, self._text.eos_id] for ids in self._text.encode_texts(texts)]
+        documents = self._text.documents(texts)
         if self.options.verify:
             for where, text, ids in zip(wheres, texts, documents, strict=True):
                 self._verify(self._text, where, text, ids)

@@ -43,7 +43,7 @@ def prepare(
     options = Options(template=chats.name, seed=seed)
     stat = place.stat() if place.exists() else None
     key = [str(source.path), source.kind, source.share, source.last_turn, asdict(options)]
-    key += [chats.tokenizer.hash, chats.template]
+    key += [chats.tokenizer.hash, chats.tokenizer.begin, chats.template]
     key += [stat.st_size, stat.st_mtime_ns] if stat else []
     digest = blake3(json.dumps(key).encode()).hexdigest()
     out = Path(cache) / f"{source.place.name.partition('.')[0]}-{digest[:12]}"

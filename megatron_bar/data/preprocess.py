@@ -125,6 +125,7 @@ def _plan(source: Source, root: Path, text, options: Options, dtype: np.dtype) -
         "source": {k: str(value) if isinstance(value, Path) else value for k, value in fields.items()},
         "files": _identity(source, root),
         "tokenizer": text.hash,
+        "begin": list(text.begin),
         "options": asdict(options),
         "dtype": dtype.name,
     }

@@ -62,7 +62,7 @@ def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
     for where, raw in islice(raw_rows(source, Path()), rows):
         row = parse(raw, source.kind, where)
         if source.kind == "text":
-            ids = [*chats.tokenizer.encode_text(row["text"]), chats.tokenizer.eos_id]
+            (ids,) = chats.tokenizer.documents([row["text"]])
             documents.append((ids, [True] * len(ids)))
         else:
             messages = row["messages"]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 from blake3 import blake3
@@ -44,6 +45,8 @@ class _Text:
     bos: str
     eos: str
     """Names of these tokens for a chat template; ``bos`` is ``eos`` where the tokenizer has none."""
+    begin: tuple[int, ...] = ()
+    """What the tokenizer itself puts before a text that is no chat: BOS, or nothing."""
     template: str | None = None
     """The Jinja chat template that the folder ships."""
     hash: str = field(init=False)
@@ -51,6 +54,10 @@ class _Text:
 
     def __post_init__(self):
         object.__setattr__(self, "hash", blake3(self.path.read_bytes()).hexdigest())
+
+    def documents(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of whole texts, as models are pretrained on them: each from ``begin`` to EOS."""
+        return [[*self.begin, *ids, self.eos_id] for ids in self.encode_texts(texts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +158,17 @@ def _load_bpe(file: Path) -> BpeText:
         special=special,
         bos=_token_name(beside, config, "bos_token", eos),
         eos=eos,
+        begin=_begin(tokenizer),
         template=_chat_template(file.parent, config),
     )
+
+
+def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns what the post-processor puts before a text. It alone decides, as in transformers 5, which does
+    not ask ``add_bos_token`` where there is a tokenizer.json."""
+    encoded = tokenizer.encode("a")
+    pairs = zip(encoded.ids, encoded.sequence_ids, strict=True)
+    return tuple(number for number, _ in takewhile(lambda pair: pair[1] is None, pairs))
 
 
 def _token_name(file: Path, config: dict, key: str, default: str) -> str:
@@ -214,6 +230,7 @@ def _load_sentencepiece(path: Path) -> SentencePieceText:
         )
     special = {processor.id_to_piece(n): n for n in range(processor.vocab_size()) if processor.is_control(n)}
     bos = processor.bos_id()
+    config = _read_config(path.parent / "tokenizer_config.json")
     return SentencePieceText(
         path=path,
         processor=processor,
@@ -222,7 +239,8 @@ def _load_sentencepiece(path: Path) -> SentencePieceText:
         special=special,
         bos=processor.id_to_piece(bos if bos >= 0 else eos),
         eos=processor.id_to_piece(eos),
-        template=_chat_template(path.parent, _read_config(path.parent / "tokenizer_config.json")),
+        begin=(bos,) if bos >= 0 and config.get("add_bos_token") else (),
+        template=_chat_template(path.parent, config),
     )
 
 

@@ -2,14 +2,14 @@
 
 Source: BAR, section "upcycling" (arXiv 2604.18473 and its released recipe). Expert 0 and everything shared
 come from the post-trained model, expert 1 from a pretrained one; both experts are always active, and their
-probabilities are renormalised where norms stand before the blocks (`Family.renormalised_start`; with all active
-it changes nothing). With softmax over two experts and equal FFNs the branch computes exactly the dense model,
-whatever the router holds.
+probabilities are renormalised where norms stand before the blocks (`Family.renormalised_start`; with all
+active it changes nothing). With softmax over two experts and equal FFNs the branch computes exactly the dense
+model, whatever the router holds.
 
-Router rows start as N(0, 0.02) (the released recipe), as domain embeddings (the real runs), as mean hidden states
-or as zeros (router_start.py). A domain embedding is the mean input embedding of a text of the domain, scaled to a
-norm of 0.5, the same in every layer. Left out: FlexOlmo's embedding model for the domain texts; the anchor's own
-input embedding lives in the router's space already.
+Router rows start as N(0, 0.02) (the released recipe), as domain embeddings (the real runs), as mean hidden
+states or as zeros (router_start.py). A domain embedding is the mean input embedding of a text of the domain,
+scaled to a norm of 0.5, the same in every layer. Left out: FlexOlmo's embedding model for the domain texts;
+the anchor's own input embedding lives in the router's space already.
 """
 
 import dataclasses

@@ -8,7 +8,8 @@ probabilities are not renormalised. BTX goes on to train everything, sparsely (t
 router alone is trained, like BAR's own.
 
 No branch stands behind such a model, so it has no anchor hash, and its experts are not added, replaced or
-removed: it is made again. In BAR's comparison the first of them is the post-trained anchor.
+removed: it is made again. In BAR's comparison the first of them is the post-trained anchor; `mix` takes the
+base of fine-tuned models in its place.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,14 @@ from megatron_bar.weights.folder import Folder, Progress
 from megatron_bar.weights.groups import ParamGroup, classify, expert_index
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.locks import check_out
-from megatron_bar.weights.manifest import Expert, Manifest, TrainingRecord, has_manifest, read_manifest
+from megatron_bar.weights.manifest import (
+    ANCHOR,
+    Expert,
+    Manifest,
+    TrainingRecord,
+    has_manifest,
+    read_manifest,
+)
 from megatron_bar.weights.receipts import Proven
 from megatron_bar.weights.writer import USUAL, WriteOptions, write_folder
 
@@ -88,6 +96,41 @@ def btx(
     )
 
 
+def mix(
+    base: Path | str,
+    tuned: dict[str, Path | str],
+    out: Path | str,
+    *,
+    shared: Combination = MEAN,
+    seed: int = 0,
+    options: WriteOptions = USUAL,
+) -> Folder:
+    """Mixes dense models that were fine-tuned from ``base`` (name -> folder, in the order of the slots 1, 2,
+    ...); the base is the anchor, slot 0. Like `btx`; a copy of the base is refused, which would be no
+    expert."""
+    check_out(out)
+    if ANCHOR in tuned:
+        raise BarError(f"fine-tuned model expected another name than {ANCHOR!r}, that of the base's expert")
+    inputs = {ANCHOR: base, **tuned}
+    first, *others = open_dense(inputs, shared, finite=False).values()
+    for other in others:
+        if _is_copy(first.folder, other.folder):
+            raise BarError(
+                f"{other.folder.path}: expected a model that was fine-tuned from {first.folder.path}, "
+                "got a copy of it"
+            )
+    return btx(inputs, out, shared=shared, seed=seed, options=options)
+
+
+def _is_copy(left: Folder, right: Folder) -> bool:
+    """Reads until the first difference, which is in one of the first tensors of a model that was trained."""
+    return all(
+        torch.equal(*both)
+        for name in left.tensors
+        for both in zip(left.chunks(name), right.chunks(name), strict=True)
+    )
+
+
 def _check_choices(
     experts: dict[str, Path | str], shared: Combination, shared_from: str | None, router_init: NewRows
 ) -> None:
@@ -109,6 +152,7 @@ def _manifest(
     progress: Progress,
 ) -> Manifest:
     how = f"those of {shared_from}" if shared_from else f"{shared.describe()} of all"
+    first = next(iter(inputs.values())).folder
     read = dense_sources(inputs, progress)
     experts = []
     for slot, (source, given) in enumerate(zip(read, inputs.values(), strict=True)):
@@ -122,7 +166,7 @@ def _manifest(
         sources=read,
         ledger=ledger(inputs),
         shared=None if shared_from else to_json(shared),
-        notes=(f"BTX of independent dense models; shared tensors: {how}; {rows}",),
+        notes=(f"BTX of independent dense models; shared tensors: {how}; {rows}", *first.notes),
     )
 
 

@@ -47,7 +47,7 @@ def dense_merge(
             sources=sources,
             shared=to_json(shared),
             ledger=ledger(inputs),
-            notes=(note,),
+            notes=(note, *first.notes),
         )
 
     return write_folder(

@@ -1,10 +1,11 @@
 """How the rows of a new router start: drawn, zero, or along what texts have in common.
 
-OLMo 2's routers see the residual stream (BAR's released recipe: N(0, 0.02); its real runs: domain embeddings).
-With norms before the blocks a router sees a normed state, whose values are as large as the norm's weights: rows
-of N(0, 0.02) would give logits with a standard deviation of 1.3 at hidden size 4096, and input embeddings do not
-live in that space. There rows are scaled until their logits deviate by at most `LOGIT_STD`: as measured on the
-anchor's own hidden states, where texts are given, else by formula (`start_std`).
+OLMo 2's routers see the residual stream (BAR's released recipe: N(0, 0.02); its real runs: domain
+embeddings). With norms before the blocks a router sees a normed state, whose values are as large as the
+norm's weights: rows of N(0, 0.02) would give logits with a standard deviation of 1.3 at hidden size 4096, and
+input embeddings do not live in that space. There rows are scaled until their logits deviate by at most
+`LOGIT_STD`: as measured on the anchor's own hidden states, where texts are given, else by formula
+(`start_std`).
 
 Legend: t tokens, l layers, h hidden.
 """
@@ -35,7 +36,11 @@ Rows = Callable[[str, int], Tensor]
 
 
 def router_rows(
-    anchor: Folder, init: RouterInit, seed: int, general_text: Path | str | None, domain_text: Path | str | None
+    anchor: Folder,
+    init: RouterInit,
+    seed: int,
+    general_text: Path | str | None,
+    domain_text: Path | str | None,
 ) -> Rows:
     """Returns how the two rows of a branch start. Row 0 does not depend on the domain, so that branches share
     their anchor."""
@@ -122,7 +127,9 @@ def hidden_states(folder: Folder, text: Path | str) -> Tensor:
     import transformers  # here: it takes seconds, and only these starts need it
 
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder.path, dtype="auto", local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder.path, dtype="auto", local_files_only=True
+    )
     seen: list[Tensor] = []
     for layer in model.model.layers:
         layer.mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].float()))
@@ -159,9 +166,8 @@ def _token_ids(folder: Folder, text: Path) -> Iterator[list[int]]:
             for line in lines:
                 ids = tokenizer.encode_text(line)
                 if ids and max(ids) >= vocabulary:
-                    raise BarError(
-                        f"{folder.path}: token ids expected below vocab_size {vocabulary}, got {max(ids)} in {text}"
-                    )
+                    expected = f"below vocab_size {vocabulary}"
+                    raise BarError(f"{folder.path}: token ids expected {expected}, got {max(ids)} in {text}")
                 empty = empty and not ids
                 yield ids
     except (OSError, UnicodeDecodeError) as error:

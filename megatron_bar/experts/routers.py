@@ -51,7 +51,9 @@ def untrained_rows(
         return torch.zeros_like(weights)
     if kind == "embedding" and model.shape.block.norms == "before":
         family = model.shape.family
-        raise BarError(f"routers: expected hidden, for those of family {family} see no embeddings, got {kind}")
+        raise BarError(
+            f"routers: expected hidden, for those of family {family} see no embeddings, got {kind}"
+        )
     if kind != "copied":
         if len(texts) != model.shape.num_experts:
             experts = model.shape.num_experts

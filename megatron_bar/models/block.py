@@ -100,7 +100,9 @@ def block_spec(
     """Returns ``layers`` layers of the block that ``config.block`` describes."""
     block = config.block
     norm = partial(RMSNorm, casts_first=block.casts_first)
-    query_norm, key_norm = {"none": (None, None), "head": (norm, norm), "width": (QNorm, KNorm)}[block.qk_norm]
+    query_norm, key_norm = {"none": (None, None), "head": (norm, norm), "width": (QNorm, KNorm)}[
+        block.qk_norm
+    ]
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     if config.num_experts:
         experts = partial(SequentialMLP, submodules=linears)

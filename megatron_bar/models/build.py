@@ -25,9 +25,9 @@ from torch import Tensor
 from megatron_bar.conversion.ops import WeightOp
 from megatron_bar.conversion.parameters import VOCABULARY_UNIT, weight_ops
 from megatron_bar.models.attention import Kernels, KVCache, Sequences, rope_of
+from megatron_bar.models.block import block_spec, global_name, megatron_config
 from megatron_bar.models.cross_entropy import token_nll
 from megatron_bar.models.moe import Router, Routing
-from megatron_bar.models.block import block_spec, global_name, megatron_config
 from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
 from megatron_bar.weights.hf_config import ModelConfig
 

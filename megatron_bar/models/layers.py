@@ -2,9 +2,9 @@
 attention.py).
 
 Legend: s sequence, b batch, h hidden (of q and k: this rank's part of it), n heads of this rank, d head
-width, f FFN columns of this rank, g = 2f gate and up, 1 a single column.
-Source: transformers models/olmo2, models/llama and models/qwen3; OLMo 2 (arXiv 2501.00656) section 3 for norms
-behind blocks and QK-norm over the full width.
+width, f FFN columns of this rank, g = 2f gate and up, 1 a single column. Source: transformers models/olmo2,
+models/llama and models/qwen3; OLMo 2 (arXiv 2501.00656) section 3 for norms behind blocks and QK-norm over
+the full width.
 """
 
 import torch
@@ -92,9 +92,7 @@ class RMSNorm(torch.nn.Module):
     product is cast (OLMo 2).
     """
 
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, *, casts_first: bool
-    ):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, *, casts_first: bool):
         super().__init__()
         self.eps = eps
         self.casts_first = casts_first

@@ -75,7 +75,8 @@ class PlainModel:
 
 
 class _Layer:
-    """A layer: attention and FFN, with norms before them or behind; the other ones leave things as they are."""
+    """A layer: attention and FFN, with norms before them or behind; the other ones leave things as they
+    are."""
 
     def __init__(self, layer: TransformerLayer, look_up: int):
         self.query_key_value = _QueryKeyValue(layer.self_attention)
@@ -107,8 +108,8 @@ class _QueryKeyValue:
         self.key_norm = attention.k_layernorm or torch.nn.Identity()
 
     def _side_by_side(self, fused: Tensor, key_heads: int) -> Tensor:
-        """All queries, then all keys, then all values. Megatron's rows: for each group its queries, its key and
-        its value."""
+        """All queries, then all keys, then all values. Megatron's rows: for each group its queries, its key
+        and its value."""
         grouped = fused.unflatten(0, (key_heads, -1, self.width))
         parts = grouped.split([grouped.shape[1] - 2, 1, 1], dim=1)
         return torch.cat([part.flatten(0, 2) for part in parts])

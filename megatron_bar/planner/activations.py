@@ -116,19 +116,22 @@ class Pass:
         return kept + self.norm(needs, norm) * (not before)
 
     def query_key_norms(self, q: int, kv: int) -> int:
-        """Returns what the norms of queries and keys, ``q`` and ``kv`` wide on this rank, keep of a token."""
+        """Returns what the norms of queries and keys, ``q`` and ``kv`` wide on this rank, keep of a token:
+        views of the fused projection where their heads lie in it one behind the other, else copies."""
         shape = self.shape
+        several = shape.num_kv_heads > self.spread.tensor
         match shape.block.qk_norm:
             case "none":
                 return 0
-            case "head":  # keys lie in the fused projection, as single queries do
-                copied = q * self.size * (shape.num_heads > shape.num_kv_heads)
-                return copied + (q + kv) // shape.head_dim * FP32
+            case "head":
+                copied = several and shape.num_heads > shape.num_kv_heads
+                return q * self.size * copied + (q + kv) // shape.head_dim * FP32
             case _:
-                return (q + kv) * self.size + 2 * FP32
+                return (q + kv) * self.size * several + 2 * FP32
 
     def _ffn_norm(self, needs: bool, changed: bool) -> int:
-        """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's output."""
+        """``needs``: whether the layer's part before the FFN needs a gradient; ``changed``: or the FFN's
+        output."""
         before = self.shape.block.norms == "before"
         return self.norm(needs if before else changed, ParamGroup.BLOCK_NORM in self.trains)
 
@@ -169,14 +172,15 @@ class Pass:
     def temporaries(self) -> int:
         """Returns the temporaries of a layer at work, after measurements on a CPU: experts make their
         intermediates again, four times their width, beside the gradients of input, output and sum; a dense
-        FFN three times, as the one it kept is gone by then. A norm takes three times the hidden size in fp32,
-        and four times in 16 bit."""
+        FFN three times, as the one it kept is gone by then, and so is what a norm behind it kept. A norm
+        takes three times the hidden size in fp32, and four times in 16 bit."""
         h = self.shape.hidden_size
         f = self.shape.intermediate_size
         if self.shape.num_experts:
             ffn = self.gathered * self.size * (4 * f // self.spread.expert_tensor + 3 * h)
         else:
-            ffn = self.tokens * self.size * (3 * f // self.spread.tensor + h)
+            before = self.shape.block.norms == "before"
+            ffn = self.tokens * self.size * (3 * f // self.spread.tensor + (1 + before) * h)
         return max(ffn, self.own * FP32 * (3 + (self.size != FP32)) * h)
 
     def layers(self, needs: bool) -> list[int]:

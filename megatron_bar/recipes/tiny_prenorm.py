@@ -1,9 +1,9 @@
-"""Does BAR carry over to blocks with norms before them? The tiny recipe on a Qwen3 shape, with the baselines that
-matter; `llama` on a Llama shape.
+"""Does BAR carry over to blocks with norms before them? The tiny recipe on a Qwen3 shape, with the baselines
+that matter; `llama` on a Llama shape.
 
 The published evidence is of OLMo 2 alone, whose norms stand behind the blocks. All else is the tiny recipe's:
-world, sizes, learning rates, steps, which were chosen on OLMo 2's shape. Heads are wider than hidden size / heads,
-as in Qwen3.
+world, sizes, learning rates, steps, which were chosen on OLMo 2's shape. Heads are wider than hidden size /
+heads, as in Qwen3.
 """
 
 from dataclasses import replace
@@ -28,7 +28,9 @@ CLOSE_TO_RETRAINING = {"expect": "not lower", "margin": CLOSE}
 def _claims() -> tuple[Claim, ...]:
     return (
         *CLAIMS,
-        claim("BAR comes close to retraining with mid-training", "retrain-rlvr", "final", **CLOSE_TO_RETRAINING),
+        claim(
+            "BAR comes close to retraining with mid-training", "retrain-rlvr", "final", **CLOSE_TO_RETRAINING
+        ),
         claim("BAR beats BTX, shared parameters averaged", "btx-route", "final"),
         claim("freeing shared parameters stage by stage beats FlexOlmo's recipe", "flexolmo-route", "final"),
         claim("dense merging falls short of BAR", "dense_merge", "final"),
@@ -63,5 +65,7 @@ def recipe() -> Recipe:
 
 def llama() -> Recipe:
     """Returns the study on a Llama 3.1 shape."""
-    rope = Llama3Rope(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128)
+    rope = Llama3Rope(
+        factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=128
+    )
     return study("tiny_llama", family="llama", rope_scaling=rope, num_kv_heads=2)

@@ -223,6 +223,7 @@ def check_taken_for(engine: str, found: dict, shape: ModelConfig) -> None:
     if len(set(shape.active)) > 1:
         raise BarError(f"engine {engine}: expected as many active experts in every layer, got {shape.active}")
     wanted = {"dtype": shape.dtype, "vocab_size": shape.vocab_size, "rope_theta": shape.rope_theta}
+    wanted["rope_factor"] = shape.rope_scaling.factor if shape.rope_scaling else None
     if shape.num_experts:
         wanted["num_experts_per_tok"] = shape.active[0]
     for name, value in wanted.items():

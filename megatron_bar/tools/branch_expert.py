@@ -25,18 +25,22 @@ def parse(call: Call) -> argparse.Namespace:
     )
     add_folder_out(parser)
     parser.add_argument(
-        "--router-init", choices=get_args(RouterInit), default="normal", help="default: normal, N(0, 0.02) or less"
+        "--router-init",
+        choices=get_args(RouterInit),
+        default="normal",
+        help="default: normal, N(0, 0.02) or less",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of --router-init normal; the same for all experts (default 0)"
     )
     parser.add_argument(
-        "--general-text", type=Path, metavar="FILE", help="--router-init domain or hidden: text for the anchor's row; normal: text to measure logits on, where "
-        "norms stand before the blocks"
+        "--general-text",
+        type=Path,
+        metavar="FILE",
+        help="--router-init domain or hidden: text for the anchor's row; normal: to measure logits, where "
+        "norms stand before the blocks",
     )
-    parser.add_argument(
-        "--domain-text", type=Path, metavar="FILE", help="the same for the domain's row"
-    )
+    parser.add_argument("--domain-text", type=Path, metavar="FILE", help="the same for the domain's row")
     add_verify(parser)
     return parser.parse_args(call.arguments)
 

@@ -27,9 +27,12 @@ def main(call: Call) -> None:
     args = parse(call)
     from megatron_bar.conversion.convert import import_folder
     from megatron_bar.weights.describe import tick_table
+    from megatron_bar.weights.folder import Folder
     from megatron_bar.weights.hf_config import tensor_shapes
 
     config = import_folder(args.hf, args.out, verify=args.verify, progress=progress)
+    for note in Folder.open(args.hf).notes:
+        print(f"note: {note}")
     if args.verify != "none":
         print(*tick_table(tensor_shapes(config), "read back, equal"), sep="\n")
     said = "not verified" if args.verify == "none" else "verified bit for bit"

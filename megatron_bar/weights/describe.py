@@ -109,7 +109,8 @@ def _shape(config: ModelConfig) -> list[str]:
     return [
         f"family: {config.model_type}, {kind}, {config.dtype}",
         f"shape: {config.num_layers} layers, hidden {config.hidden_size}, FFN {config.intermediate_size},"
-        f" heads {config.num_heads} ({config.num_kv_heads} key/value) of {config.head_dim}, vocabulary {config.vocab_size},"
+        f" heads {config.num_heads} ({config.num_kv_heads} key/value) of {config.head_dim},"
+        f" vocabulary {config.vocab_size},"
         f" positions {config.max_positions}, RoPE theta {config.rope_theta:g}{scaled}",
         f"parameters: {num_parameters(config):,}",
         *(f"  {group}: {count:,}" for group, count in counts.items()),

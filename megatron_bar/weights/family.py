@@ -1,5 +1,5 @@
-"""What differs between the dense models that BAR branches, as a value: the classes that say such a model and its
-mixture, their entries in config.json, names on disk, and the block.
+"""What differs between the dense models that BAR branches, as a value: the classes that say such a model and
+its mixture, their entries in config.json, names on disk, and the block.
 
 Inside this project every family has the same names, those of `tensor_shapes`; only where a file is read or
 written are they another's (`Form.file_name`). A family's own file holds its value: weights/families.
@@ -20,13 +20,15 @@ class Form:
     model_type: str
     architecture: str
     fields: Mapping[str, object] = field(default_factory=dict)
-    """Entries of config.json, each with the only value that is computed here; they are written as they are."""
+    """Entries of config.json, each with the only value that is computed here; they are written as they
+    are."""
     experts: tuple[str, ...] = ()
     """Entries that say how many experts there are: readers know one or another, so all are written."""
     width: str = "intermediate_size"
     """Entry that says how wide an FFN or an expert is."""
     renormalises: bool = False
-    """Whether the class renormalises the chosen probabilities in any case; else ``norm_topk_prob`` says it."""
+    """Whether the class renormalises the chosen probabilities in any case; else ``norm_topk_prob`` says
+    it."""
     renames: Mapping[str, str] = field(default_factory=dict)
     """Parts of a tensor's name here, and what stands for them in a file."""
     zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -50,7 +52,8 @@ class Family:
     norms: Literal["before", "after"]
     """Where norms stand: before attention and FFN, or behind them, on what is added."""
     casts_first: bool
-    """Whether what norms and RoPE multiply is cast to the model's dtype before (Llama), or behind (OLMo 2)."""
+    """Whether what norms and RoPE multiply is cast to the model's dtype before (Llama), or behind (OLMo
+    2)."""
     qk_norm: Literal["none", "head", "width"]
     """Which values of queries and of keys are normalised together: those of a head, or of all heads."""
     qkv_bias: bool = False
@@ -58,8 +61,6 @@ class Family:
     """Whether config.json says a head's width. needed: its readers disagree on what it is otherwise."""
     ropes: tuple[str, ...] = ("default",)
     """Kinds of RoPE that both classes have."""
-    begins_text: bool = False
-    """Whether texts of its pretraining begin with BOS."""
 
     @property
     def renormalised_start(self) -> bool:

@@ -87,7 +87,8 @@ class Folder:
         """Config with ``dtype`` set to what the tensors are; config.json often says something else or
         nothing."""
         self.tensors = tensors
-        """Tensors in the order of `tensor_shapes(config)`. A head that is tied to the embedding is its tensor."""
+        """Tensors in the order of `tensor_shapes(config)`. A head that is tied to the embedding is its
+        tensor."""
         self._handles: OrderedDict[Path, safe_open] = OrderedDict()
 
     @classmethod
@@ -229,8 +230,8 @@ def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def read_tensors(path: Path, config: ModelConfig) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Reads all headers of a folder together; returns its tensors, and the dtype of each, by the names that they
-    have in this project; others by their own. Zeros that stand beside them are checked and left out."""
+    """Reads all headers of a folder together; returns its tensors, and the dtype of each, by the names that
+    they have in this project; others by their own. Zeros that stand beside them are checked and left out."""
     files, weight_map = _model_files(path)
     found: dict[str, TensorInfo] = {}
     dtypes: dict[str, str] = {}
@@ -326,9 +327,7 @@ def _compare(
         info = found[name]
         if info.shape != shape:
             got = list(info.shape)
-            raise BarError(
-                f"{info.file}: tensor {info.key!r}: config.json expected {list(shape)}, got {got}"
-            )
+            raise BarError(f"{info.file}: tensor {info.key!r}: config.json expected {list(shape)}, got {got}")
 
 
 def _one_dtype(found: dict[str, TensorInfo], dtypes: dict[str, str]) -> str:

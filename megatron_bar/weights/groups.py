@@ -33,7 +33,10 @@ _RULES = (
     (re.compile(r"model\.norm\.weight"), ParamGroup.FINAL_NORM),
     (re.compile(_LAYER + r"self_attn\.([qkvo]_proj|[qk]_norm)\.weight"), ParamGroup.ATTENTION),
     (re.compile(_LAYER + r"self_attn\.[qkv]_proj\.bias"), ParamGroup.ATTENTION),
-    (re.compile(_LAYER + r"(input|post_attention|post_feedforward)_layernorm\.weight"), ParamGroup.BLOCK_NORM),
+    (
+        re.compile(_LAYER + r"(input|post_attention|post_feedforward)_layernorm\.weight"),
+        ParamGroup.BLOCK_NORM,
+    ),
     (re.compile(_LAYER + r"mlp\.gate\.weight"), ParamGroup.ROUTER),
     (re.compile(_LAYER + r"mlp\.experts\.0\.(gate|up|down)_proj\.weight"), ParamGroup.ANCHOR_EXPERT),
     (re.compile(_LAYER + r"mlp\.experts\.[1-9]\d*\.(gate|up|down)_proj\.weight"), ParamGroup.DOMAIN_EXPERT),
@@ -42,7 +45,8 @@ _RULES = (
 
 
 def classify(name: str) -> ParamGroup:
-    """Returns the group of a tensor by its name in this project; an unknown name is an error, never a default."""
+    """Returns the group of a tensor by its name in this project; an unknown name is an error, never a
+    default."""
     for pattern, group in _RULES:
         if pattern.fullmatch(name):
             return group

@@ -1,7 +1,7 @@
 """The shape of a model: its config.json, and the tensors that follow from it.
 
-Tensor names are the ones that every family has inside this project: transformers' dense names, and FlexOlmo's of
-experts; `Form.file_name` says what they are called in a file.
+Tensor names are the ones that every family has inside this project: transformers' dense names, and FlexOlmo's
+of experts; `Form.file_name` says what they are called in a file.
 """
 
 import math
@@ -93,7 +93,9 @@ class ModelConfig:
         if self.dtype not in DTYPES:
             raise BarError(f"config: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.rope_scaling is not None and "llama3" not in self.block.ropes:
-            raise BarError(f"config: rope_scaling must be null in family {self.family}, got {self.rope_scaling}")
+            raise BarError(
+                f"config: rope_scaling must be null in family {self.family}, got {self.rope_scaling}"
+            )
         self._check_experts()
         self._check_token_ids()
 
@@ -153,7 +155,7 @@ class ModelConfig:
             raise BarError(f"config: norm_topk_prob must be true or false, got {self.norm_topk_prob!r}")
         if self.form.renormalises and not self.norm_topk_prob:
             raise BarError(
-                f"config: norm_topk_prob must be true: {self.form.architecture} always renormalises, got False"
+                f"config: norm_topk_prob must be true: {self.form.architecture} renormalises, got False"
             )
 
     def _check_token_ids(self):
@@ -206,8 +208,8 @@ class ModelConfig:
         return f"{self.num_layers} layers{experts}"
 
     def with_experts(self, num_experts: int) -> "ModelConfig":
-        """Returns the same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section 2); of
-        a dense one, the probabilities are renormalised where the family needs it."""
+        """Returns the same backbone with ``num_experts`` FFNs per layer, all active (FlexOlmo; BAR section
+        2); of a dense one, the probabilities are renormalised where the family needs it."""
         return replace(
             self,
             family=FAMILY_OF[self.block.mixture.model_type].name,  # as a reader of the folder will find it

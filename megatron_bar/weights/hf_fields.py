@@ -6,8 +6,8 @@ from megatron_bar.weights.family import Family, Form
 
 
 def read_family(config: dict, source: str) -> tuple[Family, Form]:
-    """Returns the family and the class that ``config`` is of; raises unless this project computes such a model,
-    and names the entry."""
+    """Returns the family and the class that ``config`` is of; raises unless this project computes such a
+    model, and names the entry."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILY_OF:
         why = f": {UNSAYABLE[model_type]}" if isinstance(model_type, str) and model_type in UNSAYABLE else ""
@@ -65,7 +65,9 @@ def head_dim(config: dict, family: Family, source: str) -> int | None:
     """Returns the width of a head that config.json says, None where it follows from the hidden size."""
     given = config.get("head_dim")
     if given is None and family.head_dim == "needed":
-        raise BarError(f"{source}: head_dim is missing: expected a number, got none (readers' defaults differ)")
+        raise BarError(
+            f"{source}: head_dim is missing: expected a number, got none (readers' defaults differ)"
+        )
     return given
 
 

@@ -15,7 +15,8 @@ from megatron_bar.weights.writer import write_folder
 def random_folder(
     config: ModelConfig, out: Path, *, tokenizer: Path, seed: int, embedding_std: float
 ) -> None:
-    """Writes a folder of random weights: matrices from N(0, initializer_range), as transformers does, embeddings from N(0, embedding_std), norms one."""
+    """Writes a folder of random weights: matrices from N(0, initializer_range), as transformers does,
+    embeddings from N(0, embedding_std), norms one."""
     shapes = tensor_shapes(config)
 
     def tensor(name: str) -> list[torch.Tensor]:

@@ -28,21 +28,29 @@ class Llama3Rope:
                 raise BarError(f"config: rope_scaling: {name} must be a positive number, got {value!r}")
         if self.low_freq_factor >= self.high_freq_factor:
             raise BarError(
-                f"config: rope_scaling: low_freq_factor must be below high_freq_factor {self.high_freq_factor}, "
+                f"config: rope_scaling: low_freq_factor must be below {self.high_freq_factor}, "
                 f"got {self.low_freq_factor}"
             )
 
 
 def read_rope(config: dict, source: str, kinds: tuple[str, ...]) -> tuple[float, Llama3Rope | None]:
-    """Returns theta and scaling. Versions of transformers read different ones of three places, so all that say
-    it must agree; ``kinds``: what the family's classes have."""
+    """Returns theta and scaling. Versions of transformers read different ones of three places, so all that
+    say it must agree; ``kinds``: what the family's classes have."""
     thetas = {"rope_theta": config.get("rope_theta")}
     scalings = {}
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if config.get(key) is None else config[key]
-        said = [rope[name] for name in ("rope_type", "type") if name in rope] if isinstance(rope, dict) else [rope]
+        said = (
+            [rope[name] for name in ("rope_type", "type") if name in rope]
+            if isinstance(rope, dict)
+            else [rope]
+        )
         kind = said[0] if said else "default"
-        if kind not in kinds or said.count(kind) < len(said) or (rope and rope.get("partial_rotary_factor", 1) != 1):
+        if (
+            kind not in kinds
+            or said.count(kind) < len(said)
+            or (rope and rope.get("partial_rotary_factor", 1) != 1)
+        ):
             wanted = " or ".join("plain RoPE" if name == "default" else f"{name}'s" for name in kinds)
             raise BarError(f"{source}: {key} must be {wanted}, got {rope!r}")
         thetas[f"{key}.rope_theta"] = rope.get("rope_theta")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from compat.logits import logits
-from folders import SHAPE, add_tokenizer
+from folders import LLAMA3, SHAPE, add_tokenizer
 from safetensors.torch import load_file
 from scripts import ROOT
 
@@ -28,20 +28,30 @@ EXPERTS = {
     "two": {"num_experts": 2, "num_experts_per_tok": 2},
     "five": {"num_experts": 5, "num_experts_per_tok": 3},
 }
+OTHERS = {
+    "qwen3": {"head_dim": 12},
+    "llama": {"head_dim": 12, "rope_parameters": LLAMA3},
+    "mistral": {"head_dim": 12},
+    "qwen2": {},
+}
+"""What is asked of the families beside OLMo 2."""
 
 
-def exported(out: Path, tokenizer: Path, experts: dict, dtype: str, shard: int, **changes) -> Path:
-    """Every tensor random, norms too; ``changes``: of the shape."""
-    family = "flex_olmo" if experts else "olmo2"
+def exported(
+    out: Path, tokenizer: Path, experts: dict, dtype: str, shard: int, *, family: str = "olmo2", **changes
+) -> Path:
+    """Every tensor random, norms and biases too; ``changes``: of the shape."""
     given = {"model_type": family, "dtype": dtype, "rms_norm_eps": 1e-5}
-    config = ModelConfig.from_hf(SHAPE | experts | given | changes)
+    config = ModelConfig.from_hf(SHAPE | given | changes)
+    if experts:
+        config = config.with_experts(experts["num_experts"]).with_active(experts["num_experts_per_tok"])
     shapes, generator = tensor_shapes(config), torch.Generator().manual_seed(len(out.name))
 
     def tensor(name: str) -> torch.Tensor:
         values = torch.randn(shapes[name], generator=generator) * 0.3 + (len(shapes[name]) == 1)
         return values.to(getattr(torch, dtype))
 
-    manifest = Manifest(family=family, kind="routed" if experts else "dense")
+    manifest = Manifest(family=config.model_type, kind="routed" if experts else "dense")
     write_folder(
         out,
         config,
@@ -58,10 +68,22 @@ def test_exports_give_the_same_logits_in_both(tmp_path, record_property):
     assert OLDER.is_file(), f"{OLDER} is not there: make test-compat makes it"
     (tmp_path / "tokenizer").mkdir()
     add_tokenizer(tmp_path / "tokenizer")
-    kinds = list(product(EXPERTS, ("float32", "bfloat16"), (9000, 10**9)))
+    kinds = [
+        *product(["olmo2"], EXPERTS, ("float32", "bfloat16"), (9000, 10**9)),
+        *product(OTHERS, EXPERTS, ["float32"], [9000]),
+        *product(OTHERS, EXPERTS, ["bfloat16"], [10**9]),
+    ]
     folders = [
-        exported(tmp_path / f"{name}-{dtype}-{shard}", tmp_path / "tokenizer", EXPERTS[name], dtype, shard)
-        for name, dtype, shard in kinds
+        exported(
+            tmp_path / f"{family}-{name}-{dtype}-{shard}",
+            tmp_path / "tokenizer",
+            EXPERTS[name],
+            dtype,
+            shard,
+            family=family,
+            **OTHERS.get(family, {}),
+        )
+        for family, name, dtype, shard in kinds
     ]
     (tmp_path / "older").mkdir()
     env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -1,7 +1,7 @@
 """Folders as our writer writes them load in vLLM, which has an environment of its own, and say what they say
 in transformers.
 
-vLLM runs both families on its Transformers backend, experts and projections fused: a tensor in the wrong
+vLLM runs OLMo 2 and FlexOlmo on its Transformers backend, experts and projections fused: a tensor in the wrong
 place, renormalised weights of the chosen experts or another RoPE theta would show.
 """
 
@@ -14,19 +14,28 @@ import pytest
 import torch
 import transformers
 from compat.test_transformers import exported
-from folders import add_tokenizer
+from folders import LLAMA3, add_tokenizer
 from rl.engines import VLLM, vllm
 from scripts import ROOT
 
 pytestmark = pytest.mark.vllm
 TOLERANCE = 1e-4
 WIDE = {"hidden_size": 128, "intermediate_size": 96}  # vLLM's kernels on a CPU want products of 32
+TWO = {"num_experts": 2, "num_experts_per_tok": 2}
+TWO_OF_FIVE = {"num_experts": 5, "num_experts_per_tok": 2}
 CASES = {
-    # name: (experts, bytes of a file)
-    "dense": ({}, 9000),
-    "two experts": ({"num_experts": 2, "num_experts_per_tok": 2}, 9000),
-    "five experts": ({"num_experts": 5, "num_experts_per_tok": 5}, 10**9),
-    "two of five": ({"num_experts": 5, "num_experts_per_tok": 2}, 9000),
+    # name: (experts, bytes of a file, of the shape)
+    "dense": ({}, 9000, {}),
+    "two experts": (TWO, 9000, {}),
+    "five experts": ({"num_experts": 5, "num_experts_per_tok": 5}, 10**9, {}),
+    "two of five": (TWO_OF_FIVE, 9000, {}),
+    "qwen3": ({}, 9000, {"family": "qwen3", "head_dim": 64}),
+    "qwen3 two experts": (TWO, 9000, {"family": "qwen3", "head_dim": 64}),
+    "qwen3 two of five": (TWO_OF_FIVE, 10**9, {"family": "qwen3", "head_dim": 64}),
+    "llama": ({}, 9000, {"family": "llama", "rope_parameters": LLAMA3}),
+    "llama two of five": (TWO_OF_FIVE, 9000, {"family": "llama", "rope_parameters": LLAMA3}),
+    "qwen2": ({}, 9000, {"family": "qwen2"}),
+    "qwen2 two of five": (TWO_OF_FIVE, 9000, {"family": "qwen2"}),
 }
 
 
@@ -45,8 +54,8 @@ def test_exports_say_the_same_in_vllm(tmp_path, record_property):
     (tmp_path / "tokenizer").mkdir()
     add_tokenizer(tmp_path / "tokenizer")
     folders = {
-        name: exported(tmp_path / name, tmp_path / "tokenizer", experts, "float32", shard, **WIDE)
-        for name, (experts, shard) in CASES.items()
+        name: exported(tmp_path / name, tmp_path / "tokenizer", experts, "float32", shard, **WIDE | shape)
+        for name, (experts, shard, shape) in CASES.items()
     }
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

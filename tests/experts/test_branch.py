@@ -232,7 +232,11 @@ def test_texts_are_checked(dense, tmp_path):
     ):
         check_refused(tmp_path, message, dense, dense, **({"router_init": "domain"} | given | changes))
     check_refused(
-        tmp_path, "router init expected normal, domain, hidden or zero, got 'big'", dense, dense, router_init="big"
+        tmp_path,
+        "router init expected normal, domain, hidden or zero, got 'big'",
+        dense,
+        dense,
+        router_init="big",
     )
 
 

@@ -49,7 +49,7 @@ def test_a_branch_of_equal_folders_is_the_dense_model(family, init, tmp_path):
     given = texts(tmp_path) if measured or init in ("hidden", "domain") else {}
     before = family in BEFORE
     if (init == "domain" and before) or (measured and not before):
-        with pytest.raises(BarError, match="router init 'domain' expected routers|texts are not used"):
+        with pytest.raises(BarError, match=r"router init 'domain' expected routers|texts are not used"):
             branch(dense, dense, tmp_path / "branched", router_init=init, **given)
         assert not (tmp_path / "branched").exists()
         return
@@ -89,7 +89,11 @@ def test_rows_of_hidden_states_point_to_the_text(family, tmp_path):
     given = texts(tmp_path)
     folder, _ = branch(dense, dense, tmp_path / "branched", router_init="hidden", **given)
     other, _ = branch(
-        dense, dense, tmp_path / "other", router_init="hidden", **given | {"domain_text": given["general_text"]}
+        dense,
+        dense,
+        tmp_path / "other",
+        router_init="hidden",
+        **given | {"domain_text": given["general_text"]},
     )
     rows, others = (made.read("model.layers.1.mlp.gate.weight") for made in (folder, other))
     assert torch.equal(rows[0], others[0]) and not torch.equal(rows[1], others[1])
@@ -177,8 +181,8 @@ def test_dense_models_as_one_and_as_a_mixture(family, tmp_path):
 def test_families_are_not_mixed(tmp_path):
     llama = save_hf(tmp_path / "llama", family="llama")
     mistral = save_hf(tmp_path / "mistral", family="mistral")
-    with pytest.raises(BarError, match="mistral: family expected llama as in .*llama, got mistral"):
+    with pytest.raises(BarError, match=r"mistral: family expected llama as in .*llama, got mistral"):
         branch(llama, mistral, tmp_path / "out", router_init="zero")
-    with pytest.raises(BarError, match="mistral: family expected llama as in .*llama, got mistral"):
+    with pytest.raises(BarError, match=r"mistral: family expected llama as in .*llama, got mistral"):
         btx({"a": llama, "b": mistral}, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -374,9 +374,7 @@ def test_a_manifest_without_anchor_hash_is_refused(branched, experts, tmp_path):
 
 def test_only_two_expert_folders_are_merged(dense, branched, experts, tmp_path):
     merged = merge(branched, experts, tmp_path / "merged").path
-    check_refused(
-        tmp_path, "merged: merge expected a folder with 2 experts, got 4", branched, {"x": merged}
-    )
+    check_refused(tmp_path, "merged: merge expected a folder with 2 experts, got 4", branched, {"x": merged})
     check_refused(tmp_path, "merged: merge expected a folder with 2 experts, got 4", merged, experts)
     check_refused(
         tmp_path,

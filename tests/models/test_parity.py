@@ -263,7 +263,8 @@ def figures(source: Path, ours: Path, ids, labels, logits, gradients, norm: floa
     errors = {name: float((gradients[name] - g).norm() / g.norm()) for name, g in expected.items()}
     total = torch.stack([g.double().norm() for g in expected.values()]).norm()
     return {
-        "logits": float((logits - expected_logits).abs().max()) / max(1.0, float(expected_logits.abs().max())),
+        "logits": float((logits - expected_logits).abs().max())
+        / max(1.0, float(expected_logits.abs().max())),
         "gradient": max(errors.values()),
         "norm": abs(norm / float(total) - 1),
     }

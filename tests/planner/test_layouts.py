@@ -13,6 +13,8 @@ GPUS = {
     "olmo2_7b": (8, 16, 32, 64),
     "olmo2_13b": (8, 16, 64),
     "olmo2_32b": (16, 64, 128),
+    "qwen3_8b": (8, 16, 32, 64),
+    "llama31_8b": (8, 16, 32, 64),
 }
 """How many of 80 GB each is for: from what its docstring names on, and those of examples/cluster/."""
 SLOWER = 1.1

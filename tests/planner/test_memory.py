@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,21 +44,31 @@ LAYOUTS = {
     "tp2 ep2": (ParallelConfig(tensor=2, expert=2), 4),
 }
 MOE = ("midtrain", "sft", "rlvr", "route")
+OTHERS = {"qwen3": {"head_dim": 24, "num_key_value_heads": 2}, "llama": {"head_dim": 24}, "qwen2": {}}
+"""Families beside OLMo 2, with heads that are not hidden / heads wide where they have them."""
+CASES = [
+    *product(["olmo2"], ("float32", "bfloat16"), (*MOE, "dense_all")),
+    *product(OTHERS, ["bfloat16"], ("midtrain", "rlvr", "dense_all")),
+]
+"""Of a family, a dtype and a policy."""
+
+
+def saved(root: Path, **shape) -> dict[tuple[str, str, str], Path]:
+    return {
+        (family, dtype, policy): save_hf(
+            root / f"{family}-{dtype}-{policy}",
+            family=family,
+            experts={"route": 4, "dense_all": 0}.get(policy, 2),
+            dtype=dtype,
+            **shape | OTHERS.get(family, {}),
+        )
+        for family, dtype, policy in CASES
+    }
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    root, shape = tmp_path_factory.mktemp("sources"), {"vocab_size": 61}
-    cases = [(dtype, policy) for dtype in ("float32", "bfloat16") for policy in (*MOE, "dense_all")]
-    return {
-        case: save_hf(
-            root / "-".join(case),
-            experts={"route": 4, "dense_all": 0}.get(case[1], 2),
-            dtype=case[0],
-            **shape,
-        )
-        for case in cases
-    }
+    return saved(tmp_path_factory.mktemp("sources"), vocab_size=61)
 
 
 def stage(policy: str, layout: ParallelConfig, **changes) -> Stage:
@@ -91,7 +102,8 @@ def storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
 def held(sources: dict, layout: ParallelConfig) -> dict:
     """By case: (weights, gradients, optimizer) of this rank as they are, and as they were foretold."""
     found = {}
-    for (dtype, policy), source in sources.items():
+    for case, source in sources.items():
+        policy = case[-1]
         if policy == "dense_all" and layout.expert > 1:
             continue
         trainer = Trainer(source, stage(policy, layout), steps=1)
@@ -111,7 +123,7 @@ def held(sources: dict, layout: ParallelConfig) -> dict:
         spread = Spread.of(shape, layout, dist.get_world_size())
         said = states(shape, POLICIES[policy], spread, spread.place(dist.get_rank()))
         real = tuple(sum(part.values()) for part in (weights, gradients, optimizer))
-        found[dtype, policy] = real, (said.weights, said.gradients, said.optimizer)
+        found[case] = real, (said.weights, said.gradients, said.optimizer)
     return found
 
 
@@ -137,14 +149,7 @@ TOKENS = {"rows": 2, "length": 48}
 @pytest.fixture(scope="module")
 def wider(tmp_path_factory):
     """So wide that a token's few numbers, which the arithmetic leaves out, are few."""
-    root = tmp_path_factory.mktemp("wider")
-    cases = [(dtype, policy) for dtype in ("float32", "bfloat16") for policy in (*MOE, "dense_all")]
-    return {
-        case: save_hf(
-            root / "-".join(case), experts={"route": 4, "dense_all": 0}.get(case[1], 2), dtype=case[0], **ROW
-        )
-        for case in cases
-    }
+    return saved(tmp_path_factory.mktemp("wider"), **ROW)
 
 
 class Kept:
@@ -163,7 +168,8 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(1, 61, (rows, length), generator=generator)
     cases = product(sources.items(), (False, True), ("kernel", "mask"))
-    for ((dtype, policy), source), recompute, attention in cases:
+    for (case, source), recompute, attention in cases:
+        policy = case[-1]
         if policy == "dense_all" and layout.expert > 1:
             continue
         folder, wanted = Folder.open(source), stage(policy, layout, recompute=recompute)
@@ -206,7 +212,7 @@ def kept(sources: dict, layout: ParallelConfig) -> dict:
             **TOKENS,
         )
         said = activations(one, recompute=recompute, micro_batches=1)
-        found[dtype, policy, recompute, attention] = real, said.kept + said.logits_kept
+        found[*case, recompute, attention] = real, said.kept + said.logits_kept
         del out
     return found
 
@@ -228,7 +234,8 @@ def peaks(sources: dict) -> dict:
     found = {}
     rows, length = 2, 512
     pass_of = {"rows": rows, "length": length, "attention": "kernel", "z_loss": True}
-    for ((vocabulary, dtype, policy), source), recompute in product(sources.items(), (False, True)):
+    for (case, source), recompute in product(sources.items(), (False, True)):
+        *_, vocabulary, _, policy = case
         wanted = replace(
             stage(policy, ParallelConfig(), recompute=recompute),
             sequence=length,
@@ -248,7 +255,7 @@ def peaks(sources: dict) -> dict:
         one = Pass(shape=shape, trains=trains, spread=spread, place=spread.place(0), **pass_of)
         said = activations(one, recompute=recompute, micro_batches=1).peak
         said += states(shape, POLICIES[policy], spread, spread.place(0)).gradient
-        found[vocabulary, dtype, policy, recompute] = peak.bytes, said
+        found[*case, recompute] = peak.bytes, said
     return found
 
 
@@ -256,17 +263,20 @@ def test_the_most_that_is_there_at_once_is_foretold(tmp_path):
     """By what is estimated besides: temporaries, which free each other in an order that the arithmetic does
     not follow."""
     shape = {"hidden_size": 128, "intermediate_size": 384, "max_position_embeddings": 512}
+    cases = [
+        *product(["olmo2"], (61, 4000), ("float32", "bfloat16"), ("midtrain", "rlvr", "dense_all")),
+        *product(OTHERS, [61], ["bfloat16"], ("midtrain", "rlvr", "dense_all")),
+    ]
     sources = {
-        (vocabulary, dtype, policy): save_hf(
-            tmp_path / f"{vocabulary}-{dtype}-{policy}",
+        (family, vocabulary, dtype, policy): save_hf(
+            tmp_path / f"{family}-{vocabulary}-{dtype}-{policy}",
+            family=family,
             experts=0 if policy == "dense_all" else 2,
             dtype=dtype,
             vocab_size=vocabulary,
-            **shape,
+            **shape | OTHERS.get(family, {}),
         )
-        for vocabulary, dtype, policy in product(
-            (61, 4000), ("float32", "bfloat16"), ("midtrain", "rlvr", "dense_all")
-        )
+        for family, vocabulary, dtype, policy in cases
     }
     (found,) = run_distributed(peaks, 1, sources)
     for case, (real, said) in found.items():
@@ -288,7 +298,7 @@ def kept_by_rlvr(source) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def test_the_copy_of_what_trains_and_the_cache_are_foretold_to_the_byte(sources):
-    for found in run_distributed(kept_by_rlvr, 2, sources["bfloat16", "rlvr"]):
+    for found in run_distributed(kept_by_rlvr, 2, sources["qwen3", "bfloat16", "rlvr"]):
         for real, said in found:
             assert real == said > 0
 

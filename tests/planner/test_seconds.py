@@ -74,6 +74,19 @@ def test_a_token_takes_what_was_measured(layers, slots, recorded, milliseconds):
     assert 1000 * found == pytest.approx(milliseconds, rel=0.1)
 
 
+def test_a_token_of_heads_of_their_own_width_by_hand():
+    """Qwen3 8B with heads of 192: 16 slots read all weights but the embedding, and 1000 keys and values each."""
+    shape = replace(load_recipe("qwen3_8b").shape, own_head_dim=192)
+    attention = 4096 * 192 * (32 + 8 + 8 + 32)
+    layer = attention + 3 * 4096 * 12_288 + 2 * 4096 + 2 * 192  # four norms
+    read = 2 * (36 * layer + 4096 * 151_936 + 4096) + 16 * 1000 * 36 * 2 * 8 * 192 * 2
+    there = machine(1, bandwidth=3e12)
+    found = token_seconds(
+        shape, Spread.of(shape, ParallelConfig(), 1), there, slots=16, length=1000, recorded=True
+    )
+    assert found == pytest.approx(36 * PAUSE + read / (READ * 3e12) + DRAW, rel=1e-9)
+
+
 def test_a_round_that_reads_by_hand():
     """1B whole on each of 8 GPUs: two times 32 answers a GPU, each token reads the weights and 32 caches."""
     one, there = planned("math-rlvr", size="1b"), machine(8, tflops=1000.0, mfu=0.5, bandwidth=3e12)

@@ -91,6 +91,11 @@ def folders(tmp_path_factory):
         "dense": save_hf(root / "dense", **sizes),
         "two": save_hf(root / "two", experts=2, **sizes),
         "sparse": save_hf(root / "sparse", experts=4, num_experts_per_tok=2, **sizes),
+        "qwen3": save_hf(root / "qwen3", family="qwen3", **sizes | {"head_dim": 64}),
+        "qwen3-two": save_hf(root / "qwen3-two", family="qwen3", experts=2, **sizes | {"head_dim": 64}),
+        "llama-two": save_hf(root / "llama-two", family="llama", experts=2, **sizes | {"head_dim": 64}),
+        "qwen2": save_hf(root / "qwen2", family="qwen2", **sizes),
+        "qwen2-two": save_hf(root / "qwen2-two", family="qwen2", experts=2, **sizes),
     }
 
 
@@ -107,6 +112,12 @@ def folders(tmp_path_factory):
         ("two", "sft", 2, {}),
         ("two", "sft", 2, {"pipeline": 2}),
         ("two", "rlvr", 4, {"tensor": 2, "pipeline": 2}),
+        ("qwen3", "dense_all", 2, {"tensor": 2}),
+        ("qwen3-two", "rlvr", 2, {"tensor": 2}),
+        ("qwen3-two", "midtrain", 2, {"expert": 2}),
+        ("llama-two", "rlvr", 2, {"tensor": 2}),
+        ("qwen2", "dense_all", 2, {"tensor": 2}),
+        ("qwen2-two", "rlvr", 2, {"tensor": 2}),
     ],
 )
 @pytest.mark.parametrize("recompute", [False, True])

@@ -72,6 +72,8 @@ SHIPPED = (
     "olmo2_7b",
     "olmo2_13b",
     "olmo2_32b",
+    "qwen3_8b",
+    "llama31_8b",
 )
 
 
@@ -104,34 +106,36 @@ def test_the_models_have_the_published_sizes(dry_run):
 
 TOTALS = {
     # Of the folders on the Hugging Face hub; 7B with the vocabulary of BAR-7B.
-    "1b": 1_484_916_736,
-    "7b": 7_298_617_344 - 2 * (100_352 - VOCABULARY) * HIDDEN,
-    "13b": 13_716_198_400,
-    "32b": 32_234_279_936,
+    "olmo2_1b": 1_484_916_736,
+    "olmo2_7b": 7_298_617_344 - 2 * (100_352 - VOCABULARY) * HIDDEN,
+    "olmo2_13b": 13_716_198_400,
+    "olmo2_32b": 32_234_279_936,
+    "qwen3_8b": 8_190_735_360,
+    "llama31_8b": 8_030_261_248,
 }
 
 
-@pytest.mark.parametrize("size", TOTALS)
-def test_the_sizes_are_those_of_the_published_folders_and_of_transformers(size):
-    recipe = load_recipe(f"olmo2_{size}")
-    assert num_parameters(recipe.shape) == TOTALS[size]
+@pytest.mark.parametrize("name", TOTALS)
+def test_the_sizes_are_those_of_the_published_folders_and_of_transformers(name):
+    recipe = load_recipe(name)
+    assert num_parameters(recipe.shape) == TOTALS[name]
     with torch.device("meta"):
         config = transformers.AutoConfig.for_model(**recipe.shape.to_hf())
         theirs = transformers.AutoModelForCausalLM.from_config(config).state_dict()
     assert tensor_shapes(recipe.shape) == {name: tuple(tensor.shape) for name, tensor in theirs.items()}
 
 
-@pytest.mark.parametrize("size", TOTALS)
-def test_the_sizes_differ_in_shape_folders_and_layouts_alone(size):
-    for change in diff(load_recipe("olmo2_7b"), load_recipe(f"olmo2_{size}")):
+@pytest.mark.parametrize("name", TOTALS)
+def test_they_differ_in_shape_folders_and_layouts_alone(name):
+    for change in diff(load_recipe("olmo2_7b"), load_recipe(name)):
         named = change.startswith(("name:", "base:", "anchor:", "shape."))
         assert named or ".stage.parallel." in change or ".rl.slots:" in change, change
 
 
-@pytest.mark.parametrize("size, nodes", [("1b", 1), ("7b", 1), ("13b", 1), ("32b", 2)])
-def test_every_stage_fits_into_80_gb(size, nodes, tmp_path):
+@pytest.mark.parametrize("name, nodes", [(name, 1 + (name == "olmo2_32b")) for name in TOTALS])
+def test_every_stage_fits_into_80_gb(name, nodes, tmp_path):
     """By arithmetic and by the planner, who agree on what stays; beside both 4 GB are free."""
-    pipeline = Pipeline(load_recipe(f"olmo2_{size}"), tmp_path)
+    pipeline = Pipeline(load_recipe(name), tmp_path)
     pipeline.check(pipeline.select(), 8 * nodes)
     for step in (step for step in pipeline.steps.values() if step.run is not None):
         shape = pipeline.shape.with_experts(step.experts)
@@ -236,7 +240,7 @@ def test_the_entry_point_prints_the_dry_run_and_does_nothing(dry_run, monkeypatc
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize("name", ["tiny", "smoke", "olmo2_7b", "olmo2_32b"])
+@pytest.mark.parametrize("name", ["tiny", "smoke", "olmo2_7b", "olmo2_32b", "llama31_8b"])
 def test_a_recipe_survives_json(name):
     recipe = load_recipe(name)
     assert from_json(Recipe, to_json(recipe)) == recipe
@@ -274,8 +278,8 @@ def test_a_recipe_is_found_by_name_module_or_file(file):
     [
         (
             "huge",
-            "recipe huge: not found; expected one of olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, smoke, "
-            "sparse, tiny",
+            "recipe huge: not found; expected one of llama31_8b, olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, "
+            "qwen3_8b, smoke, sparse, tiny",
         ),
         ("no.such.module:recipe", "recipe no.such.module:recipe: not found; expected one of"),
         ("tiny:recipes", "recipe tiny:recipes: not found"),  # with a function, the module is named in full
@@ -441,7 +445,7 @@ def test_the_shipped_recipes_can_be_run_on_what_they_are_meant_for(tmp_path):
         ("tiny", 1),
         ("tiny", 2),
         ("smoke", 16),
-        *((f"olmo2_{size}", 64) for size in TOTALS),
+        *((name, 64) for name in TOTALS),
     ):
         pipeline = Pipeline(load_recipe(name), tmp_path)
         pipeline.check(pipeline.select(), processes)

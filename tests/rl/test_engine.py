@@ -167,11 +167,18 @@ def test_an_engine_that_takes_the_model_for_another_is_refused(folder):
         "dtype": shape.dtype,
         "vocab_size": shape.vocab_size,
         "rope_theta": shape.rope_theta,
+        "rope_factor": None,
         "num_experts_per_tok": 2,
         "max_length": shape.max_positions,
     }
     check_taken_for("vllm", found, shape)
-    others = {"dtype": "bfloat16", "vocab_size": 5, "rope_theta": 1.0, "num_experts_per_tok": 1}
+    others = {
+        "dtype": "bfloat16",
+        "vocab_size": 5,
+        "rope_theta": 1.0,
+        "rope_factor": 8.0,
+        "num_experts_per_tok": 1,
+    }
     for name, value in (others | {"max_length": 10**6}).items():
         with pytest.raises(BarError, match=rf"^engine vllm: {name} expected .*{value}$"):
             check_taken_for("vllm", found | {name: value}, shape)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from distributed import run_distributed
 from engines import VLLM, folder_for, vllm
+from folders import LLAMA3
 from scripts import ROOT
 from test_engine import learn, metrics
 from test_grpo_training import CONFIG, Ids, stage
@@ -60,9 +61,19 @@ def _apart(trainer: Trainer, prompt: list[int], answer) -> float:
     return float((ours - torch.tensor(answer.logprobs)).abs().max())
 
 
-@pytest.mark.parametrize("experts, active", [(2, 2), (5, 5), (5, 2)])
-def test_answers_and_probabilities_are_the_trainers(experts, active, tmp_path, record_property):
-    wide = {"experts": experts, "num_experts_per_tok": active}
+@pytest.mark.parametrize(
+    "experts, active, more",
+    [
+        (2, 2, {}),
+        (5, 5, {}),
+        (5, 2, {}),
+        (2, 2, {"family": "qwen3", "head_dim": 64}),
+        (2, 2, {"family": "llama", "rope_parameters": LLAMA3}),
+        (2, 2, {"family": "qwen2"}),
+    ],
+)
+def test_answers_and_probabilities_are_the_trainers(experts, active, more, tmp_path, record_property):
+    wide = {"experts": experts, "num_experts_per_tok": active} | more
     source = folder_for("vllm", tmp_path, **wide)
     config = EngineConfig(**vllm(), seeded=True)
     ((same, worst, tokens),) = run_distributed(
@@ -71,7 +82,7 @@ def test_answers_and_probabilities_are_the_trainers(experts, active, tmp_path, r
     assert same and worst <= 1e-4
     record_property(
         "figure",
-        f"vLLM, {active} of {experts} experts: greedy equal, drawn within {worst:.1e} of {tokens} tokens",
+        f"vLLM, {more.get('family', 'olmo2')}, {active} of {experts} experts: greedy equal, drawn within {worst:.1e} of {tokens} tokens",
     )
 
 

@@ -55,7 +55,7 @@ def test_what_it_refuses_is_one_line(inline, dense, branched, other, wide, tmp_p
         (["--expert", anchor, "--expert", anchor, "--how", "mean"], "expert 'anchor' expected once"),
         (
             ["--expert", anchor, "--expert", f"m={branched}", "--how", "btx"],
-            "expected a dense OLMo 2 folder, got one of 2 experts",
+            "expected a dense folder, got one of 2 experts",
         ),
         (["--expert", anchor, "--expert", f"m={wide}", "--how", "btx"], "hidden_size expected 16"),
         (["--expert", anchor, "--expert", f"m={tmp_path}/none", "--how", "mean"], "none"),

@@ -25,15 +25,26 @@ from megatron_bar.weights.hf_config import tensor_shapes
 
 ROWS, LENGTH = 2, 16
 MOE = [name for name in POLICIES if name != "dense_all"]
-CASES = [("dense", "dense_all"), *product(("two", "five"), MOE)]
+OTHERS = {"qwen3": {"head_dim": 12}, "llama": {"head_dim": 12}, "qwen2": {}}
+"""Families beside OLMo 2, with heads that are not hidden / heads wide where they have them."""
+CASES = [
+    ("dense", "dense_all"),
+    *product(("two", "five"), MOE),
+    *((name, "dense_all") for name in OTHERS),
+    *product([f"{name}-two" for name in OTHERS], ("midtrain", "rlvr", "route")),
+]
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     root, shape = tmp_path_factory.mktemp("sources"), {"vocab_size": 61, "num_hidden_layers": 3}
-    return {
+    made = {
         name: save_hf(root / name, experts=n, **shape) for name, n in (("dense", 0), ("two", 2), ("five", 5))
     }
+    for family, heads in OTHERS.items():
+        for name, n in ((family, 0), (f"{family}-two", 2)):
+            made[name] = save_hf(root / name, family=family, experts=n, **shape | heads)
+    return made
 
 
 def batch(vocabulary: int) -> Batch:

@@ -34,6 +34,7 @@ class Transformers:
             "vocab_size": config.vocab_size,
             "num_experts_per_tok": getattr(config, "num_experts_per_tok", None),
             "rope_theta": config.rope_parameters["rope_theta"],
+            "rope_factor": config.rope_parameters.get("factor"),
             "max_length": config.max_position_embeddings,
         }
 

@@ -22,7 +22,9 @@ from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedE
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import convert_to_unquantized_kernel_format
 from vllm.platforms import current_platform
 
-_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_KIND = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
+"""Projection of an expert, by its name in most classes and in Mixtral's."""
+_EXPERT = re.compile(rf"(.+\.experts)\.(\d+)\.({'|'.join(_KIND)})\.weight")
 _FUSED = {
     "q_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
     "k_proj": ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
@@ -49,6 +51,7 @@ class Weights:
             "vocab_size": config.vocab_size,
             "num_experts_per_tok": experts,
             "rope_theta": config.rope_parameters["rope_theta"],
+            "rope_factor": config.rope_parameters.get("factor"),
             "max_length": model.max_model_len,
         }
 
@@ -132,7 +135,7 @@ def _module_name(name: str) -> str:
     """The name of the module that holds the tensor ``name``, alike for all that it holds."""
     if match := _EXPERT.fullmatch(name):
         return match[1]
-    module = name.removesuffix(".weight")
+    module = name.rpartition(".")[0]
     own = module.rpartition(".")[2]
     return module.removesuffix(own) + _FUSED[own][0] if own in _FUSED else module
 
@@ -146,6 +149,8 @@ class _Weights:
 
     def __call__(self, name: str) -> Tensor:
         module_name = _module_name(name)
+        if name.endswith(".bias"):
+            return self.model.get_submodule(module_name).bias
         if self.of[0] != module_name:
             self.of = (module_name, self._found(self.model.get_submodule(module_name)))
         return self.of[1]
@@ -160,7 +165,7 @@ class _Weights:
 
 def _rows(model: nn.Module, name: str, weight: Tensor, count: int) -> Tensor:
     """The ``count`` rows of the tensor ``name`` in the ``weight`` of the module that holds it."""
-    own = name.removesuffix(".weight").rpartition(".")[2]
+    own = name.rpartition(".")[0].rpartition(".")[2]
     start = 0
     if own in _FUSED:
         sizes = model.get_submodule(_module_name(name)).output_sizes
@@ -172,6 +177,9 @@ def _rows(model: nn.Module, name: str, weight: Tensor, count: int) -> Tensor:
 def _put_rows(model: nn.Module, module_name: str, tensors: dict[str, Tensor], folder: str) -> None:
     """Puts ``tensors`` into a module, and packs its weight where the module does so."""
     module = model.get_submodule(module_name)
+    for name in [name for name in tensors if name.endswith(".bias")]:
+        tensor = tensors.pop(name)
+        _rows(model, name, module.bias, len(tensor)).copy_(tensor)
     if not module.weight.numel():  # packed away: all of it is needed once more
         own = module_name.rpartition(".")[2]
         before = module_name.removesuffix(own)
@@ -229,10 +237,10 @@ def _wrong_experts(
         return wrong
     tensors = dict(delivery.with_others(arrived, folder, lambda name: _module_name(name) == prefix))
     tensors = {name: tensor for name, tensor in tensors.items() if _module_name(name) == prefix}
-    count = len(tensors) // 3
+    found = {_expert_part(name): tensor for name, tensor in tensors.items()}
 
     def stacked(kind: str) -> Tensor:
-        return torch.stack([tensors[f"{prefix}.{n}.{kind}_proj.weight"] for n in range(count)])
+        return torch.stack([found[n, kind] for n in range(len(found) // 3)])
 
     device = module.w13_weight.device
     method = module.quant_method
@@ -253,8 +261,14 @@ def _wrong_experts(
 def _part_of(experts: nn.Module, name: str) -> Tensor:
     """The values of the tensor ``name`` as kernels read them: an expert's gate lies before its up
     projection."""
-    number, kind = _EXPERT.fullmatch(name).group(2, 3)
+    number, kind = _expert_part(name)
     if kind == "down":
-        return experts.w2_weight[int(number)]
-    gate, up = experts.w13_weight[int(number)].flatten().chunk(2)
+        return experts.w2_weight[number]
+    gate, up = experts.w13_weight[number].flatten().chunk(2)
     return gate if kind == "gate" else up
+
+
+def _expert_part(name: str) -> tuple[int, str]:
+    """The number of the expert that the tensor ``name`` is of, and which of its projections it is."""
+    number, kind = _EXPERT.fullmatch(name).group(2, 3)
+    return int(number), _KIND[kind]

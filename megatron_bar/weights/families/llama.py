@@ -31,7 +31,6 @@ LLAMA = Family(
     qk_norm="none",
     head_dim="optional",
     ropes=("default", "llama3"),
-    begins_text=True,
 )
 
 MISTRAL = replace(

@@ -1,4 +1,5 @@
-"""OLMo 2 and FlexOlmo. Source: transformers models/olmo2 and models/flex_olmo; arXiv 2501.00656, 2507.07024."""
+"""OLMo 2 and FlexOlmo. Source: transformers models/olmo2 and models/flex_olmo; arXiv 2501.00656,
+2507.07024."""
 
 from megatron_bar.weights.family import Family, Form
 
