@@ -1,5 +1,6 @@
-"""Merges N experts trained from one branched folder into one folder with N+1 experts; or N dense models that
-were fine-tuned from one base into a mixture of N+1, by BTX."""
+"""Merges N experts of one branched folder, or N dense fine-tunes of one base, into a mixture of N+1.
+
+Fine-tunes (--base and --dense) become experts by BTX."""
 
 import argparse
 from pathlib import Path

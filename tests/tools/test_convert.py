@@ -523,7 +523,7 @@ BAD_CHECKPOINTS = {
         r"expected 1000 layers of 2 experts, got 29 tensors",
     ),
     "float16": (config(dtype="float16"), r"dtype expected one of float32, bfloat16, got 'float16'"),
-    "unknown family": (config(model_type="llama"), r"manifest\.json: config: model_type must be"),
+    "unknown family": (config(model_type="gpt2"), r"manifest\.json: config: model_type must be"),
 }
 
 

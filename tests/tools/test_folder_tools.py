@@ -5,6 +5,7 @@ imports.
 """
 
 import json
+import re
 import shutil
 
 import pytest
@@ -46,7 +47,7 @@ def test_branch_then_merge_then_inspect_then_verify(dense, branched, expert, tmp
     units = hash_units(Folder.open(merged))
     for text in (
         "flex_olmo, 2 experts, float32",
-        "2 layers, hidden 16, FFN 24, heads 4 (2 key/value), vocabulary 19, positions 32, RoPE theta 5000",
+        "2 layers, hidden 16, FFN 24, heads 4 (2 key/value) of 4, vocabulary 19, positions 32, RoPE theta 5000",
         f"parameters: {num_parameters(Folder.open(merged).config):,}\n",
         "  domain_expert: 2,304\n",
         "no bias; softmax over all 2 experts in float32, then top-2: all are active; the chosen "
@@ -83,7 +84,8 @@ def test_a_failing_process_says_one_line_and_exits_with_1(dense, tmp_path):
 def test_help_shows_an_example_that_parses(inline, tool):
     status, out, err = inline(tool, "--help")
     assert (status, err) == (0, "")
-    example = " ".join(out.split()).rpartition(f"example: python tools/{tool}.py ")[2]
+    shown = re.split(rf"examples?: python tools/{tool}\.py ", " ".join(out.split()))[1]
+    example = shown.partition(f" python tools/{tool}.py")[0]  # the first of several
     # Its folders do not exist, so it ends in our own line and not in argparse's usage.
     assert "not found" in refused(inline(tool, *example.split()))
 
