@@ -1,5 +1,4 @@
-"""Branches two dense folders of one family (OLMo 2, Qwen3, Llama, Mistral, Qwen2) into a mixture of an anchor
-and a domain expert."""
+"""Branches two dense folders of one family into a mixture of an anchor and a domain expert."""
 
 import argparse
 from pathlib import Path
