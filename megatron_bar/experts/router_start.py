@@ -47,7 +47,8 @@ def router_rows(
     texts = [text for text in (general_text, domain_text) if text is not None]
     before = anchor.config.block.norms == "before"
     if texts and (init == "zero" or (init == "normal" and not before)):
-        raise BarError(f"texts are not used with router init {init!r} in family {anchor.config.family}")
+        where = "" if init == "zero" else f" in family {anchor.config.family}"
+        raise BarError(f"texts are not used with router init {init!r}{where}")
     if init in ("domain", "hidden") and len(texts) < 2:
         raise BarError(
             f"router init {init!r} expected a general text (row 0) and a domain text (row 1), "

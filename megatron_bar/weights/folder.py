@@ -347,9 +347,9 @@ def require_same_config(reference: Folder, folder: Folder, fields: Iterable[str]
     got = vars(folder.config)
     for name in fields or expected:
         if got[name] != expected[name]:
-            raise BarError(
-                f"{folder.path}: {name} expected {expected[name]} as in {reference.path}, got {got[name]}"
-            )
+            shown = name.removeprefix("own_")  # of heads the width is said, whatever it follows from
+            wanted, found = (getattr(config, shown) for config in (reference.config, folder.config))
+            raise BarError(f"{folder.path}: {shown} expected {wanted} as in {reference.path}, got {found}")
 
 
 def companions(path: Path | str) -> list[Path]:

@@ -17,24 +17,27 @@ def read_family(config: dict, source: str) -> tuple[Family, Form]:
     family = FAMILY_OF[model_type]
     form = family.mixture if model_type == family.mixture.model_type else family.dense
     for key, wanted in form.fields.items():
-        if config.get(key, wanted) not in (wanted, None) and not _is_idle(key, config):
+        if config.get(key, wanted) not in (wanted, None) and not _is_idle(key, config, form):
             raise BarError(f"{source}: {key} must be {wanted!r} in a {model_type}, got {config[key]!r}")
-    if config.get("partial_rotary_factor") not in (None, 1):
-        got = config["partial_rotary_factor"]
-        raise BarError(f"{source}: partial_rotary_factor must be 1, got {got!r}")
-    windows = config.get("layer_types")
-    if windows is not None and windows != ["full_attention"] * len(windows):
-        raise BarError(f"{source}: layer_types must be full_attention in every layer, got {windows!r}")
+    part = config.get("partial_rotary_factor")
+    if part is not None and (part != 1 or part is True):
+        raise BarError(f"{source}: partial_rotary_factor must be 1, got {part!r}")
+    kinds, layers = config.get("layer_types"), config.get("num_hidden_layers")
+    if kinds is not None and (type(layers) is not int or kinds != ["full_attention"] * layers):
+        raise BarError(
+            f"{source}: layer_types must be full_attention in each of {layers} layers, got {kinds!r}"
+        )
     return family, form
 
 
-def _is_idle(key: str, config: dict) -> bool:
-    """Whether an entry has no effect: a window that is switched off, or as wide as the positions."""
-    if key != "sliding_window":
+def _is_idle(key: str, config: dict, form: Form) -> bool:
+    """Whether an entry has no effect: a window that the class lets be switched off, or as wide as the
+    positions."""
+    width, positions = config[key], config.get("max_position_embeddings")
+    if key != "sliding_window" or type(width) is not int or width < 0:
         return False
-    width, positions = config["sliding_window"], config.get("max_position_embeddings")
-    wide = isinstance(width, int) and isinstance(positions, int) and width >= positions
-    return wide or config.get("use_sliding_window") is False
+    off = "use_sliding_window" in form.fields and config.get("use_sliding_window") is False
+    return off or (type(positions) is int and width >= positions)
 
 
 def is_tied(config: dict, source: str) -> bool:
@@ -73,7 +76,8 @@ def head_dim(config: dict, family: Family, source: str) -> int | None:
 
 def experts_per_layer(config: dict, source: str) -> tuple[int, ...]:
     """Returns the active experts of every layer where the layers differ, else an empty tuple."""
-    layers = config.get("num_experts_per_layer") or []
+    layers = config.get("num_experts_per_layer")
+    layers = [] if layers is None else layers
     if not isinstance(layers, list):
         raise BarError(f"{source}: num_experts_per_layer must be a list of numbers, got {layers!r}")
     return tuple(layers)

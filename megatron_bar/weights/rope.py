@@ -26,6 +26,11 @@ class Llama3Rope:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
                 raise BarError(f"config: rope_scaling: {name} must be a positive number, got {value!r}")
+        if type(self.original_max_position_embeddings) is not int or self.factor < 1:
+            raise BarError(
+                "config: rope_scaling: original_max_position_embeddings must be an integer, factor at "
+                f"least 1, got {self.original_max_position_embeddings!r} and {self.factor!r}"
+            )
         if self.low_freq_factor >= self.high_freq_factor:
             raise BarError(
                 f"config: rope_scaling: low_freq_factor must be below {self.high_freq_factor}, "
@@ -40,17 +45,8 @@ def read_rope(config: dict, source: str, kinds: tuple[str, ...]) -> tuple[float,
     scalings = {}
     for key in ("rope_parameters", "rope_scaling"):
         rope = {} if config.get(key) is None else config[key]
-        said = (
-            [rope[name] for name in ("rope_type", "type") if name in rope]
-            if isinstance(rope, dict)
-            else [rope]
-        )
-        kind = said[0] if said else "default"
-        if (
-            kind not in kinds
-            or said.count(kind) < len(said)
-            or (rope and rope.get("partial_rotary_factor", 1) != 1)
-        ):
+        kind = _kind(rope)
+        if kind not in kinds:
             wanted = " or ".join("plain RoPE" if name == "default" else f"{name}'s" for name in kinds)
             raise BarError(f"{source}: {key} must be {wanted}, got {rope!r}")
         thetas[f"{key}.rope_theta"] = rope.get("rope_theta")
@@ -61,6 +57,20 @@ def read_rope(config: dict, source: str, kinds: tuple[str, ...]) -> tuple[float,
         why = "readers have different defaults, so it is never guessed"
         raise BarError(f"{source}: rope_theta is missing: expected a number, got none ({why})")
     return _the_same(found, source), _the_same(scalings, source) if scalings else None
+
+
+def _kind(rope: object) -> str | None:
+    """The one kind that an entry says, with nothing but what belongs to it; None where it says more."""
+    if not isinstance(rope, dict):
+        return None
+    said = [rope[name] for name in ("rope_type", "type") if name in rope] or ["default"]
+    fields = Llama3Rope.__dataclass_fields__ if said[0] == "llama3" else ()
+    part = rope.get("partial_rotary_factor", 1)
+    plain = part == 1 and part is not True
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *fields}
+    others = any(value is not None for name, value in rope.items() if name not in known)
+    one = isinstance(said[0], str) and said.count(said[0]) == len(said)
+    return said[0] if one and plain and not others else None
 
 
 def _scaling(rope: dict, where: str) -> Llama3Rope:

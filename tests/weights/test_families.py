@@ -143,8 +143,66 @@ REFUSED = {
         "qwen3",
         0,
         {"layer_types": ["full_attention", "sliding_attention"]},
-        "layer_types must be full_attention in every layer",
+        "layer_types must be full_attention in each of 2 layers",
     ),
+    "kinds of layers that are a number": ("qwen3", 0, {"layer_types": 5}, "layer_types must be .*got 5"),
+    "a layer short": (
+        "llama",
+        0,
+        {"layer_types": ["full_attention"]},
+        "layer_types must be full_attention in each of 2 layers",
+    ),
+    "a window of Mistral's that only Qwen could switch off": (
+        "mistral",
+        0,
+        {"sliding_window": 8, "use_sliding_window": False},
+        "sliding_window must be None in a mistral, got 8",
+    ),
+    "the same in a mixture": (
+        "llama",
+        2,
+        {"sliding_window": 8, "use_sliding_window": False},
+        "sliding_window must be None in a mixtral, got 8",
+    ),
+    **{
+        f"a window {window!r}": (
+            "qwen2",
+            0,
+            {"sliding_window": window, "use_sliding_window": False},
+            "sliding_window must be None in a qwen2",
+        )
+        for window in ("16", True, -1, [4], 31.5)
+    },
+    **{
+        f"RoPE {rope!r}": ("llama", 0, {"rope_scaling": rope}, "rope_scaling must be plain RoPE or llama3's")
+        for rope in (
+            "default",
+            "llama3",
+            {"factor": 2.0},
+            {"full_attention": YARN},
+            {"rope_type": "default", "partial_rotary_factor": True},
+        )
+    },
+    "positions of Llama's RoPE": (
+        "llama",
+        0,
+        {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 16.5}},
+        "rope_scaling: original_max_position_embeddings must be an integer",
+    ),
+    "a factor that shrinks": (
+        "llama",
+        0,
+        {"rope_parameters": LLAMA3 | {"factor": 0.5}},
+        "rope_scaling: .* factor at least 1",
+    ),
+    "a true part of a head": (
+        "llama",
+        0,
+        {"partial_rotary_factor": True},
+        "partial_rotary_factor must be 1, got True",
+    ),
+    "layers false": ("qwen3", 2, {"num_experts_per_layer": False}, "num_experts_per_layer must be a list"),
+    "jitter": ("llama", 2, {"router_jitter_noise": 0.1}, "router_jitter_noise must be 0.0 in a mixtral"),
     "YaRN": ("qwen3", 0, {"rope_parameters": YARN}, "rope_parameters must be plain RoPE, got .*yarn"),
     "YaRN, Llama": (
         "llama",
