@@ -9,7 +9,7 @@ heads, as in Qwen3.
 from dataclasses import replace
 
 from megatron_bar.recipes import tiny
-from megatron_bar.recipes.recipe import Recipe
+from megatron_bar.recipes.recipe import ExpertSpec, Recipe
 from megatron_bar.recipes.study import Claim
 from megatron_bar.recipes.tiny import CLAIMS, CLOSE
 from megatron_bar.recipes.tiny_study import Parts, baselines, claim
@@ -45,7 +45,7 @@ def study(name: str, **shape) -> Recipe:
     # One learning rate for every SFT, the recipe's, as for its own experts.
     more = [
         replace(part, runs=tuple(replace(run, rates=(), validation=()) for run in part.runs))
-        if hasattr(part, "runs")
+        if isinstance(part, ExpertSpec)
         else part
         for part in more
     ]

@@ -27,9 +27,6 @@ from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 from megatron_bar.weights.writer import write_json
 
-GPU_PER_EXPERT = ("qwen2_moe", "qwen3_moe")
-"""Model types whose classes in vLLM (0.32) refuse a tensor parallelism above the number of experts."""
-
 
 class Engines:
     """The engines of a stage; ``place``: a folder of links that they load, gone when they are."""
@@ -237,7 +234,7 @@ def check_taken_for(engine: str, found: dict, shape: ModelConfig) -> None:
 
 def check_tensor(config: EngineConfig, shape: ModelConfig) -> None:
     """Raises where vLLM would be cut over more GPUs than its class of the model takes."""
-    if config.name == "vllm" and shape.model_type in GPU_PER_EXPERT and config.tensor > shape.num_experts:
+    if config.name == "vllm" and shape.form.tensor_within_experts and config.tensor > shape.num_experts:
         raise BarError(
             f"engine vllm: tensor expected at most {shape.num_experts}, the experts of {shape.model_type}, "
             f"got {config.tensor}"

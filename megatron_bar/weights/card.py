@@ -90,7 +90,7 @@ def _front(config: ModelConfig, manifest: Manifest, known: dict[str, list[str]])
     datasets = [name for names in used for name in names.split(", ") if _REPOSITORY.fullmatch(name)]
     tags = [
         "megatron_bar",
-        config.to_hf()["model_type"],
+        config.model_type,
         manifest.kind,
         *(["moe"] if config.num_experts else []),
     ]
@@ -130,11 +130,10 @@ def _what(config: ModelConfig, manifest: Manifest) -> str:
     )
     by_layer = ", ".join(map(str, config.experts_per_layer))
     layers = f" (by layer: {by_layer})" if by_layer else ""
-    hf = config.to_hf()
     lines = [
         kinds[manifest.kind],
         "",
-        f"- class {hf['architectures'][0]}, model type {hf['model_type']}, {config.dtype}",
+        f"- class {config.form.architecture}, model type {config.model_type}, {config.dtype}",
         f"- {num_parameters(config):,} parameters{active}{layers}",
         "- method: Branch-Adapt-Route ([arXiv 2604.18473](https://arxiv.org/abs/2604.18473))",
         f"- written by stage {_line(manifest.stage or 'unknown')}, megatron_bar {manifest.tool_version}",

@@ -29,6 +29,8 @@ class Form:
     renormalises: bool = False
     """Whether the class renormalises the chosen probabilities in any case; else ``norm_topk_prob`` says
     it."""
+    tensor_within_experts: bool = False
+    """Whether vLLM's class (0.32) refuses a tensor parallelism above the number of experts."""
     renames: Mapping[str, str] = field(default_factory=dict)
     """Parts of a tensor's name here, and what stands for them in a file."""
     zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -23,11 +23,10 @@ from megatron_bar.weights.hf_config import (
     Active,
     ModelConfig,
     is_token_id,
-    read_config,
+    read_config_and_tie,
     tensor_shapes,
     zeros_beside,
 )
-from megatron_bar.weights.hf_fields import is_tied
 from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.safetensors_io import ITEMSIZE, read_blocks, read_header
 
@@ -94,12 +93,12 @@ class Folder:
     @classmethod
     def open(cls, path: Path | str) -> "Folder":
         path = Path(path)
-        config = read_config(path)
+        config, tied = read_config_and_tie(path)
         found, dtypes = read_tensors(path, config)
         if config.least_tensors > len(found):  # before all their names are made
             layers = config.layers_in_words
             raise BarError(f"{path}: config.json expected {layers}, got {len(found)} tensors in all")
-        if is_tied(read_object(path / "config.json", expected="an object"), str(path)):
+        if tied:
             _tie(path, found, dtypes)
         shapes = tensor_shapes(config)
         _compare(path, found, shapes, config.form)

@@ -329,8 +329,14 @@ def show_active(active: Active) -> str:
 
 def read_config(folder: Path | str) -> ModelConfig:
     """Returns the config of a Hugging Face folder; raises one line that says what is wrong with it."""
+    return read_config_and_tie(folder)[0]
+
+
+def read_config_and_tie(folder: Path | str) -> tuple[ModelConfig, bool]:
+    """Returns the config, as `read_config` does, and whether the head's weights are the embedding's."""
     path = Path(folder) / "config.json"
-    return ModelConfig.from_hf(read_object(path, expected="a Hugging Face model folder"), source=str(path))
+    config = read_object(path, expected="a Hugging Face model folder")
+    return ModelConfig.from_hf(config, source=str(path)), is_tied(config, str(path))
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

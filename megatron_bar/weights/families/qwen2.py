@@ -27,6 +27,7 @@ QWEN2 = Family(
         },
         experts=("num_experts",),
         width="moe_intermediate_size",
+        tensor_within_experts=True,
         # All of it zero, and not its last product alone: so none of it gets a gradient, whoever trains it.
         zeros={
             "mlp.shared_expert.gate_proj.weight": (_SHARED, HIDDEN),

@@ -20,6 +20,7 @@ QWEN3 = Family(
         # transformers 5 says num_local_experts; vLLM, SGLang and transformers 4 read num_experts.
         experts=("num_experts", "num_local_experts"),
         width="moe_intermediate_size",
+        tensor_within_experts=True,
     ),
     norms="before",
     casts_first=True,
