@@ -117,11 +117,9 @@ class EngineProcess:
         ``version``: number of the weights that it should have then; None: it has none yet. Raises
         `EngineEnded`, and `BarError` where it answers by an error or has other weights.
         """
-        try:
+        with suppress(OSError):  # it has ended: what it said last, or that it did, is read below
             self.process.stdin.write((json.dumps({"call": call, "given": given}) + "\n").encode())
             self.process.stdin.flush()
-        except OSError:
-            raise self._ended(call) from None
         reply = {"alive": True}
         while "alive" in reply:
             reply = json.loads(self._line(call))

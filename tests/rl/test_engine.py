@@ -22,7 +22,7 @@ from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
 from megatron_bar.rl.apart import build_engine, check_taken_for, check_tensor
 from megatron_bar.rl.engine import EngineConfig, SamplingParams
-from megatron_bar.rl.engine_process import SCRIPT, check, environment
+from megatron_bar.rl.engine_process import SCRIPT, EngineProcess, Hello, check, environment
 from megatron_bar.rl.rollouts import check_rollouts
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
@@ -159,6 +159,31 @@ def test_a_version_that_was_not_tried_is_refused_by_name(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "vllm 0.19.0 is not supported, expected 0.32.0\n"
+
+
+def test_an_engine_that_ended_between_requests_says_why(folder):
+    """It is idle when torchrun ends: what it said then is read by the next request."""
+    launcher = subprocess.Popen(["sleep", "1000"])
+    hello = Hello(
+        tensor=1,
+        memory=0.5,
+        seeded=False,
+        slots=2,
+        stop=[],
+        cache_bytes=1,
+        seed=0,
+        launcher=launcher.pid,
+    )
+    engine = EngineProcess(EngineConfig(name="transformers"), hello, 0)
+    engine.ask("open", folder=str(folder))
+    launcher.kill()
+    launcher.wait()
+    engine.process.wait(60)
+    with pytest.raises(
+        BarError, match=rf"^engine transformers: wrong: torchrun .process {launcher.pid}. has"
+    ):
+        engine.ask("wrong")
+    engine.end()
 
 
 def test_an_engine_that_takes_the_model_for_another_is_refused(folder):
