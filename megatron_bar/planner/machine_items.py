@@ -168,7 +168,7 @@ def vllm(python: str) -> Item:
     script = Path(__file__).parent.parent / "rl/engines/server.py"
     try:
         asked = subprocess.run(
-            [python, "-P", script, "vllm"], capture_output=True, text=True, timeout=60, check=False
+            [python, "-P", script, "vllm", "--check"], capture_output=True, text=True, timeout=60, check=False
         )
         found = (
             asked.stdout.strip() or (asked.stderr.strip().splitlines() or [f"status {asked.returncode}"])[-1]

@@ -1,4 +1,4 @@
-"""Engines in processes of their own, on rank 0's machine: started, handed the weights, asked, started anew.
+"""Engines in processes of their own: started, handed the weights, asked, started anew.
 
 They load the folder that the stage starts from, and before each round the tensors that train (handover.py).
 Each compares what arrived with the trainer's checksums, and then what it holds, in whatever form, with what
@@ -250,7 +250,7 @@ def trainer_devices() -> tuple[str, ...]:
 
 def check_devices(config: EngineConfig, trains: tuple[str, ...]) -> None:
     """Raises where vLLM would take nearly all the memory of GPUs that also train."""
-    shared = [device for device in config.devices or trains if device in trains]
+    shared = [d for d in config.devices or trains if d in trains and not config.launch]
     if config.name == "vllm" and shared and config.memory >= 0.9:
         raise BarError(
             f"engine vllm: memory {config.memory} of GPU {','.join(shared)}, which trains too: "

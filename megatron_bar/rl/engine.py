@@ -22,7 +22,7 @@ class EngineConfig:
     """Which engine answers, and where it runs."""
 
     name: Literal["own", "vllm", "transformers"] = "own"
-    """Engine: own is the trainer's sampler; the others run beside the trainer, on rank 0's machine."""
+    """Engine: own is the trainer's sampler; the others run beside the trainer, in processes of their own."""
     python: str | None = None
     """Python that has the engine: vLLM brings its own torch and wants its own environment. None: this one."""
     devices: tuple[str, ...] = ()
@@ -36,6 +36,9 @@ class EngineConfig:
     seeded: bool = False
     """Whether vLLM draws each answer by a seed of its own, so that the same round gives the same answers:
     slower, row by row in Python."""
+    launch: tuple[str, ...] = ()
+    """What starts a command on each engine's machine, "srun -N1 -n1 -w gpu8" or "ssh gpu8", say; none: they
+    run on rank 0's."""
     handover: Path | None = None
     """Folder through which the weights go, seen by the trainer's and the engines' machines: for engines on
     others. None: memory that processes of one machine share."""
@@ -54,6 +57,15 @@ class EngineConfig:
             raise BarError(
                 f"engine: devices expected {wanted} GPUs, {self.replicas} replicas of tensor {self.tensor}, "
                 f"got {','.join(self.devices)}"
+            )
+        if self.launch and len(self.launch) != self.replicas:
+            raise BarError(
+                f"engine: launch expected {self.replicas} commands, one for each of replicas, "
+                f"got {','.join(self.launch)}"
+            )
+        if self.launch and self.handover is None:
+            raise BarError(
+                "engine: handover expected beside launch, a folder that the engines' machines see too"
             )
 
 

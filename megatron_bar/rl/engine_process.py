@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +16,8 @@ from megatron_bar.rl.engine import EngineConfig
 SCRIPT = Path(__file__).with_name("engines") / "server.py"
 OPENING = 1800
 """Seconds that an engine may take to load a model and to compile for it, in which it says nothing."""
+CHECKING = 120
+"""Seconds that its Python may take to say which version it has."""
 GRACE = 5
 """Seconds that an engine has to end by itself."""
 # What torchrun and this project tell their own processes is not meant for the engine's.
@@ -51,17 +54,28 @@ class Hello:
     """Number of the process that ends the run when it ends, torchrun's; 0: none."""
 
 
-def environment(devices: tuple[str, ...], tensor: int) -> dict[str, str]:
-    """Returns the environment of an engine's process."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+def inherited() -> dict[str, str]:
+    """Returns what an engine's process takes over of this one's environment."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+
+
+def command(config: EngineConfig, number: int) -> list[str]:
+    """Returns the command of the replica ``number``, with what is set in its environment.
+
+    All of it are words without quotes or spaces of their own: ssh hands them to a shell.
+    """
+    devices = config.devices[number * config.tensor :][: config.tensor]
     mine = {"PYTHONPATH": str(SCRIPT.parent)}  # its modules, sitecustomize.py among them
     if "VLLM_LOGGING_LEVEL" not in os.environ:
         mine["VLLM_LOGGING_LEVEL"] = "ERROR"
-    if tensor == 1:
+    if config.tensor == 1:
         mine["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # all in the one process
     if devices:
         mine["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return inherited | mine
+    launch = shlex.split(config.launch[number]) if config.launch else []
+    settings = [f"{name}={value}" for name, value in mine.items()]
+    # -P: the files beside the script come from PYTHONPATH alone, for its children too.
+    return [*launch, "env", *settings, config.python or sys.executable, "-P", str(SCRIPT), config.name]
 
 
 def check(config: EngineConfig) -> None:
@@ -69,16 +83,21 @@ def check(config: EngineConfig) -> None:
     moment."""
     if config.name == "own":
         return
-    command = [config.python or sys.executable, "-P", str(SCRIPT), config.name]
-    try:
-        done = subprocess.run(
-            command, env=environment((), 1), capture_output=True, text=True, timeout=120, check=False
-        )
-    except OSError as error:
-        raise BarError(f"engine {config.name}: {command[0]}: not runnable: {error.strerror}") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise BarError(f"engine {config.name}: {said[-1]}")
+    for number in range(len(config.launch) or 1):
+        asked = [*command(config, number), "--check"]
+        try:
+            done = subprocess.run(
+                asked, env=inherited(), capture_output=True, text=True, timeout=CHECKING, check=False
+            )
+        except OSError as error:
+            raise BarError(f"engine {config.name}: {asked[0]}: not runnable: {error.strerror}") from None
+        except subprocess.TimeoutExpired:
+            raise BarError(
+                f"engine {config.name}: {' '.join(asked)}: no answer within {CHECKING} s"
+            ) from None
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"status {done.returncode} of {' '.join(asked)}"]
+            raise BarError(f"engine {config.name}: {said[-1]}")
 
 
 class EngineProcess:
@@ -93,23 +112,19 @@ class EngineProcess:
 
     def begin(self) -> None:
         """Starts it. In the main thread: the process ends with the thread that starts it."""
-        config = self.config
-        devices = config.devices[self.number * config.tensor :][: config.tensor]
-        # -P: the files beside the script come from PYTHONPATH alone, for its children too.
-        command = [
-            config.python or sys.executable,
-            "-P",
-            str(SCRIPT),
-            config.name,
-            json.dumps(vars(self.hello)),
-        ]
         self._unread = b""
         self.process = subprocess.Popen(
-            command,
+            command(self.config, self.number),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(devices, config.tensor),
+            env=inherited(),
         )
+        self._send(vars(self.hello))
+
+    def _send(self, message: dict) -> None:
+        with suppress(OSError):  # it has ended: what it said last, or that it did, is read for an answer
+            self.process.stdin.write((json.dumps(message) + "\n").encode())
+            self.process.stdin.flush()
 
     def ask(self, call: str, *, version: int | None = None, **given):
         """Makes one call and waits for its result.
@@ -117,12 +132,16 @@ class EngineProcess:
         ``version``: number of the weights that it should have then; None: it has none yet. Raises
         `EngineEnded`, and `BarError` where it answers by an error or has other weights.
         """
-        with suppress(OSError):  # it has ended: what it said last, or that it did, is read below
-            self.process.stdin.write((json.dumps({"call": call, "given": given}) + "\n").encode())
-            self.process.stdin.flush()
+        self._send({"call": call, "given": given})
         reply = {"alive": True}
         while "alive" in reply:
-            reply = json.loads(self._line(call))
+            line = self._line(call)
+            try:
+                reply = json.loads(line)
+            except ValueError:
+                raise BarError(
+                    f"engine {self.config.name}: {call}: expected an answer, got {line!r:.200}"
+                ) from None
         if "error" in reply:
             raise BarError(f"engine {self.config.name}: {call}: {' '.join(reply['error'].split())}")
         if version is not None and reply["version"] != version:

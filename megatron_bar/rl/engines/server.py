@@ -1,9 +1,9 @@
 """An engine in a process and, if need be, a Python environment of its own: vLLM, or transformers.
 
-Started as ``python server.py NAME OPTIONS``. Reads one JSON request a line on stdin and answers each by one
-line on stdout: ``open`` (a Hugging Face folder), ``update`` (tensors in memory in place of the folder's),
-``wrong`` (which of them it holds otherwise), ``generate``. While it answers it says now and then that it is
-alive.
+Started as ``python server.py NAME``. Reads JSON lines on stdin: its options, then requests, and answers each
+by one line on stdout: ``open`` (a Hugging Face folder), ``update`` (tensors in memory in place of the
+folder's), ``wrong`` (which of them it holds otherwise), ``generate``. While it answers it says now and then
+that it is alive.
 
 It ends when stdin does, when the process that started it does (sitecustomize.py), and when that one's own
 parent, torchrun, does: its workers go on alone.
@@ -90,13 +90,13 @@ class Server:
 
 
 def main() -> None:
-    """Answers the requests on stdin until there are no more; without OPTIONS only says whether it could."""
+    """Answers the requests on stdin until there are no more."""
     # Everything is in the folder; local_files_only alone does not keep transformers from asking for adapters.
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Libraries print to stdout as they like: the answers get it for themselves.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    options = json.loads(sys.argv[2])
+    options = json.loads(sys.stdin.readline())
     server = Server(sys.argv[1], options, replies)
     if options["launcher"]:
         threading.Thread(target=server.watch, args=(options["launcher"],), daemon=True).start()
@@ -114,7 +114,7 @@ def _read(requests: queue.SimpleQueue) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
+    if sys.argv[2:] == ["--check"]:
         try:
             print(check(sys.argv[1]))
         except ValueError as problem:
