@@ -19,7 +19,7 @@ from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.compare import answered_texts, divergence
 from megatron_bar.evaluation.generative import load_beside, load_model, measure_folder, read_tests
-from megatron_bar.evaluation.results import read_results, write_results
+from megatron_bar.evaluation.results import mean_scores, read_results, write_results
 from megatron_bar.evaluation.routing.lens import expert_names, show
 from megatron_bar.evaluation.routing.shares import expert_shares
 from megatron_bar.evaluation.validation import mean_loss
@@ -41,8 +41,10 @@ from megatron_bar.run.report_files import write_report
 from megatron_bar.training.fit import Job, fit
 from megatron_bar.training.preference import fit_preferences
 from megatron_bar.verifiers import verify_many
+from megatron_bar.weights.card import renew_card
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hashes import Units
+from megatron_bar.weights.hf_config import read_config
 from megatron_bar.weights.init import random_folder
 from megatron_bar.weights.manifest import Cost, Manifest, SourceRecord, TrainingRecord, read_manifest
 from megatron_bar.weights.whole import write_whole
@@ -235,7 +237,14 @@ def evaluate(run: RunFolder, model: str) -> None:
             tokens = tokens_of(run, replace(source, share=1.0), chats)
             shares = expert_shares(loaded, tokens, length=run.recipe.route.stage.sequence)
             results["routing"][source.name] = shares
-    on_rank_zero(lambda: write_results(run.out / evaluation_of(model), results))
+
+    def keep() -> None:
+        write_results(run.out / evaluation_of(model), results)
+        if active is None and folder not in run.recipe.given:
+            found = run.path(folder)
+            renew_card(found, read_config(found), read_manifest(found), mean_scores(results))
+
+    on_rank_zero(keep)
 
 
 def compare(run: RunFolder, upgrade: Upgrade) -> None:

@@ -23,15 +23,13 @@ def main(call: Call) -> None:
     args = parse(call)
     from megatron_bar.errors import BarError
     from megatron_bar.evaluation.results import mean_scores, read_results, scores_beside
-    from megatron_bar.weights.card import CARD, card, known_of, require_ours
+    from megatron_bar.weights.card import CARD, renew_card
     from megatron_bar.weights.describe import checkpoint_config
     from megatron_bar.weights.hashes import folder_hash
     from megatron_bar.weights.manifest import read_manifest
-    from megatron_bar.weights.whole import write_whole
 
     manifest = read_manifest(args.folder)
     config = checkpoint_config(args.folder, manifest)
-    require_ours(args.folder)
     digest = folder_hash(manifest.tensors)
     if args.evaluation is None:
         scores = scores_beside(args.folder, digest)
@@ -43,5 +41,5 @@ def main(call: Call) -> None:
                 f"got those of {results['model']} (hash {results['model_hash'][:16]})"
             )
         scores = mean_scores(results)
-    write_whole(args.folder / CARD, card(config, manifest, known_of(args.folder), scores))
+    renew_card(args.folder, config, manifest, scores)
     print(f"{args.folder / CARD}: written, {f'{len(scores)} tests' if scores else 'no results'} in it")

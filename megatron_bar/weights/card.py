@@ -14,6 +14,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 from megatron_bar.weights.manifest import ARTIFACT, Manifest
+from megatron_bar.weights.whole import write_whole
 
 CARD = "README.md"
 MARKER = "<!-- written by megatron_bar, which may replace it; remove this line to keep your own text -->"
@@ -66,6 +67,12 @@ def card(
 def write_card(folder: Path, config: ModelConfig, manifest: Manifest, source: Path | str, **options) -> None:
     """Writes the card of a folder that is being written; ``source``: where its card's `known_of` is read."""
     (folder / CARD).write_text(card(config, manifest, known_of(source), **options), encoding="utf-8")
+
+
+def renew_card(folder: Path, config: ModelConfig, manifest: Manifest, scores: Scores | None) -> None:
+    """Writes the card of a folder anew. Raises BarError where somebody else wrote it."""
+    require_ours(folder)
+    write_whole(folder / CARD, card(config, manifest, known_of(folder), scores))
 
 
 def require_ours(folder: Path | str) -> None:

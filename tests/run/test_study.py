@@ -93,6 +93,7 @@ def test_the_report_says_what_the_files_say(finished):
     means = []
     for run in runs:
         scores = json.loads((run / "evaluation/final.json").read_text())["scores"]
+        assert "## Results" in (run / "final/README.md").read_text()
         means.append({skill: np.mean([item["score"] for item in items]) for skill, items in scores.items()})
     for skill, score in row.scores.items():
         assert score.mean == pytest.approx(np.mean([mean[skill] for mean in means]))
