@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,37 @@ def add_tensor(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help=about)
 
 
+class Terminal:
+    """A text stream through which only `shown` texts go."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(shown(text))
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def colours():
+    """Returns a rich console on stdout itself, with its colours: what is printed there must be `shown`."""
+    from rich.console import Console
+
+    return Console(file=getattr(sys.stdout, "stream", sys.stdout), highlight=False)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Calls ``main`` and exits: status 0, or one line and 1 for a user's mistake; a bug keeps its traceback.
 
     Where nobody reads the output any more (``| head``), it exits with status 1 and no word.
     """
+    sys.stdout = Terminal(sys.stdout)
     # As an exception a termination passes through the code that removes half-written folders. Training has
     # its own way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
@@ -93,6 +119,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
+    finally:
+        sys.stdout = sys.stdout.stream
     sys.exit(0)
 
 

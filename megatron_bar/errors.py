@@ -1,9 +1,17 @@
-"""The one exception that means a user's mistake."""
+"""The one exception that means a user's mistake, and how a text that anyone wrote is shown."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What moves the cursor, colours, rings or turns the direction of writing; not tabs and ends of lines."""
+
+
+def shown(text: str) -> str:
+    """Returns ``text`` with control characters as Python spells them."""
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class BarError(ValueError):
@@ -12,6 +20,9 @@ class BarError(ValueError):
     The command-line tools print it as ``error: ...`` and exit with status 1; anything else is a bug and keeps
     its traceback.
     """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 @contextmanager

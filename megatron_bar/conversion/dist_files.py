@@ -1,13 +1,14 @@
 """The files of a torch_dist checkpoint, read and written tensor by tensor, in one process without a model.
 
 Format: torch.distributed.checkpoint as megatron-core 0.19.2 uses it: a part of a tensor is an item that
-torch.save wrote into a .distcp file (dist_metadata.py says where). An item's pickle is read by torch's own
-restricted reader, its values are a view of the mapped file. torch's writer is not used: it holds all tensors
-that it has written until the end. Left out: compressed items, and optimizer state, which is left alone. Like
-torch and Megatron, reading ignores the items' CRC.
+torch.save wrote into a .distcp file (dist_metadata.py says where). Its pickle is not unpickled (opcodes.py),
+its values are a view of the mapped file. torch's writer is not used: it holds all tensors that it has written
+until the end. Left out: compressed items, and optimizer state, which is left alone. Like torch and Megatron,
+reading ignores the CRC of an item's values.
 """
 
 import json
+import math
 import mmap
 import os
 import pickle
@@ -25,9 +26,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.utils import _create_file_view
 
-from megatron_bar.conversion.dist_metadata import Places, read_metadata
+from megatron_bar.conversion.dist_items import values_in
+from megatron_bar.conversion.dist_metadata import Piece, read_metadata
 from megatron_bar.conversion.ops import GateUp, VocabularyRows, WeightOp, Whole
 from megatron_bar.conversion.parameters import DTYPES, weight_ops
 from megatron_bar.errors import BarError
@@ -68,7 +69,7 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = config
         require_dtype(config, self.folder)
-        self.tensors, self._places = read_metadata(self.folder)
+        self.tensors = read_metadata(self.folder)
         if config.least_tensors > len(self.tensors):  # before all their names are made
             raise BarError(
                 f"{self.folder}/.metadata: another model's checkpoint: expected {config.layers_in_words}, "
@@ -95,7 +96,7 @@ class Checkpoint:
             raise BarError(f"{path}: another model's checkpoint: expected no tensor {surplus[0]!r}, got one")
         for key, op in self._ops.items():
             expected = (list(shapes[key]), DTYPES[self.config.dtype])
-            found = (list(self.tensors[key].size), self.tensors[key].properties.dtype)
+            found = (list(self.tensors[key].size), self.tensors[key].dtype)
             padding = found[0][0] - self.config.vocab_size if found[0] else -1
             if isinstance(op, VocabularyRows) and 0 <= padding < op.unit * self.config.num_kv_heads:
                 # Padded for another tensor parallelism, at most one rank per key/value head.
@@ -121,34 +122,24 @@ class Checkpoint:
 
     def _whole(self, key: str) -> Tensor:
         known = self.tensors[key]
-        if len(known.chunks) == 1:
-            return self._part(key, known.chunks[0])
-        whole = torch.empty(known.size, dtype=known.properties.dtype)
-        for chunk in known.chunks:
-            there = tuple(slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
-            whole[there] = self._part(key, chunk)
+        if len(known.parts) == 1:
+            return self._part(key, known.parts[0], known.dtype)
+        whole = torch.empty(known.size, dtype=known.dtype)
+        for part in known.parts:
+            there = tuple(slice(o, o + s) for o, s in zip(part.offsets, part.sizes, strict=True))
+            whole[there] = self._part(key, part, known.dtype)
         return whole
 
-    def _part(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
-        place = self._places[MetadataIndex(key, chunk.offsets)]
+    def _part(self, key: str, part: Piece, dtype: torch.dtype) -> Tensor:
         try:
-            with (self.folder / place.relative_path).open("rb") as file:
-                view = _create_file_view(file, place.offset, place.length)
-                # On the meta device: the shape, and where the values lie.
-                item = torch.load(view, map_location="meta", weights_only=True)
-            expected = (torch.Size(chunk.sizes), self.tensors[key].properties.dtype)
-            if (item.shape, item.dtype) != expected or not item.is_contiguous():
-                raise BarError(f"expected {expected}, got {(item.shape, item.dtype)}")
-            start = item.untyped_storage()._checkpoint_offset + item.storage_offset() * item.itemsize
-            if not 0 <= start <= place.length - item.nbytes:
-                raise BarError(f"expected {item.nbytes} bytes of it, got the end of the item")
-            mapped = self._map(place.relative_path)
-            flat = torch.frombuffer(mapped, dtype=item.dtype, count=item.numel(), offset=place.offset + start)
-        except Exception as error:  # noqa: BLE001  torch's reader raises anything on bytes that are no item
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            path = self.folder / place.relative_path
-            raise BarError(f"{path}: tensor {key!r} could not be read: {reason}") from None
-        return flat.view(item.shape)
+            with part.file.open("rb") as file:
+                start = values_in(file, part, dtype)
+            flat = torch.frombuffer(
+                self._map(part.file.name), dtype=dtype, count=math.prod(part.sizes), offset=part.start + start
+            )
+        except (BarError, OSError, ValueError) as error:
+            raise BarError(f"{part.file}: tensor {key!r:.200} could not be read: {error}") from None
+        return flat.view(part.sizes)
 
     def _map(self, name: str) -> mmap.mmap:
         if name not in self._maps:
@@ -200,7 +191,7 @@ def write_items(path: Path, tensors: Iterable[tuple[str, Tensor]], *, common: bo
 def write_description(folder: Path, config: ModelConfig, files: dict[str, Items]) -> None:
     """Writes ``.metadata`` and what Megatron wants beside it, for the data files and the items of each."""
     known: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    places: Places = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
     shapes = checkpoint_shapes(config)
     properties = TensorProperties(dtype=DTYPES[config.dtype])
     for name, items in files.items():

@@ -5,17 +5,17 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megatron_bar.cli import colours
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.indexed import Tokens, in_memory
 from megatron_bar.data.mixture import mix, summary
 from megatron_bar.data.packing import Batch
 from megatron_bar.data.sources import Source, parse, raw_rows
 from megatron_bar.data.tokenizer import load_tokenizer
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, shown
 
 TRAINED = "green"
 READ = "dim"
@@ -33,28 +33,27 @@ def preview(
     length: int,
     rows: int,
     samples: int,
-    console: Console | None = None,
 ) -> None:
     """Prints ``samples`` packed rows, made of the first ``rows`` rows of each input, and statistics."""
     for name, value, least in (("length", length, 1), ("rows", rows, 1), ("samples", samples, 0)):
         if value < least:
             raise BarError(f"{name} expected at least {least}, got {value}")
-    console = console or Console(highlight=False)
+    console = colours()
     chats = ChatFormat(load_tokenizer(tokenizer), template)
     named = []
     for path in inputs:
         source = Source(path=path, kind=kind, last_turn=last_turn)
         named.append((str(path), _tokens(source, chats, rows)))
     mixture = mix(named, packing=packing, length=length, pad_id=chats.tokenizer.pad_id)
-    shown = 0
+    done = 0
     for part in mixture.parts:
-        for number in range(min(samples - shown, len(part))):
+        for number in range(min(samples - done, len(part))):
             console.rule(f"row {number}")
             console.print(row_text(part.take([number]), chats.tokenizer))
-            shown += 1
+            done += 1
     console.rule("sources")
     console.print(statistics(named, length))
-    console.print(summary(mixture.parts))
+    console.print(Text(shown(summary(mixture.parts))))
 
 
 def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
@@ -79,7 +78,8 @@ def row_text(batch: Batch, tokenizer) -> Text:
     special = {number: name for name, number in tokenizer.special.items()}
     text = Text()
     for span in _spans(ids, [False, *(label >= 0 for label in labels[:-1])], documents, special):
-        text.append(special[span.ids[0]] if span.special else tokenizer.decode(span.ids), style=span.style)
+        written = special[span.ids[0]] if span.special else tokenizer.decode(span.ids)
+        text.append(shown(written), style=span.style)
         if span.ends:
             text.append("┃\n", style="bold red")
     padding = sum(document < 0 for document in documents)
@@ -121,5 +121,5 @@ def statistics(named: Sequence[tuple[str, Tokens]], length: int) -> Table:
         shares = [learn[a:b].mean() for a, b in zip(tokens.starts[:-1], tokens.starts[1:], strict=True)]
         cells = [len(tokens), len(tokens.ids), f"{learn.mean():.1%}", f"{min(shares):.1%}"]
         cells += [sizes.min(), f"{sizes.mean():.0f}", sizes.max(), (sizes > length).sum()]
-        table.add_row(name, *map(str, cells))
+        table.add_row(Text(shown(name)), *map(str, cells))
     return table

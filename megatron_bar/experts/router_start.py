@@ -12,6 +12,7 @@ Legend: t tokens, l layers, h hidden.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from blake3 import blake3
@@ -128,9 +129,9 @@ def hidden_states(folder: Folder, text: Path | str) -> Tensor:
     import transformers  # here: it takes seconds, and only these starts need it
 
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder.path, dtype="auto", local_files_only=True
-    )
+    with TemporaryDirectory() as place:
+        folder.link_to(Path(place))
+        model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype="auto", local_files_only=True)
     seen: list[Tensor] = []
     for layer in model.model.layers:
         layer.mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].float()))

@@ -23,9 +23,9 @@ from megatron_bar.rl.engine import Engine, EngineConfig, OwnSampler, SamplingPar
 from megatron_bar.rl.engine_process import EngineEnded, EngineProcess, Hello
 from megatron_bar.rl.handover import Handover
 from megatron_bar.training.trainer import Trainer
+from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.safetensors_io import ITEMSIZE
-from megatron_bar.weights.writer import write_json
 
 
 class Engines:
@@ -57,7 +57,8 @@ class Engines:
         check_devices(self.config, trainer_devices())
         shape = self.trainer.written
         check_tensor(self.config, shape)
-        _links(self.trainer.source, self.place, shape)
+        shutil.rmtree(self.place, ignore_errors=True)
+        Folder.open(self.trainer.source).link_to(self.place, shape)
         hello = Hello(
             tensor=self.config.tensor,
             memory=self.config.memory,
@@ -198,16 +199,6 @@ def build_engine(
     if config.name == "own":
         return OwnSampler(trainer, chats)
     return Engines(trainer, chats, config, params, place=place)
-
-
-def _links(source: Path, place: Path, shape: ModelConfig) -> None:
-    """Makes ``place`` the folder ``source`` with the config of what the stage writes."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.is_file() and file.name not in ("config.json", "manifest.json"):
-            (place / file.name).symlink_to(file.resolve())
-    write_json(place / "config.json", shape.to_hf())
 
 
 def _cache_bytes(shape: ModelConfig, slots: int) -> int:

@@ -14,6 +14,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 from megatron_bar.weights.manifest import ARTIFACT, Manifest
+from megatron_bar.weights.regular import read_regular
 from megatron_bar.weights.whole import write_whole
 
 CARD = "README.md"
@@ -22,7 +23,7 @@ Scores = dict[str, tuple[float, int]]
 """Test -> mean score from 0 to 1, and number of items."""
 
 _LONGEST = 1 << 20
-"""Characters of a card that are looked at."""
+"""Bytes of a card that is looked at."""
 _FRONT = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
@@ -33,8 +34,7 @@ _KNOWN = {"license": _WORD, "language": _WORD, "datasets": _REPOSITORY, "base_mo
 def known_of(folder: Path | str) -> dict[str, list[str]]:
     """Returns what the card in ``folder`` says of `_KNOWN`; nothing where there is none that can be read."""
     try:
-        with (Path(folder) / CARD).open(encoding="utf-8") as file:
-            match = _FRONT.match(file.read(_LONGEST))
+        match = _FRONT.match(read_regular(Path(folder) / CARD, _LONGEST).decode("utf-8"))
         front = yaml.safe_load(match[1]) if match else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
@@ -79,9 +79,11 @@ def require_ours(folder: Path | str) -> None:
     """Raises BarError for a card that somebody else wrote."""
     path = Path(folder) / CARD
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _LONGEST).decode("utf-8")
     except FileNotFoundError:
         return
+    except BarError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise BarError(f"{path}: expected a card of ours or none, got {error}") from None
     if MARKER not in text.splitlines():

@@ -29,11 +29,14 @@ from megatron_bar.weights.hf_config import (
 )
 from megatron_bar.weights.json_file import read_object
 from megatron_bar.weights.safetensors_io import ITEMSIZE, read_blocks, read_header
+from megatron_bar.weights.whole import write_json
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+"""With it in the folder transformers loads another model than that of the weights."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """Either one defines the token ids."""
 COMPANIONS = (
@@ -94,6 +97,8 @@ class Folder:
     def open(cls, path: Path | str) -> "Folder":
         path = Path(path)
         config, tied = read_config_and_tie(path)
+        if (path / ADAPTER).exists():
+            raise BarError(f"{path / ADAPTER}: expected a whole model, got an adapter beside it: merge them")
         found, dtypes = read_tensors(path, config)
         if config.least_tensors > len(found):  # before all their names are made
             layers = config.layers_in_words
@@ -139,6 +144,20 @@ class Folder:
         files = {self.path / "config.json", self.path / "manifest.json"}
         files |= {info.file for info in self.tensors.values()}
         return [str(self.path.resolve()), *fingerprint(files)]
+
+    def link_to(self, place: Path, config: ModelConfig | None = None) -> None:
+        """Makes ``place`` a folder of links to the weights and companions, with a config.json of our own.
+
+        For other libraries, which follow entries and files that nothing here looked at: adapters, kernels,
+        code. ``config``: None: this folder's.
+        """
+        place.mkdir(parents=True, exist_ok=True)
+        index = self.path / INDEX
+        files = {info.file for info in self.tensors.values()} | ({index} if index.is_file() else set())
+        for file in (*files, *companions(self.path)):
+            (place / file.name).symlink_to(file.resolve())
+        tied = self.tensors[HEAD] == self.tensors[EMBEDDING]
+        write_json(place / "config.json", (config or self.config).to_hf() | {"tie_word_embeddings": tied})
 
     def slice(self, name: str):
         """Returns safetensors' lazy slice: `folder.slice(name)[a:b, c:d]` reads no more than that."""
@@ -352,8 +371,18 @@ def require_same_config(reference: Folder, folder: Folder, fields: Iterable[str]
 
 
 def companions(path: Path | str) -> list[Path]:
-    """Returns tokenizer, chat template and generation config: the files that travel with the weights."""
-    return [Path(path) / name for name in COMPANIONS if (Path(path) / name).is_file()]
+    """Returns tokenizer, chat template and generation config: the files that travel with the weights.
+
+    Raises BarError for one that is a link out of the folder, for what it leads to would be copied; the files
+    of a snapshot of the Hub are links to what its repository keeps beside.
+    """
+    found = [Path(path) / name for name in COMPANIONS if (Path(path) / name).is_file()]
+    home = Path(path).resolve()
+    home = home.parent.parent if home.parent.name == "snapshots" else home
+    for file in found:
+        if not file.resolve().is_relative_to(home):
+            raise BarError(f"{file}: expected a file of this folder, got a link to {file.resolve()}")
+    return found
 
 
 def require_tokenizer(path: Path | str, vocab_size: int) -> None:

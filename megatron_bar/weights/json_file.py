@@ -5,6 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.weights.regular import read_regular
+
+LARGEST = 40 << 20
+"""Bytes of a file: the largest vocabularies have 35 MB, and parsing takes up to 24 times that."""
 
 
 def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
@@ -40,9 +44,11 @@ def why(error: Exception) -> str:
 def read_object(path: Path, *, expected: str) -> dict:
     """Returns the object in ``path``; where that is missing, the error names what was ``expected`` there."""
     try:
-        value = loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)
+        value = loads(read_regular(path, LARGEST).decode("utf-8"), object_pairs_hook=no_duplicates)
     except FileNotFoundError:
         raise BarError(f"{path}: not found; expected {expected}, got no such file") from None
+    except BarError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise BarError(f"{path}: not readable as JSON: {why(error)}") from None
     if not isinstance(value, dict):

@@ -428,12 +428,15 @@ BAD_CHECKPOINTS = {
     ),
     "no tokenizer": NO_TOKENIZER["no tokenizer"],
     "no metadata": (lambda p: (p / ".metadata").unlink(), r"\.metadata: not found; expected a checkpoint"),
-    "empty metadata": (lambda p: os.truncate(p / ".metadata", 0), r"\.metadata: refused: Ran out of input"),
+    "empty metadata": (
+        lambda p: os.truncate(p / ".metadata", 0),
+        r"\.metadata: refused: expected a pickle of plain values, got ValueError: ",
+    ),
     "truncated metadata": (lambda p: os.truncate(p / ".metadata", 3000), r"\.metadata: refused: "),
     "metadata of text": (lambda p: (p / ".metadata").write_text("{}"), r"\.metadata: refused: "),
     "a pickled list": (
         lambda p: (p / ".metadata").write_bytes(pickle.dumps([1])),
-        r"\.metadata: refused: expected .* got list",
+        r"\.metadata: refused: expected a torch\..*\.Metadata, got list",
     ),
     "no data": (
         lambda p: (p / DATA).unlink(),
@@ -500,11 +503,11 @@ BAD_CHECKPOINTS = {
     ),
     "no properties": (
         lambda p: edit_metadata(p, describe(properties=None)),
-        r"'\S+': expected properties with a dtype, got None",
+        r"'\S+': expected properties with a dtype out of .*, got none",
     ),
     "a size of text": (
         lambda p: edit_metadata(p, describe(size=(64.0, 16))),
-        r"expected sizes and offsets .* got \(64\.0, 16\)",
+        r"expected sizes and offsets of tensors, got other values",
     ),
     "another's data": (
         lambda p: edit_metadata(p, take_another),
@@ -512,11 +515,11 @@ BAD_CHECKPOINTS = {
     ),
     "before the file": (
         lambda p: edit_metadata(p, set_place(offset=-9)),
-        r"'output_layer\.weight' expected at some bytes of .*-9",
+        r"'output_layer\.weight' expected at some bytes of .* from -9",
     ),
     "compressed": (
         lambda p: edit_metadata(p, set_place(transform_descriptors=["zstd"])),
-        r"save writes it, got \['zstd'\]",
+        r"save writes it, got it transformed",
     ),
     "a thousand layers": (
         config(num_hidden_layers=1000),
@@ -585,7 +588,7 @@ def test_no_pickle_is_executed(checkpoint, tmp_path, record_property):
         for call in CALLS.values():
             broken, marker = shutil.copytree(checkpoint, tmp_path / "broken"), tmp_path / "executed"
             put(broken, Evil(*call(marker)))
-            with pytest.raises(BarError, match=r"refers to|could not be read: Weights only") as error:
+            with pytest.raises(BarError, match=r"refused: |could not be read: it refers to") as error:
                 convert.export_checkpoint(broken, tmp_path / "out")
             assert str(broken) in str(error.value) and "\n" not in str(error.value), place
             executed, tried = executed + marker.exists(), tried + 1

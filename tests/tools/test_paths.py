@@ -198,7 +198,7 @@ HOSTILE: dict[str, tuple[Act, bool]] = {
     "a link where the folder is written": (partial_linked, True),
     "token files to a link": (tokens_to_a_link, True),
     "token files, the unfinished folder linked": (partial_tokens_linked, True),
-    "a tokenizer linked from elsewhere": (companion_linked, False),
+    "a tokenizer linked from elsewhere": (companion_linked, True),
 }
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.errors import BarError
@@ -218,9 +219,11 @@ def _transformers(folder: Path, chats: ChatFormat, batch: int, active_experts: i
     Proven.open(opened).prove()
     changes = {} if active_experts is None else {"num_experts_per_tok": active_experts}
     options = {"dtype": opened.dtype, "local_files_only": True} | changes
-    model = AutoModelForCausalLM.from_pretrained(folder, **options).to(cpu.device()).eval()
+    with TemporaryDirectory() as place:
+        opened.link_to(Path(place))
+        model = AutoModelForCausalLM.from_pretrained(place, **options).to(cpu.device()).eval()
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
     model.generation_config.eos_token_id = sorted(chats.stop_ids)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     positions = opened.config.max_positions
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=positions)
 

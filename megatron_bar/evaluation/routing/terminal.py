@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megatron_bar.cli import colours
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, shown
 from megatron_bar.evaluation.generative import load_model
 from megatron_bar.evaluation.routing.lens import expert_names, token_texts, token_weights
 from megatron_bar.parallel.state import ParallelConfig, distributed
@@ -26,7 +26,6 @@ def route(
     *,
     template: str | None = None,
     layer: int | None = None,
-    console: Console | None = None,
 ) -> None:
     """Prints ``text`` coloured by the routers of ``folder``, and every expert's mean weight and how many
     tokens it wins.
@@ -50,14 +49,14 @@ def route(
     layers = shape.num_layers
     if layer is None:
         where = f"mean over {layers} layers"
-        shown = weights.mean(1)
+        seen = weights.mean(1)
     else:
         where = f"layer {layer} of {layers}"
-        shown = weights[:, layer - 1]
+        seen = weights[:, layer - 1]
     names = expert_names(folder, shape.num_experts)
-    console = console or Console(highlight=False)
-    console.print(coloured(token_texts(tokenizer, ids), shown))
-    console.print(shares(names, shown, title=f"{len(ids)} tokens, {where}"))
+    console = colours()
+    console.print(coloured(token_texts(tokenizer, ids), seen))
+    console.print(shares(names, seen, title=f"{len(ids)} tokens, {where}"))
 
 
 def _token_ids(tokenizer, text: str, template: str | None) -> list[int]:
@@ -75,7 +74,7 @@ def coloured(tokens: Sequence[str], weights: torch.Tensor) -> Text:
     experts]``."""
     text = Text()
     for token, winner in zip(tokens, weights.argmax(1).tolist(), strict=True):
-        text.append(token, style=f"black on {expert_colour(winner)}")
+        text.append(shown(token), style=f"black on {expert_colour(winner)}")
     return text
 
 
@@ -86,6 +85,6 @@ def shares(names: Sequence[str], weights: torch.Tensor, *, title: str) -> Table:
     table.add_column("mean weight", justify="right")
     table.add_column("wins", justify="right")
     for number, (name, mean) in enumerate(zip(names, weights.mean(0).tolist(), strict=True)):
-        cells = name, f"{100 * mean:.1f} %", str(won[number])
+        cells = Text(shown(name)), f"{100 * mean:.1f} %", str(won[number])
         table.add_row(Text("  ", style=f"on {expert_colour(number)}"), *cells)
     return table
