@@ -154,7 +154,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a header of 30 MB": (long_header, INSPECT),
     "a pipe as config": (pipe("config.json"), INSPECT),
     "a pipe as weights": (pipe("model.safetensors"), INSPECT),
-    "a pipe as manifest": (pipe("manifest.json"), INSPECT),
     "a device as config": (link("config.json", "/dev/zero"), INSPECT),
     "an index of brackets": (text_of("model.safetensors.index.json", "[" * (30 << 20)), INSPECT),
     "a million experts": (lambda p: edit_json(p / "config.json", num_experts=10**6), INSPECT),
@@ -185,6 +184,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         ),
         EXPORT,
     ),
+    "a pipe as manifest": (pipe("manifest.json"), EXPORT),
     "items that inflate": (items(inflating), EXPORT),
     "items of 200,000 members": (items(crowded), EXPORT),
 }
