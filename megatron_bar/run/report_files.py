@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from megatron_bar.config import from_json, to_json
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, shown
 from megatron_bar.report.html import html
 from megatron_bar.report.markdown import markdown
 from megatron_bar.report.report import Report
@@ -23,7 +23,18 @@ def read_report(folder: Path) -> Report:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes all three into ``folder``, each whole or not at all."""
-    write_whole(folder / "report.json", json.dumps(to_json(report)))
+    """Writes all three into ``folder``, each whole or not at all; control characters in names and texts are
+    spelled out, for a page's attributes do not keep all of them."""
+    value = _spelled_out(to_json(report))
+    report = from_json(Report, value)
+    write_whole(folder / "report.json", json.dumps(value))
     write_whole(folder / "report.html", html(report))
     write_whole(folder / "report.md", markdown(report))
+
+
+def _spelled_out(value):
+    if isinstance(value, dict):
+        return {_spelled_out(key): _spelled_out(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled_out(part) for part in value]
+    return shown(value) if isinstance(value, str) else value

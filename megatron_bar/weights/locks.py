@@ -58,11 +58,12 @@ class OutputLock:
         self.home = _home(out)
         self.path = self.home / "folder"
         """Folder that becomes ``out``."""
-        if self.home.is_symlink():
-            raise BarError(f"{self.home}: expected a folder of our own, got a link")
+        for place in (self.home, self.path, self.home / "lock"):
+            if place.is_symlink():
+                raise BarError(f"{place}: expected a folder and files of our own, got a link")
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT)
+            self._lock = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -87,6 +88,8 @@ class OutputLock:
         try:
             same = wanted is not None and read_object(file, expected="a job") == wanted
         except BarError:
+            same = False
+        if any(file.is_symlink() for file in self.home.rglob("*")):  # nothing of ours
             same = False
         if not same:
             shutil.rmtree(self.path)

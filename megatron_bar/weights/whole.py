@@ -25,7 +25,9 @@ def write_whole(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
+        beside.unlink(missing_ok=True)
+        with beside.open("x", encoding="utf-8") as file:  # follows no link
+            file.write(text)
         _fsync(beside)
         beside.rename(path)
 

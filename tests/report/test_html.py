@@ -14,6 +14,7 @@ from scripts import ROOT
 from megatron_bar.config import from_json
 from megatron_bar.report.html import html
 from megatron_bar.report.report import DIGITS, Report
+from megatron_bar.run.report_files import write_report
 
 needs_browser = pytest.mark.skipif(
     chromium() is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
@@ -233,6 +234,20 @@ def test_the_layer_of_the_routing_map(open_page):
     page.locator("#routing-layer").fill("1")
     assert cells.nth(0).evaluate("cell => getComputedStyle(cell).backgroundColor") != before
     assert page.locator("#routing tr[data-domain=sft_math] .top").all_inner_texts() == ["70.0"]
+
+
+@needs_browser
+def test_a_domain_of_characters_that_html_changes_keeps_its_layers(open_page, tmp_path):
+    made = report()
+    layers = {f"a\0b\r{name}\ud800<\u2028": shares for name, shares in made.routing.layers.items()}
+    routing = replace(made.routing, domains=tuple(layers), layers=layers)
+    write_report(replace(made, routing=routing), tmp_path)
+    page = open_page(tmp_path / "report.html")
+    before = page.locator("#routing tr[data-domain] td").all_inner_texts()
+    page.locator("#routing-layer").fill("1")
+    after = page.locator("#routing tr[data-domain] td").all_inner_texts()
+    assert before != after and len(after) == len(before)
+    assert {file.name for file in tmp_path.iterdir()} == {"report.html", "report.json", "report.md"}
 
 
 @needs_browser
