@@ -1,16 +1,28 @@
-"""Exact match: equal up to case, white space and one final full stop."""
+"""Exact match: equal up to case, white space and one final full stop.
+
+truth = a text. The answer is what stands in the last pair of <answer> tags, else all of the response. Quirk: the
+sets whose verifier is called string_matcher (open-instruct) ask for the tags, and their own grader gives
+nothing without them and also drops articles and all punctuation; here tags are not required, and "the" and
+commas count.
+"""
 
 from megatron_bar.errors import BarError
 
 
 def verify(response: str, truth) -> float:
-    return float(normalise(response) == normalise(check(truth)))
+    return float(normalise(tagged(response)) == normalise(check(truth)))
 
 
 def check(truth) -> str:
     if not isinstance(truth, str) or not normalise(truth):
         raise BarError(f"exact truth: expected a text, found {truth!r:.200}")
     return truth
+
+
+def tagged(response: str) -> str:
+    """Returns what the last <answer> holds, the whole text where no pair of tags ends with it."""
+    inside, closed, _ = response.rpartition("<answer>")[2].partition("</answer>")
+    return inside if closed and "<answer>" in response else response
 
 
 def normalise(text: str) -> str:

@@ -1,38 +1,46 @@
-r"""Numbers written out: "42", "-1,234.50", "3/4", "\frac{3}{4}", "1 1/2", "50%", "90^\circ"; no operators.
+r"""Numbers written out: "42", "-1,234.50", "115 000", "3/4", "\frac{3}{4}", "\frac34", "1 1/2", "50%",
+"90^\circ", "1.5 \times 10^3", "10^6", "0.1\overline{6}"; no operators.
 
 The math and numeric verifiers accept nothing else for a number: a question copied back ("3 * 4 + 5") holds
-its answer too. Words around a number must come from two lists, for most words change what it says ("less than
-42", "5 millions"), and nobody can list those. Values are exact fractions.
+its answer too. Powers of ten are notation, other powers are not. Words around a number must come from two
+lists, for most words change what it says ("less than 42", "5 millions"), and nobody can list those; inside
+\text{...} behind a number, where units stand, all words pass but those known to change it. Values are exact
+fractions.
 """
 
 import re
 from fractions import Fraction
 
-_UNSIGNED = (
-    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2}(?![0-9]))?"
+_PLAIN = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+_UNSIGNED = rf"{_PLAIN}(?:[eE][-+]?[0-9]{{1,2}}(?![0-9]))?"
+_FRACTION = re.compile(
+    rf"(?:(?P<digit>[0-9])\s*)?\\frac\{{\s*(?P<top>[-+]?\s*{_UNSIGNED})\s*\}}\{{\s*(?P<under>[-+]?\s*{_UNSIGNED})\s*\}}"
 )
-_FRAC = re.compile(
-    rf"(?P<digit>[0-9])?\s*\\[dt]?frac\s*(?:\{{\s*(-?{_UNSIGNED})\s*\}}\s*\{{\s*({_UNSIGNED})\s*\}}"
-    r"|([0-9])\s*([0-9]))"
-)
+_SPACED = re.compile(r"(?<![0-9.,/^{])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/,])")
 NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?:(?P<whole>[0-9]+)\s+(?P<part>[0-9]+)\s*/\s*(?P<parts>[0-9]+)"
-    rf"|(?P<top>{_UNSIGNED})(?:\s*/\s*(?P<under>{_UNSIGNED}))?)"
+    rf"(?P<sign>[-+])?\s*(?:"
+    rf"(?P<whole>[0-9]+)\s+(?P<part>[0-9]+)\s*/\s*(?P<parts>[0-9]+)"
+    r"|(?P<once>[0-9]*)\.(?P<then>[0-9]*)(?:\\(?:overline|bar|dot)\s*(?:\{(?P<period>[0-9]+)\}|(?P<figure>[0-9]))"
+    r"|\((?P<enclosed>[0-9]+)\))"
+    rf"|(?:(?P<mantissa>{_PLAIN})\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*(?:\{{\s*(?P<power>[-+]?[0-9]{{1,3}})\s*\}}"
+    r"|(?P<digits>-?[0-9]{1,3}))(?![0-9])"
+    rf"|(?P<top>{_UNSIGNED})(?:\s*/\s*(?P<under>-?{_UNSIGNED}))?)"
 )
 IN_TEXT = re.compile(
-    rf"(?:(?<![\w).])[-+])?(?:(?<![\w.]){_UNSIGNED}(?:/{_UNSIGNED})?"
+    rf"(?:(?<![\w).}}])[-+])?(?:(?<![\w.])(?:{_PLAIN}\s*(?:\\times|\\cdot|\u00d7)\s*)?10\^(?:\{{-?[0-9]{{1,3}}\}}|[0-9]{{1,3}})"
+    rf"|(?<![\w.^{{\\]){_UNSIGNED}(?:/{_UNSIGNED})?"
     rf"|\\[dt]?frac\{{{_UNSIGNED}\}}\{{{_UNSIGNED}\}})"
 )
-"""A number in running text: the minus of "10-3" is no sign, the 2 of "H2" no number."""
+"""A number in running text: the minus of "10-3" is no sign, the 2 of "H2" or of "\\sqrt{2}" no number."""
 LONGEST = 300
 """Characters; no honest number is longer, and Python refuses to read integers of more than 4300 digits."""
 
 LEAD = frozenset(
-    """a all altogether amount an and answer are area as be cost costs count difference distance
+    """a all altogether amount an and answer answers are area as be cost costs count difference distance
     equal equals exactly final gave gets got had has have he height her his in is it it's its just
-    left length makes my number of only our pay pays perimeter price probability product remain
-    result sale she so sold spent sum that the their then there therefore these they this thus to
-    total value volume was we were will you""".split()
+    left length makes my number of only our pay pays perimeter possible price probability product radius ratio remain
+    result root roots sale she side simply slope so sold solution solutions spent sum that the their then
+    there therefore these they this thus to total value values volume was we were will you""".split()
 )
 UNITS = frozenset(
     """acre adult animal apartment apple baby bag ball balloon banana barrel bead bean bee bird
@@ -49,7 +57,11 @@ UNITS = frozenset(
     seat sec second seed sheep shell shirt shoe side slice solution song stamp star step sticker
     story student sweet table task teacher team ticket tile tomato ton toy train tree trip truck
     unit usd value vase visitor volt watt way week wheel window woman women word worker yard year
-    yen yuan zebra""".split()
+    yen yuan zebra
+    ampere angle arrangement brother bucket cl club cube cubit cycle dm edge error face farad fl
+    ft function goal graph group gal henry hertz hr hz in integer jump kelvin kj kn kpa kw kwh lap line lumen
+    mol mole mph ms mv newton nm ohm pa pascal pattern phone pt pupil rad rectangle region runner sheet siemens sister solar
+    sq square subset tablespoon teaspoon term tesla tonne triangle tuple turn vertex vertices vote volume weber yd""".split()
 )
 """Singular; an ending s or es is taken off. Not in it: whatever counts in parts or bundles."""
 BETWEEN = frozenset(
@@ -57,7 +69,20 @@ BETWEEN = frozenset(
     total""".split()
 )
 MODIFIED = re.compile(r"(?:square|cubic|sq|cu)")
-UNIT_POWER = re.compile(r"\^(?:[23]|\{[23]\})|[\u00b2\u00b3]")
+UNIT_POWER = re.compile(r"\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})")
+SYMBOLS = frozenset("A C F g h J K L l m N s T V W".split())
+"""Units of one letter that are read inside \\text{...}; other single letters may be variables."""
+MEASURES = {
+    alias: names.split()[0]
+    for names in (
+        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
+        "in inch inches", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram gramme", "kg kilogram",
+        "lb pound", "oz ounce", "ml milliliter millilitre", "l liter litre", "gal gallon", "s sec second",
+        "min minute", "h hr hour", "day", "week", "month", "year", "cent", "dollar usd",
+    )
+    for alias in names.split()
+}  # fmt: skip
+"""Units that are compared where truth and answer both have one."""
 WORD = re.compile(r"[A-Za-z][A-Za-z']*")
 CHANGED_BEFORE = frozenset(
     """about above almost and anything approximately around at barely below between beside besides
@@ -69,50 +94,91 @@ CHANGED_AFTER = frozenset(
     """and billion billions cubed divided dozen dozens factorial half halves hundred hundreds
     million millions minus modulo mod nine nines or pairs percentage plus quarter quarters squared
     third thirds thousand thousands times to trillion trillions fifth fifths tenth tenths twelfths
-    sixth sixths eighth eighths point""".split()
+    sixth sixths eighth eighths point lakh lakhs crore crores score scores gross base choose root
+    power log k""".split()
 )
 """Words for running text, where anything may stand around a number: next best to a list of what may."""
 
-
 def literal(text: str) -> Fraction | None:
-    """Returns the number that is all of ``text``, cleaned; with sign, thousands and fraction bar."""
-    match = NUMBER.fullmatch(_plain_fractions(text).strip()) if len(text) <= LONGEST else None
+    """Returns the number that is all of ``text``, in plain notation (notation.py)."""
+    match = NUMBER.fullmatch(_spelled(text).strip()) if len(text) <= LONGEST else None
     return _value(match) if match else None
 
 
 def number(text: str) -> Fraction | None:
-    """Returns the number of a final answer, cleaned; None where unknown words stand around it.
+    """Returns the number of a final answer, in plain notation; None where unknown words stand around it.
 
     The last side of "12 - 5 = 7" and of "x = 7" counts; sides that are other numbers ("7 = 8") make it None.
     """
     if len(text) > LONGEST:
         return None
-    *lefts, last = _plain_fractions(text).split("=")
-    value = _with_words(last)
+    *lefts, last = _spelled(text).split("=")
+    match, _ = _with_words(last)
+    value = _value(match) if match else None
     if value is None or any(literal(left) not in (None, value) or not _is_side(left) for left in lefts):
         return None
     return value
 
 
+def units_differ(one: str, other: str) -> bool:
+    """Returns whether two numbers with units are of different units: 5 km is not 5 m, but 5 may be."""
+    measures = [_measure(_spelled(text).split("=")[-1]) for text in (one, other)]
+    return None not in measures and measures[0] != measures[1]
+
+
 def last_number(text: str) -> str:
     """Returns the last number of running text; "" if there is none, or words or numbers beside it change
     it."""
+    ends = [match.end() for match in re.finditer("[0-9]", text)]
+    if not ends:
+        return ""
+    text = _ornaments_off(text[max(0, ends[-1] - 2 * LONGEST) : ends[-1] + 40])
     matches = list(IN_TEXT.finditer(text))
     if not matches or len(matches[-1][0]) > LONGEST:
         return ""
     start, end = matches[-1].span()
-    sentence = re.split(r"[.!?]\s|\n", text[max(0, start - LONGEST) : start])[-1]
-    sentence = sentence.lower().replace("\u2019", "'")
+    sentence = re.split(r"[.!?]\s|\n", text[:start])[-1]
+    sentence = sentence.lower()
     clause = re.split(r"[0-9]|\b(?:is|are|was|equals|gives|makes|leaves)\b", sentence)[-1]
     before = WORD.findall(clause)[-3:]
-    after = re.match(r"[\s*$%}\])-]*([A-Za-z]*)", text[end : end + 40])[1].lower()
     changing = CHANGED_BEFORE - {"to", "and", "by", "from"}
-    if after in CHANGED_AFTER or any(word in changing or word.endswith("n't") for word in before):
+    if any(word in changing or word.endswith("n't") for word in before) or _is_changed(text[end:]):
         return ""
-    sides = re.search(r"[-0-9.,=\s+*/^()]*\Z", text[max(0, start - LONGEST) : start])[0].split("=")
+    sides = re.search(r"[-0-9.,=\s+*/^()]*\Z", text[:start])[0].split("=")
     others = [literal(side) for side in sides[:-1]] if not sides[-1].strip() else []
     agreed = all(other in (None, literal(matches[-1][0])) for other in others)
     return matches[-1][0] if agreed else ""
+
+
+def without_lead(text: str) -> str:
+    """Takes off the words that lead to an answer: "The value is x" is x."""
+    lead = re.match(r"(?:[A-Za-z']{2,}:?\s+|[Aa]\s+(?=[A-Za-z']{2}))*", text)[0]
+    known = all(word.lower() in LEAD for word in WORD.findall(lead))
+    return text[len(lead) :] if known else text
+
+
+def without_units(text: str) -> str:
+    """Takes off the units behind an expression."""
+    wrapped = re.search(r"\s*\\text\{([^{}]*)\}(?:\^\s*(?:[0-9]|\{[^{}]*\}))?\s*\Z", text)
+    if wrapped and wrapped.start() and _are_units(wrapped[1]):
+        return text[: wrapped.start()]
+    words = re.search(r"(?:\s+[A-Za-z]{2,}\.?)+(?:\^\s*[23])?\s*\Z", text)
+    return text[: words.start()] if words and words.start() and _is_unit(words[0]) else text
+
+
+def _ornaments_off(text: str) -> str:
+    """Takes the signs of money, mathematics and Markdown off running text."""
+    text = text.replace("\u2212", "-").replace("\u2013", "-").replace("\u2019", "'").replace("{,}", ",")
+    return re.sub(r"[$\u20ac\u00a3\u00a5`]|\\[$()\[\]!]", "", text)
+
+
+def _is_changed(after: str) -> bool:
+    """Returns whether what follows a number in running text makes it another one: a word, a factor."""
+    if re.match(r"\s*(?:[\^!_]|\\(?!text|mathrm|mbox|q?quad|circ|degree|[ ,;%]))|\(|[A-Za-z]", after):
+        adjacent = re.match(r"[A-Za-z]+", after)
+        return not adjacent or not _is_unit(adjacent[0])
+    word = re.match(r"[\s*%}\])-]*([A-Za-z]*)", after)[1].lower()
+    return word in CHANGED_AFTER or word.endswith(("illion", "illions"))
 
 
 def _is_side(text: str) -> bool:
@@ -125,43 +191,78 @@ def _is_side(text: str) -> bool:
     return not any(word.lower() in changing or word.endswith("n't") for word in WORD.findall(text))
 
 
-def _with_words(text: str) -> Fraction | None:
-    text = text.strip()
+def _with_words(text: str) -> tuple[re.Match | None, str]:
+    """Returns the number that ``text`` is but for known words, and the words behind it."""
+    text = re.sub(r"^\s*\\text\{([^{}0-9]*)\}", r"\1 ", text).strip()
     start = re.match(r"(?:[A-Za-z']+:?\s+)*", text).end()
     match = NUMBER.match(text, start)
     if not match or not all(word.lower() in LEAD for word in WORD.findall(text[:start])):
-        return None
-    return _value(match) if _is_unit(text[match.end() :]) else None
+        return None, ""
+    unit = text[match.end() :]
+    return (match, unit) if _is_unit(unit) else (None, "")
+
+
+def _measure(text: str) -> list[str] | None:
+    """Returns the units behind a number as MEASURES names them; None without, or with others."""
+    words = WORD.findall(UNIT_POWER.sub("", _with_words(text)[1]).replace("/", " per ").replace("\\text", ""))
+    named = [MEASURES.get(_singular(word, MEASURES), word if word == "per" else "") for word in words]
+    return named if named and all(named) else None
+
+
+def _singular(word: str, known) -> str:
+    forms = (word.lower(), word.lower().removesuffix("s"), word.lower().removesuffix("es"))
+    return next((form for form in forms if form in known and form), "")
 
 
 def _is_unit(text: str) -> bool:
-    text = re.sub(r"^\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|\u00b0\s*[CF]?|%)", "", text)
-    words = UNIT_POWER.sub("", text.strip().rstrip(".,")).replace("/", " per ").split()
+    text = re.sub(r"^\s*(?:\^?\s*\\circ|\^\s*\{\s*\\circ\s*\}|\\degree)\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b)?", "", text)
+    text = re.sub(r"\\text\{([^{}]*)\}", lambda roman: " " if _are_units(roman[1]) else " ? ", text)
+    words = UNIT_POWER.sub("", text.strip().lstrip("%").rstrip(".,")).replace("/", " per ").split()
     for i, word in enumerate(words):
         bare = word.lower()
-        forms = (bare, bare.removesuffix("s"), bare.removesuffix("es"))
-        known = any(form in UNITS for form in forms) and bare != "s"
-        modifier = MODIFIED.fullmatch(bare) and i + 1 < len(words)
-        if not (known or modifier or bare in BETWEEN):
+        modifier = MODIFIED.fullmatch(bare.rstrip(".")) and i + 1 < len(words)
+        if not (_singular(bare, UNITS) or modifier or bare in BETWEEN):
             return False
     return True
 
 
+def _are_units(text: str) -> bool:
+    r"""Returns whether the words of \text{...} behind a number leave it as it is."""
+    text = UNIT_POWER.sub("", text)
+    words = WORD.findall(text)
+    changing = (CHANGED_BEFORE | CHANGED_AFTER) - {"per", "from"}
+    return (
+        not re.search(r"[^A-Za-z\s.,/*'()-]", text)
+        and len(words) <= 6
+        and not any(word.lower() in changing or word.lower().endswith(("illion", "illions")) for word in words)
+        and all(len(word) > 1 or word in SYMBOLS for word in words if word.lower() != "a")
+    )
+
+
 def _value(match: re.Match) -> Fraction | None:
-    top = match["part"] or match["top"]
-    under = match["parts"] or match["under"] or "1"
-    top, under, whole = (Fraction(part.replace(",", "")) for part in (top, under, match["whole"] or "0"))
-    if under == 0:
-        return None
-    value = whole + top / under
+    power = match["power"] or match["digits"]
+    if power:
+        value = Fraction((match["mantissa"] or "1").replace(",", "")) * Fraction(10) ** int(power)
+    elif match["then"] is not None:
+        period = match["period"] or match["figure"] or match["enclosed"]
+        before = match["then"]
+        rest = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(before))
+        value = Fraction(f"{match['once'] or 0}.{before or 0}") + rest
+    else:
+        top, under = match["part"] or match["top"], match["parts"] or match["under"] or "1"
+        top, under, whole = (Fraction(part.replace(",", "")) for part in (top, under, match["whole"] or "0"))
+        if under == 0:
+            return None
+        value = whole + top / under
     return -value if match["sign"] == "-" else value
 
 
-def _plain_fractions(text: str) -> str:
-    r"""Writes a/b for \frac{a}{b}, which after a digit is a mixed number: "1 1/2"."""
+def _spelled(text: str) -> str:
+    r"""Writes a/b for \frac{a}{b}, which after a digit is a mixed number: "1 1/2"; 115000 for "115 000"."""
 
     def plain(match: re.Match) -> str:
-        digit, *parts = match.groups()
-        return (f"{digit} " if digit else "") + "/".join(part for part in parts if part)
+        fraction = f"{match['top']}/{match['under']}".replace(" ", "")
+        return f"{match['digit']} {fraction}" if match["digit"] else fraction
 
-    return _FRAC.sub(plain, text)
+    spelled = _FRACTION.sub(plain, text)
+    return _SPACED.sub(lambda found: found[0].replace(" ", ""), spelled)

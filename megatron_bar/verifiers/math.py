@@ -1,17 +1,24 @@
 r"""Math: the final answer of a worked solution, compared as a number, else as an expression.
 
-truth = a number or a text (LaTeX or plain). The answer is what follows the last of "answer:", "####" or
-\boxed{, up to the end of its sentence or brace; without any, the last number of the text, if the words beside
-it do not change it.
+truth = a number or a text (LaTeX or plain). Where the answer stands: extract.py; how it may be written:
+notation.py. Without a mark it is the last number of the text, if the words beside it do not change it, or for
+other truths the last formula.
 
-Where the truth is a number, the answer must be one, written out (literal.py): nothing is calculated for it,
-so a question copied back earns nothing. Quirks: "42.0" = "42" = "$42." = "42%" = "42 apples" = "x = 42"
-(units are not judged), thousands take commas, fractions are exact ("0.333" is not 1/3), of "12 - 5 = 7" the
-last side counts.
+Decided here, exactly:
+- Where the truth is a number, the answer must be one, written out (literal.py): nothing is calculated for it,
+  so a question copied back earns nothing. "42.0" = "42" = "$42." = "42%" = "42 apples" = "x = 42", thousands
+  take commas or spaces, fractions are exact ("0.333" is not 1/3), of "12 - 5 = 7" the last side counts. Units
+  are judged only where both have one that literal.py can name.
+- A truth of letters is a text: "ACB" is not "ABC", as it would be for a parser that reads products. One
+  letter from A to J is a choice: "(B) 12" and "B: twelve" are B.
+- A number with a base is its digits and its base (parsers drop the base); "12:00" and "3:4" are their parts.
+- "1, 2" and "\{1, 2\}" have no order, "(1, 2)" has, and brackets tell [0, 5) from [0, 5] and a point from a
+  list; a list may be written as a point ("(0, 1)" for "0, 1") but not a point as a list. "\pm 5" are two
+  numbers.
 
-Any other truth goes to math-verify, with its leniences (x = 5 is 5, sets have no order), in a process that
-ends within a second; what it cannot decide by then is wrong. Unevaluated sums, integrals, derivatives, limits
-and the like never count, nor do commands that are neither plain notation nor in the truth; a constant truth
+Anything else goes to math-verify (math_child.py), with its leniences (x = 5 is 5), in a process that ends
+within a second; what it cannot decide by then is wrong. Unevaluated sums, integrals, derivatives, limits and
+the like never count, nor do commands that are neither plain notation nor in the truth; a constant truth
 ("2\sqrt{2}") allows no more sums, products and powers of numbers than it has itself. Quirk: between truths
 with variables and a question that only asks to rewrite ("expand (x+1)^2") the verifier cannot tell, for any
 equal expression is right.
@@ -19,17 +26,15 @@ equal expression is right.
 
 import importlib.util
 import re
+from collections import Counter
 from fractions import Fraction
 
 from megatron_bar.errors import BarError
-from megatron_bar.verifiers import literal
+from megatron_bar.verifiers import extract, literal
+from megatron_bar.verifiers.notation import plain, top_level, unwrapped
 from megatron_bar.verifiers.sandbox import fork_server
 
-MARK = re.compile(r"answer(?:\s+is)?\s*:|####|\\boxed\s*\{", re.IGNORECASE)
-TAIL = 20_000
-"""Characters of a response that are searched: a final answer stands at the end."""
-LONGEST = 300
-"""Characters of a final answer; no honest one is longer, and parsing takes more than linear time."""
+LONGEST = extract.LONGEST
 DEEPEST = 8
 """Brackets within brackets."""
 
@@ -51,23 +56,36 @@ UNEVALUATED = re.compile(
     r"|frac\s*\{\s*d[^{}]*\}\s*\{\s*d\s*\\?[a-z]|\bd\s*/\s*d\s*[a-z]|'\s*\(",
     re.IGNORECASE,
 )
-CALCULATION = re.compile(r"(?<=[\w)}!])\s*[-+](?!\s*\Z)|[0-9]\s*(?:\*|\\cdot|\\times|\\div|\^)|!|\\pm")
+CALCULATION = re.compile(
+    r"(?<=[\w)}!])\s*[-+](?!\s*\Z)|[0-9]\s*(?:\\div|\^)|[0-9}]\s*(?:\*|\\cdot|\\times)\s*[({+-]*(?:[0-9.]|\\frac)"
+    r"|\}\s*(?:\*|\\cdot|\\times)?\s*\\sqrt|!|\\pm"
+)
 """Work left undone in a constant: a sum, a product, quotient or power of numbers, a factorial."""
 TOWER = re.compile(r"\^\s*\{?\s*[0-9.]+\s*\^|\^\s*\{?\s*[-+]?[0-9]{5}|!\s*!|[0-9]{5}\s*!|[0-9]{60}")
 """Numbers that nobody could write down."""
 
 
+CHOICE = re.compile(r"(?:option|choice)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*(?:[).:]|\Z))", re.IGNORECASE)
+SECOND_CHOICE = re.compile(r"\([A-J]\)|\b[A-J][).:]|^[\W]*(?:and|or)?\W*\b[A-J]\W*$|^\W*(?:and|or|not)\b")
+WORDS = re.compile(r"[^\W\d_]{2,}(?:['-][^\W\d_]{2,}|\s+[^\W\d_]+)*")
+BASE = re.compile(r"([0-9][0-9A-Z]*)\s*_\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
+PARTS = re.compile(r"([0-9]+)\s*((?::\s*[0-9]+)+)\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
+NAMED = re.compile(
+    r"\s*(\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*([^=]+)"
+)
+CONJUNCTION = re.compile(r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:and|or)\b|\\(?:land|lor|wedge|vee)(?![a-z]))\s*")
+
+
 def verify(response: str, truth) -> float:
-    wanted = check(truth)
-    answer = final_answer(response[-TAIL:])
+    wanted = plain(check(truth))
+    marked = extract.marked(response)
+    if literal.number(wanted) is not None:
+        answer = literal.last_number(extract.unmarked(response)) if marked is None else marked
+    else:
+        answer = extract.last_formula(extract.unmarked(response)) if marked is None else marked
     if not answer or len(answer) > LONGEST:
         return 0.0
-    wanted = _clean(wanted)
-    answer = _clean(answer)
-    value = literal.number(wanted)
-    if value is not None:
-        return float(literal.number(answer) == value)
-    return float(_may_be_asked(wanted, answer) and _server().ask(wanted, answer) is True)
+    return float(_same(wanted, plain(extract.formula(answer))))
 
 
 def check(truth) -> str:
@@ -76,56 +94,173 @@ def check(truth) -> str:
     if not number and not isinstance(truth, str):
         raise BarError(f"math truth: expected a number or a text, found {truth!r:.200}")
     text = str(Fraction(str(truth))) if isinstance(truth, float) else str(truth)
-    cleaned = _clean(text) if len(text) <= LONGEST else ""
-    nothing = re.fullmatch(r"[-+]?(?:inf|infinity|nan|none|null)", cleaned, re.IGNORECASE)
+    cleaned = plain(text) if len(text) <= LONGEST else ""
+    nothing = re.fullmatch(r"[-+]?\\?(?:inf|infty|nan|none|null)", cleaned.strip(), re.IGNORECASE)
     if nothing or not re.search(r"[\w\\]", cleaned):
         raise BarError(
             f"math truth: expected a number or a text of up to {LONGEST} characters, found {truth!r:.200}"
         )
-    if literal.number(cleaned) is None and (_is_bomb(cleaned) or UNEVALUATED.search(cleaned)):
+    if _exact(cleaned) is None and (_is_bomb(cleaned) or UNEVALUATED.search(literal.without_units(cleaned))):
         raise BarError(f"math truth: expected a number or an evaluated expression, found {truth!r:.200}")
     return text
 
 
 def final_answer(response: str) -> str:
     """Returns the text of the final answer, "" if there is none."""
-    marks = list(MARK.finditer(response))
-    if not marks:
-        return literal.last_number(response.replace("\u2212", "-"))
-    rest = response[marks[-1].end() :]
-    if marks[-1][0].endswith("{"):
-        return _until_brace(rest).strip()
-    line = rest.strip().split("\n", 1)[0]
-    return re.split(r"\.\s", line, maxsplit=1)[0].strip()
+    marked = extract.marked(response)
+    return literal.last_number(extract.unmarked(response)) if marked is None else marked
 
 
-def _until_brace(text: str) -> str:
-    depth = 1
+def _same(truth: str, answer: str) -> bool:
+    """Compares two final answers in plain notation."""
+    if truth == answer:
+        return True
+    wanted = literal.number(truth)
+    if wanted is not None:
+        same = literal.number(answer) == wanted and not literal.units_differ(truth, answer)
+        return same or _is_same_list(truth, answer)
+    choice = _choice(truth)
+    if choice:
+        return _choice(literal.without_lead(unwrapped(answer))) == choice
+    truth, answer = literal.without_units(truth), literal.without_units(literal.without_lead(answer))
+    wanted = _exact(truth)
+    if wanted is not None and not _may_be_product(truth, answer):
+        return _exact(answer) == wanted
+    return _same_parts(truth, answer)
+
+
+def _is_same_list(truth: str, answer: str) -> bool:
+    """Returns whether a truth that reads as one number with thousands ("100,200") is the list "100, 200"."""
+    parts = [literal.number(part) for part in top_level(answer, ",;")]
+    return len(parts) > 1 and ", " in answer and parts == [literal.number(part) for part in truth.split(",")]
+
+
+def _choice(text: str) -> str | None:
+    """Returns the letter of a choice, alone or before the option's text."""
+    text = unwrapped(text)
+    match = CHOICE.match(text)
+    if not match or SECOND_CHOICE.search(text[match.end() :]):
+        return None
+    return (match[1] or match[2]).upper()
+
+
+def _exact(text: str) -> object | None:
+    """Returns what ``text`` is as a value with an equality that needs no mathematics; None for the rest."""
+    value = literal.number(text)
+    if value is not None:
+        return value
+    text = unwrapped(text)
+    based, parts = BASE.fullmatch(text), PARTS.fullmatch(text)
+    if based:
+        digits, base = based[1].lstrip("0"), based[2] or based[3]
+        return Fraction(digits or "0") if base == "10" and digits.isdigit() else (digits, base)
+    if parts:
+        return [int(part) for part in (parts[1] + parts[2]).split(":")], (parts[3] or "").lower()
+    return text.casefold() if WORDS.fullmatch(text) else None
+
+
+def _may_be_product(truth: str, answer: str) -> bool:
+    r"""Returns whether letters without a sign between them meet an answer with signs: "xy", "x \cdot y"."""
+    return bool(re.fullmatch(r"[A-Za-z]{2,4}", truth)) and not re.fullmatch(r"[A-Za-z\s]*", unwrapped(answer))
+
+
+def _same_parts(truth: str, answer: str) -> bool:
+    """Compares two texts element by element, each alone if it is no list, set, point or interval."""
+    (name, truth), (other, answer) = _named(truth), _named(answer)
+    if name and other and name != other:
+        if top_level(truth, ",;")[1:] or top_level(answer, ",;")[1:]:
+            return False
+        truth, answer = f"{name} = {truth}", f"{other} = {answer}"
+    (brackets, wanted), (enclosing, given) = _elements(truth), _elements(answer)
+    if len(wanted) != len(given) or not all(given):
+        return False
+    names, others = (sorted(filter(None, (_named(part)[0] for part in parts))) for parts in (wanted, given))
+    if len(names) == len(others) == len(wanted) > 1:
+        if names != others:
+            return False
+        wanted, given = sorted(wanted), sorted(given)
+    named = len(set(names)) > 1 or len(set(others)) > 1
+    if len(wanted) > 1:
+        wanted, given = [_named(part)[1] for part in wanted], [_named(part)[1] for part in given]
+    lists = ("", "{}")
+    if brackets not in lists and enclosing != brackets and not (named and enclosing == ""):
+        return False
+    if brackets == "{}" and enclosing not in lists:
+        return False
+    ordered = named or enclosing not in lists
+    return _all_same(wanted, given, ordered)
+
+
+def _all_same(wanted: list[str], given: list[str], ordered: bool) -> bool:
+    keys, others = [_exact(part) for part in wanted], [_exact(part) for part in given]
+    if None not in keys and None not in others:
+        return keys == others if ordered else Counter(map(repr, keys)) == Counter(map(repr, others))
+    if not all(_may_be_asked(wanted, part) for part in given):
+        return False
+    return _server().ask(*([_askable(part) for part in parts] for parts in (wanted, given)), ordered) is True
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """Splits "x = 5" and "x \\in (0, 1)" into the name and what it is; without a name, None and all."""
+    match = NAMED.fullmatch(text)
+    return (match[1], match[2]) if match else (None, text)
+
+
+def _elements(text: str) -> tuple[str, list[str]]:
+    """Returns the brackets around a list, "" for none, and its elements."""
+    text = CONJUNCTION.sub(", ", text.replace(r"\{", "{").replace(r"\}", "}")).strip()
+    brackets = ""
+    if len(text) > 1 and text[0] in "([{" and text[-1] in ")]}" and len(top_level(text, "")) == 1:
+        depths = _closed_at(text)
+        if depths == len(text) - 1:
+            brackets, text = text[0] + text[-1], text[1:-1]
+    parts = top_level(text, ";")
+    if len(parts) == 1:
+        spaced = ", " in text
+        marked = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "\0", text) if spaced or not brackets else text
+        parts = [part.replace("\0", ",") for part in top_level(marked, ",")]
+    if len(parts) == 1 and brackets in ("()", "[]"):
+        brackets, parts = "", [brackets[0] + parts[0] + brackets[1]]
+    if brackets not in ("", "{}"):
+        return brackets, parts
+    signed = [[part.replace(r"\pm", sign) for sign in "+-"] if part.count(r"\pm") == 1 else [part] for part in parts]
+    return brackets, [re.sub(r"^\s*\+\s*", "", part).strip() for both in signed for part in both]
+
+
+def _closed_at(text: str) -> int:
+    """Returns where the bracket that starts ``text`` is closed."""
+    depth = 0
     for i, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
+        depth += (character in "({[") - (character in ")}]")
         if depth == 0:
-            return text[:i]
-    return ""
+            return i
+    return -1
 
 
-def _clean(text: str) -> str:
-    """Removes the ornaments of Markdown, money and LaTeX."""
-    text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text.replace("\u2212", "-").replace("{,}", ","))
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r" \1", text)
-    text = re.sub(r"\\[$%!,;:()\[\]]|\*\*|__|[$`\u20ac\u00a3\u00a5]|\\(?:left|right)(?![a-zA-Z])", "", text)
-    return text.strip().removesuffix(".").removesuffix("%").strip()
+def _askable(text: str) -> str:
+    r"""Returns ``text`` as the parser takes it: decimals as fractions, for it reads them as floats."""
+
+    def fraction(match: re.Match) -> str:
+        return rf"\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}}"
+
+    value = literal.number(text)
+    if value is not None:
+        return str(value.numerator) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return re.sub(r"([0-9]*)\.([0-9]+)", fraction, re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", unwrapped(text)))
 
 
-def _may_be_asked(truth: str, answer: str) -> bool:
+def _may_be_asked(truths: list[str], answer: str) -> bool:
     """Returns whether ``answer`` is a result, small enough to be parsed. Decided on its text, for the parser
     evaluates some of what it reads."""
+    truth = " , ".join(truths)
     if _is_bomb(answer) or UNEVALUATED.search(answer):
         return False
     constant = not re.search(r"[A-Za-df-hj-z]", COMMAND.sub("", truth))  # e and i are numbers
     allowed = NOTATION | set(COMMAND.findall(truth)) | (frozenset() if constant else FUNCTIONS)
     if not allowed.issuperset(COMMAND.findall(answer)):
         return False
-    return not constant or len(CALCULATION.findall(answer)) <= len(CALCULATION.findall(truth))
+    work = max(len(CALCULATION.findall(part)) for part in truths)
+    return not constant or len(CALCULATION.findall(answer)) <= work
 
 
 def _is_bomb(text: str) -> bool:
