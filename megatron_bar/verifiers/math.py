@@ -113,7 +113,7 @@ def final_answer(response: str) -> str:
 
 def _same(truth: str, answer: str) -> bool:
     """Compares two final answers in plain notation."""
-    if truth == answer:
+    if _squeezed(truth) == _squeezed(answer):
         return True
     wanted = literal.number(truth)
     if wanted is not None:
@@ -127,6 +127,11 @@ def _same(truth: str, answer: str) -> bool:
     if wanted is not None and not _may_be_product(truth, answer):
         return _exact(answer) == wanted
     return _same_parts(truth, answer)
+
+
+def _squeezed(text: str) -> str:
+    """Takes off the spaces that separate nothing."""
+    return re.sub(r"\s+(?![0-9A-Za-z])|(?<![0-9A-Za-z])\s+", "", text)
 
 
 def _is_same_list(truth: str, answer: str) -> bool:
@@ -150,6 +155,8 @@ def _exact(text: str) -> object | None:
     if value is not None:
         return value
     text = unwrapped(text)
+    if text.lstrip("+-") == r"\infty":
+        return text.lstrip("+")
     based, parts = BASE.fullmatch(text), PARTS.fullmatch(text)
     if based:
         digits, base = based[1].lstrip("0"), based[2] or based[3]

@@ -9,6 +9,7 @@ One line of JSON (a list, the arguments) in, one line of JSON out: null for a fo
 """
 
 import functools
+import gc
 import json
 import logging
 import os
@@ -78,6 +79,7 @@ def serve(prepare: Callable[..., Callable[[], object]]):
     logging.disable()
     replies = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no reply
+    gc.freeze()  # a collection in a fork would touch, and so copy, all that was loaded here
     for line in sys.stdin.buffer:
         os.write(replies, _in_fork(prepare(*json.loads(line))))
 

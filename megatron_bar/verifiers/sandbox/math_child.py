@@ -19,6 +19,13 @@ DIGITS = 60
 POINTS = [sympy.Rational(*pair) for pair in ((13, 7), (-17, 11), (29, 5), (-5, 13), (7, 19))]
 """Where two expressions must agree: numbers of both signs, far from the zeros and poles that people write."""
 
+SAMPLES = r"""
+\frac{3\pi}{7}; \frac{a+\sqrt{5}}{2}; \frac{1}{2}x \cdot 3; -x^{2}+3x-4; 7\sqrt{13}; 2^{10}-1; x=4y; \sin(4x); \cos^2 x
+e^{-x}\ln x; \log_{2} 8; 5!; |x-1|; x_1; 3+4i; f(x); \sqrt[3]{2}; x>2; -1 \le x<5; (3,\pi/2); [2,3)
+(-\infty,4)\cup(7,\infty); \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}; \frac{x+1}{(x-2)^2}; \sin 2x; 90^\circ
+""".replace("\n", ";").split(";")
+"""What the server parses before the first fork: a fork loses what the parser learns in it."""
+
 
 def compare(truths: list[str], answers: list[str], ordered: bool) -> bool:
     """Returns whether the lists are equal, element by element or as they can be paired."""
@@ -71,5 +78,6 @@ def same(a, b, *_) -> bool:
 def main():
     grader.sympy_numeric_eq = same
     grader.sympy_symbolic_eq = lambda a, b: False
-    compare(["x^2-1"], [r"(x-1)(x+\frac{2}{2})"], True)  # fills the parser's tables before the first fork
+    for text in SAMPLES:
+        compare([text], [f"{text} + 1"], True)
     serve(lambda *question: functools.partial(compare, *question))
