@@ -9,7 +9,7 @@ before it. Without a mark, the last number before such a heading is left (`unmar
 
 import re
 
-from megatron_bar.verifiers.literal import CHANGED_BEFORE, WORD
+from megatron_bar.verifiers.literal import CHANGED_AFTER, CHANGED_BEFORE, WORD
 
 TAIL = 20_000
 """Characters of a response that are searched: a final answer stands at the end."""
@@ -73,7 +73,10 @@ def unmarked(response: str) -> str:
 def formula(text: str) -> str:
     """Returns the one formula between $ signs of a sentence that ends with it; all of ``text`` without."""
     parts = re.split(r"\$+|\\[()]", text)
-    if len(parts) != 3 or re.search(r"\w", parts[2]) or set(WORD.findall(parts[0].lower())) & CHANGED_BEFORE:
+    if len(parts) != 3 or not re.fullmatch(r"[^\w(]*(?:\([a-z ,]*\)\W*)?", parts[2]):
+        return text
+    words = set(WORD.findall((parts[0] + parts[2]).lower()))
+    if words & (CHANGED_BEFORE | CHANGED_AFTER):
         return text
     return text if "n't" in parts[0] or re.search(r"[0-9\\=<>]", parts[0]) else parts[1]
 
@@ -110,7 +113,7 @@ def _boxes(response: str, boxes: list[re.Match]) -> str:
         else:
             content = re.match(r"\w{1,20}", response[start:])[0]
             end = start + len(content)
-        if after is not None and not BESIDE.fullmatch(response[end:after][:LONGEST]):
+        if after is not None and (end > after or not BESIDE.fullmatch(response[end:after][:LONGEST])):
             break
         if content.strip() not in contents:
             contents.insert(0, content.strip())
@@ -129,7 +132,7 @@ def _introduced(text: str) -> str:
     inside = until_brace(line + "}")  # a label inside a box ends where the box does
     if inside.count(")") > inside.count("("):
         inside = inside.rstrip(").* ")
-    return re.sub(r"(?:</\w{1,6}>|[*_`\"'\s])+\Z", "", inside)
+    return re.sub(r"(?:</?\w{1,6}\s*/?>|[*_`\"'\s])+\Z", "", inside)
 
 
 def _says_something(text: str) -> bool:

@@ -32,6 +32,10 @@ IN_TEXT = re.compile(
     rf"|\\[dt]?frac\{{{_UNSIGNED}\}}\{{{_UNSIGNED}\}})"
 )
 """A number in running text: the minus of "10-3" is no sign, the 2 of "H2" or of "\\sqrt{2}" no number."""
+APPLIED = re.compile(
+    r"\\(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|pi|times|cdot|div|pm|ne|neq|[lg]eq?|lt|gt)(?:_\{?\w+\}?)?\s*\Z"
+)
+"""What is done to a number in running text."""
 LONGEST = 300
 """Characters; no honest number is longer, and Python refuses to read integers of more than 4300 digits."""
 
@@ -95,7 +99,7 @@ CHANGED_AFTER = frozenset(
     million millions minus modulo mod nine nines or pairs percentage plus quarter quarters squared
     third thirds thousand thousands times to trillion trillions fifth fifths tenth tenths twelfths
     sixth sixths eighth eighths point lakh lakhs crore crores score scores gross base choose root
-    power log k""".split()
+    power log am pm""".split()
 )
 """Words for running text, where anything may stand around a number: next best to a list of what may."""
 
@@ -142,7 +146,9 @@ def last_number(text: str) -> str:
     clause = re.split(r"[0-9]|\b(?:is|are|was|equals|gives|makes|leaves)\b", sentence)[-1]
     before = WORD.findall(clause)[-3:]
     changing = CHANGED_BEFORE - {"to", "and", "by", "from"}
-    if any(word in changing or word.endswith("n't") for word in before) or _is_changed(text[end:]):
+    if any(word in changing or word.endswith("n't") for word in before):
+        return ""
+    if _is_changed(text[end:]) or APPLIED.search(text[:start]):
         return ""
     sides = re.search(r"[-0-9.,=\s+*/^()]*\Z", text[:start])[0].split("=")
     others = [literal(side) for side in sides[:-1]] if not sides[-1].strip() else []
@@ -152,7 +158,7 @@ def last_number(text: str) -> str:
 
 def without_lead(text: str) -> str:
     """Takes off the words that lead to an answer: "The value is x" is x."""
-    lead = re.match(r"(?:[A-Za-z']{2,}:?\s+|[Aa]\s+(?=[A-Za-z']{2}))*", text)[0]
+    lead = re.match(r"(?:[A-Za-z']{2,}:?\s+|a\s+(?=[A-Za-z']{2}))*", text)[0]
     known = all(word.lower() in LEAD for word in WORD.findall(lead))
     return text[len(lead) :] if known else text
 
@@ -185,7 +191,7 @@ def _is_side(text: str) -> bool:
     """Returns whether ``text`` may stand left of "=": no inequality, list or denial may."""
     if not text.strip() or text.rstrip()[-1] in "<>!~:\u2260":
         return False
-    if re.search(r",\s|;|\\n(?:e|eq|ot)(?![a-z])", text):
+    if re.search(r",\s|,[A-Za-z]|;|\\n(?:e|eq|ot)(?![a-z])", text):
         return False
     changing = CHANGED_BEFORE - {"to", "per"}
     return not any(word.lower() in changing or word.endswith("n't") for word in WORD.findall(text))

@@ -79,7 +79,7 @@ CONJUNCTION = re.compile(r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:
 def verify(response: str, truth) -> float:
     wanted = plain(check(truth))
     marked = extract.marked(response)
-    if literal.number(wanted) is not None:
+    if _number(wanted) is not None:
         answer = literal.last_number(extract.unmarked(response)) if marked is None else marked
     else:
         answer = extract.last_formula(extract.unmarked(response)) if marked is None else marked
@@ -115,9 +115,10 @@ def _same(truth: str, answer: str) -> bool:
     """Compares two final answers in plain notation."""
     if _squeezed(truth) == _squeezed(answer):
         return True
-    wanted = literal.number(truth)
+    wanted = _number(truth)
     if wanted is not None:
-        same = literal.number(answer) == wanted and not literal.units_differ(truth, answer)
+        names = {name for name in (_named(truth)[0], _named(answer)[0]) if name and len(name) == 1}
+        same = wanted in (literal.number(answer), _exact(answer)) and len(names) < 2 and not literal.units_differ(truth, answer)
         return same or _is_same_list(truth, answer)
     choice = _choice(truth)
     if choice:
@@ -127,6 +128,13 @@ def _same(truth: str, answer: str) -> bool:
     if wanted is not None and not _may_be_product(truth, answer):
         return _exact(answer) == wanted
     return _same_parts(truth, answer)
+
+
+def _number(truth: str) -> Fraction | None:
+    """Returns the number that a truth is; "x = 5" is one, but "x + y = 5" is an equation."""
+    left = unwrapped(truth).rpartition("=")[0]
+    is_equation = re.search("[A-Za-z]", left) and not _named(truth)[0] and literal.without_lead(left + " ").strip()
+    return None if is_equation else literal.number(truth)
 
 
 def _squeezed(text: str) -> str:
@@ -151,11 +159,11 @@ def _choice(text: str) -> str | None:
 
 def _exact(text: str) -> object | None:
     """Returns what ``text`` is as a value with an equality that needs no mathematics; None for the rest."""
-    value = literal.number(text)
+    value = _number(text)
     if value is not None:
         return value
     text = unwrapped(text)
-    if text.lstrip("+-") == r"\infty":
+    if re.fullmatch(r"[-+]?\\infty|[A-Za-z]", text):
         return text.lstrip("+")
     based, parts = BASE.fullmatch(text), PARTS.fullmatch(text)
     if based:
@@ -163,7 +171,8 @@ def _exact(text: str) -> object | None:
         return Fraction(digits or "0") if base == "10" and digits.isdigit() else (digits, base)
     if parts:
         return [int(part) for part in (parts[1] + parts[2]).split(":")], (parts[3] or "").lower()
-    return text.casefold() if WORDS.fullmatch(text) else None
+    text = re.sub(r"\b([A-Za-z])\s+(?=[A-Za-z]\b)", r"\1", text)
+    return text.casefold() if WORDS.fullmatch(text) and not CONJUNCTION.search(text) else None
 
 
 def _may_be_product(truth: str, answer: str) -> bool:

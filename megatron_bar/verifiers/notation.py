@@ -25,15 +25,17 @@ RULES = [
         (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|mathstrut|strut)(?![A-Za-z])", ""),
         (r"\\[,;: ]|\\q?quad(?![A-Za-z])", " "),
         (r"\\(?:[dtc]frac|nicefrac|sfrac)(?![A-Za-z])", r"\\frac"),
+        (r"\^\s*(-?[0-9]{2,}|-[0-9])", r"^{\1}"),
+        (r"\^\s*\{\s*([0-9A-Za-z])\s*\}(?![0-9])", r"^\1"),
         (r"\{\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),
         (rf"\\(?:{_ROMAN})\s*\{{([^{{}}]*)\}}", r"\\text{\1}"),
         (rf"\\(?:{_ROMAN})\s*\{{\s*\\text\{{([^{{}}]*)\}}\s*\}}", r"\\text{\1}"),
         (rf"\\frac{_ARGUMENT}{_ARGUMENT}", r"\\frac{\1\2\3}{\4\5\6}"),
+        (r"\{(-?[0-9.]+)\}\s*/\s*\{([0-9.]+)\}", r"\1/\2"),
         (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
         (r"(?:\u221a|(?<![\\A-Za-z])sqrt)\s*(?:\(([^()]*)\)|([0-9]+|[A-Za-z]))", r"\\sqrt{\1\2}"),
         (r"(?<![\\A-Za-z{])(pi|theta|sin|cos|tan|ln|log|exp|infty)(?![A-Za-z])", r"\\\1 "),
         (r"(?<![\\A-Za-z{])(?:infinity|oo)(?![A-Za-z])", r"\\infty "),
-        (r"\^\s*(-?[0-9]{2,}|-[0-9])", r"^{\1}"),
         (r"\^\s*\(([^(){}]*)\)", r"^{\1}"),
         (r"\\(?:leq|leqslant)(?![a-z])|<=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-z])|>=", r"\\ge "),
@@ -49,7 +51,8 @@ def plain(text: str) -> str:
     text = RAISED.sub(lambda found: "^{" + found[0].translate(LOWERED) + "}", text).translate(TABLE)
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)
-    text = text.strip().removesuffix(".").removesuffix("%").strip()
+    wrapped = WRAPPED.fullmatch(text.strip())
+    text = (wrapped[1] if wrapped else text).strip().removesuffix(".").removesuffix("%").strip()
     return without_brackets(text)
 
 
