@@ -36,7 +36,7 @@ ORNAMENT = re.compile(r"""(?:[\s*_>`"'})\]]|</?(?:b|strong|em|i|u|br|p)\s*/?>|\\
 REASON = re.compile(r",?\s+(?:because|since)\b", re.IGNORECASE)
 SENTENCE_END = re.compile(r"(?<!\bsq)(?<!\bcu)\.\s", re.IGNORECASE)
 AFTERWORD = re.compile(
-    r"^[^\w\n]*(?:#|\*\*)[^\w\n]*(?:(?:sanity|double)[ -]*)?"
+    r"^[^\w\n#*]{0,9}(?:#{1,6}|\*\*)[^\w\n]{0,9}(?:(?:sanity|double)[ -]?)?"
     r"(?:check|verif|explanation|note\b|remark|proof|confirm|justification|reason)",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -73,7 +73,7 @@ BETWEEN = frozenset(
     total""".split()
 )
 MODIFIED = re.compile(r"(?:square|cubic|sq|cu)")
-UNIT_POWER = re.compile(r"\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})")
+UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})")
 SYMBOLS = frozenset("A C F g h J K L l m N s T V W".split())
 """Units of one letter that are read inside \\text{...}; other single letters may be variables."""
 MEASURES = {
@@ -222,12 +222,14 @@ def _singular(word: str, known) -> str:
 
 def _is_unit(text: str) -> bool:
     text = re.sub(r"^\s*(?:\^?\s*\\circ|\^\s*\{\s*\\circ\s*\}|\\degree)\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b)?", "", text)
+    text = UNIT_POWER.sub("", text)
     text = re.sub(r"\\text\{([^{}]*)\}", lambda roman: " " if _are_units(roman[1]) else " ? ", text)
-    words = UNIT_POWER.sub("", text.strip().lstrip("%").rstrip(".,")).replace("/", " per ").split()
+    words = text.strip().lstrip("%").rstrip(".,").replace("/", " per ").split()
     for i, word in enumerate(words):
         bare = word.lower()
         modifier = MODIFIED.fullmatch(bare.rstrip(".")) and i + 1 < len(words)
-        if not (_singular(bare, UNITS) or modifier or bare in BETWEEN):
+        known = word in UNITS if len(word) == 1 else _singular(bare, UNITS)
+        if not (known or modifier or bare in BETWEEN):
             return False
     return True
 

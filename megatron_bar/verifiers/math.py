@@ -73,7 +73,7 @@ PARTS = re.compile(r"([0-9]+)\s*((?::\s*[0-9]+)+)\s*(?:([ap])\.?\s*m\.?)?", re.I
 NAMED = re.compile(
     r"\s*(\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*([^=]+)"
 )
-CONJUNCTION = re.compile(r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:and|or)\b|\\(?:land|lor|wedge|vee)(?![a-z]))\s*")
+CONJUNCTION = re.compile(r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:and|or)\b)\s*")
 
 
 def verify(response: str, truth) -> float:
@@ -187,6 +187,9 @@ def _same_parts(truth: str, answer: str) -> bool:
         if top_level(truth, ",;")[1:] or top_level(answer, ",;")[1:]:
             return False
         truth, answer = f"{name} = {truth}", f"{other} = {answer}"
+    joined = [set(re.findall(r"\b(?:and|or)\b", unwrapped(text))) for text in (truth, answer)]
+    if re.search(r"[<>]|\\[lg]e", truth) and all(joined) and joined[0] != joined[1]:
+        return False
     (brackets, wanted), (enclosing, given) = _elements(truth), _elements(answer)
     if len(wanted) != len(given) or not all(given):
         return False
@@ -199,6 +202,8 @@ def _same_parts(truth: str, answer: str) -> bool:
     if len(wanted) > 1:
         wanted, given = [_named(part)[1] for part in wanted], [_named(part)[1] for part in given]
     lists = ("", "{}")
+    if brackets != enclosing and r"\emptyset" in given + wanted:
+        return False
     if brackets not in lists and enclosing != brackets and not (named and enclosing == ""):
         return False
     if brackets == "{}" and enclosing not in lists:
@@ -259,7 +264,12 @@ def _askable(text: str) -> str:
     def fraction(match: re.Match) -> str:
         return rf"\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}}"
 
-    value = literal.number(text)
+    def improper(match: re.Match) -> str:
+        whole, top, under = (int(part) for part in match.groups())
+        return rf"\frac{{{whole * under + top}}}{{{under}}}" if top < under else match[0]
+
+    text = re.sub(r"(?<![0-9.}])([0-9]{1,9})\s*\\frac\{([0-9]{1,9})\}\{([0-9]{1,9})\}", improper, text)
+    value = _number(text)
     if value is not None:
         return str(value.numerator) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
     return re.sub(r"([0-9]*)\.([0-9]+)", fraction, re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", unwrapped(text)))

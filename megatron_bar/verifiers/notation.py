@@ -39,6 +39,7 @@ RULES = [
         (r"\^\s*\(([^(){}]*)\)", r"^{\1}"),
         (r"\\(?:leq|leqslant)(?![a-z])|<=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-z])|>=", r"\\ge "),
+        (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"),
         (r"\s+", " "),
     ]
 ]
