@@ -22,7 +22,7 @@ LABEL = (
     r"\b(?:answers?|correct\s+(?:option|choice))\b(?:\s+(?:to|for)\s[^.:\n]{1,60}?)?(?:\s*\([^()\n]{1,40}\))?"
     r"[*_\s]{0,6}(?:</\w{1,6}>\s*)?(?::|=|\u2014|\b(?:is|are|was)\b[*_\s]{0,4}:?)"
 )
-HEADING = r"^(?!\s*</)[^A-Za-z\n]{0,20}(?:the\s+)?(?:final\s+)?answer[^\w\n]{0,20}$"
+HEADING = r"^(?!\s{0,9}</)[^A-Za-z\n]{0,20}(?:the\s+)?(?:final\s+)?answer[^\w\n]{0,20}$"
 MARK = re.compile(
     rf"(?P<box>{BOX})|(?P<tag><answer>)|(?P<heading>{HEADING})|(?P<hash>\#\#\#\#)|(?P<label>{LABEL})",
     re.IGNORECASE | re.MULTILINE,

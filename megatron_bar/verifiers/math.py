@@ -218,7 +218,7 @@ def _all_same(wanted: list[str], given: list[str], ordered: bool) -> bool:
         return keys == others if ordered else Counter(map(repr, keys)) == Counter(map(repr, others))
     if not all(_may_be_asked(wanted, part) for part in given):
         return False
-    return _server().ask(*([_askable(part) for part in parts] for parts in (wanted, given)), ordered) is True
+    return _ask(*([_askable(part) for part in parts] for parts in (wanted, given)), ordered) is True
 
 
 def _named(text: str) -> tuple[str | None, str]:
@@ -297,10 +297,10 @@ def _is_bomb(text: str) -> bool:
     return deepest > DEEPEST or bool(TOWER.search(text))
 
 
-def _server() -> fork_server.ForkServer:
+def _ask(*question):
     if importlib.util.find_spec("math_verify") is None:
         raise BarError(
             "math verifier: package math-verify expected for symbolic answers, not found; "
             "pip install math-verify"
         )
-    return fork_server.server("math_child")
+    return fork_server.ask_any("math_child", *question)

@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -25,6 +26,8 @@ SECONDS = 0.7
 """Processor time: by the clock, a busy machine would turn right answers into wrong ones."""
 WALL_SECONDS = 10.0
 MEMORY = 2 << 30
+MOST = 4
+"""Servers of a kind; each holds its imports, about 150 MB."""
 LONGEST_REPLY = 4096
 """Bytes, so that a reply fits a pipe whole."""
 
@@ -48,11 +51,22 @@ class ForkServer:
 
     def ask(self, *arguments):
         """Returns what the child's work returned, None where it failed or took too long."""
-        question = json.dumps(arguments).encode() + b"\n"
         with self.lock:
-            self.child.stdin.write(question)
-            self.child.stdin.flush()
-            reply = self.child.stdout.readline()
+            return self._converse(arguments)
+
+    def ask_if_free(self, *arguments) -> tuple[bool, object]:
+        """Returns whether no other thread was asking, and if so what `ask` would return."""
+        if not self.lock.acquire(blocking=False):
+            return False, None
+        try:
+            return True, self._converse(arguments)
+        finally:
+            self.lock.release()
+
+    def _converse(self, arguments: tuple):
+        self.child.stdin.write(json.dumps(arguments).encode() + b"\n")
+        self.child.stdin.flush()
+        reply = self.child.stdout.readline()
         assert reply.endswith(b"\n"), f"{self.module} ended with status {self.child.poll()}"
         return json.loads(reply)
 
@@ -60,14 +74,25 @@ class ForkServer:
 _starting = threading.Lock()
 
 
-def server(module: str) -> ForkServer:
+def server(module: str, number: int = 0) -> ForkServer:
     """Returns this process's own server: a forked process must not write into its parent's pipes."""
     with _starting:
-        return _server_of(os.getpid(), module)
+        return _server_of(os.getpid(), module, number)
+
+
+def ask_any(module: str, *arguments):
+    """Asks a free one of this process's servers, of which there are as many as threads that ask at once, up
+    to the cores and ``MOST``."""
+    count = min(MOST, len(os.sched_getaffinity(0)))
+    for number in range(count):
+        answered, reply = server(module, number).ask_if_free(*arguments)
+        if answered:
+            return reply
+    return server(module, random.randrange(count)).ask(*arguments)
 
 
 @functools.cache
-def _server_of(pid: int, module: str) -> ForkServer:
+def _server_of(pid: int, module: str, number: int) -> ForkServer:
     return ForkServer(module)
 
 

@@ -7,6 +7,7 @@ package.
 """
 
 import functools
+import itertools
 
 import sympy
 from fork_server import serve
@@ -19,12 +20,14 @@ DIGITS = 60
 POINTS = [sympy.Rational(*pair) for pair in ((13, 7), (-17, 11), (29, 5), (-5, 13), (7, 19))]
 """Where two expressions must agree: numbers of both signs, far from the zeros and poles that people write."""
 
-SAMPLES = r"""
-\frac{3\pi}{7}; \frac{a+\sqrt{5}}{2}; \frac{1}{2}x \cdot 3; -x^{2}+3x-4; 7\sqrt{13}; 2^{10}-1; x=4y; \sin(4x); \cos^2 x
-e^{-x}\ln x; \log_{2} 8; 5!; |x-1|; x_1; 3+4i; f(x); \sqrt[3]{2}; x>2; -1 \le x<5; (3,\pi/2); [2,3)
-(-\infty,4)\cup(7,\infty); \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}; \frac{x+1}{(x-2)^2}; \sin 2x; 90^\circ
-""".replace("\n", ";").split(";")
-"""What the server parses before the first fork: a fork loses what the parser learns in it."""
+TERMS = ["3", "x", "2x", "x^2", "3x^2", r"2\sqrt{5}", r"\frac{1}{2}", r"\sin x", "e^{-x}"]
+SAMPLES = [
+    r"\frac{a+\sqrt{5}}{2}", r"\frac{3}{7}\pi", r"\frac{x+1}{(x-2)^2}", r"-x \cdot 3", "2^{10}-1", "5!", "x_1 = 4y",
+    r"\cos^2(4x)", r"\log_{2} 8", "|x-1|", "3+4i", "f(x)", r"\sqrt[3]{2}", "x>2", r"-1 \le x<5", r"(3,\pi/2)", "[2,3)",
+    r"(-\infty,4)\cup(7,\infty)", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"90^\circ",
+]  # fmt: skip
+SAMPLES += [f"{a}-{b}+{a}" for a, b in itertools.product(TERMS, TERMS)]
+"""What the server parses before its first fork, for a fork loses what the parser learns in it."""
 
 
 def compare(truths: list[str], answers: list[str], ordered: bool) -> bool:
@@ -79,5 +82,5 @@ def main():
     grader.sympy_numeric_eq = same
     grader.sympy_symbolic_eq = lambda a, b: False
     for text in SAMPLES:
-        compare([text], [f"{text} + 1"], True)
+        compare([text], [text], True)
     serve(lambda *question: functools.partial(compare, *question))
