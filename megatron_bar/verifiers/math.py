@@ -24,13 +24,15 @@ with variables and a question that only asks to rewrite ("expand (x+1)^2") the v
 equal expression is right.
 """
 
+import functools
 import importlib.util
+import os
 import re
 from collections import Counter
 from fractions import Fraction
 
 from megatron_bar.errors import BarError
-from megatron_bar.verifiers import extract, literal
+from megatron_bar.verifiers import extract, formula, literal
 from megatron_bar.verifiers.notation import plain, top_level, unwrapped
 from megatron_bar.verifiers.sandbox import fork_server
 
@@ -218,7 +220,13 @@ def _all_same(wanted: list[str], given: list[str], ordered: bool) -> bool:
         return keys == others if ordered else Counter(map(repr, keys)) == Counter(map(repr, others))
     if not all(_may_be_asked(wanted, part) for part in given):
         return False
-    return _ask(*([_askable(part) for part in parts] for parts in (wanted, given)), ordered) is True
+    _start(os.getpid())
+    wanted, given = ([_askable(part) for part in parts] for parts in (wanted, given))
+    if ordered or len(wanted) == 1:
+        verdicts = [formula.equal(*pair) for pair in zip(wanted, given, strict=True)]
+        if None not in verdicts or False in verdicts:
+            return False not in verdicts
+    return fork_server.ask_any("math_child", wanted, given, ordered) is True
 
 
 def _named(text: str) -> tuple[str | None, str]:
@@ -297,10 +305,13 @@ def _is_bomb(text: str) -> bool:
     return deepest > DEEPEST or bool(TOWER.search(text))
 
 
-def _ask(*question):
+@functools.cache
+def _start(pid: int) -> None:
+    """Starts this process's server with its first symbolic answer, whoever decides that one: it takes seconds
+    of processor time, which no later answer is to pay for."""
     if importlib.util.find_spec("math_verify") is None:
         raise BarError(
             "math verifier: package math-verify expected for symbolic answers, not found; "
             "pip install math-verify"
         )
-    return fork_server.ask_any("math_child", *question)
+    fork_server.ask_any("math_child", ["x"], ["x"], True)
