@@ -169,8 +169,8 @@ def _exact(text: str) -> object | None:
         return text.lstrip("+")
     based, parts = BASE.fullmatch(text), PARTS.fullmatch(text)
     if based:
-        digits, base = based[1].lstrip("0"), based[2] or based[3]
-        return Fraction(digits or "0") if base == "10" and digits.isdigit() else (digits, base)
+        digits, base = based[1].lstrip("0") or "0", based[2] or based[3]
+        return Fraction(digits) if base == "10" and digits.isdigit() else (digits, base)
     if parts:
         return [int(part) for part in (parts[1] + parts[2]).split(":")], (parts[3] or "").lower()
     text = re.sub(r"\b([A-Za-z])\s+(?=[A-Za-z]\b)", r"\1", text)
@@ -218,6 +218,8 @@ def _all_same(wanted: list[str], given: list[str], ordered: bool) -> bool:
     keys, others = [_exact(part) for part in wanted], [_exact(part) for part in given]
     if None not in keys and None not in others:
         return keys == others if ordered else Counter(map(repr, keys)) == Counter(map(repr, others))
+    if any("=" in part for part in wanted) and not all("=" in part for part in given):
+        return False  # to math-verify 4 is x + y = 4
     if not all(_may_be_asked(wanted, part) for part in given):
         return False
     _start(os.getpid())
