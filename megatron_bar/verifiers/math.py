@@ -97,12 +97,13 @@ def check(truth) -> str:
         raise BarError(f"math truth: expected a number or a text, found {truth!r:.200}")
     text = str(Fraction(str(truth))) if isinstance(truth, float) else str(truth)
     cleaned = plain(text) if len(text) <= LONGEST else ""
-    nothing = re.fullmatch(r"[-+]?\\?(?:inf|infty|nan|none|null)", cleaned.strip(), re.IGNORECASE)
+    nothing = re.fullmatch(r"\W*(?:inf|infinity|nan|none|null)\W*", text, re.IGNORECASE)
     if nothing or not re.search(r"[\w\\]", cleaned):
         raise BarError(
             f"math truth: expected a number or a text of up to {LONGEST} characters, found {truth!r:.200}"
         )
-    if _exact(cleaned) is None and (_is_bomb(cleaned) or UNEVALUATED.search(literal.without_units(cleaned))):
+    unevaluated = _exact(cleaned) is None and UNEVALUATED.search(literal.without_units(cleaned))
+    if unevaluated or (_is_bomb(text) and _number(cleaned) is None):
         raise BarError(f"math truth: expected a number or an evaluated expression, found {truth!r:.200}")
     return text
 

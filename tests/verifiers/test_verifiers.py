@@ -110,6 +110,19 @@ HOSTILE_MATH += [
     "+".join(["(x+1)^{99}"] * 20),
     "(((x+y)^9)^9)^9",
 ]
+HOSTILE_MATH += [
+    "(((x+1)^{999})^{999})^{999}",
+    "99^{999}" * 30,
+    r"\sin(10^{999})",
+    r"\pi^{-9999}",
+    ",".join(f"x^{{{n}}}" for n in range(10, 60)),
+    r"1\pm 2," * 30,
+    r"\frac{1}{1+" * 24 + "x" + "}" * 24,
+    r"\begin{pmatrix}" * 10,
+    r"x \le " * 40 + "x",
+    r"0.\overline{" + "9" * 270 + "}",
+    "10^{999}",
+]
 
 
 @pytest.mark.parametrize("answer", HOSTILE_MATH)
@@ -160,6 +173,14 @@ HOSTILE += [
     "<answer>" * 10**5,
     "=" * 20_000,
     "\ufdfa" * 10**6,
+    "5" + "\u0301" * 49_901,
+    "*" * 10**5,
+    "\n" * 10**5,
+    r"\boxed{1}," * 10**4,
+    r"\boxed{1}" + "and " * 5_000 + r"\boxed{2}",
+    "answer is " * 10**5,
+    "answer (" * 10**4,
+    r"Answer: \[" + "x" * 20_000,
     "sorry " * 10**5,
     "<function_calls>" * 1_000,
     "f(x=" + "-" * 5_000 + "1)",
