@@ -1,7 +1,7 @@
 """Exact match: equal up to case, white space and one final full stop.
 
-truth = a text. The answer is what stands in the last pair of <answer> tags, else all of the response. Quirk: the
-sets whose verifier is called string_matcher (open-instruct) ask for the tags, and their own grader gives
+truth = a text. The answer is what stands in the last pair of <answer> tags, else all of the response. Quirk:
+the sets whose verifier is called string_matcher (open-instruct) ask for the tags, and their own grader gives
 nothing without them and also drops articles and all punctuation; here tags are not required, and "the" and
 commas count.
 """

@@ -9,7 +9,8 @@ before it. Without a mark, the last number before such a heading is left (`unmar
 
 import re
 
-from megatron_bar.verifiers.literal import CHANGED_AFTER, CHANGED_BEFORE, WORD
+from megatron_bar.verifiers.literal import WORD
+from megatron_bar.verifiers.words import CHANGED_AFTER, CHANGED_BEFORE
 
 TAIL = 20_000
 """Characters of a response that are searched: a final answer stands at the end."""
@@ -55,7 +56,8 @@ def marked(response: str) -> str | None:
         text = _introduced(response[marks[i].end() : marks[i].end() + 2 * LONGEST])
         if marks[i]["hash"] and not _says_something(text) and _is_heading(response, marks[i]):
             continue
-        if _says_something(text) or (not marks[i]["hash"] and len(text.split()) == 1 and not _is_verb(marks[i])):
+        is_word = len(text.split()) == 1 and not marks[i]["hash"] and not _is_verb(marks[i])
+        if is_word or _says_something(text):
             return text if len(text) <= LONGEST else ""
         weak = text if weak is None else weak
     return weak if weak is None or len(weak) <= LONGEST else ""

@@ -1,19 +1,21 @@
 r"""Sums, products, quotients, powers and roots of numbers and variables, compared by their values.
 
-Most symbolic answers are no more than that ("2\sqrt{3}", "\frac{x-1}{2}", "x^2-4"), and math-verify takes some
-30 ms of processor time for each. Rational functions are evaluated in fractions, so exactly; what has roots, \pi
-or e, to 60 digits. Whatever is written otherwise, reads in two ways ("1/2x") or is too close to call is left to
-math-verify.
+Most symbolic answers are no more than that ("2\sqrt{3}", "\frac{x-1}{2}", "x^2-4"), and math-verify takes
+some 30 ms of processor time for each. Rational functions are evaluated in fractions, so exactly; what has
+roots, \pi or e, to 60 digits. Whatever is written otherwise, reads in two ways ("1/2x") or is too close to
+call is left to math-verify.
 """
 
+import random
 import re
 from decimal import Context, Decimal, DecimalException
 from fractions import Fraction
 
 TOKEN = re.compile(r"\s*(\\[A-Za-z]+|[0-9]+|[A-Za-z]|\S)")
-POINTS = [Fraction(*pair) for pair in ((13, 7), (29, 5), (7, 19), (41, 3), (-17, 11), (-5, 13), (-31, 4))]
+SIGNS = (1, 1, 1, 1, -1, -1, -1)
+"""Of the points at which expressions are evaluated."""
 ENOUGH = 4
-"""Points with values at which two expressions must agree: those of one sign and one more."""
+"""Points with values at which two expressions must agree."""
 LARGEST_POWER = 999
 DIGITS = Context(prec=60)
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534")
@@ -30,18 +32,24 @@ class Undecided(Exception):
 
 
 def equal(one: str, other: str) -> bool | None:
-    """Returns whether two expressions are equal wherever they have values; None if that is not decided here."""
+    """Returns whether two expressions are equal wherever they have values; None if that is left open."""
     try:
         trees = _Reader(one).all(), _Reader(other).all()
         names = sorted({name for tree in trees for name in _names(tree)})
-        points = [{name: POINTS[(i + j) % len(POINTS)] + j for j, name in enumerate(names)} for i in range(len(POINTS))]
-        points = points if names else points[:1]
+        points = _points(names, one + "=" + other)
         verdicts = [_agree(*trees, at) for at in points]
     except (Undecided, RecursionError, DecimalException):
         return None
     if False in verdicts:
         return False
     return True if verdicts.count(True) >= min(ENOUGH, len(points)) else None
+
+
+def _points(names: list[str], seed: str) -> list[dict[str, Fraction]]:
+    """Returns values for variables. They depend on the texts, so that no answer can be made to agree there."""
+    draw = random.Random(seed).randint
+    signs = SIGNS if names else SIGNS[:1]
+    return [{name: Fraction(sign * draw(20, 999), draw(101, 199)) for name in names} for sign in signs]
 
 
 def _agree(one: tuple, other: tuple, at: dict) -> bool | None:
@@ -85,7 +93,7 @@ def _value(tree: tuple, at: dict) -> Fraction | Decimal | None:
 def _power(base: Fraction | Decimal, exponent: Fraction | Decimal) -> Fraction | Decimal | None:
     if abs(exponent) > LARGEST_POWER:
         raise Undecided
-    if base == 0 and exponent <= 0 or base < 0 and exponent != int(exponent):
+    if (base == 0 and exponent <= 0) or (base < 0 and exponent != int(exponent)):
         return None
     if isinstance(exponent, Fraction) and exponent.denominator == 1:
         if isinstance(base, Fraction):
@@ -187,6 +195,7 @@ class _Reader:
             return ("number", PI)
         if token == "e":
             return ("number", DIGITS.exp(Decimal(1)))
-        if re.fullmatch("[a-zA-Z]", token) and token not in "iIdE" and not (token in "fghFGHP" and self.tokens[0] == "("):
+        applied = token in "fghFGHP" and self.tokens[0] == "("
+        if re.fullmatch("[a-zA-Z]", token) and token not in "iIdE" and not applied:
             return ("name", token)
         raise Undecided

@@ -11,6 +11,17 @@ fractions.
 import re
 from fractions import Fraction
 
+from megatron_bar.verifiers.words import (
+    BETWEEN,
+    CHANGED_AFTER,
+    CHANGED_BEFORE,
+    LEAD,
+    MEASURES,
+    MODIFIED,
+    SYMBOLS,
+    UNITS,
+)
+
 _PLAIN = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 _UNSIGNED = rf"{_PLAIN}(?:[eE][-+]?[0-9]{{1,2}}(?![0-9]))?"
 _FRACTION = re.compile(
@@ -39,69 +50,12 @@ APPLIED = re.compile(
 LONGEST = 300
 """Characters; no honest number is longer, and Python refuses to read integers of more than 4300 digits."""
 
-LEAD = frozenset(
-    """a all altogether amount an and answer answers are area as be cost costs count difference distance
-    equal equals exactly final gave gets got had has have he height her his in is it it's its just
-    left length makes my number of only our pay pays perimeter possible price probability product radius ratio remain
-    result root roots sale she side simply slope so sold solution solutions spent sum that the their then
-    there therefore these they this thus to total value values volume was we were will you""".split()
+DEGREES = re.compile(
+    r"^\s*(?:\^?\s*\\circ|\^\s*\{\s*\\circ\s*\}|\\degree)\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b)?"
 )
-UNITS = frozenset(
-    """acre adult animal apartment apple baby bag ball balloon banana barrel bead bean bee bird
-    block boat book bottle bowl box boy bracelet bread brick bus byte cake calorie candies candle
-    candy car card cat celsius cent center centimeter centimetre chair chicken child children
-    chocolate choice city class classmate cm coin color combination cookie cow crayon cup customer
-    day degree desk digit dime dog doll dollar door dress egg element elephant employee eraser euro
-    family feet fish flower foot friend fruit g gallon game girl glass gram guest hat hen hour
-    house inch item jar joule kg kid kilogram kilometer kilometre km kmh lb leg lemon letter liter
-    litre lollipop m man marble match men meter metre mg mile minute ml mm monkey month mouse mph
-    night number orange ounce outcome oz page panda paper part party path peach pear pen pencil
-    penny people percent permutation person photo picture piece pig pint pizza plant plate player
-    point potato pound problem puppy question rabbit radian ribbon room rose route row sandwich
-    seat sec second seed sheep shell shirt shoe side slice solution song stamp star step sticker
-    story student sweet table task teacher team ticket tile tomato ton toy train tree trip truck
-    unit usd value vase visitor volt watt way week wheel window woman women word worker yard year
-    yen yuan zebra
-    ampere angle arrangement brother bucket cl club cube cubit cycle dm edge error face farad fl
-    ft function goal graph group gal henry hertz hr hz in integer jump kelvin kj kn kpa kw kwh lap line lumen
-    mol mole mph ms mv newton nm ohm pa pascal pattern phone pt pupil rad rectangle region runner sheet siemens sister solar
-    sq square subset tablespoon teaspoon term tesla tonne triangle tuple turn vertex vertices vote volume weber yd""".split()
-)
-"""Singular; an ending s or es is taken off. Not in it: whatever counts in parts or bundles."""
-BETWEEN = frozenset(
-    """a all altogether an away each for her him his in left long my of old per remaining the their
-    total""".split()
-)
-MODIFIED = re.compile(r"(?:square|cubic|sq|cu)")
 UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^\s*(?:-?[0-9]|\{\s*-?[0-9]\s*\})")
-SYMBOLS = frozenset("A C F g h J K L l m N s T V W".split())
-"""Units of one letter that are read inside \\text{...}; other single letters may be variables."""
-MEASURES = {
-    alias: names.split()[0]
-    for names in (
-        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
-        "in inch inches", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram gramme", "kg kilogram",
-        "lb pound", "oz ounce", "ml milliliter millilitre", "l liter litre", "gal gallon", "s sec second",
-        "min minute", "h hr hour", "day", "week", "month", "year", "cent", "dollar usd",
-    )
-    for alias in names.split()
-}  # fmt: skip
-"""Units that are compared where truth and answer both have one."""
 WORD = re.compile(r"[A-Za-z][A-Za-z']*")
-CHANGED_BEFORE = frozenset(
-    """about above almost and anything approximately around at barely below between beside besides
-    beyond but by except exceeding excluding exceeds from half hardly least less minus more most
-    nearly negative neither never no nor not nothing or other over per plus than times to under
-    unlike unless until versus vs without wrong""".split()
-)
-CHANGED_AFTER = frozenset(
-    """and billion billions cubed divided dozen dozens factorial half halves hundred hundreds
-    million millions minus modulo mod nine nines or pairs percentage plus quarter quarters squared
-    third thirds thousand thousands times to trillion trillions fifth fifths tenth tenths twelfths
-    sixth sixths eighth eighths point lakh lakhs crore crores score scores gross base choose root
-    power log am pm""".split()
-)
-"""Words for running text, where anything may stand around a number: next best to a list of what may."""
+
 
 def literal(text: str) -> Fraction | None:
     """Returns the number that is all of ``text``, in plain notation (notation.py)."""
@@ -221,7 +175,7 @@ def _singular(word: str, known) -> str:
 
 
 def _is_unit(text: str) -> bool:
-    text = re.sub(r"^\s*(?:\^?\s*\\circ|\^\s*\{\s*\\circ\s*\}|\\degree)\s*(?:\\text\{\s*[CF]\s*\}|[CF]\b)?", "", text)
+    text = DEGREES.sub("", text)
     text = UNIT_POWER.sub("", text)
     text = re.sub(r"\\text\{([^{}]*)\}", lambda roman: " " if _are_units(roman[1]) else " ? ", text)
     words = text.strip().lstrip("%").rstrip(".,").replace("/", " per ").split()
@@ -237,13 +191,13 @@ def _is_unit(text: str) -> bool:
 def _are_units(text: str) -> bool:
     r"""Returns whether the words of \text{...} behind a number leave it as it is."""
     text = UNIT_POWER.sub("", text)
-    words = WORD.findall(text)
+    words = [word if len(word) == 1 else word.lower() for word in WORD.findall(text)]
     changing = (CHANGED_BEFORE | CHANGED_AFTER) - {"per", "from"}
     return (
         not re.search(r"[^A-Za-z\s.,/*'()-]", text)
         and len(words) <= 6
-        and not any(word.lower() in changing or word.lower().endswith(("illion", "illions")) for word in words)
-        and all(len(word) > 1 or word in SYMBOLS for word in words if word.lower() != "a")
+        and not any(word in changing or word.endswith(("illion", "illions")) for word in words)
+        and all(len(word) > 1 or word in SYMBOLS for word in words if word != "a")
     )
 
 

@@ -75,6 +75,7 @@ PARTS = re.compile(r"([0-9]+)\s*((?::\s*[0-9]+)+)\s*(?:([ap])\.?\s*m\.?)?", re.I
 NAMED = re.compile(
     r"\s*(\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*([^=]+)"
 )
+INEQUALITY = re.compile(r"[<>]|\\[lg][et](?![a-z])")
 CONJUNCTION = re.compile(r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:and|or)\b)\s*")
 
 
@@ -121,8 +122,8 @@ def _same(truth: str, answer: str) -> bool:
     wanted = _number(truth)
     if wanted is not None:
         names = {name for name in (_named(truth)[0], _named(answer)[0]) if name and len(name) == 1}
-        same = wanted in (literal.number(answer), _exact(answer)) and len(names) < 2 and not literal.units_differ(truth, answer)
-        return same or _is_same_list(truth, answer)
+        same = wanted in (literal.number(answer), _exact(answer)) and len(names) < 2
+        return (same and not literal.units_differ(truth, answer)) or _is_same_list(truth, answer)
     choice = _choice(truth)
     if choice:
         return _choice(literal.without_lead(unwrapped(answer))) == choice
@@ -136,7 +137,8 @@ def _same(truth: str, answer: str) -> bool:
 def _number(truth: str) -> Fraction | None:
     """Returns the number that a truth is; "x = 5" is one, but "x + y = 5" is an equation."""
     left = unwrapped(truth).rpartition("=")[0]
-    is_equation = re.search("[A-Za-z]", left) and not _named(truth)[0] and literal.without_lead(left + " ").strip()
+    words = not literal.without_lead(left + " ").strip()
+    is_equation = re.search("[A-Za-z]", left) and not words and not _named(truth)[0]
     return None if is_equation else literal.number(truth)
 
 
@@ -191,9 +193,11 @@ def _same_parts(truth: str, answer: str) -> bool:
             return False
         truth, answer = f"{name} = {truth}", f"{other} = {answer}"
     joined = [set(re.findall(r"\b(?:and|or)\b", unwrapped(text))) for text in (truth, answer)]
-    if re.search(r"[<>]|\\[lg]e", truth) and all(joined) and joined[0] != joined[1]:
+    if INEQUALITY.search(truth) and all(joined) and joined[0] != joined[1]:
         return False
     (brackets, wanted), (enclosing, given) = _elements(truth), _elements(answer)
+    if len(wanted) == 1 and brackets == "" and enclosing not in ("", "{}") and INEQUALITY.search(truth):
+        enclosing, given = "", [answer]  # math-verify knows which interval it is
     if len(wanted) != len(given) or not all(given):
         return False
     names, others = (sorted(filter(None, (_named(part)[0] for part in parts))) for parts in (wanted, given))
@@ -255,8 +259,10 @@ def _elements(text: str) -> tuple[str, list[str]]:
         brackets, parts = "", [brackets[0] + parts[0] + brackets[1]]
     if brackets not in ("", "{}"):
         return brackets, parts
-    signed = [[part.replace(r"\pm", sign) for sign in "+-"] if part.count(r"\pm") == 1 else [part] for part in parts]
-    return brackets, [re.sub(r"^\s*\+\s*", "", part).strip() for both in signed for part in both]
+    both = [
+        part.replace(r"\pm", sign) for part in parts for sign in ("+-" if part.count(r"\pm") == 1 else "+")
+    ]
+    return brackets, [re.sub(r"^\s*\+\s*", "", part).strip() for part in both]
 
 
 def _closed_at(text: str) -> int:
@@ -282,7 +288,8 @@ def _askable(text: str) -> str:
     text = re.sub(r"(?<![0-9.}])([0-9]{1,9})\s*\\frac\{([0-9]{1,9})\}\{([0-9]{1,9})\}", improper, text)
     value = _number(text)
     if value is not None:
-        return str(value.numerator) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        top, under = value.as_integer_ratio()
+        return str(top) if under == 1 else rf"\frac{{{top}}}{{{under}}}"
     return re.sub(r"([0-9]*)\.([0-9]+)", fraction, re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", unwrapped(text)))
 
 

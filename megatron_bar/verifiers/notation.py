@@ -3,12 +3,13 @@ r"""One spelling for what mathematics is written in: LaTeX, Unicode or plain tex
 import re
 
 SPELLED = {
-    "\u2212": "-", "\u2013": "-", "\u2019": "'", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
-    "\u00f7": r"\div ", "\u00b1": r"\pm ", "\u03c0": r"\pi ", "\u03b8": r"\theta ", "\u221e": r"\infty ",
-    "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}",
-    "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u00b0": r"^\circ ", "\u00a0": " ", "\u202f": " ",
-    "\u2009": " ", "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}",
-    "\u2153": r"\frac{1}{3}", "\u2154": r"\frac{2}{3}", "~": " ",
+    "\u2212": "-", "\u2013": "-", "\u2019": "'", "\u00d7": r"\times ", "\u00b7": r"\cdot ",
+    "\u22c5": r"\cdot ", "\u00f7": r"\div ", "\u00b1": r"\pm ", "\u03c0": r"\pi ", "\u03b8": r"\theta ",
+    "\u221e": r"\infty ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ",
+    "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}", "\u2264": r"\le ", "\u2265": r"\ge ",
+    "\u2260": r"\ne ", "\u00b0": r"^\circ ", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "~": " ",
+    "\u00bd": r"\frac{1}{2}", "\u00bc": r"\frac{1}{4}", "\u00be": r"\frac{3}{4}",
+    "\u2153": r"\frac{1}{3}", "\u2154": r"\frac{2}{3}",
 }  # fmt: skip
 TABLE = str.maketrans(SPELLED)
 SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
@@ -66,7 +67,7 @@ def without_brackets(text: str) -> str:
     """Takes off {} around all of a text, and () around all of what is no list."""
     while len(text) > 1 and text[0] + text[-1] in ("{}", "()"):
         inside = text[1:-1]
-        if not is_balanced(inside) or text[0] == "(" and re.search("[,;]", inside):
+        if not is_balanced(inside) or (text[0] == "(" and re.search("[,;]", inside)):
             break
         text = inside.strip()
     return text

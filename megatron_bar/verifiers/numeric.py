@@ -1,4 +1,4 @@
-"""Numeric: the number that answers a question, as grade-school data sets (GSM8K, arXiv 2110.14168) are scored.
+"""Numeric: the number that answers a question, as of grade-school data sets (GSM8K, arXiv 2110.14168).
 
 truth = a number, or a text that is one or ends with "#### number" as the data set's solutions do. Where the
 answer stands: extract.py (so "####", a box or a label), and there only known words may stand beside the

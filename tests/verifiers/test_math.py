@@ -31,7 +31,13 @@ PLACES = [
     "Answer: $%s$ since 3+4=7", "**The answer is: $%s$.**", "Final Answer:\n```\n%s\n```", "The answer is $%s$. So 7 is not.",
     "Answer: %s\n\n#### Explanation\nIt is 6 * 7.", "\\boxed{%s}\n\n(The answer: a number of apples.)",
 ]  # fmt: skip
-ANSWERS = [("17", "18"), (r"\frac{5}{8}", r"\frac{8}{5}"), (r"3\sqrt{7}", r"7\sqrt{3}"), ("x^2-4", "x^2+4"), ("-6", "6")]
+ANSWERS = [
+    ("17", "18"),
+    (r"\frac{5}{8}", r"\frac{8}{5}"),
+    (r"3\sqrt{7}", r"7\sqrt{3}"),
+    ("x^2-4", "x^2+4"),
+    ("-6", "6"),
+]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -55,11 +61,20 @@ numbers = st.fractions(-(10**6), 10**6, max_denominator=10**4)
 def notations(value: Fraction) -> list[str]:
     """Returns how ``value`` may be written."""
     sign, top, under = "-" if value < 0 else "", abs(value.numerator), value.denominator
-    forms = [f"{sign}{top}/{under}", rf"{sign}\frac{{{top}}}{{{under}}}", rf"\dfrac{{{sign}{top}}}{{{under}}}"]
+    forms = [
+        f"{sign}{top}/{under}",
+        rf"{sign}\frac{{{top}}}{{{under}}}",
+        rf"\dfrac{{{sign}{top}}}{{{under}}}",
+    ]
     forms += [rf"\left({sign}\tfrac{{{top}}}{{{under}}}\right)", rf"x = {sign}\cfrac{{{top}}}{{{under}}}"]
     if 10**6 % under == 0:
         places = f"{value.numerator * (10**6 // under)}"
-        forms += [rf"{places} \times 10^{{-6}}", rf"{places}\cdot10^{{-6}}", f"{places} \u00d7 10\u207b\u2076", f"{places}e-6"]
+        forms += [
+            rf"{places} \times 10^{{-6}}",
+            rf"{places}\cdot10^{{-6}}",
+            f"{places} \u00d7 10\u207b\u2076",
+            f"{places}e-6",
+        ]
     if top > under > 1:
         whole, rest = divmod(top, under)
         forms += [f"{sign}{whole} {rest}/{under}", rf"{sign}{whole}\frac{{{rest}}}{{{under}}}"]
@@ -102,12 +117,22 @@ def test_repeating_decimals(whole, before, period):
 UNITS = """cm m km kg g mg s min h hours minutes ft feet inches mph km/h m/s m/s^2 N J W V Hz K cm^2 cm^3 units
 integers ways students apples degrees dollars cents percent people books gallons liters mL pounds points
 solutions cookies days weeks triangles games pages mol kJ radians widgets gnomes""".split()
-UNITS += ["sq. units", "square units", "cubic feet", "per hour", "miles per hour", "years old", "marbles in all"]
+UNITS += [
+    "sq. units",
+    "square units",
+    "cubic feet",
+    "per hour",
+    "miles per hour",
+    "years old",
+    "marbles in all",
+]
 FACTORS = ["million", "thousand", "dozen", "hundred", "billion", "gazillion", "factorial", "squared", "times 3", "or 6",
     "and 6", "plus 1", "halves", "pairs", "lakh", "mod 3", "base 6", "to 7", "thirds", "x", "or more", "minus 2", "pm"]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", [r"%s\text{ %s}", r"%s\ \text{%s}", r"%s \mathrm{~%s}", r"%s\,\mathrm{%s}", r"%s~\mbox{ %s}"])
+@pytest.mark.parametrize(
+    "form", [r"%s\text{ %s}", r"%s\ \text{%s}", r"%s \mathrm{~%s}", r"%s\,\mathrm{%s}", r"%s~\mbox{ %s}"]
+)
 def test_units_leave_a_number_as_it_is_and_factors_do_not(form):
     for unit in UNITS:
         assert verify("math", rf"\boxed{{{form % (5, unit)}}}", "5") == 1, unit
@@ -143,12 +168,21 @@ def test_digits_and_base_must_both_be_those(digits, base, others, another):
     assert verify("math", rf"\boxed{{{digits}}}", f"{digits}_{{{base}}}") == (base == 10)
 
 
-few = st.lists(st.integers(-3, 3) | st.sampled_from([r"\frac{1}{2}", "0.25", r"-\frac{3}{4}"]), min_size=2, max_size=4)
+few = st.lists(
+    st.integers(-3, 3) | st.sampled_from([r"\frac{1}{2}", "0.25", r"-\frac{3}{4}"]), min_size=2, max_size=4
+)
 BRACKETS = ["%s", r"\{%s\}", "(%s)", "[%s]", "(%s]", "[%s)", r"\left(%s\right)"]
 
 
 @settings(max_examples=300)
-@given(few, few, st.sampled_from(BRACKETS), st.sampled_from(BRACKETS), st.sampled_from([", ", ",", "; "]), st.randoms())
+@given(
+    few,
+    few,
+    st.sampled_from(BRACKETS),
+    st.sampled_from(BRACKETS),
+    st.sampled_from([", ", ",", "; "]),
+    st.randoms(),
+)
 def test_lists_points_and_intervals(wanted, other, around, enclosing, comma, random):
     """By the definition: a list and a set have no order, the rest has, and brackets are part of it; only a list
     may be written in others."""
@@ -156,11 +190,13 @@ def test_lists_points_and_intervals(wanted, other, around, enclosing, comma, ran
         other = random.sample(wanted, len(wanted))
     kinds = [text.replace(r"\left", "").replace(r"\right", "") for text in (around, enclosing)]
     loose = ("%s", r"\{%s\}")
-    allowed = kinds[0] == kinds[1] or kinds[0] == "%s" or kinds[0] in loose and kinds[1] in loose
+    allowed = kinds[0] == kinds[1] or kinds[0] == "%s" or (kinds[0] in loose and kinds[1] in loose)
     ordered = kinds[0] not in loose or kinds[1] not in loose
     values = [[literal.literal(str(part)) for part in parts] for parts in (wanted, other)]
     equal = values[0] == values[1] if ordered else sorted(values[0]) == sorted(values[1])
-    truth, answer = (form % ", ".join(map(str, parts)) for form, parts in ((around, wanted), (enclosing, other)))
+    truth, answer = (
+        form % ", ".join(map(str, parts)) for form, parts in ((around, wanted), (enclosing, other))
+    )
     answer = enclosing % comma.join(map(str, other))
     assert verify("math", rf"\boxed{{{answer}}}", truth) == (allowed and equal)
 
@@ -173,7 +209,13 @@ CHOICES = [("%s", 1), ("(%s)", 1), (r"\text{%s}", 1), (r"\textbf{(%s)}", 1), (r"
 
 @pytest.mark.parametrize("letter, other", list(itertools.permutations("ABCD", 2)))
 def test_choices(letter, other):
-    for truth in (letter, rf"\text{{({letter})}}", rf"\textbf{{({letter})}}", f"({letter})", rf"\mathrm{{({letter})}}"):
+    for truth in (
+        letter,
+        rf"\text{{({letter})}}",
+        rf"\textbf{{({letter})}}",
+        f"({letter})",
+        rf"\mathrm{{({letter})}}",
+    ):
         for form, score in CHOICES:
             answer = form.replace("%s", letter)
             assert verify("math", rf"\boxed{{{answer}}}", truth) == score, answer
@@ -202,7 +244,9 @@ def test_a_question_copied_back_earns_nothing(question, truth):
     assert [verify("math", place % question, truth) for place in PLACES] == [0] * len(PLACES)
 
 
-leaves = st.integers(0, 9).map(str) | st.sampled_from(["x", "y", "x^2", r"\pi", r"\sqrt{3}", r"\sqrt{x}", "e"])
+leaves = st.integers(0, 9).map(str) | st.sampled_from(
+    ["x", "y", "x^2", r"\pi", r"\sqrt{3}", r"\sqrt{x}", "e"]
+)
 expressions = st.recursive(
     leaves,
     lambda inner: st.tuples(inner, inner, st.sampled_from(
@@ -228,14 +272,22 @@ def test_values_agree_with_sympy(one, other):
 
 def sympy_tree(text: str, sympy):
     """Reads the grammar of ``expressions``, by Python's own parser."""
-    python = text.replace(r"\cdot", "*").replace(")(", ")*(").replace("^", "**").replace(r"\pi", "pi").replace("e", "E")
+    python = (
+        text.replace(r"\cdot", "*")
+        .replace(")(", ")*(")
+        .replace("^", "**")
+        .replace(r"\pi", "pi")
+        .replace("e", "E")
+    )
     while r"\frac" in python:
         start = python.rindex(r"\frac{")
         top, rest = marked(rf"\boxed{python[start + 5 :]}"), python[start + 5 :]
         under = marked(rf"\boxed{rest[len(top) + 2 :]}")
         python = python[:start] + f"(({top})/({under}))" + rest[len(top) + len(under) + 4 :]
     python = python.replace(r"\sqrt{3}", "sqrt(3)").replace(r"\sqrt{x}", "sqrt(x)")
-    return sympy.sympify(python, locals={"x": sympy.Symbol("x", positive=True), "y": sympy.Symbol("y", real=True)})
+    return sympy.sympify(
+        python, locals={"x": sympy.Symbol("x", positive=True), "y": sympy.Symbol("y", real=True)}
+    )
 
 
 def test_many_answers_keep_their_order_among_servers():
@@ -244,7 +296,9 @@ def test_many_answers_keep_their_order_among_servers():
     assert verify_many(items) == [float(n % 2 == 0) for n in range(24)]
 
 
-@pytest.mark.parametrize("truth", [r"5 \mathrm{~min}", r"2\sqrt{3} \text{ max}", r"2:30\text{ p.m.}", "203_5", "A", "x = 3"])
+@pytest.mark.parametrize(
+    "truth", [r"5 \mathrm{~min}", r"2\sqrt{3} \text{ max}", r"2:30\text{ p.m.}", "203_5", "A", "x = 3"]
+)
 def test_truths_that_are_read(truth):
     check_task("math", truth, "here")
     assert verify("math", f"Answer: {truth}", truth) == 1
