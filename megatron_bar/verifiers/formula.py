@@ -46,7 +46,7 @@ def equal(one: str, other: str) -> bool | None:
 
 
 def _points(names: list[str], seed: str) -> list[dict[str, Fraction]]:
-    """Returns values for variables. They depend on the texts, so that no answer can be made to agree there."""
+    """Returns values for variables. They depend on the texts: no answer can be made to agree there."""
     draw = random.Random(seed).randint
     signs = SIGNS if names else SIGNS[:1]
     return [{name: Fraction(sign * draw(20, 999), draw(101, 199)) for name in names} for sign in signs]

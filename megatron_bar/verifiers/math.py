@@ -33,6 +33,7 @@ from fractions import Fraction
 
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers import extract, formula, literal
+from megatron_bar.verifiers.elements import CONJUNCTION, INEQUALITY, elements, named
 from megatron_bar.verifiers.notation import plain, top_level, unwrapped
 from megatron_bar.verifiers.sandbox import fork_server
 
@@ -65,18 +66,13 @@ CALCULATION = re.compile(
 """Work left undone in a constant: a sum, a product, quotient or power of numbers, a factorial."""
 TOWER = re.compile(r"\^\s*\{?\s*[0-9.]+\s*\^|\^\s*\{?\s*[-+]?[0-9]{5}|!\s*!|[0-9]{5}\s*!|[0-9]{60}")
 """Numbers that nobody could write down."""
-
-
-CHOICE = re.compile(r"(?:option|choice)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-Ja-j])\s*(?:[).:]|\Z))", re.IGNORECASE)
+CHOICE = re.compile(
+    r"(?:option|choice)?\s*(?:\(\s*([A-J])\s*\)(?=[\s.:]|\Z)|([A-J])\s*(?:[).:]|\Z))", re.IGNORECASE
+)
 SECOND_CHOICE = re.compile(r"\([A-J]\)|\b[A-J][).:]|^[\W]*(?:and|or)?\W*\b[A-J]\W*$|^\W*(?:and|or|not)\b")
 WORDS = re.compile(r"[^\W\d_]{2,}(?:['-][^\W\d_]{2,}|\s+[^\W\d_]+)*")
 BASE = re.compile(r"([0-9][0-9A-Z]*)\s*_\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
 PARTS = re.compile(r"([0-9]+)\s*((?::\s*[0-9]+)+)\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
-NAMED = re.compile(
-    r"\s*(\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?|\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-z]))\s*([^=]+)"
-)
-INEQUALITY = re.compile(r"[<>]|\\[lg][et](?![a-z])")
-CONJUNCTION = re.compile(r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:and|or)\b)\s*")
 
 
 def verify(response: str, truth) -> float:
@@ -121,10 +117,10 @@ def _same(truth: str, answer: str) -> bool:
         return True
     wanted = _number(truth)
     if wanted is not None:
-        names = {name for name in (_named(truth)[0], _named(answer)[0]) if name and len(name) == 1}
+        names = {name for name in (named(truth)[0], named(answer)[0]) if name and len(name) == 1}
         same = wanted in (literal.number(answer), _exact(answer)) and len(names) < 2
         return (same and not literal.units_differ(truth, answer)) or _is_same_list(truth, answer)
-    choice = _choice(truth)
+    choice = None if truth.islower() else _choice(truth)
     if choice:
         return _choice(literal.without_lead(unwrapped(answer))) == choice
     truth, answer = literal.without_units(truth), literal.without_units(literal.without_lead(answer))
@@ -138,7 +134,7 @@ def _number(truth: str) -> Fraction | None:
     """Returns the number that a truth is; "x = 5" is one, but "x + y = 5" is an equation."""
     left = unwrapped(truth).rpartition("=")[0]
     words = not literal.without_lead(left + " ").strip()
-    is_equation = re.search("[A-Za-z]", left) and not words and not _named(truth)[0]
+    is_equation = re.search("[A-Za-z]", left) and not words and not named(truth)[0]
     return None if is_equation else literal.number(truth)
 
 
@@ -187,7 +183,7 @@ def _may_be_product(truth: str, answer: str) -> bool:
 
 def _same_parts(truth: str, answer: str) -> bool:
     """Compares two texts element by element, each alone if it is no list, set, point or interval."""
-    (name, truth), (other, answer) = _named(truth), _named(answer)
+    (name, truth), (other, answer) = named(truth), named(answer)
     if name and other and name != other:
         if top_level(truth, ",;")[1:] or top_level(answer, ",;")[1:]:
             return False
@@ -195,27 +191,27 @@ def _same_parts(truth: str, answer: str) -> bool:
     joined = [set(re.findall(r"\b(?:and|or)\b", unwrapped(text))) for text in (truth, answer)]
     if INEQUALITY.search(truth) and all(joined) and joined[0] != joined[1]:
         return False
-    (brackets, wanted), (enclosing, given) = _elements(truth), _elements(answer)
+    (brackets, wanted), (enclosing, given) = elements(truth), elements(answer)
     if len(wanted) == 1 and brackets == "" and enclosing not in ("", "{}") and INEQUALITY.search(truth):
         enclosing, given = "", [answer]  # math-verify knows which interval it is
     if len(wanted) != len(given) or not all(given):
         return False
-    names, others = (sorted(filter(None, (_named(part)[0] for part in parts))) for parts in (wanted, given))
+    names, others = (sorted(filter(None, (named(part)[0] for part in parts))) for parts in (wanted, given))
     if len(names) == len(others) == len(wanted) > 1:
         if names != others:
             return False
         wanted, given = sorted(wanted), sorted(given)
-    named = len(set(names)) > 1 or len(set(others)) > 1
+    by_name = len(set(names)) > 1 or len(set(others)) > 1
     if len(wanted) > 1:
-        wanted, given = [_named(part)[1] for part in wanted], [_named(part)[1] for part in given]
+        wanted, given = [named(part)[1] for part in wanted], [named(part)[1] for part in given]
     lists = ("", "{}")
     if brackets != enclosing and r"\emptyset" in given + wanted:
         return False
-    if brackets not in lists and enclosing != brackets and not (named and enclosing == ""):
+    if brackets not in lists and enclosing != brackets and not (by_name and enclosing == ""):
         return False
     if brackets == "{}" and enclosing not in lists:
         return False
-    ordered = named or enclosing not in lists
+    ordered = by_name or enclosing not in lists
     return _all_same(wanted, given, ordered)
 
 
@@ -234,45 +230,6 @@ def _all_same(wanted: list[str], given: list[str], ordered: bool) -> bool:
         if None not in verdicts or False in verdicts:
             return False not in verdicts
     return fork_server.ask_any("math_child", wanted, given, ordered) is True
-
-
-def _named(text: str) -> tuple[str | None, str]:
-    """Splits "x = 5" and "x \\in (0, 1)" into the name and what it is; without a name, None and all."""
-    match = NAMED.fullmatch(text)
-    return (match[1], match[2]) if match else (None, text)
-
-
-def _elements(text: str) -> tuple[str, list[str]]:
-    """Returns the brackets around a list, "" for none, and its elements."""
-    text = CONJUNCTION.sub(", ", text.replace(r"\{", "{").replace(r"\}", "}")).strip()
-    brackets = ""
-    if len(text) > 1 and text[0] in "([{" and text[-1] in ")]}" and len(top_level(text, "")) == 1:
-        depths = _closed_at(text)
-        if depths == len(text) - 1:
-            brackets, text = text[0] + text[-1], text[1:-1]
-    parts = top_level(text, ";")
-    if len(parts) == 1:
-        spaced = ", " in text
-        marked = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "\0", text) if spaced or not brackets else text
-        parts = [part.replace("\0", ",") for part in top_level(marked, ",")]
-    if len(parts) == 1 and brackets in ("()", "[]"):
-        brackets, parts = "", [brackets[0] + parts[0] + brackets[1]]
-    if brackets not in ("", "{}"):
-        return brackets, parts
-    both = [
-        part.replace(r"\pm", sign) for part in parts for sign in ("+-" if part.count(r"\pm") == 1 else "+")
-    ]
-    return brackets, [re.sub(r"^\s*\+\s*", "", part).strip() for part in both]
-
-
-def _closed_at(text: str) -> int:
-    """Returns where the bracket that starts ``text`` is closed."""
-    depth = 0
-    for i, character in enumerate(text):
-        depth += (character in "({[") - (character in ")}]")
-        if depth == 0:
-            return i
-    return -1
 
 
 def _askable(text: str) -> str:
