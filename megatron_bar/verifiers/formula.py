@@ -87,7 +87,10 @@ def _value(tree: tuple, at: dict) -> Fraction | Decimal | None:
         sums = {"+": Fraction.__add__, "*": Fraction.__mul__, "/": Fraction.__truediv__}
     if kind == "/" and values[1] == 0:
         return None
-    return sums[kind](*values)
+    value = sums[kind](*values)
+    if isinstance(value, Fraction) and _bits(value) > LARGEST_FRACTION:
+        raise Undecided
+    return value
 
 
 def _power(base: Fraction | Decimal, exponent: Fraction | Decimal) -> Fraction | Decimal | None:
@@ -97,14 +100,17 @@ def _power(base: Fraction | Decimal, exponent: Fraction | Decimal) -> Fraction |
         return None
     if isinstance(exponent, Fraction) and exponent.denominator == 1:
         if isinstance(base, Fraction):
-            bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if bits * abs(exponent) > LARGEST_FRACTION:
+            if _bits(base) * abs(exponent) > LARGEST_FRACTION:
                 raise Undecided
             return base**exponent.numerator
         return DIGITS.power(base, exponent.numerator)
     if exponent == Fraction(1, 2):
         return DIGITS.sqrt(_decimal(base))
     return DIGITS.power(_decimal(base), _decimal(exponent))
+
+
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
 
 
 def _decimal(value: Fraction | Decimal) -> Decimal:

@@ -39,12 +39,13 @@ NUMBER = re.compile(
 )
 IN_TEXT = re.compile(
     rf"(?:(?<![\w).}}])[-+])?(?:(?<![\w.])(?:{_PLAIN}\s*(?:\\times|\\cdot|\u00d7)\s*)?10\^(?:\{{-?[0-9]{{1,3}}\}}|[0-9]{{1,3}})"
-    rf"|(?<![\w.^{{\\]){_UNSIGNED}(?:/{_UNSIGNED})?"
+    rf"|(?<![\w.^{{\\/]){_UNSIGNED}(?:/{_UNSIGNED})?"
     rf"|\\[dt]?frac\{{{_UNSIGNED}\}}\{{{_UNSIGNED}\}})"
 )
 """A number in running text: the minus of "10-3" is no sign, the 2 of "H2" or of "\\sqrt{2}" no number."""
 APPLIED = re.compile(
     r"\\(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|pi|times|cdot|div|pm|ne|neq|[lg]eq?|lt|gt)(?:_\{?\w+\}?)?\s*\Z"
+    r"|\w\(\s*\Z|(?:\b[A-Za-z]|[)}\]])\s*[-+*/]\s*\Z"
 )
 """What is done to a number in running text."""
 LONGEST = 300
@@ -102,7 +103,7 @@ def last_number(text: str) -> str:
     changing = CHANGED_BEFORE - {"to", "and", "by", "from"}
     if any(word in changing or word.endswith("n't") for word in before):
         return ""
-    if _is_changed(text[end:]) or APPLIED.search(text[:start]):
+    if _is_changed(text[end:]) or APPLIED.search(text[:start]) or _in_argument(text[:start]):
         return ""
     sides = re.search(r"[-0-9.,=\s+*/^()]*\Z", text[:start])[0].split("=")
     others = [literal(side) for side in sides[:-1]] if not sides[-1].strip() else []
@@ -139,6 +140,16 @@ def _is_changed(after: str) -> bool:
         return not adjacent or not _is_unit(adjacent[0])
     word = re.match(r"[\s*%}\])-]*([A-Za-z]*)", after)[1].lower()
     return word in CHANGED_AFTER or word.endswith(("illion", "illions"))
+
+
+def _in_argument(before: str) -> bool:
+    r"""Returns whether what follows ``before`` stands in an argument of LaTeX, as the 2 of "x^{n+2}"."""
+    depth = 0
+    for i in reversed(range(len(before))):
+        depth += (before[i] == "}") - (before[i] == "{")
+        if depth < 0:
+            return not re.search(r"\\(?:text|math|m?box)[a-z]*\s*\Z", before[:i])
+    return False
 
 
 def _is_side(text: str) -> bool:
