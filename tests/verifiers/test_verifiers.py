@@ -22,7 +22,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.verifiers import VERIFIERS, check_task, reasoning_gym, verify, verify_many
 from megatron_bar.verifiers.constraints import CONSTRAINTS
 from megatron_bar.verifiers.sandbox import fork_server
-from megatron_bar.verifiers.sandbox.code_child import spell
+from megatron_bar.verifiers.sandbox.wire import spell
 
 HAS_GYM = importlib.util.find_spec("reasoning_gym") is not None
 
@@ -356,12 +356,15 @@ BAD_TRUTHS = [
     ("code", {"function": "f", "tests": [[[1], object()]]}), ("code", {"function": "f", "tests": [[[1], 1]], "pass_fraction": 0}),
     ("code", {"function": "f", "tests": [[[1], 1]], "timeout": 3}), ("code", {"stdin_tests": []}),
     ("code", {"stdin_tests": [["1", 1]]}), ("code", {"stdin_tests": [["1", "1"]], "function": "f"}),
-    ("code", ["assert f(1)"]), ("code", ["assert f(x) == 1"]), ("code", ["assert f(1) == g(1)"]),
-    ("code", ["assert f(a=1) == 1"]),
-    ("code", ["assert f(1) != 1"]), ("code", ["f(1) == 1"]), ("code", ["assert f(1) == 1", "assert g(1) "
-        "== 1"]),
-    ("code", ["assert ("]),
-    ("code", '["assert f(1)"]'), ("code", []), ("code", ["import os"]), ("code", ["assert f(1) < f(2) == 3"]),
+    ("code", ["f(1) == 1"]), ("code", ["assert ("]), ("code", ["assert f(1)", 1]), ("code", ["assert f(1)", "assert\0"]),
+    ("code", []), ("code", ["import os"]), ("code", ["assert 1 == 1"]), ("code", ["assert len([]) == abs(0)"]),
+    ("code", ["def f(): pass\nassert f() is None"]), ("code", '["assert ("]'), ("code", "{"), ("code", "[[1]]"),
+    ("code", {"program": "assert True"}), ("code", {"program": "x ="}), ("code", {"program": ["assert f(1)"]}),
+    ("code", {"program": "assert f(1)", "entry_point": "f()"}), ("code", {"program": "assert f(1)", "tests": []}),
+    ("code", {"program": "assert f(1)", "prompt": "def f(): pass"}), ("code", {"program": "assert f(1)", "entry_point": "f", "prompt": "g"}),
+    ("code", {"program": "assert f(1)", "entry_point": "f", "prompt": 1}), ("code", {"program": "f" * 9 + "(" * 999}),
+    ("code", {"inputs": ["1"], "outputs": []}), ("code", {"inputs": [1], "outputs": [1]}), ("code", [{"input": "1"}]),
+    ("code", [{"input": "1", "output": "1", "testtype": "functional"}]), ("code", [{"input": "1", "output": 1}]),
     ("code", {"function": "f", "tests": [[[1], 1]], "pass_fraction": math.nan}),
     ("tool_call", "add(a=1)"), ("tool_call", []), ("tool_call", {"name": "f"}), ("tool_call", {"name": "f", "arguments": [1]}),
     ("tool_call", {"name": "f", "arguments": {}, "optional": "a"}), ("tool_call", {"name": "f", "arguments": {"x": math.nan}}),
