@@ -321,6 +321,8 @@ INSTRUCTION = [
     ("a\nb\n\nc", rule("exact_paragraphs", n=2), 1),
     ("a\n***\nb", rule("exact_paragraphs", n=2), 1),
     ("a\nb", rule("exact_paragraphs", n=2), 0),
+    ("a\n\nb\n* * *\nc", rule("exact_parts", n=2), 1),
+    ("a\n***\nb\n***", rule("exact_parts", n=2), 0),
     ("a\n\nThen b", rule("paragraph_starts_with", n=2, text="Then"), 1),
     ("Then a\n\nb", rule("paragraph_starts_with", n=2, text="Then"), 0),
     ("Then a", rule("paragraph_starts_with", n=2, text="Then"), 0),
