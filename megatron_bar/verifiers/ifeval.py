@@ -12,9 +12,10 @@ import functools
 import json
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 Relation = Literal["less than", "at least"]
+RELATIONS = get_args(Relation)
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 # Before most words these end no sentence. Not "e.g." and "etc.", which Punkt's own table does not have.
@@ -56,7 +57,7 @@ def response_language(text: str, *, language: str) -> bool:
 
 
 def number_sentences(text: str, *, num_sentences: int, relation: Relation) -> bool:
-    return _holds(len(_punkt().tokenize(text)), relation, num_sentences)
+    return _holds(len(punkt().tokenize(text)), relation, num_sentences)
 
 
 def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
@@ -159,7 +160,8 @@ def quotation(text: str) -> bool:
 
 
 @functools.cache
-def _punkt():
+def punkt():
+    """Returns the sentence tokenizer."""
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
     parameters = PunktParameters()
@@ -171,7 +173,7 @@ def _punkt():
 def _words(text: str) -> list[str]:
     from nltk.tokenize import NLTKWordTokenizer
 
-    return [word for sentence in _punkt().tokenize(text) for word in NLTKWordTokenizer().tokenize(sentence)]
+    return [word for sentence in punkt().tokenize(text) for word in NLTKWordTokenizer().tokenize(sentence)]
 
 
 @functools.cache
