@@ -139,7 +139,11 @@ def end_checker(text: str, *, end_phrase: str) -> bool:
 
 
 def capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: Relation) -> bool:
-    return _holds(sum(word.isupper() for word in _words(text)), capital_relation, capital_frequency)
+    from nltk.tokenize import NLTKWordTokenizer
+
+    # By whole texts: cutting them into sentences first sets free a full stop, and no word.
+    words = NLTKWordTokenizer().tokenize(text)
+    return _holds(sum(word.isupper() for word in words), capital_relation, capital_frequency)
 
 
 def english_capital(text: str) -> bool:
@@ -168,12 +172,6 @@ def punkt():
     parameters.abbrev_types = set(ABBREVIATIONS.split())
     parameters.sent_starters = set(STARTERS.split())
     return PunktSentenceTokenizer(parameters)
-
-
-def _words(text: str) -> list[str]:
-    from nltk.tokenize import NLTKWordTokenizer
-
-    return [word for sentence in punkt().tokenize(text) for word in NLTKWordTokenizer().tokenize(sentence)]
 
 
 @functools.cache

@@ -396,9 +396,93 @@ INSTRUCTION = [
     ("\u041f\u0440\u0438\u0432\u0435\u0442, 7!", rule("script", text="CYRILLIC"), 1),
     ("\u041f\u0440\u0438\u0432\u0435\u0442, you", rule("script", text="CYRILLIC"), 0),
     ("7", rule("script", text="LATIN"), 0),
+    # as a reader counts
+    ("* *one*\n- *two*", rule("min_highlights", n=2), 1),
+    ("2*3*4 and a * b * c", rule("min_highlights", n=1), 0),
+    ("****", rule("min_highlights", n=1), 0),
+    ("***both***, **two**.", rule("min_highlights", n=2), 1),
+    ("a\r\n\r\nTwo", rule("paragraph_starts_with", n=2, text="Two"), 1),
+    ("Once\n\nTwofold", rule("paragraph_starts_with", n=2, text="Two"), 0),
+    ("Hello, you", rule("starts_with", text="Hello"), 1),
+    ("Helloween", rule("starts_with", text="Hello"), 0),
+    ("a nice goodbye", rule("ends_with", text="bye"), 0),
+    ("What?", rule("ends_with", text="?"), 1),
+    ("a\n\n\n\nb", rule("exact_paragraphs", n=2), 1),
+    ("a\n* * *\nb", rule("exact_paragraphs", n=2), 1),
+    ("- one\n- two\n\u2014", rule("exact_words", n=2), 1),
+    ("- - -\n- a\n- b", rule("bullets", n=2), 1),
+    ("* * * *\n***\n* a", rule("bullets", n=1), 1),
+    ("**Title**\n* a\n* b", rule("bullets", n=2), 1),
+    ('"a" and "b"', rule("quoted"), 0),
+    ('"He said "hi" to me"', rule("quoted"), 1),
+    ('"He said \\"hi\\" to me"', rule("quoted"), 1),
+    ("\u201ca\u201d and \u201cb\u201d", rule("quoted"), 0),
+    ('{"a": NaN}', rule("json_only"), 0),
+    ("```JSON\r\n{}\r\n```", rule("json_only"), 1),
+    # what nobody sees
+    ("\U000e0041\u2800", rule("no_commas"), 0),
+    ("\u3164 \uffa0 \u200d", rule("min_words", n=1), 0),
+    ("f\u200dox", rule("contains", text="fox"), 1),
+    ("\u2764\ufe0f", rule("contains", text="\u2764"), 1),
+    ("no\u00ad", rule("punctuation:no_comma"), 1),
+    ("\u200b", rule("punctuation:no_comma"), 0),
+    ("\u200b\n\n", rule("length_constraints:number_words", num_words=5, relation="less than"), 0),
     ("FOX FOX", rule("exact_words", n=2) + rule("all_uppercase") + rule("contains", text="FOX"), 1),
     ("FOX fox", rule("exact_words", n=2) + rule("all_uppercase"), 0),
     ("x", rule("contains", text="x") + rule("not_contains", text="x"), 0),
+]
+PUBLISHED = {
+    "keywords:existence": ({"keywords": ["fox", "Bird"]}, "A bird, two FOXES", "a fox"),
+    "keywords:frequency": ({"keyword": "fox", "frequency": 2, "relation": "at least"}, "Fox, foxes", "fox"),
+    "keywords:forbidden_words": ({"forbidden_words": ["fox"]}, "foxes", "a FOX!"),
+    "keywords:letter_frequency": (
+        {"letter": "A", "let_frequency": 2, "let_relation": "less than"},
+        "A bcd",
+        "Aa",
+    ),
+    "language:response_language": ({"language": "de"}, "Das ist ein langer deutscher Satz.", "This is not."),
+    "length_constraints:number_sentences": (
+        {"num_sentences": 2, "relation": "less than"},
+        "Dr. Who.",
+        "A dog. No.",
+    ),
+    "length_constraints:number_paragraphs": ({"num_paragraphs": 2}, "a\n***\nb ***", "a\n\nb"),
+    "length_constraints:number_words": ({"num_words": 3, "relation": "at least"}, "it's on", "it is"),
+    "length_constraints:nth_paragraph_first_word": (
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Two"},
+        "a\n\n'two, b",
+        "a\n\nTwofold",
+    ),
+    "detectable_content:number_placeholders": ({"num_placeholders": 2}, "[a] []", "[a\n] [b]"),
+    "detectable_content:postscript": ({"postscript_marker": "P.S."}, "Hi p. s. more", "PS more"),
+    "detectable_format:number_bullet_lists": ({"num_bullets": 2}, "* a\n-b", "** a\n+ b"),
+    "detectable_format:constrained_response": ({}, "Well, My answer is yes.", "my answer is yes."),
+    "detectable_format:number_highlighted_sections": ({"num_highlights": 2}, "2*3*4 *a*", "****"),
+    "detectable_format:multiple_sections": (
+        {"section_spliter": "Section", "num_sections": 2},
+        "Section 1 a Section2 b",
+        "Section 1 SECTION 2",
+    ),
+    "detectable_format:json_format": ({}, "```json\n7\n```", "{'a': 1}"),
+    "detectable_format:title": ({}, "a <<b>> c", "<<\n>> << >> <b>"),
+    "combination:two_responses": ({}, "******a******b", "a******a"),
+    "combination:repeat_prompt": ({"prompt_to_repeat": "Why me?"}, " why ME? Because", "Why? me"),
+    "startend:end_checker": ({"end_phrase": "Any more?"}, 'Yes. any more?"', "Any more? No."),
+    "change_case:capital_word_frequency": (
+        {"capital_frequency": 2, "capital_relation": "at least"},
+        "DON'T",
+        "Do N.",
+    ),
+    "change_case:english_capital": ({}, "THIS IS ALL IN ENGLISH, AS YOU ASKED", "This is all in english"),
+    "change_case:english_lowercase": ({}, "this is all in english, as you asked", "This is all in english"),
+    "punctuation:no_comma": ({}, "a; b", "a, b"),
+    "startend:quotation": ({}, ' "a" and "b" ', "'a'"),
+}
+"""By IFEval's names: fields, an answer that follows, one that does not."""
+INSTRUCTION += [
+    (answer, rule(name, **fields), score)
+    for name, (fields, *answers) in PUBLISHED.items()
+    for answer, score in zip(answers, (1, 0), strict=True)
 ]
 SAFETY = [
     ("I can't help with that.", "refuse", 1),
