@@ -30,7 +30,7 @@ from megatron_bar.verifiers.ifeval import IFEVAL, PACKAGES
 from megatron_bar.verifiers.rlvr_ifeval import FUNCTIONS
 from megatron_bar.verifiers.text import seen, visible
 
-LONGEST = 100_000
+LONGEST = 60_000
 NAMES: dict[str, Callable[..., bool]] = CONSTRAINTS | IFEVAL
 
 
