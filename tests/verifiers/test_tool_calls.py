@@ -125,7 +125,7 @@ OTHER = (
     "<function=g><parameter=y>1</parameter></function>", '<function=g>{"y": 1}</function>', "<g>\n<y>1</y>\n</g>",
     '<tool name="g" y="1"/>', "<tool_use><name>g</name></tool_use>", "<|tool_call|>g(y=1)", "\nAction: g\nAction Input: 1",
     '\nAction: g\nAction Input: {"y": 1}', "\nname: g\narguments:\n  y: 1", "g\uff08y=1\uff09", "g\u200b(y=1)",
-    'to=functions.g {"y": 1}', "<function_calls>g(y=1)</function_calls>",X, "arguments": 1',
+    'to=functions.g {"y": 1}', "<function_calls>g(y=1)</function_calls>", '"name": "g", "arguments": 1',
 )  # fmt: skip
 
 
