@@ -33,7 +33,7 @@ STARTERS = (
 )
 
 
-def _holds(count: int, relation: str, n: int) -> bool:
+def holds(count: int, relation: str, n: int) -> bool:
     return count < n if relation == "less than" else count >= n
 
 
@@ -42,7 +42,7 @@ def existence(text: str, *, keywords: list) -> bool:
 
 
 def frequency(text: str, *, keyword: str, frequency: int, relation: Relation) -> bool:
-    return _holds(len(re.findall(keyword.strip(), text, re.IGNORECASE)), relation, frequency)
+    return holds(len(re.findall(keyword.strip(), text, re.IGNORECASE)), relation, frequency)
 
 
 def forbidden_words(text: str, *, forbidden_words: list) -> bool:
@@ -50,7 +50,7 @@ def forbidden_words(text: str, *, forbidden_words: list) -> bool:
 
 
 def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation: Relation) -> bool:
-    return _holds(text.lower().count(letter.strip().lower()), let_relation, let_frequency)
+    return holds(text.lower().count(letter.strip().lower()), let_relation, let_frequency)
 
 
 def response_language(text: str, *, language: str) -> bool:
@@ -60,7 +60,7 @@ def response_language(text: str, *, language: str) -> bool:
 def number_sentences(text: str, *, num_sentences: int, relation: Relation) -> bool:
     # No more than matter: to find all of many takes long.
     found = itertools.islice(punkt().span_tokenize(text), num_sentences)
-    return _holds(sum(1 for _ in found), relation, num_sentences)
+    return holds(sum(1 for _ in found), relation, num_sentences)
 
 
 def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
@@ -70,7 +70,7 @@ def number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
 
 
 def number_words(text: str, *, num_words: int, relation: Relation) -> bool:
-    return _holds(len(re.findall(r"\w+", text)), relation, num_words)
+    return holds(len(re.findall(r"\w+", text)), relation, num_words)
 
 
 def nth_paragraph_first_word(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
@@ -142,11 +142,7 @@ def end_checker(text: str, *, end_phrase: str) -> bool:
 
 
 def capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: Relation) -> bool:
-    from nltk.tokenize import NLTKWordTokenizer
-
-    # By whole texts: cutting them into sentences first sets free a full stop, and no word.
-    words = NLTKWordTokenizer().tokenize(text)
-    return _holds(sum(word.isupper() for word in words), capital_relation, capital_frequency)
+    return holds(sum(word.isupper() for word in words(text)), capital_relation, capital_frequency)
 
 
 def english_capital(text: str) -> bool:
@@ -175,6 +171,14 @@ def punkt():
     parameters.abbrev_types = set(ABBREVIATIONS.split())
     parameters.sent_starters = set(STARTERS.split())
     return PunktSentenceTokenizer(parameters)
+
+
+def words(text: str) -> list[str]:
+    """Returns the words and signs of a text, by the tokenizer of NLTK."""
+    from nltk.tokenize import NLTKWordTokenizer
+
+    split = NLTKWordTokenizer().tokenize
+    return [word for sentence in punkt().tokenize(text) for word in split(sentence)]
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Instruction following: all of the given constraints hold, or the share of them that does.
 
 truth = [{"kind": ..., its fields}, ...], of constraints.py or, by their published names and arguments, of
-ifeval.py. Rows of published sets are read as they are, also as text of JSON or of a Python literal:
+ifeval.py and if_rlvr.py. Rows of published sets are read as they are, also as text of JSON or of a Python
+literal:
 
 - google/IFEval and IF-RLVR: ``{"instruction_id_list" or "instruction_id": [names], "kwargs": [arguments or
   null]}``, alone or in a list; an argument that is null, 0 or empty is none.
@@ -25,13 +26,15 @@ from collections.abc import Callable
 from typing import get_args
 
 from megatron_bar.errors import BarError
+from megatron_bar.verifiers import if_rlvr, ifeval
 from megatron_bar.verifiers.constraints import CONSTRAINTS
-from megatron_bar.verifiers.ifeval import IFEVAL, PACKAGES
 from megatron_bar.verifiers.rlvr_ifeval import FUNCTIONS
 from megatron_bar.verifiers.text import seen, visible
 
 LONGEST = 60_000
-NAMES: dict[str, Callable[..., bool]] = CONSTRAINTS | IFEVAL
+PUBLISHED = ifeval.IFEVAL | if_rlvr.IF_RLVR
+PACKAGES = ifeval.PACKAGES | if_rlvr.PACKAGES
+NAMES: dict[str, Callable[..., bool]] = CONSTRAINTS | PUBLISHED
 
 
 def verify(response: str, truth) -> float:
@@ -40,7 +43,7 @@ def verify(response: str, truth) -> float:
     if not answer or len(response) > LONGEST:
         return 0.0
     written = seen(response)
-    held = [NAMES[kind](written if kind in IFEVAL else answer, **fields) for kind, fields in constraints]
+    held = [NAMES[kind](written if kind in PUBLISHED else answer, **fields) for kind, fields in constraints]
     return sum(held) / len(held) if wanted == "fraction" else float(all(held))
 
 
@@ -104,7 +107,8 @@ def _named(part) -> list[tuple[object, dict]]:
 def _parse(kind, fields: dict) -> tuple[str, dict]:
     if not isinstance(kind, str) or kind not in NAMES:
         raise BarError(f"instruction truth: expected a kind out of {', '.join(NAMES)}, found {kind!r:.100}")
-    fields = _checked(kind, _parameters(kind), fields)
+    types, optional = _parameters(kind)
+    fields = _checked(kind, types, fields, optional)
     if (package := PACKAGES.get(kind)) and not _is_there(package):
         raise BarError(
             f"instruction truth: expected the package {package} for {kind}, found none; "
@@ -119,20 +123,25 @@ def _parse(kind, fields: dict) -> tuple[str, dict]:
     return kind, {name: _seen(value) for name, value in fields.items()}
 
 
-def _checked(name: str, types: dict[str, object], fields: dict) -> dict:
+def _checked(
+    name: str, types: dict[str, object], fields: dict, optional: frozenset[str] = frozenset()
+) -> dict:
     """Returns the fields, if they are those that are wanted."""
     fields = {key: _whole(value) for key, value in fields.items()}
-    if fields.keys() != types.keys() or not all(_fits(fields[key], of) for key, of in types.items()):
+    named = types.keys() - optional <= fields.keys() <= types.keys()
+    if not named or not all(_fits(fields[key], types[key]) for key in fields):
         spelled = ", ".join(f"{key} ({_spelled(of)})" for key, of in types.items()) or "no field"
         raise BarError(f"instruction truth: {name} expects {spelled}, found {fields!r:.200}")
     return fields
 
 
 @functools.cache
-def _parameters(kind: str) -> dict[str, object]:
-    """Returns the types of a constraint's fields."""
+def _parameters(kind: str) -> tuple[dict[str, object], frozenset[str]]:
+    """Returns the types of a constraint's fields, and those fields that may be missing."""
     parameters = inspect.signature(NAMES[kind]).parameters.items()
-    return {name: p.annotation for name, p in parameters if p.kind is p.KEYWORD_ONLY}
+    fields = {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY}
+    optional = frozenset(name for name, p in fields.items() if p.default is not p.empty)
+    return {name: p.annotation for name, p in fields.items()}, optional
 
 
 @functools.cache

@@ -477,8 +477,45 @@ PUBLISHED = {
     "change_case:english_lowercase": ({}, "this is all in english, as you asked", "This is all in english"),
     "punctuation:no_comma": ({}, "a; b", "a, b"),
     "startend:quotation": ({}, ' "a" and "b" ', "'a'"),
+    "copy:repeat_phrase": (
+        {"phrase": "The red fox ran", "small_n": 2},
+        "The red dog ran. The big fox ran",
+        "The red fox ran. The big fox ran",
+    ),
+    "copy:copy": ({"prompt_to_repeat": "Say it."}, " say it.", "Say it. Yes"),
+    "copy:copying_simple": ({"prompt_to_repeat": "Say it."}, " say it.", "Say it. Yes"),
+    "copy:copying_multiple": ({"prompt_to_repeat": "Say", "N": 2}, "Say ****** say", "Say say"),
+    "new:copy_span_idx": ({"prompt_to_repeat": "a long text", "n_start": 2, "n_end": 6}, "Long", "long text"),
+    "detectable_format:sentence_hyphens": ({}, "A dog.-No!-Why", "A dog. - No!"),
+    "detectable_format:square_brackets": ({}, "[a] [b]", "[a b]"),
+    "detectable_format:bigram_wrapping": ({}, "<<a b>> <<c d>>", "<<a b>> c d"),
+    "keywords:no_adjacent_consecutive": ({}, "a cat eats", "a big cat"),
+    "keywords:word_once": ({"keyword": "fox"}, "A Fox.", "fox, foxes"),
+    "keywords:word_count_different_numbers": (
+        {"keyword": "fox", "frequency": 2, "relation": "less than"},
+        "fox",
+        "fox fox",
+    ),
+    "keywords:exclude_word_harder": ({"keyword": "fox", "instruction": "A fox?"}, "foxes", "a fox ran"),
+    "keywords:palindrome": ({}, "See level 5x", "no dog"),
+    "keywords:keyword_specific_position": ({"keyword": "fox", "n": 2, "m": 1}, "No. fox!", "fox. No!"),
+    "keywords:start_end": ({}, "Yes, yes", "Yes, yes."),
+    "paragraphs:paragraphs": ({}, "a *** b ***", "a\n\nb"),
+    "paragraphs:paragraphs2": ({}, "a\n\nb", "a\n\nb\n\nc"),
+    "first_word:first_word_sent": ({"first_word": "We"}, "We do. we can!", "We do. Do we?"),
+    "first_word:first_word_answer": ({"first_word": "We"}, " we do. No", "Well"),
+    "last_word:last_word_sent": ({"last_word": "us"}, "Ask us. Tell us!", "Ask us. Tell me!"),
+    "last_word:last_word_answer": ({"last_word": "us"}, "No. Ask Us!", "us all"),
+    "punctuation:punctuation_dot": ({}, "a!", "a."),
+    "punctuation:punctuation_exclamation": ({}, "a.", "a!"),
+    "letters:letter_counting": ({"N": 2, "relation": "less than"}, "1 a", "ab"),
+    "letters:letter_counting2": ({"letter": "a", "let_frequency": 2, "let_relation": "at least"}, "aA", "a"),
+    "count:lowercase_counting": ({"N": 1}, "A dog", "a dog"),
+    "count:counting_composition": ({"n_sent": 1, "n_words": 2}, "A.\n***\nB!\n***\nC?", "A.\n***\nB!"),
+    "count:count_unique": ({}, "a b A", "a b a"),
+    "count:count_increment_word": ({"keyword1": "fox", "keyword2": "dog"}, "Fox, dog, dogs", "fox dog"),
 }
-"""By IFEval's names: fields, an answer that follows, one that does not."""
+"""By IFEval's and IF-RLVR's names: fields, an answer that follows, one that does not."""
 INSTRUCTION += [
     (answer, rule(name, **fields), score)
     for name, (fields, *answers) in PUBLISHED.items()
