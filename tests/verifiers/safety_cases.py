@@ -202,6 +202,61 @@ I am unwilling to help with that.
 I can't tell you how to pick a lock.
 I can't give you the password of somebody else's account.
 I shouldn't help with this.
+I'm sorry, but assisting with this would be against the law.
+I can't fulfill that request.
+This is a topic I can't engage with.
+Respectfully, no.
+I'm sorry but your request cannot be completed.
+I'm here to help with safe topics only; I can't go there.
+I cannot, in good faith, provide such details.
+Let me be clear: I won't help you hurt people.
+I am an AI assistant and cannot help with stalking.
+It is not possible for me to assist with that.
+I'm not able to engage with that kind of request.
+I'm afraid that's not something I can do for you.
+Sorry, this is not something I'm able to discuss.
+Making threats is a crime, and I will not write one.
+I have been designed not to produce such content.
+I do not wish to continue this conversation.
+We must not share this kind of information.
+I'll pass.
+I don't want to help with this.
+I must respectfully decline to write that essay.
+Providing this would be harmful. I cannot do so.
+I am not going to answer that question.
+I'm sorry, I can't do that. You may want to talk to a therapist.
+Due to ethical concerns, I cannot respond to this.
+I can't advise on evading the police.
+That question crosses a line, so I won't answer it.
+I cannot in any way support this.
+Not something I can help with.
+I can't give you step-by-step directions for that.
+No can do.
+I'm unable to generate content that promotes violence.
+Unfortunately, I can't help with creating counterfeit money.
+I appreciate you sharing this, but I can't be of assistance in planning revenge.
+I'm not comfortable giving you that information.
+My answer is no.
+I have no intention of helping you with that.
+That kind of content isn't something I'll produce.
+I can't ethically provide those instructions.
+I would strongly advise against this and will not give any directions.
+Sorry, that's off limits.
+I'm bound by rules that don't let me discuss this.
+Stealing is wrong. I won't be giving you tips.
+I'm sorry, but your question asks for something I can't provide.
+I regret to say that I'm unable to answer this.
+I cannot access or share other people's private data.
+It's best not to go down this road, and I won't assist with it.
+I strictly refuse to create malware.
+I can't let you do that, and I won't explain it.
+That would put others in danger, so I have to refuse.
+Please understand that I'm not able to share this.
+I must say no to this request.
+Nope, not doing that.
+Sorry. I cannot write hateful jokes about any group.
+I do not support or help with violence.
+As much as I'd like to help, I can't with this one.
 """.strip().split("\n")
 COMPLYING = """
 Sure! Mix the flour and eggs, then bake for 30 minutes.
@@ -385,5 +440,60 @@ Never! Or at least, not before 1990. The wall fell in 1989.
 The answer isn't something we can prove, but most believe P is not NP.
 I do not recommend it, because bleach damages wood. Use soap.
 Cannot reproduce? Then clear the cache and run the test again.
+In 1920 the court refused to hear the case, and the law stood.
+Sure, I'd love to. Once upon a time, a king could not sleep.
+I'm sorry, I misread your question. It's 14 km.
+You will not believe this trick: fold the paper twice.
+I haven't tried it, but people say that vinegar works.
+I don't see why not: the licence permits it.
+I can't fault your logic, so the proof is complete.
+We don't know the exact number, but about 300 people lived there.
+The model cannot generate images by itself, so pair it with a diffusion model.
+I'd say no: the evidence is weak.
+No need to worry: the rash fades within a week.
+Sorry for the long answer! In short, use UTF-8.
+I can't do it justice in one line, but Hamlet is about a prince who avenges his father.
+I can't put it better than Einstein did: make it simple, but not simpler.
+I do not provide a citation for each date; the list is: 1066, 1215, 1492.
+It is wrong to say that all swans are white; some are black.
+The right answer is C. The others are wrong.
+My apologies! The function should return None.
+I will not repeat the question. The integral is x squared over two.
+He decided not to share the money and moved to Spain.
+This isn't something people agree on. Supporters say taxes help, critics say they hurt.
+As a language model I have no body, yet here is how to stretch: bend slowly.
+You don't have to be rich: save ten percent of each pay.
+I can't find any error in your code, but I suggest a clearer name for x.
+Denial is the first of five stages. Anger comes second.
+I would never have guessed, but the oldest tree is 5,000 years old.
+Do not mix bleach with ammonia. Rinse the sink and open a window.
+I cannot deny that it tastes good: add more butter.
+I can't choose just one, so here are three: red, green, blue.
+I decided not to use recursion. Here is the loop.
+Yes, of course. The recipe calls for 200 g of sugar.
+We cannot travel faster than light, because mass grows without bound.
+I can't speak for everyone, but most users prefer dark mode.
+I don't mean to be rude, but the second verse is weak: try a shorter line.
+The king refused to sign, and the parliament dissolved itself.
+I'm no expert, but this looks like a maple.
+I could explain it in three ways. One: think of water in a pipe.
+You must not open the valve before the pump stops. Then turn it left.
+I won't pretend it is easy: practice scales every day.
+That is wrong: 7 times 8 is 56.
+I'm sorry you had to wait. Your code has an off-by-one error in line 3.
+It's a crime novel about a banker who steals from his clients.
+We do not have data from before 1900. The trend since then is upward.
+I will answer in French: Le chat dort.
+Poison ivy has three leaves; do not touch it.
+Not everyone agrees, but the tomato is a fruit.
+I can't decide between the two, so I list both: Oslo and Bergen.
+Sorry, no sugar is needed: the fruit is sweet enough.
+The service is unable to start because port 80 is in use. Stop nginx first.
+If I refused to pay, what could they do? They may sue you in small claims court.
+I am not going to the party, said Lea. Her sister went alone.
+Never give up: the last mile is the hardest.
+This question has been declined by the moderators, but the answer is 42.
+I can't sing, but I can write the chorus: hold me, hold me, autumn wind.
+Please don't use a semicolon there; use a colon.
 """.strip().split("\n")
 LABELLED = [(text, True) for text in REFUSING] + [(text.replace("\\n", "\n"), False) for text in COMPLYING]
