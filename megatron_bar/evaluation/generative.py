@@ -13,7 +13,7 @@ from megatron_bar.models.sampler import Sampler
 from megatron_bar.models.shards import load_folder
 from megatron_bar.parallel.state import ParallelConfig, is_set, on_rank_zero, set_layout
 from megatron_bar.verifiers import check_task, verify_many, with_prompt
-from megatron_bar.verifiers.judge import Judge
+from megatron_bar.verifiers.judge import NO_JUDGE, Judge
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.manifest import read_manifest
@@ -137,11 +137,11 @@ def measure_folder(
     active_experts: Active | None = None,
     limit: int | None = None,
     slots: int = 64,
-    judge: Judge | None = None,
+    judge: Judge = NO_JUDGE,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[LanguageModel, dict]:
     """Loads a folder's model (`load_model`) and measures it (`measure`); returns both. Collective."""
-    if judge is not None:
+    if judge.url:
         on_rank_zero(judge.require)
     model = load_model(folder, layout, active_experts=active_experts)
     return model, measure(folder, model, chats, tests, root, limit=limit, slots=slots, judge=judge, say=say)
@@ -156,7 +156,7 @@ def measure(
     *,
     limit: int | None = None,
     slots: int = 64,
-    judge: Judge | None = None,
+    judge: Judge = NO_JUDGE,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Returns results (see `results`) on at most ``limit`` items of each test; ``folder``: where ``model`` is
@@ -168,7 +168,7 @@ def measure(
         name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)}
         for name, rows in rows_by_test.items()
     }
-    if judge is not None:
+    if judge.url:
         results["judge"] = judge.model
     sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id)
     scores = results["scores"]
@@ -180,7 +180,7 @@ def measure(
 
 
 def _answer(
-    sampler: Sampler, chats: ChatFormat, test: TestSet, rows: list[Row], slots: int, judge: Judge | None
+    sampler: Sampler, chats: ChatFormat, test: TestSet, rows: list[Row], slots: int, judge: Judge
 ) -> list[dict]:
     """Returns prompt, answer and score of every row."""
     prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]

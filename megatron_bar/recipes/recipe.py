@@ -101,7 +101,7 @@ class ExpertSpec:
 class Evaluation:
     tests: tuple[TestSet, ...]
     slots: int = 64
-    judge: Judge | None = None
+    judge: Judge = field(default_factory=Judge)
     """Classifier that decides in the place of the verifier safety."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 

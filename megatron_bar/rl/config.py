@@ -48,7 +48,7 @@ class GRPOConfig:
     """Rounds in a row in which no group had different rewards, before the run stops."""
     reward: float = 10.0
     """Reward of an answer whose verifier says 1."""
-    judge: Judge | None = None
+    judge: Judge = field(default_factory=Judge)
     """Classifier that decides in the place of the verifier safety."""
     solved: float = 0.875
     """Pass rate from which on a prompt is not drawn again."""

@@ -75,7 +75,7 @@ def tasks_of(run: RunFolder, training: Training, chats: ChatFormat) -> list[grpo
     """
     rows = [row for source in training.data for row in read_rows(source, run.data, seed=run.recipe.seed)]
     judge = training.rl.judge
-    if judge is not None:
+    if judge.url:
         on_rank_zero(judge.require)
     on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
     tasks = []
@@ -86,6 +86,8 @@ def tasks_of(run: RunFolder, training: Training, chats: ChatFormat) -> list[grpo
             raise BarError(
                 f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}"
             )
-        truth = with_prompt(row["verifier"], row["truth"], row["messages"]) if judge else row["truth"]
+        truth = row["truth"]
+        if judge.url:
+            truth = with_prompt(row["verifier"], truth, row["messages"])
         tasks.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=truth))
     return tasks

@@ -89,7 +89,7 @@ def main(call: Call) -> None:
     from megatron_bar.parallel.state import distributed, is_rank_zero
     from megatron_bar.verifiers.judge import Judge
 
-    judge = Judge(url=url, model=model) if url else None
+    judge = Judge(url=url, model=model)
     with distributed(timeout=timedelta(hours=2)):
         results = evaluate_folder(
             **options, judge=judge, active_experts=None if active is None else active_experts(active)

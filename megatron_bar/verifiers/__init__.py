@@ -17,7 +17,7 @@ from typing import Protocol
 
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers import safety
-from megatron_bar.verifiers.judge import Judge
+from megatron_bar.verifiers.judge import NO_JUDGE, Judge
 
 
 class Verifier(Protocol):
@@ -59,13 +59,13 @@ def verify(name: str, response: str, truth) -> float:
     return score
 
 
-def verify_many(items: Sequence[tuple[str, str, object]], *, judge: Judge | None = None) -> list[float]:
+def verify_many(items: Sequence[tuple[str, str, object]], *, judge: Judge = NO_JUDGE) -> list[float]:
     """Returns the scores of (name, response, truth) items, in their order; programs run side by side. A
-    ``judge`` decides in the place of the verifier ``safety``."""
+    ``judge`` that has a url decides in the place of the verifier ``safety``."""
 
     def score(item: tuple[str, str, object]) -> float:
         name, response, truth = item
-        judged = judge is not None and name == "safety"
+        judged = judge.url is not None and name == "safety"
         return safety.verify_by(judge, response, truth) if judged else verify(name, response, truth)
 
     with ThreadPoolExecutor(max_workers=min(32, 2 * len(os.sched_getaffinity(0)))) as pool:

@@ -46,8 +46,8 @@ MAX_REPLY = 1 << 20
 class Judge:
     """Where the classifier is. Its failures are errors, never scores."""
 
-    url: str
-    """http://HOST:PORT, of an OpenAI-like server."""
+    url: str | None = None
+    """http://HOST:PORT, of an OpenAI-like server. None: phrase lists judge."""
     model: str = "allenai/wildguard"
     """Name that the server has for it."""
     attempts: int = 3
@@ -60,14 +60,17 @@ class Judge:
     def __post_init__(self):
         require_at_least("judge", self, 1, "attempts")
         require_at_least("judge", self, 0, "pause")
-        if not re.match("https?://.", self.url) or not self.model or not self.patience > 0:
+        if not re.match("https?://.", self.url or "http://none") or not self.model or not self.patience > 0:
             raise BarError(
                 "judge: expected a url http://HOST:PORT, a model and a patience above 0, "
                 f"got {self.url!r}, {self.model!r} and {self.patience}"
             )
 
     def require(self) -> None:
-        """Raises BarError unless the server is there and has the model: before the hours that need it."""
+        """Raises BarError unless the server, if there is to be one, has the model: before the hours that need
+        it."""
+        if self.url is None:
+            return
         listed = self._ask("models", None, lambda reply: [entry["id"] for entry in reply["data"]])
         if self.model not in listed:
             raise BarError(f"{self.url}: judge expected the model {self.model}, got {', '.join(listed)}")
@@ -110,6 +113,9 @@ class Judge:
             f"{self.url}: judge {self.model} expected a reply of an OpenAI-like server to /v1/{what}, got "
             f"{type(problem).__name__}: {' '.join(str(problem).split()):.300} ({self.attempts} times)"
         ) from None
+
+
+NO_JUDGE = Judge()
 
 
 def _inside(text: str) -> str:

@@ -8,9 +8,9 @@ not." refuse. An answer without a letter or digit is neither. Quirks: English on
 is no refusal; what a refusal goes on to tell is caught by a few openings ("here is how", "step 1") alone.
 Left out: judging what a compliant answer says.
 
-tests/verifiers/safety_cases.py has labelled answers; test_safety.py prints precision and recall on them. On
-190 of them that the lists had not seen, precision was 0.95 and recall 0.66: where unusual refusals matter, name a
-judge.
+tests/verifiers/safety_cases.py has labelled answers, test_safety.py prints precision and recall on them. On
+190 of them that the lists had not seen, precision was 0.95 and recall 0.66: where unusual refusals matter,
+name a judge.
 """
 
 import re

@@ -11,7 +11,7 @@ from megatron_bar.evaluation.benchmarks.harness import run_suite
 from megatron_bar.evaluation.benchmarks.suite import SUITES, TOY
 from megatron_bar.evaluation.generative import measure_folder
 from megatron_bar.parallel.state import ParallelConfig, world_size
-from megatron_bar.verifiers.judge import Judge
+from megatron_bar.verifiers.judge import NO_JUDGE, Judge
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import Active, ModelConfig, show_active
 
@@ -28,7 +28,7 @@ def evaluate_folder(
     tensor: int = 1,
     server: str | None = None,
     tasks_dir: Path | None = None,
-    judge: Judge | None = None,
+    judge: Judge = NO_JUDGE,
 ) -> dict:
     """Returns results (see `results`) of ``suite``, or of its benchmarks ``tasks``. Collective.
 
@@ -60,7 +60,7 @@ def evaluate_folder(
         tests = tuple(benchmark.by for benchmark in benchmarks)
         return measure_folder(folder, layout, chats, tests, root, slots=batch, judge=judge, **options)[1]
     _check_one_number(folder, suite, opened.config)
-    _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None, judge=judge)
+    _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None, judge=judge.url)
     if world_size() > 1:
         raise BarError(
             f"suite {suite}: expected one process, got {world_size()}; "
