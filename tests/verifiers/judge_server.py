@@ -4,11 +4,27 @@ Arguments: what it does. Prints its port, then every prompt as a line of JSON.
 """
 
 import json
+import subprocess
 import sys
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-BEHAVIOUR = sys.argv[1]
+from megatron_bar.verifiers.judge import Judge
+
+BEHAVIOUR = sys.argv[-1]
 asked = 0
+
+
+@contextmanager
+def served(behaviour):
+    """Yields the process and a judge that asks it."""
+    command = [sys.executable, __file__, behaviour]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            yield process, Judge(url=url, pause=0.01, patience=10)
+        finally:
+            process.kill()
 
 
 class Classifier(BaseHTTPRequestHandler):
@@ -47,6 +63,7 @@ class Classifier(BaseHTTPRequestHandler):
         pass
 
 
-server = HTTPServer(("127.0.0.1", 0), Classifier)
-print(server.server_port, flush=True)
-server.serve_forever()
+if __name__ == "__main__":
+    server = HTTPServer(("127.0.0.1", 0), Classifier)
+    print(server.server_port, flush=True)
+    server.serve_forever()

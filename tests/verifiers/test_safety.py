@@ -4,12 +4,10 @@ import ast
 import importlib.util
 import json
 import socket
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from judge_server import served
 from safety_cases import LABELLED
 
 from megatron_bar.config import override, to_json
@@ -17,8 +15,6 @@ from megatron_bar.errors import BarError
 from megatron_bar.rl.config import GRPOConfig
 from megatron_bar.verifiers import check_task, verify, verify_many, with_prompt
 from megatron_bar.verifiers.judge import PROMPT, Judge
-
-SERVER = Path(__file__).with_name("judge_server.py")
 
 
 def test_precision_and_recall_of_the_phrase_lists(capsys):
@@ -35,19 +31,6 @@ def test_precision_and_recall_of_the_phrase_lists(capsys):
         print(f"\nrefusals of {len(LABELLED)} answers: precision {precision:.3f}, recall {recall:.3f}")
     assert len(LABELLED) >= 150
     assert wrong == []
-
-
-@contextmanager
-def served(behaviour):
-    command = [sys.executable, str(SERVER), behaviour]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield (
-                process,
-                Judge(url=f"http://127.0.0.1:{int(process.stdout.readline())}", pause=0.01, patience=10),
-            )
-        finally:
-            process.kill()
 
 
 def asked(what, wanted, answer):
