@@ -168,3 +168,18 @@ def test_another_call_in_any_spelling_is_seen(right):
 def test_calls_that_cannot_be_read(answer):
     for truth in (ONE, {"name": "f", "arguments": {"x": True}}, {"name": "f", "arguments": {}}):
         assert verify("tool_call", answer, truth) == 0
+
+
+@pytest.mark.parametrize(
+    "spelled, value",
+    [
+        (r'"a\/b \ud83d\ude00 \u00e9"', "a/b \U0001f600 \u00e9"), (r"'it\'s \x41\101 \d'", "it's AA \\d"),
+        ("'''a\n\"b\"'''", 'a\n"b"'), ('"""a\n\'b\'"""', "a\n'b'"), (r'"\'"', "'"), ("''", ""), ("(1)", 1),
+        ("(1,)", [1]), ("()", []), ("-1_000", -1000), ("+.5e-1", 0.05), ("1e+22", 1e22), ("0xff", 255),
+        ("[1, (2, 3),]", [1, [2, 3]]), ("{'a': None,}", {"a": None}), ('{"a" : [ ] }', {"a": []}),
+    ],
+)  # fmt: skip
+def test_values_of_both_languages(spelled, value):
+    truth = {"name": "f", "arguments": {"x": value}}
+    assert verify("tool_call", f"<function_calls>f(x={spelled})</function_calls>", truth) == 1
+    assert verify("tool_call", f"f(x={spelled})", truth | {"arguments": {"x": [value]}}) == 0
