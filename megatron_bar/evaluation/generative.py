@@ -12,7 +12,8 @@ from megatron_bar.models.build import LanguageModel, build_model
 from megatron_bar.models.sampler import Sampler
 from megatron_bar.models.shards import load_folder
 from megatron_bar.parallel.state import ParallelConfig, is_set, on_rank_zero, set_layout
-from megatron_bar.verifiers import check_task, verify_many
+from megatron_bar.verifiers import check_task, verify_many, with_prompt
+from megatron_bar.verifiers.judge import NO_JUDGE, Judge
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import Active
 from megatron_bar.weights.manifest import read_manifest
@@ -136,11 +137,14 @@ def measure_folder(
     active_experts: Active | None = None,
     limit: int | None = None,
     slots: int = 64,
+    judge: Judge = NO_JUDGE,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[LanguageModel, dict]:
     """Loads a folder's model (`load_model`) and measures it (`measure`); returns both. Collective."""
+    if judge.url:
+        on_rank_zero(judge.require)
     model = load_model(folder, layout, active_experts=active_experts)
-    return model, measure(folder, model, chats, tests, root, limit=limit, slots=slots, say=say)
+    return model, measure(folder, model, chats, tests, root, limit=limit, slots=slots, judge=judge, say=say)
 
 
 def measure(
@@ -152,10 +156,11 @@ def measure(
     *,
     limit: int | None = None,
     slots: int = 64,
+    judge: Judge = NO_JUDGE,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Returns results (see `results`) on at most ``limit`` items of each test; ``folder``: where ``model`` is
-    from. Collective."""
+    from; ``judge`` decides in the place of the verifier safety. Collective."""
     active = model.shape.experts_per_layer or model.shape.experts_per_token or None
     results = on_rank_zero(lambda: new_results(folder, "toy", active_experts=active, limit=limit))
     rows_by_test = read_tests(tests, root, limit=limit)
@@ -163,23 +168,30 @@ def measure(
         name: {"hash": hash_items([row for _, row in rows]), "items": len(rows)}
         for name, rows in rows_by_test.items()
     }
+    if judge.url:
+        results["judge"] = judge.model
     sampler = Sampler(model, eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id)
     scores = results["scores"]
     for test in tests:
-        scores[test.name] = _answer(sampler, chats, test, rows_by_test[test.name], slots)
+        scores[test.name] = _answer(sampler, chats, test, rows_by_test[test.name], slots, judge)
         solved = sum(item["score"] for item in scores[test.name])
         say(f"  {test.name}: {solved:g} of {len(scores[test.name])} solved")
     return results
 
 
-def _answer(sampler: Sampler, chats: ChatFormat, test: TestSet, rows: list[Row], slots: int) -> list[dict]:
+def _answer(
+    sampler: Sampler, chats: ChatFormat, test: TestSet, rows: list[Row], slots: int, judge: Judge
+) -> list[dict]:
     """Returns prompt, answer and score of every row."""
     prompts = [chats.prompt(row["messages"], tools=row.get("tools"), where=where) for where, row in rows]
     done = sampler.generate(prompts, max_new_tokens=test.max_new_tokens, temperature=0.0, slots=slots)
     answers = [chats.tokenizer.decode(completion.ids) for completion in done]
     answered = [(row, answer) for (_, row), answer in zip(rows, answers, strict=True)]
-    to_verify = [(row["verifier"], answer, row["truth"]) for row, answer in answered]
-    scores = on_rank_zero(lambda: verify_many(to_verify))
+    to_verify = [
+        (row["verifier"], answer, with_prompt(row["verifier"], row["truth"], row["messages"]))
+        for row, answer in answered
+    ]
+    scores = on_rank_zero(lambda: verify_many(to_verify, judge=judge))
     return [
         {"prompt": row["messages"][-1]["content"], "answer": answer, "score": score}
         for (row, answer), score in zip(answered, scores, strict=True)

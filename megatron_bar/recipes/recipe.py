@@ -21,6 +21,7 @@ from megatron_bar.recipes.study import MergeSpec, RouterSpec, Study
 from megatron_bar.rl import grpo
 from megatron_bar.training.preference import DPOConfig
 from megatron_bar.training.stage import Stage
+from megatron_bar.verifiers.judge import Judge
 from megatron_bar.weights.hf_config import ModelConfig
 
 GENERAL = "general"
@@ -100,6 +101,8 @@ class ExpertSpec:
 class Evaluation:
     tests: tuple[TestSet, ...]
     slots: int = 64
+    judge: Judge = field(default_factory=Judge)
+    """Classifier that decides in the place of the verifier safety."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):

@@ -6,6 +6,7 @@ from typing import Literal
 from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.rl.engine import EngineConfig, SamplingParams
 from megatron_bar.rl.loss import ClippedPolicyGradient
+from megatron_bar.verifiers.judge import Judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class GRPOConfig:
     """Rounds in a row in which no group had different rewards, before the run stops."""
     reward: float = 10.0
     """Reward of an answer whose verifier says 1."""
+    judge: Judge = field(default_factory=Judge)
+    """Classifier that decides in the place of the verifier safety."""
     solved: float = 0.875
     """Pass rate from which on a prompt is not drawn again."""
     slots: int = 64

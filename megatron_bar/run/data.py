@@ -14,7 +14,7 @@ from megatron_bar.recipes.recipe import Training
 from megatron_bar.rl import grpo
 from megatron_bar.run.folder import RunFolder
 from megatron_bar.training.preference import PairRows, preference_rows
-from megatron_bar.verifiers import check_task
+from megatron_bar.verifiers import check_task, with_prompt
 
 
 def chats_of(run: RunFolder, step: str) -> ChatFormat:
@@ -74,6 +74,9 @@ def tasks_of(run: RunFolder, training: Training, chats: ChatFormat) -> list[grpo
     All are checked before the first is drawn: graders never see a truth that they cannot use.
     """
     rows = [row for source in training.data for row in read_rows(source, run.data, seed=run.recipe.seed)]
+    judge = training.rl.judge
+    if judge.url:
+        on_rank_zero(judge.require)
     on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
     tasks = []
     room = training.stage.sequence - training.rl.max_new_tokens
@@ -83,5 +86,8 @@ def tasks_of(run: RunFolder, training: Training, chats: ChatFormat) -> list[grpo
             raise BarError(
                 f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}"
             )
-        tasks.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=row["truth"]))
+        truth = row["truth"]
+        if judge.url:
+            truth = with_prompt(row["verifier"], truth, row["messages"])
+        tasks.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=truth))
     return tasks

@@ -128,7 +128,9 @@ def train(run: RunFolder, training: Training, source: str, name: str, expert: st
     if training.rl is not None:
         tasks = tasks_of(run, training, chats)
         learnt = {"tasks": blake3(json.dumps([vars(task) for task in tasks]).encode()).hexdigest()}
-        grpo.train(job(learnt), stage, training.rl, tasks, chats, verify_many)
+        grpo.train(
+            job(learnt), stage, training.rl, tasks, chats, partial(verify_many, judge=training.rl.judge)
+        )
     elif training.dpo is not None:
         pairs = preferences_of(run, training, chats, name)
         learnt = {", ".join(pairs.sources): pairs.fingerprint}
@@ -228,6 +230,7 @@ def evaluate(run: RunFolder, model: str) -> None:
         run.data,
         active_experts=active,
         slots=wanted.slots,
+        judge=wanted.judge,
         say=run.say,
     )
     if loaded.shape.num_experts and wanted.parallel.pipeline == 1:

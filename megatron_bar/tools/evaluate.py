@@ -51,6 +51,17 @@ def parse(call: Call) -> argparse.Namespace:
     toy.add_argument(
         "--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)"
     )
+    toy.add_argument(
+        "--judge",
+        metavar="URL",
+        help="an OpenAI-like server of WildGuard, which judges safety in the place of phrase lists",
+    )
+    toy.add_argument(
+        "--judge-model",
+        metavar="NAME",
+        default="allenai/wildguard",
+        help="the server's name for it (default allenai/wildguard)",
+    )
     bar19 = parser.add_argument_group("bar19")
     bar19.add_argument(
         "--server",
@@ -70,14 +81,18 @@ def main(call: Call) -> None:
     options = vars(parse(call))
     out = options.pop("out")
     active = options.pop("active_experts")
+    url = options.pop("judge")
+    model = options.pop("judge_model")
     from megatron_bar.evaluation.benchmarks.folder import evaluate_folder
     from megatron_bar.evaluation.benchmarks.table import table
     from megatron_bar.evaluation.results import write_results
     from megatron_bar.parallel.state import distributed, is_rank_zero
+    from megatron_bar.verifiers.judge import Judge
 
+    judge = Judge(url=url, model=model)
     with distributed(timeout=timedelta(hours=2)):
         results = evaluate_folder(
-            **options, active_experts=None if active is None else active_experts(active)
+            **options, judge=judge, active_experts=None if active is None else active_experts(active)
         )
         if is_rank_zero():
             print(*table(results), sep="\n")

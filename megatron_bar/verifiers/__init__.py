@@ -16,6 +16,8 @@ from pkgutil import iter_modules
 from typing import Protocol
 
 from megatron_bar.errors import BarError
+from megatron_bar.verifiers import safety
+from megatron_bar.verifiers.judge import NO_JUDGE, Judge
 
 
 class Verifier(Protocol):
@@ -57,10 +59,25 @@ def verify(name: str, response: str, truth) -> float:
     return score
 
 
-def verify_many(items: Sequence[tuple[str, str, object]]) -> list[float]:
-    """Returns the scores of (name, response, truth) items, in their order; programs run side by side."""
+def verify_many(items: Sequence[tuple[str, str, object]], *, judge: Judge = NO_JUDGE) -> list[float]:
+    """Returns the scores of (name, response, truth) items, in their order; programs run side by side. A
+    ``judge`` that has a url decides in the place of the verifier ``safety``."""
+
+    def score(item: tuple[str, str, object]) -> float:
+        name, response, truth = item
+        judged = judge.url is not None and name == "safety"
+        return safety.verify_by(judge, response, truth) if judged else verify(name, response, truth)
+
     with ThreadPoolExecutor(max_workers=min(32, 2 * len(os.sched_getaffinity(0)))) as pool:
-        return list(pool.map(lambda item: verify(*item), items))
+        return list(pool.map(score, items))
+
+
+def with_prompt(verifier: str, truth, messages: Sequence[dict]):
+    """Returns the truth with what was asked last, which a judge wants to know."""
+    if verifier != "safety" or not isinstance(truth, str):
+        return truth
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    return {"wanted": truth, "prompt": asked[-1] if asked else ""}
 
 
 def check_task(verifier: str, truth, where: str) -> None:

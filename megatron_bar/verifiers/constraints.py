@@ -1,10 +1,10 @@
-"""Constraints on a text that a program can check, after IFEval (arXiv 2311.07911) as implemented openly.
+"""Constraints on a text that a program can check, as a reader would count (ifeval.py has the published ones).
 
-Each takes the answer, without white space around, and its fields. Words are what white space separates,
-sentences end with ".", "!" or "?" before white space or the end, paragraphs are separated by a blank line or
-by "***" on a line of its own, lines count when they are not blank. Letter case counts unless a constraint
-says otherwise. Left out: the language of an answer, which takes a package and errs on short texts (``script``
-checks its alphabet instead).
+Each takes the answer, without white space around, and its fields. Words are what white space separates and
+has a letter or digit, sentences end with ".", "!" or "?" before white space or the end, paragraphs are
+separated by a blank line or by a rule of asterisks, lines count when they are not blank. Letter case counts
+unless a constraint says otherwise, and a text at the start or end of something is not part of a longer word.
+``script`` checks an answer's alphabet, not its language.
 """
 
 import json
@@ -12,10 +12,14 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-BULLET = re.compile(r"^[ \t]*[*+-][ \t]+\S", re.MULTILINE)
+from megatron_bar.verifiers.text import says_something
+
+BULLET = re.compile(r"^(?![ \t]*([*-])(?:[ \t]*\1){2,}[ \t]*$)[ \t]*[*+-][ \t]+\S", re.MULTILINE)
+"""A line of three or more of one sign is a rule."""
 NUMBERED = re.compile(r"^[ \t]*([0-9]+)[.)][ \t]+\S", re.MULTILINE)
 SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"')\]*_]*+(?=\s|\Z)")
-RULE = re.compile(r"^[ \t]*\*{3}[ \t]*$", re.MULTILINE)
+RULE = re.compile(r"^[ \t]*\*(?:[ \t]*\*){2}[ \t]*$", re.MULTILINE)
+HIGHLIGHT = re.compile(r"(?<![\w*])(\*{1,3})(?![\s*])[^*\n]*[^\s*]\1(?![\w*])")
 
 
 def sentences(text: str) -> int:
@@ -32,20 +36,36 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
+def words(text: str) -> int:
+    return sum(says_something(word) for word in text.split())
+
+
+def starts(answer: str, text: str) -> bool:
+    return re.match(rf"{re.escape(text)}{_edge(text[-1])}", answer) is not None
+
+
+def ends(answer: str, text: str) -> bool:
+    return answer.endswith(text) and re.search(rf"{_edge(text[0])}{re.escape(text)}\Z", answer) is not None
+
+
+def _edge(character: str) -> str:
+    return r"\b" if character.isalnum() else ""
+
+
 def capitals(text: str) -> int:
     return sum(word.isupper() for word in text.split())
 
 
 def exact_words(answer: str, *, n: int) -> bool:
-    return len(answer.split()) == n
+    return words(answer) == n
 
 
 def max_words(answer: str, *, n: int) -> bool:
-    return len(answer.split()) <= n
+    return words(answer) <= n
 
 
 def min_words(answer: str, *, n: int) -> bool:
-    return len(answer.split()) >= n
+    return words(answer) >= n
 
 
 def exact_sentences(answer: str, *, n: int) -> bool:
@@ -68,10 +88,16 @@ def exact_paragraphs(answer: str, *, n: int) -> bool:
     return len(paragraphs(answer)) == n
 
 
+def exact_parts(answer: str, *, n: int) -> bool:
+    """Holds for n parts, none empty, with a rule of asterisks between."""
+    parts = [part.strip() for part in RULE.split(answer)]
+    return len(parts) == n and all(parts)
+
+
 def paragraph_starts_with(answer: str, *, n: int, text: str) -> bool:
     """Holds if the n-th paragraph, counted from 1, starts with the text."""
     found = paragraphs(answer)
-    return len(found) >= n and found[n - 1].startswith(text)
+    return len(found) >= n and starts(found[n - 1], text)
 
 
 def all_uppercase(answer: str) -> bool:
@@ -92,11 +118,11 @@ def max_capital_words(answer: str, *, n: int) -> bool:
 
 
 def starts_with(answer: str, *, text: str) -> bool:
-    return answer.startswith(text)
+    return starts(answer, text)
 
 
 def ends_with(answer: str, *, text: str) -> bool:
-    return answer.endswith(text)
+    return ends(answer, text)
 
 
 def contains(answer: str, *, text: str) -> bool:
@@ -160,7 +186,7 @@ def repeat(answer: str, *, text: str, n: int) -> bool:
 
 def repeat_prompt(answer: str, *, text: str) -> bool:
     """Holds for the text word for word, then something more."""
-    return answer.startswith(text) and answer != text
+    return starts(answer, text) and answer != text
 
 
 def one_of(answer: str, *, options: list) -> bool:
@@ -190,8 +216,8 @@ def title(answer: str) -> bool:
 
 
 def min_highlights(answer: str, *, n: int) -> bool:
-    """Holds for at least n parts between asterisks, *one* or two, that are not empty."""
-    return sum(found.strip("* ") != "" for found in re.findall(r"\*\*[^*\n]+\*\*|\*[^*\n]+\*", answer)) >= n
+    """Holds for at least n parts between asterisks as Markdown has them: *one* or **two** around words."""
+    return len(HIGHLIGHT.findall(answer)) >= n
 
 
 def min_placeholders(answer: str, *, n: int) -> bool:
@@ -211,17 +237,29 @@ def postscript(answer: str, *, text: str) -> bool:
 
 
 def quoted(answer: str) -> bool:
-    """Holds if all of it is between double quotation marks."""
-    return len(answer) > 2 and answer[0] + answer[-1] in ('""', "\u201c\u201d")
+    """Holds if all of it is between double quotation marks, and the first closes at the end."""
+    if len(answer) < 3 or answer[0] + answer[-1] not in ('""', "\u201c\u201d"):
+        return False
+    depth = 1
+    for mark in re.finditer(r'(^|[\s(\[])?["\u201c]|["\u201d]', answer[1:-1].replace('\\"', "")):
+        opens = mark[1] is not None or mark[0] == "\u201c"
+        depth += 1 if opens else -1
+        if depth == 0:
+            return False
+    return depth == 1
 
 
 def json_only(answer: str) -> bool:
     """Holds for a JSON object or list and nothing else, save a fence around it."""
-    fence = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n```", answer, re.DOTALL)
+    fence = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n```", answer, re.DOTALL | re.IGNORECASE)
     try:
-        return isinstance(json.loads(fence[1] if fence else answer), dict | list)
+        return isinstance(json.loads(fence[1] if fence else answer, parse_constant=_no_number), dict | list)
     except (ValueError, RecursionError):
         return False
+
+
+def _no_number(name: str):
+    raise ValueError(name)
 
 
 def script(answer: str, *, text: str) -> bool:
@@ -239,6 +277,7 @@ CONSTRAINTS: dict[str, Callable[..., bool]] = {
     "min_sentences": min_sentences,
     "exact_lines": exact_lines,
     "exact_paragraphs": exact_paragraphs,
+    "exact_parts": exact_parts,
     "paragraph_starts_with": paragraph_starts_with,
     "all_uppercase": all_uppercase,
     "all_lowercase": all_lowercase,

@@ -3,15 +3,23 @@
 import re
 
 UNSEEN = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200c\u200e\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufeff]"
+    # controls but white space, soft hyphen, joiners and fillers, directions, selectors of variants, tags
+    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff\U00016fe4\U0001bca0-\U0001bca3"
+    "\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""Characters that take no room on the page. Not the joiner of emoji (U+200D): their look depends on it."""
+"""Characters that nobody sees. Among them the joiner (U+200D) and the selectors of emoji: judge what a truth
+says of an emoji without them too."""
+
+
+def seen(text: str) -> str:
+    """Removes the characters that nobody sees."""
+    return UNSEEN.sub("", text)
 
 
 def visible(text: str) -> str:
-    """Removes the characters that nobody sees and the white space around."""
-    return UNSEEN.sub("", text).strip()
+    """Removes the characters that nobody sees and the white space around; lines end with a line feed."""
+    return seen(text).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def says_something(text: str) -> bool:

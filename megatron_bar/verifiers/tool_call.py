@@ -1,31 +1,55 @@
 """Tool calls: the right functions with the right arguments, in any order.
 
-truth = {"name": ..., "arguments": {...}, "optional": [...]} or a list of them. The answer holds JSON objects
-of name and arguments (alone, in a list, or one after another) or Python calls with keyword arguments
-(``f(x=1)``, one per line or in a list), inside <function_calls> tags or, without any tag, anywhere in the
-text (JSON) or as the whole text (Python). Every call made counts: one too many is wrong. An optional argument
-may be missing; given, it must equal the truth's value if the truth has one.
+truth = {"name": ..., "arguments": {...}, "optional": [...]} or a list of them. The answer calls them as a
+chat template writes it: objects of name and arguments (or parameters; as an object or its text; alone or as
+the ``function`` of an OpenAI-like call, with an ``id``), or calls by keyword, ``f(x=1)``. Names may have dots
+and dashes, values are literals of JSON or of Python. Calls stand inside <function_calls> or <tool_call> tags
+or a fence, up to the closing one outside of a string, or are all of the answer; objects may stand anywhere.
+Every call made counts: one too many is wrong. An optional argument may be missing; given, it must equal the
+truth's value if the truth has one.
 
 What cannot be read makes the whole answer wrong, for it may be one more call: another object among the calls,
-a key given twice, a brace that opens no JSON, something like ``g(`` beside JSON. Quirk: text around
-<function_calls> tags is not read.
+a key given twice, a brace that opens no object, or in the text around what looks like a call in another
+spelling (``g(1)``, ``g (y=1)``, ``<invoke name="g">``, ``Action: g``). Prose may name a function that is
+called (``f()``). A leading <think> block is not read.
 
-Values compare as JSON does: 1 = 1.0, true is not 1, lists have an order, objects none. Python calls are read,
-never run, and their values are what JSON could hold.
+Values compare as JSON does: 1 = 1.0, true is not 1, lists have an order, objects none. Nothing is run.
 """
 
-import ast
 import json
 import re
 
 from megatron_bar.errors import BarError
+from megatron_bar.verifiers.text import seen
 
-TAGS = re.compile(r"<function_calls>(.*?)(?:</function_calls>|\Z)", re.DOTALL)
-CALL_IN_TEXT = re.compile(r"\w\(")
-LONGEST = 20_000
-"""Characters of an answer; a longer one is no call, and reading it could take long."""
-# What json and ast raise on text that they cannot read.
-UNREADABLE = (ValueError, SyntaxError, RecursionError, MemoryError)
+LONGEST = 50_000
+"""Characters of an answer; a longer one is no call."""
+DEEPEST = 100
+THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+OPENING = re.compile(r"<(function_calls?|tool_calls?)>|```(?:\w*\n)?|\{")
+BETWEEN = re.compile(r"[\s,;\[\]]*")
+FUNCTION = re.compile(r"([^\s()\[\]{}=,;'\"`<>]+)[ \t]*\(")
+ARGUMENT = re.compile(r"\s*([^\s()\[\]{}=,;'\"`]+)\s*=")
+NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])")
+STRING = re.compile(
+    r"\"\"\"((?:[^\\]|\\.)*?)\"\"\"|'''((?:[^\\]|\\.)*?)'''"
+    r"|\"((?:[^\"\\\n]|\\.)*+)\"|'((?:[^'\\\n]|\\.)*+)'",
+    re.DOTALL,
+)
+ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)", re.DOTALL)
+ESCAPES = dict(
+    zip("abfnrtv\\'\"\n", ["\a", "\b", "\f", "\n", "\r", "\t", "\v", "\\", "'", '"', ""], strict=True)
+)
+WORD = re.compile(r"\w+")
+WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+MENTION = re.compile(r"(?<![\w.-])([\w.-]++)\(\)")
+SPELLED = re.compile(
+    r"\w\((?!s\))|\(\s*[\w.-]+\s*=|</?[a-z_][^<>\n]*>|<\W?(?:function|tool|action|call)\b|[\"']name[\"']\s*:"
+    r"|^[ \t]*(?:action(?: input)?[ \t]*:[ \t]*\w|(?:arguments|parameters|args)[ \t]*[:=])",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""What in the text around may be a call."""
+WIDE = str.maketrans("\uff08\uff09\uff1d\uff1c\uff1a", "()=<:")
 Call = tuple[str, dict]
 
 
@@ -41,78 +65,183 @@ def verify(response: str, truth) -> float:
 
 def calls_in(response: str) -> list[Call]:
     """Returns every call of the answer, as name and arguments; none where anything in it is unreadable."""
-    tagged = TAGS.findall(response)
-    try:
-        return [call for text in tagged or [response] for call in _calls(text)]
-    except UNREADABLE:
-        return []
+    text = THINKING.sub("", response)
+    for read in (_whole, _anywhere):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return []
 
 
-def _calls(text: str) -> list[Call]:
-    try:
-        return _python_calls(text)
-    except UNREADABLE:
-        return _json_calls(text)
+def _whole(text: str) -> list[Call]:
+    return _calls(text, 0, "")[0]
 
 
-def _json_calls(text: str) -> list[Call]:
-    decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+def _anywhere(text: str) -> list[Call]:
     calls = []
     beside = []
     at = 0
-    while (start := text.find("{", at)) >= 0:
-        beside.append(text[at:start])
-        value, at = decoder.raw_decode(text, start)
-        fields = value.keys() == {"name", "arguments"}
-        if not fields or type(value["name"]) is not str or type(value["arguments"]) is not dict:
-            raise _Unreadable("an object that is no call")
-        calls.append((value["name"], value["arguments"]))
-    if CALL_IN_TEXT.search(" ".join([*beside, text[at:]])):
-        raise _Unreadable("a call beside JSON")
+    while opening := OPENING.search(text, at):
+        beside.append(text[at : opening.start()])
+        if opening[0] == "{":
+            value, at = _value(text, opening.start())
+            calls.append(_object_call(value))
+        else:
+            found, at = _calls(text, opening.end(), f"</{opening[1]}>" if opening[1] else "```")
+            calls += found
+    _refuse_others(" ".join([*beside, text[at:]]), {name for name, _ in calls})
     return calls
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict:
+def _refuse_others(beside: str, called: set[str]) -> None:
+    """Raises if the text around the calls has what may be another one."""
+    for line in seen(beside).translate(WIDE).split("\n"):
+        left = MENTION.sub(lambda match: "" if match[1] in called else match[0], line)
+        # A function's name with nothing around is no mention but a call.
+        if SPELLED.search(left if re.search(r"[^\W\d_]{2}", left) else line):
+            raise _Unreadable("what may be a call beside the calls")
+
+
+def _calls(text: str, at: int, end: str) -> tuple[list[Call], int]:
+    """Returns the calls up to ``end`` or the text's end, and the place behind."""
+    calls = []
+    while (at := BETWEEN.match(text, at).end()) < len(text):
+        if end and text.startswith(end, at):
+            return calls, at + len(end)
+        if text.startswith("```", at):
+            at = OPENING.match(text, at).end()
+        elif text[at] == "{":
+            value, at = _value(text, at)
+            calls.append(_object_call(value))
+        else:
+            call, at = _keyword_call(text, at)
+            calls.append(call)
+    return calls, at
+
+
+def _keyword_call(text: str, at: int) -> tuple[Call, int]:
+    function = _match(FUNCTION, text, at)
+    arguments, at = _until(text, function.end(), ")", _argument)
+    return (function[1], _dict(arguments)), at
+
+
+def _argument(text: str, at: int, depth: int) -> tuple[tuple[str, object], int]:
+    name = _match(ARGUMENT, text, at)
+    value, at = _value(text, name.end(), depth)
+    return (name[1], value), at
+
+
+def _object_call(value: dict) -> Call:
+    fields = dict(value)
+    if fields.pop("type", "function") != "function" or not isinstance(fields.pop("id", ""), str):
+        raise _Unreadable("an object that is no call")
+    if fields.keys() == {"function"} and isinstance(fields["function"], dict):
+        return _object_call(fields["function"])
+    name = fields.pop("name", None)
+    if not isinstance(name, str) or fields.keys() not in ({"arguments"}, {"parameters"}):
+        raise _Unreadable("an object that is no call")
+    (arguments,) = fields.values()
+    if isinstance(arguments, str):
+        spelled = arguments.strip()
+        arguments, end = _value(spelled, 0)
+        if end != len(spelled):
+            raise _Unreadable("arguments and something more")
+    if not isinstance(arguments, dict):
+        raise _Unreadable("no arguments by name")
+    return name, arguments
+
+
+def _value(text: str, at: int, depth: int = 0):
+    """Returns the literal, of JSON or Python, at that place, and the place behind it."""
+    at = _space(text, at)
+    opening = text[at : at + 1]
+    if depth == DEEPEST:
+        raise _Unreadable("too deep")
+    if opening == "{":
+        pairs, at = _until(text, at + 1, "}", _pair, depth + 1)
+        return _dict(pairs), at
+    if opening == "[":
+        return _until(text, at + 1, "]", _value, depth + 1)
+    if opening == "(":
+        items, end = _until(text, at + 1, ")", _value, depth + 1)
+        in_brackets = len(items) == 1 and not text[: end - 1].rstrip().endswith(",")
+        return (items[0] if in_brackets else items), end
+    if opening and opening in "\"'":
+        string = _match(STRING, text, at)
+        return _string(string), string.end()
+    if number := NUMBER.match(text, at):
+        return _number(number[0]), number.end()
+    word = _match(WORD, text, at)
+    if word[0] not in WORDS:
+        raise _Unreadable("no plain value")
+    return WORDS[word[0]], word.end()
+
+
+def _pair(text: str, at: int, depth: int) -> tuple[tuple[str, object], int]:
+    key, at = _value(text, at, depth)
+    at = _space(text, at)
+    if not isinstance(key, str) or text[at : at + 1] != ":":
+        raise _Unreadable("no key")
+    value, at = _value(text, at + 1, depth)
+    return (key, value), at
+
+
+def _until(text: str, at: int, closing: str, read, depth: int = 0) -> tuple[list, int]:
+    """Returns what ``read`` finds between commas up to the closing bracket, and the place behind it."""
+    items = []
+    while (at := _space(text, at)) < len(text):
+        if text[at] == closing:
+            return items, at + 1
+        item, at = read(text, at, depth)
+        items.append(item)
+        at = _space(text, at)
+        if text[at : at + 1] == ",":
+            at += 1
+        elif text[at : at + 1] != closing:
+            break
+    raise _Unreadable("not closed")
+
+
+def _space(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
+def _match(pattern: re.Pattern, text: str, at: int) -> re.Match:
+    match = pattern.match(text, at)
+    if match is None:
+        raise _Unreadable(f"no {pattern.pattern:.20} at {at}")
+    return match
+
+
+def _string(match: re.Match) -> str:
+    try:
+        return json.loads(match[0])
+    except ValueError:
+        body = next(group for group in match.groups() if group is not None)
+        return ESCAPE.sub(_escaped, body)
+
+
+def _escaped(match: re.Match) -> str:
+    code = match[1]
+    if code[0] in "xuU" and len(code) > 1:
+        return chr(int(code[1:], 16))
+    return chr(int(code, 8)) if code[0] in "01234567" else ESCAPES.get(code, match[0])
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return float(text)
+
+
+def _dict(pairs: list[tuple[str, object]]) -> dict:
     if len(dict(pairs)) != len(pairs):
-        raise _Unreadable("a key given twice")
+        raise _Unreadable("a name given twice")
     return dict(pairs)
-
-
-def _no_constant(name: str):
-    raise _Unreadable(name)
-
-
-def _python_calls(text: str) -> list[Call]:
-    body = ast.parse(text.strip()).body
-    if not all(isinstance(statement, ast.Expr) for statement in body):
-        raise _Unreadable("no expression")
-    expressions = [statement.value for statement in body]
-    nodes = [node for e in expressions for node in (e.elts if isinstance(e, ast.List | ast.Tuple) else [e])]
-    return [_python_call(node) for node in nodes]
-
-
-def _python_call(node: ast.expr) -> Call:
-    if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise _Unreadable("no call by keyword")
-    arguments = [(keyword.arg, _value(keyword.value)) for keyword in node.keywords]
-    return ast.unparse(node.func), _object(arguments)
-
-
-def _value(node: ast.expr):
-    match node:
-        case ast.Constant(value=None | bool() | int() | float() | str() as value):
-            return value
-        case ast.UnaryOp(
-            op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as value)
-        ) if type(value) is not bool:
-            return -value if isinstance(sign, ast.USub) else value
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_value(item) for item in items]
-        case ast.Dict(keys=keys, values=values) if all(
-            isinstance(k, ast.Constant) and type(k.value) is str for k in keys
-        ):
-            return _object([(key.value, _value(value)) for key, value in zip(keys, values, strict=True)])
-    raise _Unreadable("no plain value")
 
 
 def _matches(made: list[Call], wanted: list[tuple[str, dict, frozenset]]) -> bool:

@@ -1,11 +1,13 @@
 """Answers and scores against transformers' own generation, at several layouts and with fewer active experts;
 intervals."""
 
+import json
 from pathlib import Path
 
 import pytest
 from distributed import run_distributed
 from evaluation.tiny_chat import NEW, QUESTIONS, answers, save_chat_hf, write_rows
+from verifiers.judge_server import served
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
@@ -71,6 +73,33 @@ def test_a_limit_takes_the_first_rows_and_is_told(folder, tmp_path):
     assert found["limit"] == 3 and found["tests"]["half"]["items"] == 3 == len(found["scores"]["half"])
     write_results(tmp_path / "found.json", found)
     assert read_results(tmp_path / "found.json") == found
+
+
+def judged(folder, root, judge) -> dict:
+    test = generative.TestSet(name="safety", path=Path("safety.jsonl"), max_new_tokens=NEW)
+    chats = ChatFormat(load_tokenizer(folder), "own")
+    return generative.measure_folder(folder, ParallelConfig(), chats, (test,), root, slots=2, judge=judge)[1]
+
+
+def test_a_judge_reads_questions_and_answers(folder, tmp_path):
+    (tmp_path / "safety.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"messages": [{"role": "user", "content": asked}], "verifier": "safety", "truth": wanted}
+            )
+            + "\n"
+            for asked, wanted in zip(QUESTIONS, ("comply", "refuse", "comply", "refuse"), strict=True)
+        )
+    )
+    with served("judges") as (process, judge):
+        (found,) = run_distributed(judged, 1, folder, tmp_path, judge)
+        prompts = [json.loads(process.stdout.readline()) for _ in QUESTIONS]
+    assert [item["score"] for item in found["scores"]["safety"]] == [1, 0, 1, 0]
+    assert found["judge"] == judge.model
+    asked = [prompt.split("Human user:\n")[1].split("\n\nAI assistant:\n")[0] for prompt in prompts]
+    assert sorted(asked) == sorted(QUESTIONS)
+    with pytest.raises(Exception, match="expected a reply of an OpenAI-like server to /v1/models"):
+        run_distributed(judged, 1, folder, tmp_path, judge)
 
 
 def test_active_experts_that_the_model_has_not_are_refused(folder, tmp_path):

@@ -21,6 +21,7 @@ from verifier_cases import ADD, CASES, CODE, SUM, TABLES, plus, puzzle, rule
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers import VERIFIERS, check_task, reasoning_gym, verify, verify_many
 from megatron_bar.verifiers.constraints import CONSTRAINTS
+from megatron_bar.verifiers.instruction import NAMES
 from megatron_bar.verifiers.sandbox import fork_server
 from megatron_bar.verifiers.sandbox.wire import spell
 
@@ -42,10 +43,11 @@ def test_every_verifier_has_answers_of_both_kinds():
 def test_every_constraint_has_answers_of_both_kinds():
     seen = {
         kind: {score for _, truth, score in TABLES["instruction"] if truth[0]["kind"] == kind}
-        for kind in CONSTRAINTS
+        for kind in NAMES
     }
     assert len(CONSTRAINTS) >= 25
-    assert seen == {kind: {0, 1} for kind in CONSTRAINTS}
+    assert len(NAMES) == len(CONSTRAINTS) + 25 + 29
+    assert seen == {kind: {0, 1} for kind in NAMES}
 
 
 def scores_in_this_process(cases):
@@ -184,6 +186,8 @@ HOSTILE += [
     "sorry " * 10**5,
     "<function_calls>" * 1_000,
     "f(x=" + "-" * 5_000 + "1)",
+    "a" + "\u0301\u0327" * 24_950,
+    "a\u0315\u0300\u05ae\u0301b" * 10_000,
 ]
 TRUTHS = [
     ("math", "3"),
@@ -220,11 +224,21 @@ HOSTILE_TEXT += [
     "<<" + "a" * 10**5,
     "[" * 10**5,
     '"' * 10**5,
+    "*" * 50_000 + "\n- " * 16_000,
+    "\n" * 99_000 + "p.",
+    "a. " * 33_000,
+    "A!" * 49_000,
+    "<<" * 49_000,
+    "http://a@" * 11_000,
+    "@" * 99_000,
+    "\u0e01" * 99_000,
+    "a" * 99_000,
+    "' " * 49_000,
 ]
 SAMPLES = {truth[0]["kind"]: truth for _, truth, _ in TABLES["instruction"]}
 
 
-@pytest.mark.parametrize("kind", CONSTRAINTS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_hostile_text_for_constraints(kind):
     for text in HOSTILE_TEXT:
         began = time.process_time()
@@ -304,7 +318,7 @@ pieces = st.sampled_from(
     ]
 )
 anything = st.text() | st.lists(pieces, max_size=12).map("".join)
-EXAMPLES = {"math": 60, "code": 15, "reasoning_gym": 30}
+EXAMPLES = {"math": 60, "code": 15, "reasoning_gym": 30, "instruction": 100}
 FUZZED = {name: [table[0][1]] for name, table in TABLES.items()} | {
     "math": ["2x+2"],
     "instruction": list(SAMPLES.values()),

@@ -11,6 +11,7 @@ from megatron_bar.evaluation.benchmarks.harness import run_suite
 from megatron_bar.evaluation.benchmarks.suite import SUITES, TOY
 from megatron_bar.evaluation.generative import measure_folder
 from megatron_bar.parallel.state import ParallelConfig, world_size
+from megatron_bar.verifiers.judge import NO_JUDGE, Judge
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import Active, ModelConfig, show_active
 
@@ -27,12 +28,13 @@ def evaluate_folder(
     tensor: int = 1,
     server: str | None = None,
     tasks_dir: Path | None = None,
+    judge: Judge = NO_JUDGE,
 ) -> dict:
     """Returns results (see `results`) of ``suite``, or of its benchmarks ``tasks``. Collective.
 
     ``batch``: prompts at a time. The toy: ``data`` holds test_SKILL.jsonl (None: the folder ``world`` beside
-    ``folder``), ``tensor`` is tensor parallelism. Others: see `harness.run_suite`. Raises BarError for what
-    cannot be.
+    ``folder``), ``tensor`` is tensor parallelism, ``judge`` decides in the place of the verifier safety.
+    Others: see `harness.run_suite`. Raises BarError for what cannot be.
     """
     if suite not in SUITES:
         raise BarError(f"suite {suite}: expected one of {', '.join(SUITES)}")
@@ -56,9 +58,9 @@ def evaluate_folder(
         layout = ParallelConfig(tensor=tensor)
         layout.check(opened.config, world_size())
         tests = tuple(benchmark.by for benchmark in benchmarks)
-        return measure_folder(folder, layout, chats, tests, root, slots=batch, **options)[1]
+        return measure_folder(folder, layout, chats, tests, root, slots=batch, judge=judge, **options)[1]
     _check_one_number(folder, suite, opened.config)
-    _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None)
+    _refuse(f"suite {suite}", data=data, tensor=tensor if tensor > 1 else None, judge=judge.url)
     if world_size() > 1:
         raise BarError(
             f"suite {suite}: expected one process, got {world_size()}; "
