@@ -17,18 +17,12 @@ from blake3 import blake3
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_bar.data.fast_bpe import fast_encoder
+from megatron_bar.data.templates import TULU
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import why
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}"
-    "{% if not loop.last %}{{ '\\n' }}{% endif %}"
-    "{% else %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '\\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
 _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+|<|\s+"
 
 
@@ -268,7 +262,7 @@ def train_tokenizer(texts: Iterable[str], out: Path | str, *, vocab_size: int) -
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": TULU,
     }
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
