@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from megatron_bar.data.sources import RESULTS
 from megatron_bar.data.templates import NAMES, ROLES, TEMPLATES
 from megatron_bar.errors import BarError
 
@@ -23,7 +24,6 @@ _BESIDE = (*_CALLS, "functions", "function_call", "reasoning_content", "thinking
 """Keys of a message, besides its role and content, that say something to a model."""
 _UNSAID = ("system", "developer", "tool", "environment")
 """Roles whose content may be null, as in published rows: it stands for none."""
-RESULTS = ("tool", "environment")
 _OTHERS = "use another (chatml and olmo123 have one)"
 
 

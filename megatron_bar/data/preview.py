@@ -61,7 +61,7 @@ def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
     for where, raw in islice(raw_rows(source, Path()), rows):
         row = parse(raw, source.kind, where)
         if source.kind == "text":
-            (ids,) = chats.tokenizer.documents([row["text"]])
+            (ids,) = chats.tokenizer.documents([chats.tokenizer.pieces(row)])
             documents.append((ids, [True] * len(ids)))
         else:
             messages = row["messages"]

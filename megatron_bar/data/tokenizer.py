@@ -1,12 +1,13 @@
 """Text to ids: the tokenizer of a Hugging Face folder, a SentencePiece model, or one trained here.
 
 Text never yields a special token: a literal ``<|endoftext|>`` in a user's words is spelled out in ordinary
-pieces (transformers' default would end the text there). Special ids are put in by chat.py and by the packer
-alone. The trained tokenizer is a byte-level BPE as OLMo 2's, with its own splitting rule: one digit per
-token, and tags such as <|user|> or <functions> whole.
+pieces (transformers' default would end the text there). Special ids are put in by chat.py, by the packer, and
+where a row or its source says so (`pieces`). The trained tokenizer is a byte-level BPE as OLMo 2's, with its
+own splitting rule: one digit per token, and tags such as <|user|> or <functions> whole.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,10 @@ from megatron_bar.weights.json_file import why
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+HOLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+"""Special tokens of a text with a hole, in the order in which it is written."""
+Pieces = str | list[str | int]
+"""A text, or its parts: texts, and special tokens by their ids."""
 _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+|<|\s+"
 
 
@@ -43,15 +48,51 @@ class _Text:
     """What the tokenizer itself puts before a text that is no chat: BOS, or nothing."""
     template: str | None = None
     """The Jinja chat template that the folder ships."""
+    added: dict[str, int] = field(default_factory=dict)
+    """Tokens that text may spell, though they are no pieces of the vocabulary's own."""
     hash: str = field(init=False)
     """BLAKE3 of the file."""
 
     def __post_init__(self):
         object.__setattr__(self, "hash", blake3(self.path.read_bytes()).hexdigest())
 
-    def documents(self, texts: list[str]) -> list[list[int]]:
+    def documents(self, texts: list[Pieces]) -> list[list[int]]:
         """Returns the ids of whole texts, as models are pretrained on them: each from ``begin`` to EOS."""
-        return [[*self.begin, *ids, self.eos_id] for ids in self.encode_texts(texts)]
+        parts = [[text] if isinstance(text, str) else text for text in texts]
+        texts = [piece for text in parts for piece in text if isinstance(piece, str)]
+        encoded = iter(self.encode_texts(texts))
+        documents = []
+        for text in parts:
+            ids = list(self.begin)
+            for piece in text:
+                ids += next(encoded) if isinstance(piece, str) else (piece,)
+            documents.append([*ids, self.eos_id])
+        return documents
+
+    def pieces(self, row: dict, special: tuple[str, ...] = ()) -> Pieces:
+        """Returns a checked row of text for `documents`.
+
+        A hole's parts stand behind their special tokens, prefix, suffix, middle (PSM: arXiv 2207.14255);
+        of a text's own spellings those of ``special`` become tokens.
+        """
+        if "text" not in row or row["text"] is None:
+            prefix, suffix, middle = (self._special_id(name) for name in HOLE)
+            return [prefix, row["prefix"], suffix, row["suffix"], middle, row["middle"]]
+        if not special:
+            return row["text"]
+        ids = {name: self._special_id(name) for name in special}
+        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
+        parts = re.split(f"({'|'.join(longest_first)})", row["text"])
+        return [ids.get(part, part) for part in parts if part]
+
+    def _special_id(self, name: str) -> int:
+        number = self.special.get(name, self.added.get(name))
+        if number is None or number in (self.eos_id, self.pad_id):
+            raise BarError(
+                f"{self.path}: expected a special token {name}, besides those of end and padding; "
+                f"got {', '.join(self.special)}"
+            )
+        return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +170,7 @@ def _load_bpe(file: Path) -> BpeText:
         raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
     added = tokenizer.get_added_tokens_decoder().items()
     special = {token.content: number for number, token in added if token.special}
+    plain = {token.content: number for number, token in added if not token.special}
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -150,6 +192,7 @@ def _load_bpe(file: Path) -> BpeText:
         eos_id=special[eos],
         pad_id=special[pad],
         special=special,
+        added=plain,
         bos=_token_name(beside, config, "bos_token", eos),
         eos=eos,
         begin=_begin(tokenizer),

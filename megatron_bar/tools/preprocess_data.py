@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from megatron_bar.cli import Call, command_parser
+from megatron_bar.data.templates import NAMES
 
 EXAMPLES = (
     "{program} --input web.jsonl.zst --tokenizer OLMo-2-1124-7B --out tokens/web",
@@ -34,7 +35,14 @@ def parse(call: Call) -> argparse.Namespace:
         "--kind", choices=("text", "chat"), default="text", help="rows of text or of messages (default text)"
     )
     parser.add_argument(
-        "--template", choices=("tulu", "chatml", "own"), default="tulu", help="of chats (default tulu)"
+        "--template", choices=NAMES, default="tulu", help="of chats (default tulu)"
+    )
+    parser.add_argument(
+        "--special",
+        nargs="+",
+        default=(),
+        metavar="TOKEN",
+        help="special tokens that the texts spell and mean, e.g. '<|fim_prefix|>'; others stay text",
     )
     parser.add_argument("--last-turn", action="store_true", help="learn a chat's last answer only")
     parser.add_argument(
@@ -62,7 +70,8 @@ def main(call: Call) -> None:
 
     kept = ("template", "seed", "verify", "skip_bad", "dtype")
     options = Options(**{name: vars(args)[name] for name in kept})
-    source = Source(path=args.input, kind=args.kind, share=args.share, last_turn=args.last_turn)
+    rows = {"share": args.share, "last_turn": args.last_turn, "special": tuple(args.special)}
+    source = Source(path=args.input, kind=args.kind, **rows)
     place = source.place
     plain = place.is_file() and place.suffix == ".jsonl" and source.share == 1 and source.limit is None
     began = time.monotonic()

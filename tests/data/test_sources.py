@@ -321,7 +321,9 @@ def test_the_first_row_alone_can_be_checked(tmp_path):
 def test_rows_of_published_rlvr_sets(row, verifier, truth):
     got = parse(row, "task", "a.jsonl:1")
     assert (got["verifier"], got["truth"]) == (verifier, truth)
-    assert got["messages"] == row.get("messages", [{"role": "user", "content": "What is 2+2?"}])
+    # The reference answer that the messages end with is no part of the prompt.
+    assert got["messages"] == row.get("messages", [{"role": "user", "content": "What is 2+2?"}])[:1]
+    assert got.get("answered", []) == row.get("messages", [])[1:]
 
 
 def test_a_published_row_that_nobody_grades_is_named():
