@@ -164,8 +164,9 @@ def spread(function: Callable, calls: Iterable[tuple], processes: int) -> Iterat
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of each process: they are the parallelism
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        started = (pool.submit(function, *arguments) for arguments in calls)
+    begin = {"initializer": _begin, "initargs": (function,)}
+    with ProcessPoolExecutor(processes, mp_context=context, **begin) as pool:
+        started = (pool.submit(_call, *arguments) for arguments in calls)
         running: list[Future] = list(islice(started, 2 * processes))
         try:
             while running:
@@ -175,3 +176,12 @@ def spread(function: Callable, calls: Iterable[tuple], processes: int) -> Iterat
         finally:
             for future in running:
                 future.cancel()
+
+
+def _begin(function: Callable) -> None:
+    """Keeps ``function`` in this process, with what it loads: sent with a call it would load that every time."""
+    _call.function = function
+
+
+def _call(*arguments):
+    return _call.function(*arguments)

@@ -182,7 +182,7 @@ class Pipeline:
 
     def check_rows(self, steps: list[Step], *, keep: bool = True) -> None:
         """Raises unless ``steps`` can use the rows that they will read and that are there (preflight.py)."""
-        if not self.folder.data.exists() and self.recipe.data is None:
+        if not self.folder.data.exists() and (self.recipe.data is None or not keep):
             return
         missing = [str(path) for path in self.recipe.given.values() if not path.is_dir()]
         if missing:
