@@ -123,7 +123,7 @@ class ChatFormat:
         plain = tools is None and not any("tool_calls" in message for message in messages)
         if self.name != "own" and plain and shape in self._shapes:
             return
-        guard, messages, tools = self._guarded(messages, tools, where)
+        _, messages, tools = self._guarded(messages, tools, where)
         text, answers, _ = self._laid_out(messages, tools, last_turn, where)
         if len(text) == sum(end - start for start, end in answers.values()):
             raise BarError(f"{where}: every token is the assistant's; expected a message to answer")
@@ -322,6 +322,7 @@ class ChatFormat:
             return mark in self._write(chat, tools, where="chat template")
         except BarError:
             return True  # some want other company; a row of theirs will show it
+
 
 def _turns(messages: list[dict]) -> list[int]:
     return [n for n, message in enumerate(messages) if message["role"] == "assistant"]

@@ -6,9 +6,9 @@ sets called ``prompt``, ``dataset`` and ``ground_truth``, which is understood to
 with the reference answer, as published sets have it: no prompt shows it. Or a row is a preference
 ``{"messages", "chosen", "rejected"}``: what was asked, a better and a worse answer, each a text or a list of
 the one message; as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that
-differ in the last message. Every row is checked; a bad one is named by file and line, and stops the work unless
-the caller collects such errors. Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this
-kind.
+differ in the last message. Every row is checked; a bad one is named by file and line, and stops the work
+unless the caller collects such errors. Token files (.bin/.idx, indexed.py) are sources too, and have no rows
+of this kind.
 """
 
 import gzip

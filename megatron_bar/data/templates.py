@@ -1,10 +1,10 @@
 """The chat templates that have a name here, in Jinja, and the roles that each writes.
 
 tulu: OLMo 2's and Tulu 3's. chatml: ChatML with tools, without words of its own. olmo: what the authors' SFT
-was laid out by (open-instruct's ``olmo``), with a default system text, and end-of-text behind the last answer.
-olmo123: no name of open-instruct's, so that the RLVR and DPO which ask for it fall through to the tokenizer's
-own template; this is the one of Olmo 3's instruct tokenizer. The last two are written anew, and write byte for
-byte what the published ones do (tests/data/test_templates.py).
+was laid out by (open-instruct's ``olmo``), with a default system text, and end-of-text behind the last
+answer. olmo123: no name of open-instruct's, so that the RLVR and DPO which ask for it fall through to the
+tokenizer's own template; this is the one of Olmo 3's instruct tokenizer. The last two are written anew, and
+write byte for byte what the published ones do (tests/data/test_templates.py).
 """
 
 from typing import Literal, get_args

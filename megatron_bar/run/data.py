@@ -29,9 +29,7 @@ def tokens_of(run: RunFolder, source: Source, chats: ChatFormat) -> Tokens:
         with run.locks.waiting("tokens"):
             out = run.out / "tokens"
             skip_bad = run.recipe.max_refused > 0
-            return prepare(
-                source, run.data, chats, out, seed=run.recipe.seed, say=run.say, skip_bad=skip_bad
-            )
+            return prepare(source, run.data, chats, out, seed=run.recipe.seed, say=run.say, skip_bad=skip_bad)
 
     return read_indexed(on_rank_zero(make))
 

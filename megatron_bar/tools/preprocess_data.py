@@ -34,9 +34,7 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument(
         "--kind", choices=("text", "chat"), default="text", help="rows of text or of messages (default text)"
     )
-    parser.add_argument(
-        "--template", choices=NAMES, default="tulu", help="of chats (default tulu)"
-    )
+    parser.add_argument("--template", choices=NAMES, default="tulu", help="of chats (default tulu)")
     parser.add_argument(
         "--special",
         nargs="+",

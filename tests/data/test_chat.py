@@ -461,7 +461,9 @@ TURNS = st.lists(st.tuples(CONTENT, CONTENT, st.booleans()), min_size=1, max_siz
 def random_chat(system, turns):
     found = [] if system is None else [turn("system", system)]
     for question, answer, twice in turns:
-        found += [turn("user", question)] * (1 + twice) + [turn("assistant", answer + "." * (not answer.strip()))]
+        found += [turn("user", question)] * (1 + twice) + [
+            turn("assistant", answer + "." * (not answer.strip()))
+        ]
     return found
 
 
@@ -581,7 +583,10 @@ READ = {
         [ASKED, ANSWERED],
     ),
     "a system's null": ([turn("system", None, functions="[f]"), ASKED, ANSWERED], None),
-    "a result's null": ([ASKED, turn("assistant", "", function_calls="f()"), turn("environment", None), ANSWERED], None),
+    "a result's null": (
+        [ASKED, turn("assistant", "", function_calls="f()"), turn("environment", None), ANSWERED],
+        None,
+    ),
     "calls as a list": (
         [ASKED, turn("assistant", None, function_calls=["f(1)", {"name": "g", "arguments": '{"x": "ü"}'}])],
         [ASKED, turn("assistant", None, function_calls='f(1)\ng(x="ü")')],
@@ -591,7 +596,11 @@ READ = {
         [turn("system", "S.", functions=json.dumps([WEATHER], ensure_ascii=False)), ASKED, ANSWERED],
     ),
     "functions beside calls of nothing": (
-        [turn("system", "S.", functions="[f]"), ASKED, turn("assistant", "a", function_calls=[], tool_calls=[])],
+        [
+            turn("system", "S.", functions="[f]"),
+            ASKED,
+            turn("assistant", "a", function_calls=[], tool_calls=[]),
+        ],
         [turn("system", "S.", functions="[f]"), ASKED, turn("assistant", "a")],
     ),
 }
@@ -754,7 +763,12 @@ BAD = {
     ),
     "user's content None": ("chatml", [turn("user", None), A], None, "message 0: expected .* text content"),
     "empty answer": ("tulu", [U, turn("assistant", "")], None, "message 1: expected an answer, got an empty"),
-    "blank answer": ("olmo", [U, turn("assistant", " \n"), U, A], None, "message 1: expected an answer, got an e"),
+    "blank answer": (
+        "olmo",
+        [U, turn("assistant", " \n"), U, A],
+        None,
+        "message 1: expected an answer, got an e",
+    ),
     "calls of nothing": (
         "chatml",
         [U, turn("assistant", "", tool_calls=[], function_calls="")],
@@ -773,7 +787,12 @@ BAD = {
         None,
         "expected text, got .*half of a surrogate pair",
     ),
-    "two answers": ("tulu", [U, A, A], None, "message 2: the assistant speaks twice in a row, and template tulu"),
+    "two answers": (
+        "tulu",
+        [U, A, A],
+        None,
+        "message 2: the assistant speaks twice in a row, and template tulu",
+    ),
     "tools under tulu": ("tulu", [U, A], [WEATHER], "template tulu has no place for tools"),
     "calls under tulu": (
         "tulu",
@@ -849,7 +868,14 @@ def test_bad_chats_are_named(pair, name):
     with pytest.raises(BarError, match=f"^data\\.jsonl:7: {names}") as raised:
         pair("tiny", layout).format.render(messages, tools=tools, where="data.jsonl:7")
     assert "\n" not in str(raised.value)
-    of_examples = ("no assistant", "two answers", "empty answer", "blank answer", "calls of nothing", "ends in a result")
+    of_examples = (
+        "no assistant",
+        "two answers",
+        "empty answer",
+        "blank answer",
+        "calls of nothing",
+        "ends in a result",
+    )
     if name not in of_examples:
         with pytest.raises(BarError, match=f"^row 8: {names}"):
             pair("tiny", layout).format.prompt(messages, tools=tools, where="row 8")

@@ -34,7 +34,13 @@ PUBLISHED = {
     ("olmo123", True): "f787071a33ca08aa2df1f6b935f1add73883577ac8dafafe3371b5ad1cd43b4f",
 }
 TEXTS = ["", "Hi", "a\nb ", " <functions>[]</functions>", "{{ x }}", "größer 😀", "<|im_end|>"]
-TOOLS = [None, None, [], [{"name": "clock", "parameters": {}}], [{"type": "function", "function": {"name": "<ü'>"}}]]
+TOOLS = [
+    None,
+    None,
+    [],
+    [{"name": "clock", "parameters": {}}],
+    [{"type": "function", "function": {"name": "<ü'>"}}],
+]
 CALLS = [("f", {}), ("g.h", {"a": 1, "b": ["x", None, "<'&ü"]})]
 
 
@@ -105,13 +111,22 @@ BY_HAND = [
 def test_system_texts_by_hand(name, messages, tools, system):
     asked = IN("user", "Rain?")
     assert written(TEMPLATES[name], messages, tools) == f"{system}{asked}<|im_start|>assistant\nYes.{END}"
-    assert written(TEMPLATES[name], messages[:-1], tools, prompt=True) == f"{system}{asked}<|im_start|>assistant\n"
+    assert (
+        written(TEMPLATES[name], messages[:-1], tools, prompt=True)
+        == f"{system}{asked}<|im_start|>assistant\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["olmo", "olmo123"])
 def test_only_the_last_answer_ends_the_text(name):
     calling = turn("assistant", None, function_calls="f(1)")
-    messages = [turn("system", "S.", functions="[f]"), ASKED, calling, turn("environment", "rain"), turn("assistant", "Y")]
+    messages = [
+        turn("system", "S.", functions="[f]"),
+        ASKED,
+        calling,
+        turn("environment", "rain"),
+        turn("assistant", "Y"),
+    ]
     middle = IN("assistant", "<function_calls>f(1)</function_calls>") + IN("environment", "rain")
     assert written(TEMPLATES[name], messages).endswith(f"{middle}<|im_start|>assistant\nY{END}")
 
@@ -121,22 +136,38 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     train_tokenizer(["one two three"] * 9, folder, vocab_size=300)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(TEMPLATES["chatml"])
     return load_tokenizer(Path(folder))
 
 
 WORDS = st.sampled_from(["", " ", "a", "b\n", "<|im_end|>", "é"])
-CONTENT = st.one_of(WORDS, st.none(), st.lists(st.builds(lambda t: {"type": "text", "text": t}, WORDS), max_size=2))
-USUAL = st.sampled_from([turn("user", "q"), turn("assistant", "a"), turn("user", "r"), turn("assistant", "b"), turn("system", "s")])
+CONTENT = st.one_of(
+    WORDS, st.none(), st.lists(st.builds(lambda t: {"type": "text", "text": t}, WORDS), max_size=2)
+)
+USUAL = st.sampled_from(
+    [
+        turn("user", "q"),
+        turn("assistant", "a"),
+        turn("user", "r"),
+        turn("assistant", "b"),
+        turn("system", "s"),
+    ]
+)
 ODD = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "user", "assistant", "assistant", "tool", "environment"])},
     optional={
         "content": CONTENT,
         "functions": st.sampled_from([None, "", "[f]", [{"name": "f"}]]),
-        "function_calls": st.sampled_from([None, "", "f()", ["f()", {"name": "g", "arguments": {"x": 1}}], []]),
-        "tool_calls": st.sampled_from([None, [], [{"name": "f", "arguments": {}}], [{"function": {"name": 1}}]]),
+        "function_calls": st.sampled_from(
+            [None, "", "f()", ["f()", {"name": "g", "arguments": {"x": 1}}], []]
+        ),
+        "tool_calls": st.sampled_from(
+            [None, [], [{"name": "f", "arguments": {}}], [{"function": {"name": 1}}]]
+        ),
         "thinking": st.sampled_from([None, "", "hm"]),
     },
 )
