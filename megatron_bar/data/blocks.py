@@ -179,7 +179,7 @@ def spread(function: Callable, calls: Iterable[tuple], processes: int) -> Iterat
 
 
 def _begin(function: Callable) -> None:
-    """Keeps ``function`` in this process, with what it loads: sent with a call it would load that every time."""
+    """Keeps ``function`` in this process, with all that it loads, which a call could not bring along."""
     _call.function = function
 
 

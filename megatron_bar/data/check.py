@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from megatron_bar.data.blocks import spread
@@ -117,17 +116,16 @@ class _Look:
     """Looks at the rows of one use; returns names of `NOTES`."""
 
     def __init__(self, use: Use, text, chats: Callable[[], ChatFormat]):
+        """Raises where the tokenizer does not do for any row."""
         self.use = use
         self.text = text
-        self._get_chats = chats
+        self.chats = None if use.source.kind == "text" else chats()
         kinds = {"text": self.of_text, "chat": self.of_chat, "task": self.of_task}
         self.at = kinds.get(use.source.kind, self.of_preference)
+        for name in use.source.special:
+            text.special_id(name)
         names = sorted(text.special.keys() - set(use.source.special), key=len, reverse=True)
-        self._spelled = re.compile("|".join(map(re.escape, names)))
-
-    @cached_property
-    def chats(self) -> ChatFormat:
-        return self._get_chats()
+        self._spelled = re.compile("|".join(map(re.escape, names)) or "(?!)")
 
     def of_text(self, row: dict, where: str) -> list[str]:
         pieces = self.text.pieces(row, self.use.source.special)

@@ -76,16 +76,17 @@ class _Text:
         of a text's own spellings those of ``special`` become tokens.
         """
         if "text" not in row or row["text"] is None:
-            prefix, suffix, middle = (self._special_id(name) for name in HOLE)
+            prefix, suffix, middle = (self.special_id(name) for name in HOLE)
             return [prefix, row["prefix"], suffix, row["suffix"], middle, row["middle"]]
         if not special:
             return row["text"]
-        ids = {name: self._special_id(name) for name in special}
+        ids = {name: self.special_id(name) for name in special}
         longest_first = sorted(map(re.escape, special), key=len, reverse=True)
         parts = re.split(f"({'|'.join(longest_first)})", row["text"])
         return [ids.get(part, part) for part in parts if part]
 
-    def _special_id(self, name: str) -> int:
+    def special_id(self, name: str) -> int:
+        """Returns the id of a token that is no text, and neither the end nor padding."""
         number = self.special.get(name, self.added.get(name))
         if number is None or number in (self.eos_id, self.pad_id):
             raise BarError(

@@ -618,6 +618,11 @@ def test_what_others_read_is_read(pair, layout, name):
     both.format.check(messages)
 
 
+def test_a_prompt_does_not_end_with_the_answer(pair):
+    with pytest.raises(BarError, match=r"^row 8: expected what is asked last, got an answer"):
+        pair("tiny", "chatml").format.prompt([ASKED, ANSWERED], where="row 8")
+
+
 def test_two_answers_in_a_row(pair):
     both, messages = pair("tiny", "chatml"), [ASKED, ANSWERED, ANSWERED]
     ours = both.format.render(messages)

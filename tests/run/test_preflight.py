@@ -127,6 +127,29 @@ def begin(recipe, out: Path) -> str:
     return str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"chat_template": "chatml"},
+            "template chatml closes an answer by no special token of this tokenizer",
+        ),
+        ({"special": ("<|hole|>",)}, r"expected a special token <\|hole\|>, besides"),
+    ],
+)
+def test_a_tokenizer_that_does_not_do_is_told_without_a_row(data, change, message):
+    run = pipeline(data, **{key: value for key, value in change.items() if key != "special"})
+    if "special" in change:
+        steps = [
+            replace(step, reads=tuple(replace(s, **change) for s in step.reads if s.kind == "text"))
+            for step in run.select()
+        ]
+    else:
+        steps = run.select()
+    with pytest.raises(BarError, match=rf"^{data}/tokenizer/tokenizer\.json: {message}"):
+        run.check_rows(steps)
+
+
 def test_all_that_is_missing_is_named(data):
     for name in (TEXT, "sft_general.jsonl", TEST):
         (data / name).unlink()
