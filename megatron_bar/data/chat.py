@@ -133,11 +133,11 @@ class ChatFormat:
     def prompt(self, messages: list[dict], *, tools=None, where: str = "chat") -> list[int]:
         """Returns the ids after which the model writes the next answer."""
         messages, tools = self._checked(messages, tools, where)
+        guard, messages, tools = self._guarded(messages, tools, where)
         if messages[-1]["role"] == "assistant":
             raise BarError(
                 f"{where}: expected what is asked last, got an answer, which the prompt would show"
             )
-        guard, messages, tools = self._guarded(messages, tools, where)
         text = self._write(messages, tools, prompt=True, where=where)
         ids = []
         at = 0
