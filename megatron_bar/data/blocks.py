@@ -105,7 +105,7 @@ class BlockMaker:
             try:
                 row = parse(raw, self.source.kind, where)
                 if self._chats is None:
-                    good.append(self._text.pieces(row, self.source.special))
+                    good.append(self._text.pieces(row, rendered=self.source.kind == "fim"))
                 else:
                     good.append(self._chat(self._chats, row, where))
             except BarError as error:

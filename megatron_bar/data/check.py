@@ -13,8 +13,8 @@ from pathlib import Path
 from megatron_bar.data.blocks import spread
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.preprocess import cut
-from megatron_bar.data.sources import ANSWERED, ANSWERS, Raw, Source, parse, taken_rows
-from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.data.sources import ANSWERED, ANSWERS, TEXTS, Raw, Source, parse, taken_rows
+from megatron_bar.data.tokenizer import HOLE, load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers import check_task
 
@@ -50,7 +50,7 @@ class Checked:
 
 NOTES = {
     ANSWERED: "tasks end with an answer, which no prompt shows",
-    "spelled": "texts spell special tokens, which stay text (the source's `special` makes tokens of them)",
+    "spelled": "texts spell special tokens, which stay text (a source of kind fim has those of filling in)",
     "empty": "texts are empty: end-of-text alone",
 }
 
@@ -119,16 +119,18 @@ class _Look:
         """Raises where the tokenizer does not do for any row."""
         self.use = use
         self.text = text
-        self.chats = None if use.source.kind == "text" else chats()
-        kinds = {"text": self.of_text, "chat": self.of_chat, "task": self.of_task}
+        self.chats = None if use.source.kind in TEXTS else chats()
+        kinds = {"text": self.of_text, "fim": self.of_text, "chat": self.of_chat, "task": self.of_task}
         self.at = kinds.get(use.source.kind, self.of_preference)
-        for name in use.source.special:
-            text.special_id(name)
-        names = sorted(text.special.keys() - set(use.source.special), key=len, reverse=True)
+        if use.source.kind == "fim":
+            text.hole_ids()
+        names = sorted(
+            text.special.keys() - (HOLE if use.source.kind == "fim" else ()), key=len, reverse=True
+        )
         self._spelled = re.compile("|".join(map(re.escape, names)) or "(?!)")
 
     def of_text(self, row: dict, where: str) -> list[str]:
-        pieces = self.text.pieces(row, self.use.source.special)
+        pieces = self.text.pieces(row, rendered=self.use.source.kind == "fim")
         if self.use.room is not None:
             (ids,) = self.text.documents([pieces])
             self._fits(len(ids), "text", where)

@@ -50,7 +50,7 @@ def prepare(
         )
     options = Options(template=chats.name, seed=seed, skip_bad=skip_bad)
     files = identity(source, root)
-    key = [VERSION, str(source.path), source.kind, source.share, source.last_turn, source.special]
+    key = [VERSION, str(source.path), source.kind, source.share, source.last_turn]
     key += [asdict(options), chats.tokenizer.hash, chats.tokenizer.begin, chats.template, files]
     digest = blake3(json.dumps(key).encode()).hexdigest()
     out = Path(cache) / f"{source.place.name.partition('.')[0]}-{digest[:12]}"

@@ -1,14 +1,14 @@
 """Where rows come from, and which are taken: JSONL (plain, .gz, .zst), Parquet, folders, ``datasets``.
 
-A row is text ``{"text"}``, or one with a hole to be filled in, ``{"prefix", "suffix", "middle"}``; a chat
-``{"messages"}`` (with ``"tools"`` if any); a task ``{"messages", "verifier", "truth"}``, in published RLVR
-sets called ``prompt``, ``dataset`` and ``ground_truth``, which is understood too. A task's messages may end
-with the reference answer, as published sets have it: no prompt shows it. Or a row is a preference
-``{"messages", "chosen", "rejected"}``: what was asked, a better and a worse answer, each a text or a list of
-the one message; as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that
-differ in the last message. Every row is checked; a bad one is named by file and line, and stops the work
-unless the caller collects such errors. Token files (.bin/.idx, indexed.py) are sources too, and have no rows
-of this kind.
+A row is text ``{"text"}``, or a text with a hole to be filled in, ``{"prefix", "suffix", "middle"}``. In kind
+fim a text spells the special tokens of filling in and means them; elsewhere they are text as any other. Or a row
+is a chat ``{"messages"}`` (with ``"tools"`` if any); a task ``{"messages", "verifier", "truth"}``, in published
+RLVR sets called ``prompt``, ``dataset`` and ``ground_truth``, which is understood too. A task's messages may
+end with the reference answer, as published sets have it: no prompt shows it. Or a preference ``{"messages",
+"chosen", "rejected"}``: what was asked, a better and a worse answer, each a text or a list of the one
+message; as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that differ in the
+last message. Every row is checked; a bad one is named by file and line, and stops the work unless the caller
+collects such errors. Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this kind.
 """
 
 import gzip
@@ -31,15 +31,18 @@ from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import loads, no_duplicates, why
 
-Kind = Literal["text", "chat", "task", "preference", "tokens"]
+Kind = Literal["text", "fim", "chat", "task", "preference", "tokens"]
 KEYS: dict[str, dict[str, type]] = {
     "text": {"text": str},
+    "fim": {"text": str},
     "hole": {"prefix": str, "suffix": str, "middle": str},
     "chat": {"messages": list},
     "task": {"messages": list, "verifier": str, "truth": object},
     "preference": {"messages": list, "chosen": object, "rejected": object},
 }
 """Keys that a row of each kind must have, and their types; hole: the other form of a text."""
+TEXTS = ("text", "fim")
+"""Kinds of which every token is learnt."""
 ANSWERED = "answered"
 """Key of a parsed task: the assistant's turns at the end of its messages, which are no part of the prompt."""
 ANSWERS = ("chosen", "rejected")
@@ -67,15 +70,10 @@ class Source:
     """Fraction of the rows in a seeded sample, of at least one; the same rows for the same seed."""
     last_turn: bool = False
     """Whether a chat's last answer alone is learnt."""
-    special: tuple[str, ...] = ()
-    """Special tokens that a text spells and means, as one rendered for filling in the middle does: they
-    become their ids. All others stay the text that they are."""
 
     def __post_init__(self):
         if not 0 < self.share <= 1:
             raise BarError(f"source {self.path}: share must be within 0 and 1, got {self.share}")
-        if self.special and self.kind != "text":
-            raise BarError(f"source {self.path}: special expected rows of text, got {self.kind}")
 
     @property
     def limit(self) -> int | None:
@@ -198,7 +196,7 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
 
 def _form(row: dict, kind: Kind, where: str) -> str:
     """Returns the key of `KEYS` that says what the row must have."""
-    if kind != "text" or not KEYS["hole"].keys() <= row.keys():
+    if kind not in TEXTS or not KEYS["hole"].keys() <= row.keys():
         return kind
     if row.get("text") is not None:
         raise BarError(f"{where}: expected text, or prefix, suffix and middle, got all of them")

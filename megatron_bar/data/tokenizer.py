@@ -69,31 +69,31 @@ class _Text:
             documents.append([*ids, self.eos_id])
         return documents
 
-    def pieces(self, row: dict, special: tuple[str, ...] = ()) -> Pieces:
+    def pieces(self, row: dict, *, rendered: bool = False) -> Pieces:
         """Returns a checked row of text for `documents`.
 
-        A hole's parts stand behind their special tokens, prefix, suffix, middle (PSM: arXiv 2207.14255);
-        of a text's own spellings those of ``special`` become tokens.
+        A hole's parts stand behind their special tokens, prefix, suffix, middle (PSM: arXiv 2207.14255); in a
+        text that is ``rendered`` so, what spells these tokens becomes them.
         """
-        if "text" not in row or row["text"] is None:
-            prefix, suffix, middle = (self.special_id(name) for name in HOLE)
+        if row.get("text") is None:
+            prefix, suffix, middle = self.hole_ids()
             return [prefix, row["prefix"], suffix, row["suffix"], middle, row["middle"]]
-        if not special:
+        if not rendered:
             return row["text"]
-        ids = {name: self.special_id(name) for name in special}
-        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
-        parts = re.split(f"({'|'.join(longest_first)})", row["text"])
+        ids = dict(zip(HOLE, self.hole_ids(), strict=True))
+        parts = re.split(f"({'|'.join(map(re.escape, HOLE))})", row["text"])
         return [ids.get(part, part) for part in parts if part]
 
-    def special_id(self, name: str) -> int:
-        """Returns the id of a token that is no text, and neither the end nor padding."""
-        number = self.special.get(name, self.added.get(name))
-        if number is None or number in (self.eos_id, self.pad_id):
-            raise BarError(
-                f"{self.path}: expected a special token {name}, besides those of end and padding; "
-                f"got {', '.join(self.special)}"
-            )
-        return number
+    def hole_ids(self) -> list[int]:
+        """Returns the ids of `HOLE`."""
+        known = self.special | self.added
+        for name in HOLE:
+            if name not in known:
+                raise BarError(
+                    f"{self.path}: filling in the middle expected the special tokens {', '.join(HOLE)}, "
+                    f"got none called {name}"
+                )
+        return [known[name] for name in HOLE]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ class Training:
             raise BarError(
                 f"{owner}: expected a fixed number of active experts where answers are sampled or compared"
             )
-        wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens")
+        wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens", "fim")
         if bool(self.rates) != bool(self.validation) or len(set(self.rates)) != len(self.rates):
             raise BarError(
                 f"{owner}: expected different rates and the validation chats to choose by, or neither"

@@ -32,16 +32,12 @@ def parse(call: Call) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument(
-        "--kind", choices=("text", "chat"), default="text", help="rows of text or of messages (default text)"
+        "--kind",
+        choices=("text", "fim", "chat"),
+        default="text",
+        help="rows of text, of text rendered for filling in the middle, or of messages (default text)",
     )
     parser.add_argument("--template", choices=NAMES, default="tulu", help="of chats (default tulu)")
-    parser.add_argument(
-        "--special",
-        nargs="+",
-        default=(),
-        metavar="TOKEN",
-        help="special tokens that the texts spell and mean, e.g. '<|fim_prefix|>'; others stay text",
-    )
     parser.add_argument("--last-turn", action="store_true", help="learn a chat's last answer only")
     parser.add_argument(
         "--share", type=float, default=1.0, help="a seeded sample of the rows (default 1: all)"
@@ -68,8 +64,7 @@ def main(call: Call) -> None:
 
     kept = ("template", "seed", "verify", "skip_bad", "dtype")
     options = Options(**{name: vars(args)[name] for name in kept})
-    rows = {"share": args.share, "last_turn": args.last_turn, "special": tuple(args.special)}
-    source = Source(path=args.input, kind=args.kind, **rows)
+    source = Source(path=args.input, kind=args.kind, share=args.share, last_turn=args.last_turn)
     place = source.place
     plain = place.is_file() and place.suffix == ".jsonl" and source.share == 1 and source.limit is None
     began = time.monotonic()

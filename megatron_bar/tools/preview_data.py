@@ -28,7 +28,9 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="a Hugging Face folder, or a SentencePiece .model"
     )
-    parser.add_argument("--kind", choices=("text", "chat"), default="chat", help="of the rows (default chat)")
+    parser.add_argument(
+        "--kind", choices=("text", "fim", "chat"), default="chat", help="of the rows (default chat)"
+    )
     parser.add_argument("--template", choices=NAMES, default="tulu", help="of chats (default tulu)")
     parser.add_argument("--last-turn", action="store_true", help="learn a chat's last answer only")
     parser.add_argument(

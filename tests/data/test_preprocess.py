@@ -24,7 +24,7 @@ from megatron_bar.data.indexed import read_indexed
 from megatron_bar.data.mixture import prepare
 from megatron_bar.data.preprocess import Options, prepared, preprocess, read_manifest
 from megatron_bar.data.sources import Source
-from megatron_bar.data.tokenizer import END, load_tokenizer, train_tokenizer
+from megatron_bar.data.tokenizer import load_tokenizer, train_tokenizer
 from megatron_bar.errors import BarError
 
 DOLMA2 = ROOT.parent / "shared/data/dolma2/tokenizer.json"
@@ -75,7 +75,7 @@ def made(
     **more,
 ):
     write(folder / "x.jsonl", rows)
-    fields = {key: more.pop(key) for key in ("share", "last_turn", "special") if key in more}
+    fields = {key: more.pop(key) for key in ("share", "last_turn") if key in more}
     source = Source(path=Path("x.jsonl"), kind=kind, **fields)
     preprocess(source, folder, tokenizer, folder / out, Options(**more), processes=processes)
     return prepared(folder / out)
@@ -159,7 +159,7 @@ def test_holes_are_written_with_their_special_tokens(tmp_path, tokenizer):
         }
         for row in (ROWS[0],)
     ]
-    tokens = made(tmp_path, [*rendered, ROWS[3]], folder, "said", special=tuple(HOLES), verify=True)
+    tokens = made(tmp_path, [*rendered, ROWS[3]], folder, "said", "fim", verify=True)
     assert documents(tokens) == [holes[0] + end, spelled(ROWS[3]["text"], folder, HOLES) + end]
 
 
@@ -173,14 +173,11 @@ def test_holes_of_olmo2(tmp_path):
     assert documents(tokens) == [[27, 91, 69, 318, 14301, 91, 29, 100257]]
 
 
-@pytest.mark.parametrize("row, special", [(ROWS[0], ()), (ROWS[1], ("<|fim_prefix|>",)), (ROWS[1], (END,))])
-def test_a_tokenizer_without_the_special_tokens_is_named(tmp_path, tokenizer, row, special):
-    name = re.escape(special[0] if special else HOLES[0])
-    message = (
-        rf"^{tokenizer}/tokenizer\.json: expected a special token {name}, besides those of end and padding"
-    )
-    with pytest.raises(BarError, match=message):
-        made(tmp_path, [row], tokenizer, special=special)
+@pytest.mark.parametrize("row, kind", [(ROWS[0], "text"), (ROWS[0], "fim"), (ROWS[1], "fim")])
+def test_a_tokenizer_without_the_special_tokens_is_named(tmp_path, tokenizer, row, kind):
+    wanted = rf"expected the special tokens {re.escape(', '.join(HOLES))}, got none called <\|fim_prefix\|>"
+    with pytest.raises(BarError, match=rf"^{tokenizer}/tokenizer\.json: filling in the middle {wanted}"):
+        made(tmp_path, [row], tokenizer, kind=kind)
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 

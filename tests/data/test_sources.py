@@ -127,11 +127,6 @@ def test_another_seed_and_another_file_take_other_rows(folder, tmp_path):
     ]
 
 
-def test_special_tokens_are_of_texts():
-    with pytest.raises(BarError, match=r"source x\.jsonl: special expected rows of text, got chat"):
-        Source(path=Path("x.jsonl"), kind="chat", special=("<|fim_prefix|>",))
-
-
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(BarError, match=r"source x\.jsonl: share must be within 0 and 1, got"):

@@ -88,7 +88,7 @@ REFUSED = {
     "a hole without tokens": (
         TEXT,
         {"prefix": "a", "suffix": "b", "middle": "c"},
-        r".*tokenizer\.json: expected a special token <\|fim_prefix\|>",
+        r".*tokenizer\.json: filling in the middle expected the special tokens",
     ),
     "a truth of the wrong kind": (TASK, task([Q], truth=["f(1) is 2, says the data set"]), "code truth"),
     "a verifier that is none": (
@@ -127,26 +127,22 @@ def begin(recipe, out: Path) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (
-            {"chat_template": "chatml"},
-            "template chatml closes an answer by no special token of this tokenizer",
-        ),
-        ({"special": ("<|hole|>",)}, r"expected a special token <\|hole\|>, besides"),
-    ],
-)
-def test_a_tokenizer_that_does_not_do_is_told_without_a_row(data, change, message):
-    run = pipeline(data, **{key: value for key, value in change.items() if key != "special"})
-    if "special" in change:
-        steps = [
-            replace(step, reads=tuple(replace(s, **change) for s in step.reads if s.kind == "text"))
-            for step in run.select()
-        ]
-    else:
-        steps = run.select()
-    with pytest.raises(BarError, match=rf"^{data}/tokenizer/tokenizer\.json: {message}"):
+def test_a_tokenizer_that_does_not_do_is_told_without_a_row(data):
+    run = pipeline(data, chat_template="chatml")
+    with pytest.raises(
+        BarError, match=rf"^{data}/tokenizer/tokenizer\.json: template chatml closes an answer by no"
+    ):
+        run.check_rows(run.select())
+    run = pipeline(data)
+    steps = [
+        replace(
+            step, reads=tuple(replace(source, kind="fim") for source in step.reads if source.kind == "text")
+        )
+        for step in run.select()
+    ]
+    with pytest.raises(
+        BarError, match=rf"^{data}/tokenizer/tokenizer\.json: filling in the middle expected the sp"
+    ):
         run.check_rows(steps)
 
 
@@ -269,6 +265,6 @@ def test_texts_that_spell_special_tokens_are_counted(data):
     count = len((data / TEXT).read_text().splitlines())
     assert [line for line in said if line.startswith(f"note: {TEXT}")] == [
         f"note: {TEXT}: 2 of {count} texts spell special tokens, which stay text "
-        "(the source's `special` makes tokens of them)",
+        "(a source of kind fim has those of filling in)",
         f"note: {TEXT}: 1 of {count} texts are empty: end-of-text alone",
     ]
