@@ -1,14 +1,15 @@
 """Where rows come from, and which are taken: JSONL (plain, .gz, .zst), Parquet, folders, ``datasets``.
 
-A row is text ``{"text"}``, or a text with a hole to be filled in, ``{"prefix", "suffix", "middle"}``. In kind
-fim a text spells the special tokens of filling in and means them; elsewhere they are text as any other. Or a row
-is a chat ``{"messages"}`` (with ``"tools"`` if any); a task ``{"messages", "verifier", "truth"}``, in published
-RLVR sets called ``prompt``, ``dataset`` and ``ground_truth``, which is understood too. A task's messages may
+A row is text ``{"text"}``, or a text with a hole to be filled in, ``{"prefix", "suffix", "middle"}``; in kind
+fim a text spells the special tokens of filling in and means them, elsewhere they are text as any other. Or it
+is a chat ``{"messages"}`` (with ``"tools"`` if any); a task ``{"messages", "verifier", "truth"}``, called
+``prompt``, ``dataset`` and ``ground_truth`` in published sets, which is understood too. A task's messages may
 end with the reference answer, as published sets have it: no prompt shows it. Or a preference ``{"messages",
 "chosen", "rejected"}``: what was asked, a better and a worse answer, each a text or a list of the one
-message; as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that differ in the
-last message. Every row is checked; a bad one is named by file and line, and stops the work unless the caller
-collects such errors. Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this kind.
+message; as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that differ in
+the last message. Every row is checked; a bad one is named by file and line, and stops the work unless the
+caller collects such errors. Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this
+kind.
 """
 
 import gzip

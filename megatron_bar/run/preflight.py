@@ -42,11 +42,8 @@ def check_rows(run: RunFolder, steps: Iterable[Step], shape: ModelConfig, *, kee
     before all is right.
     """
     uses = list(dict.fromkeys(_uses(run, steps, shape)))
-    files = _files(run, [use.source for use in uses])
     texts = {use.tokenizer: load_tokenizer(use.tokenizer) for use in uses}
-    for use in uses:
-        if use.source.kind == "tokens":
-            read_indexed(run.data / use.source.place, vocab_size=texts[use.tokenizer].vocab_size)
+    files = _files(run, {use.source: texts[use.tokenizer] for use in uses})
     uses = [use for use in uses if use.source.kind != "tokens" and not _is_part(use, uses)]
     keys = {use: _key(use, files[use.source], texts[use.tokenizer]) for use in uses}
     known = _read(run)
@@ -104,14 +101,19 @@ def _tokenizer(run: RunFolder, step: Step, graph: dict[str, Step]) -> Path:
     return run.recipe.given[name]
 
 
-def _files(run: RunFolder, sources: list[Source]) -> dict[Source, dict[str, list]]:
-    """Returns what identifies the rows of each source; raises unless all are there, and names all that are
-    not."""
+def _files(run: RunFolder, sources: dict[Source, object]) -> dict[Source, dict[str, list]]:
+    """Returns what identifies the rows of each source, nothing for token files, which are looked at here.
+
+    ``sources``: each with its tokenizer. Raises unless all are there, and names all that are not.
+    """
     found = {}
     missing: dict[str, BarError] = {}
-    for source in sources:
+    for source, text in sources.items():
+        if source.kind == "tokens":
+            read_indexed(run.data / source.place, vocab_size=text.vocab_size)
+            continue
         try:
-            found[source] = {} if source.kind == "tokens" else identity(source, run.data)
+            found[source] = identity(source, run.data)
         except BarError as error:
             missing[str(source.place)] = error
     if missing:
