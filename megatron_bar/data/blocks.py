@@ -3,18 +3,18 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
 from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.sources import Raw, parse
-from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.data.sources import Raw, Source, parse
+from megatron_bar.data.tokenizer import Pieces, load_tokenizer
 from megatron_bar.errors import BarError
 
 
@@ -58,11 +58,10 @@ def amount(raw: bytes | dict) -> int:
 class BlockMaker:
     """Makes a block's file; sent to the processes, each of which loads the tokenizer once."""
 
-    def __init__(self, kind: str, text, dtype: str, last_turn: bool, options: Options):
-        self.kind = kind
+    def __init__(self, source: Source, text, dtype: str, options: Options):
+        self.source = source
         self.tokenizer = text.path
         self.dtype = dtype
-        self.last_turn = last_turn
         self.options = options
         self._text = text
         self._chats = None
@@ -98,14 +97,17 @@ class BlockMaker:
     def block(self, rows: list[Raw]) -> Block:
         if self._text is None:
             self._text = load_tokenizer(self.tokenizer)
-        if self._chats is None and self.kind == "chat":
+        if self._chats is None and self.source.kind == "chat":
             self._chats = ChatFormat(self._text, self.options.template)
         good = []
         bad = []
         for where, raw in rows:
             try:
-                row = parse(raw, self.kind, where)
-                good.append(row["text"] if self._chats is None else self._chat(self._chats, row, where))
+                row = parse(raw, self.source.kind, where)
+                if self._chats is None:
+                    good.append(self._text.pieces(row, rendered=self.source.kind == "fim"))
+                else:
+                    good.append(self._chat(self._chats, row, where))
             except BarError as error:
                 if not self.options.skip_bad:
                     raise
@@ -124,7 +126,7 @@ class BlockMaker:
             bad=bad,
         )
 
-    def _texts(self, texts: list[str], wheres: list[str | None]) -> list[list[int]]:
+    def _texts(self, texts: list[Pieces], wheres: list[str | None]) -> list[list[int]]:
         documents = self._text.documents(texts)
         if self.options.verify:
             for where, text, ids in zip(wheres, texts, documents, strict=True):
@@ -132,9 +134,11 @@ class BlockMaker:
         return documents
 
     def _chat(self, chats: ChatFormat, row: dict, where: str):
-        return chats.render(row["messages"], tools=row.get("tools"), last_turn=self.last_turn, where=where)
+        last_turn = self.source.last_turn
+        return chats.render(row["messages"], tools=row.get("tools"), last_turn=last_turn, where=where)
 
-    def _verify(self, text, where: str, wanted: str, ids: list[int]) -> None:
+    def _verify(self, text, where: str, pieces: Pieces, ids: list[int]) -> None:
+        wanted = "".join(piece for piece in pieces if isinstance(piece, str))
         found = text.decode(ids)
         if found != wanted:
             pairs = enumerate(zip(wanted, found, strict=False))
@@ -148,15 +152,21 @@ class BlockMaker:
 
 def make_blocks(maker: BlockMaker, blocks: Iterator[list[Raw]], work: Path, processes: int) -> Iterator[dict]:
     """Yields what was made of every block, in order; no more than two a process are in memory."""
-    paths = ((work / f"{number:06d}.npz", rows) for number, rows in enumerate(blocks))
+    paths = ((rows, work / f"{number:06d}.npz") for number, rows in enumerate(blocks))
+    yield from spread(maker, paths, processes)
+
+
+def spread(function: Callable, calls: Iterable[tuple], processes: int) -> Iterator:
+    """Yields what ``function`` returns for the arguments of each of ``calls``, in order; no more than two
+    calls a process are in memory."""
     if processes == 1:
-        for path, rows in paths:
-            yield maker(rows, path)
+        yield from starmap(function, calls)
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of each process: they are the parallelism
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        started = (pool.submit(maker, rows, path) for path, rows in paths)
+    begin = {"initializer": _begin, "initargs": (function,)}
+    with ProcessPoolExecutor(processes, mp_context=context, **begin) as pool:
+        started = (pool.submit(_call, *arguments) for arguments in calls)
         running: list[Future] = list(islice(started, 2 * processes))
         try:
             while running:
@@ -166,3 +176,12 @@ def make_blocks(maker: BlockMaker, blocks: Iterator[list[Raw]], work: Path, proc
         finally:
             for future in running:
                 future.cancel()
+
+
+def _begin(function: Callable) -> None:
+    """Keeps ``function`` in this process, with all that it loads, which a call could not bring along."""
+    _call.function = function
+
+
+def _call(*arguments):
+    return _call.function(*arguments)

@@ -1,48 +1,30 @@
-"""Chats to ids and loss mask, by a Jinja template: OLMo 2 / Tulu's, ChatML with tools, or the tokenizer's.
+"""Chats to ids and loss mask, by a Jinja template: one of templates.py, or the tokenizer's own.
 
 Rendered by transformers' own code, then cut at what the TEMPLATE wrote as special tokens: those become their
 ids, and all else is text, in which a special token is spelled out in ordinary pieces. Ids equal those of
 ``apply_chat_template``, but for forged special tokens, and for an answer that begins with white space: an
 answer is tokenised apart from what precedes it, as it is when the model itself writes it after a generation
 prompt. Loss is on the assistant's tokens alone, the special token that closes them included.
+
+What a row holds and a template would leave out without a word is refused: tools, calls, thoughts, a role. So
+is what would teach something else than the row says: an empty answer, a result that nobody answers.
 """
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from megatron_bar.data.tokenizer import CHAT_TEMPLATE as TULU
+from megatron_bar.data.sources import RESULTS
+from megatron_bar.data.templates import NAMES, ROLES, TEMPLATES
 from megatron_bar.errors import BarError
 
-CHATML = (
-    "{% if tools and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\n<functions>' + (tools | tojson) + '</functions><|im_end|>\\n' }}{% endif %}"
-    "{% for message in messages %}"
-    "{% set role = 'environment' if message['role'] == 'tool' else message['role'] %}"
-    "{{ '<|im_start|>' + role + '\\n' + (message['content'] or '') }}"
-    "{% if role == 'system' and loop.first and tools %}"
-    "{{ ' <functions>' + (tools | tojson) + '</functions>' }}"
-    "{% elif message['functions'] %}{{ ' <functions>' + message['functions'] + '</functions>' }}{% endif %}"
-    "{% if message['function_calls'] %}"
-    "{{ '<function_calls>' + message['function_calls'] + '</function_calls>' }}"
-    "{% elif message['tool_calls'] %}{{ '<function_calls>' }}{% for call in message['tool_calls'] %}"
-    "{% set function = call['function'] or call %}{{ function['name'] + '(' }}"
-    "{% for name, value in function['arguments'].items() %}{{ name + '=' + (value | tojson) }}"
-    "{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ')' }}"
-    "{% if not loop.last %}{{ '\\n' }}{% endif %}"
-    "{% endfor %}{{ '</function_calls>' }}{% endif %}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-"""Olmo 3's layout: tools in <functions>, calls in <function_calls>, results in a turn of the environment."""
-TEMPLATES = {"tulu": TULU, "chatml": CHATML}
-ROLES = {
-    "tulu": ("system", "user", "assistant"),
-    "chatml": ("system", "user", "assistant", "tool", "environment"),
-    "own": ("system", "developer", "user", "assistant", "tool", "environment"),
-}
 _CALLS = ("function_calls", "tool_calls")
+_BESIDE = (*_CALLS, "functions", "function_call", "reasoning_content", "thinking")
+"""Keys of a message, besides its role and content, that say something to a model."""
+_UNSAID = ("system", "developer", "tool", "environment")
+"""Roles whose content may be null, as in published rows: it stands for none."""
+_OTHERS = "use another (chatml and olmo123 have one)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +36,19 @@ class Chat:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A tokenizer and the template its chats are laid out by: tulu, chatml, or own (the one in the
+    """A tokenizer and the template its chats are laid out by: a name of `templates`, or own (the one in the
     tokenizer's folder)."""
 
     tokenizer: object
     name: str = "tulu"
+    _written: dict[tuple[str, str], bool] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What `_writes` found, by role and key."""
+    _shapes: set[tuple] = field(default_factory=set, init=False, compare=False, repr=False)
+    """Shapes of chats that were laid out once (`check`)."""
 
     def __post_init__(self):
-        if self.name not in ROLES:
-            raise BarError(f"chat template must be one of {', '.join(ROLES)}, got {self.name!r}")
+        if self.name not in NAMES:
+            raise BarError(f"chat template must be one of {', '.join(NAMES)}, got {self.name!r}")
         if self.name == "own" and not self.tokenizer.template:
             raise BarError(f"{self.tokenizer.path.parent}: the tokenizer has no chat template of its own")
         if not self._closers:
@@ -104,18 +90,9 @@ class ChatFormat:
     ) -> Chat:
         """Lays out a training example, named ``where`` in errors; ``last_turn`` learns the last answer
         only."""
-        messages, tools = self._checked(messages, tools, where)
+        messages, tools = self._checked_example(messages, tools, last_turn, where)
         guard, messages, tools = self._guarded(messages, tools, where)
-        text = self._write(messages, tools, where=where)
-        answers = self._answers(text, messages, tools, where)
-        turns = _turns(messages)
-        learned = turns[-1:] if last_turn else turns
-        for turn in learned:
-            if turn not in answers:
-                raise BarError(
-                    f"{where}: the template does not keep message {turn}, or those before it, "
-                    "as when it was answered"
-                )
+        text, answers, learned = self._laid_out(messages, tools, last_turn, where)
         ids = []
         mask = []
         at = 0
@@ -128,16 +105,39 @@ class ChatFormat:
         rest = self._ids(text[at:], guard)
         ids += rest
         mask += [False] * len(rest)
-        if not any(mask):
-            raise BarError(f"{where}: no assistant message, so nothing to learn; expected at least one")
         if all(mask):
             raise BarError(f"{where}: every token is the assistant's; expected a message to answer")
         return Chat(ids=ids, mask=mask)
+
+    def check(
+        self, messages: list[dict], *, tools=None, last_turn: bool = False, where: str = "chat"
+    ) -> None:
+        """Raises what `render` would raise, and makes no ids.
+
+        A template of ours puts texts one after the other and looks into none. So a chat that has the shape of
+        an earlier one, its roles and what each message has, fares like that one and is not laid out again. A
+        tokenizer's own template may look into texts, and lays out each.
+        """
+        messages, tools = self._checked_example(messages, tools, last_turn, where)
+        shape = (last_turn, *(_shape(message) for message in messages))
+        plain = tools is None and not any("tool_calls" in message for message in messages)
+        if self.name != "own" and plain and shape in self._shapes:
+            return
+        _, messages, tools = self._guarded(messages, tools, where)
+        text, answers, _ = self._laid_out(messages, tools, last_turn, where)
+        if len(text) == sum(end - start for start, end in answers.values()):
+            raise BarError(f"{where}: every token is the assistant's; expected a message to answer")
+        if plain:
+            self._shapes.add(shape)
 
     def prompt(self, messages: list[dict], *, tools=None, where: str = "chat") -> list[int]:
         """Returns the ids after which the model writes the next answer."""
         messages, tools = self._checked(messages, tools, where)
         guard, messages, tools = self._guarded(messages, tools, where)
+        if messages[-1]["role"] == "assistant":
+            raise BarError(
+                f"{where}: expected what is asked last, got an answer, which the prompt would show"
+            )
         text = self._write(messages, tools, prompt=True, where=where)
         ids = []
         at = 0
@@ -146,6 +146,27 @@ class ChatFormat:
             ids += self._ids(text[at:start], guard) + self._ids(text[start:end], guard)
             at = end
         return ids + self._ids(text[at:], guard)
+
+    def _laid_out(
+        self, messages: list[dict], tools, last_turn: bool, where: str
+    ) -> tuple[str, dict[int, tuple[int, int]], list[int]]:
+        """Returns the text, the span of each answer in it, and the turns that are learnt."""
+        text = self._write(messages, tools, where=where)
+        answers = self._answers(text, messages, tools, where)
+        learned = _learned(messages, last_turn)
+        for turn in learned:
+            if turn in answers:
+                continue
+            if turn and messages[turn - 1]["role"] == "assistant":
+                raise BarError(
+                    f"{where}: message {turn}: the assistant speaks twice in a row, and template {self.name} "
+                    "does not lay the second out as after a prompt; expected one message, or a user's between"
+                )
+            raise BarError(
+                f"{where}: the template does not keep message {turn}, or those before it, "
+                "as when it was answered"
+            )
+        return text, answers, learned
 
     def _answers(self, text: str, messages: list[dict], tools, where: str) -> dict[int, tuple[int, int]]:
         """Returns the span of each answer in ``text``, with its closing token, unless later turns rewrite
@@ -212,8 +233,31 @@ class ChatFormat:
     def _plain(self, text: str, guard: str) -> list[int]:
         return self.tokenizer.encode_text(text.replace(guard, "")) if text else []
 
+    def _checked_example(
+        self, messages: list[dict], tools, last_turn: bool, where: str
+    ) -> tuple[list[dict], object]:
+        """Returns `_checked` messages and tools of a chat from which something can be learnt."""
+        messages, tools = self._checked(messages, tools, where)
+        learned = _learned(messages, last_turn)
+        if not learned:
+            raise BarError(f"{where}: no assistant message, so nothing to learn; expected at least one")
+        for turn in learned:
+            message = messages[turn]
+            if not message.get("content", "").strip() and not any(message.get(key) for key in _BESIDE):
+                raise BarError(
+                    f"{where}: message {turn}: expected an answer, got an empty one, "
+                    "which would teach to end at once"
+                )
+        if messages[-1]["role"] in RESULTS:
+            raise BarError(
+                f"{where}: expected the assistant's answer last, "
+                f"got a result ({messages[-1]['role']}) that nobody answers"
+            )
+        return messages, tools
+
     def _checked(self, messages: list[dict], tools, where: str) -> tuple[list[dict], object]:
-        """Returns the chat in the form that templates know: tools and the arguments of calls as objects."""
+        """Returns the chat in the form that templates know: contents as text, tools and the arguments of
+        calls as objects, no key without a value."""
         if not isinstance(messages, list) or not messages:
             raise BarError(f"{where}: expected a non-empty list of messages, got {messages!r:.80}")
         checked = [
@@ -230,34 +274,100 @@ class ChatFormat:
         objects = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
         if tools is not None and not objects:
             raise BarError(f"{where}: tools: expected a list of JSON schemas, got {tools!r:.80}")
-        if tools and self.name == "tulu":
-            raise BarError(
-                f"{where}: template tulu has no place for tools; use chatml, or the tokenizer's own"
-            )
+        if tools and not self._writes("system", "tools"):
+            raise BarError(f"{where}: template {self.name} has no place for tools; {_OTHERS}")
         return checked, tools
 
     def _checked_message(self, message, where: str) -> dict:
         roles = ROLES[self.name]
-        if not isinstance(message, dict) or message.get("role") not in roles or not _has_content(message):
+        role = message.get("role") if isinstance(message, dict) else None
+        content = _content(message, where) if role in roles else None
+        if content is None and not (role == "assistant" and any(message.get(key) for key in _CALLS)):
             wanted = f"a role of {', '.join(roles)} and text content"
             raise BarError(f"{where}: expected {wanted}, got {message!r:.80}")
         # Without what is None, as transformers hands it over: Parquet rows name every key that any row has.
-        message = {key: value for key, value in message.items() if value is not None}
-        if self.name == "tulu" and any(message.get(key) for key in _CALLS):
-            raise BarError(f"{where}: template tulu has no place for calls; use chatml, or an own one")
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = _calls(calls, where)
-        return message
+        found = {key: value for key, value in message.items() if value is not None and key != "content"}
+        if content is not None:
+            found["content"] = content
+        for key in _BESIDE:
+            if key not in found:
+                continue
+            if not found[key] and key != "functions":
+                del found[key]
+            elif found[key] and not self._writes(role, key):
+                what = "calls" if key in _CALLS else f"{key} of a message of {role}"
+                raise BarError(f"{where}: template {self.name} has no place for {what}; {_OTHERS}")
+        if "tool_calls" in found:
+            found["tool_calls"] = _calls(found["tool_calls"], where)
+        if isinstance(found.get("functions"), list):
+            found["functions"] = json.dumps(found["functions"], ensure_ascii=False)
+        if isinstance(found.get("function_calls"), list):
+            found["function_calls"] = _call_lines(found["function_calls"], where)
+        return found
+
+    def _writes(self, role: str, key: str) -> bool:
+        """Returns whether the template writes what a message of ``role`` has under ``key``: it is tried."""
+        if (role, key) not in self._written:
+            self._written[role, key] = self._try(role, key)
+        return self._written[role, key]
+
+    def _try(self, role: str, key: str) -> bool:
+        mark = "Xq7mark"
+        function = {"name": mark, "description": mark, "parameters": {"type": "object", "properties": {}}}
+        call = {"name": mark, "arguments": {}}
+        values = {"tool_calls": [{"type": "function", "function": call}], "function_call": call}
+        tools = [{"type": "function", "function": function}] if key == "tools" else None
+        asked = {"role": "user", "content": "question"}
+        answered = {"role": "assistant", "content": "answer"}
+        tried = {"role": role, "content": "text"} | ({} if tools else {key: values.get(key, mark)})
+        chats = {"system": [tried, asked, answered], "user": [tried, answered], "assistant": [asked, tried]}
+        try:
+            chat = chats.get(role, [asked, answered, tried, answered])
+            return mark in self._write(chat, tools, where="chat template")
+        except BarError:
+            return True  # some want other company; a row of theirs will show it
 
 
 def _turns(messages: list[dict]) -> list[int]:
     return [n for n, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _has_content(message: dict) -> bool:
+def _learned(messages: list[dict], last_turn: bool) -> list[int]:
+    turns = _turns(messages)
+    return turns[-1:] if last_turn else turns
+
+
+def _shape(message: dict) -> tuple:
+    """Returns all of a message that our own templates tell apart."""
+    beside = (bool(message[key]) if key in message else None for key in _BESIDE)
+    return message["role"], bool(message.get("content")), *beside
+
+
+def _content(message: dict, where: str) -> str | None:
+    """Returns the text of a message: of a list of text parts, one after the other."""
     content = message.get("content")
-    calling = message["role"] == "assistant" and any(message.get(key) for key in _CALLS)
-    return isinstance(content, str) or (content is None and calling)
+    if content is None:
+        return "" if message["role"] in _UNSAID else None
+    if isinstance(content, list):
+        for part in content:
+            of_text = isinstance(part, dict) and part.get("type", "text") == "text"
+            if not of_text or not isinstance(part.get("text"), str):
+                raise BarError(f"{where}: content: expected text or parts of text, got {part!r:.80}")
+        return "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else None
+
+
+def _call_lines(calls: list, where: str) -> str:
+    """Returns calls, each a text or an object of name and arguments, as the lines that templates write."""
+    lines = []
+    for call in calls:
+        if isinstance(call, str):
+            lines.append(call)
+            continue
+        function = _calls([call], where)[0]["function"]
+        given = (f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in function["arguments"].items())
+        lines.append(f"{function['name']}({', '.join(given)})")
+    return "\n".join(lines)
 
 
 def _calls(calls, where: str) -> list[dict]:

@@ -15,8 +15,8 @@ from blake3 import blake3
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.indexed import Tokens, read_indexed
 from megatron_bar.data.packing import CutRows, PackedRows, Rows, TooLong
-from megatron_bar.data.preprocess import Options, preprocess
-from megatron_bar.data.sources import Source
+from megatron_bar.data.preprocess import VERSION, Options, preprocess
+from megatron_bar.data.sources import Source, identity
 from megatron_bar.errors import BarError
 
 SMALL = 16 << 20
@@ -24,11 +24,19 @@ SMALL = 16 << 20
 
 
 def prepare(
-    source: Source, root: Path, chats: ChatFormat, cache: Path, *, seed: int, say: Callable[[str], None]
+    source: Source,
+    root: Path,
+    chats: ChatFormat,
+    cache: Path,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    skip_bad: bool = False,
 ) -> Path:
     """Returns the prefix of the token files of ``source``, made in ``cache`` unless they are there.
 
-    Their name depends on all that they depend on.
+    Their name depends on all that they depend on, every file of the source among it. ``skip_bad`` leaves bad
+    rows out.
     """
     place = Path(root) / source.place
     if source.kind == "tokens":
@@ -40,21 +48,21 @@ def prepare(
             f"{place}: rows of {source.kind}s are for {others[source.kind]}; "
             "expected text, chats or token files"
         )
-    options = Options(template=chats.name, seed=seed)
-    stat = place.stat() if place.exists() else None
-    key = [str(source.path), source.kind, source.share, source.last_turn, asdict(options)]
-    key += [chats.tokenizer.hash, chats.tokenizer.begin, chats.template]
-    key += [stat.st_size, stat.st_mtime_ns] if stat else []
+    options = Options(template=chats.name, seed=seed, skip_bad=skip_bad)
+    files = identity(source, root)
+    key = [VERSION, str(source.path), source.kind, source.share, source.last_turn]
+    key += [asdict(options), chats.tokenizer.hash, chats.tokenizer.begin, chats.template, files]
     digest = blake3(json.dumps(key).encode()).hexdigest()
     out = Path(cache) / f"{source.place.name.partition('.')[0]}-{digest[:12]}"
     if not out.is_dir():
-        large = place.is_dir() or (stat is not None and stat.st_size > SMALL)
+        large = place.is_dir() or (place.exists() and place.stat().st_size > SMALL)
         processes = (os.cpu_count() or 1) if large else 1
         Path(cache).mkdir(parents=True, exist_ok=True)
         made = preprocess(source, root, chats.tokenizer.path, out, options, processes=processes)
         learnt = made["learnt"] / made["tokens"]
         counts = f"{made['documents']:,} rows, {made['tokens']:,} tokens, {learnt:.1%} learnt"
-        say(f"tokens of {place}: {counts}")
+        left_out = f", {len(made['bad_rows']):,} bad rows left out" if made["bad_rows"] else ""
+        say(f"tokens of {place}: {counts}{left_out}")
     return out / "tokens"
 
 

@@ -9,7 +9,7 @@ NAME/tokens.bin, .idx (and .learn for chats), and the folder appears when it is 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from blake3 import blake3
 
 from megatron_bar.data.blocks import USUAL, BlockMaker, Options, amount, make_blocks
 from megatron_bar.data.indexed import Tokens, id_dtype, read_indexed, write_index
-from megatron_bar.data.sources import Raw, Source, raw_rows, taken_rows
+from megatron_bar.data.sources import Raw, Source, identity, raw_rows, taken_rows
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError, writing
 
 BLOCK_ROWS = 20_000
 BLOCK_BYTES = 4 << 20
 """Bounds of a block, whichever comes first: large for little overhead, small to lose little when killed."""
-VERSION = 1
+VERSION = 2
+"""Of what rows become: an interrupted run of another version, and its token files, are not taken up."""
 Say = Callable[[int, int], None]
 """Callback after each block: the source's bytes (or rows, where it has no bytes), and the tokens in it."""
 
@@ -87,11 +88,11 @@ def _make(
     say: Say,
 ):
     """Fills ``work/whole``; returns the manifest that it holds."""
-    maker = BlockMaker(source.kind, text, dtype.name, source.last_turn, options)
+    maker = BlockMaker(source, text, dtype.name, options)
     numbers = taken_rows(source, root, seed=options.seed)
     bad: list[str] = []
     count = 0
-    for done in make_blocks(maker, _cut(source, root, numbers), work, processes):
+    for done in make_blocks(maker, cut(source, root, numbers), work, processes):
         bad += done["bad"]
         say(done["amount"], done["tokens"])
         count += 1
@@ -101,8 +102,11 @@ def _make(
     if not manifest["tokens"]:
         raise BarError(f"{Path(root) / source.place}: no token in any row")
     manifest["tokens_hash"] = _file_hash(work / "whole/tokens.bin")
-    manifest["source_hashes"] = {name: _file_hash(Path(name)) for name in files}
-    if _identity(source, root) != files:
+    place = Path(root) / source.place
+    manifest["source_hashes"] = {
+        str(place / name): _file_hash(place / name) for name in files if (place / name).is_file()
+    }
+    if identity(source, root) != files:
         raise BarError(f"{Path(root) / source.place}: changed while it was read; remove {work} and run again")
     (work / "whole/manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
@@ -123,21 +127,12 @@ def _plan(source: Source, root: Path, text, options: Options, dtype: np.dtype) -
     return {
         "version": VERSION,
         "source": {k: str(value) if isinstance(value, Path) else value for k, value in fields.items()},
-        "files": _identity(source, root),
+        "files": identity(source, root),
         "tokenizer": text.hash,
         "begin": list(text.begin),
         "options": asdict(options),
         "dtype": dtype.name,
     }
-
-
-def _identity(source: Source, root: Path) -> dict[str, list[int]]:
-    """Returns size and time of change of every file: enough to notice that a resumed run has other files."""
-    path = Path(root) / source.place
-    files = [path] if path.exists() else []
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
 
 
 def _take_up(work: Path, plan: dict) -> None:
@@ -155,7 +150,9 @@ def _take_up(work: Path, plan: dict) -> None:
     beside.rename(file)
 
 
-def _cut(source: Source, root: Path, numbers) -> Iterator[list[Raw]]:
+def cut(source: Source, root: Path, numbers: Iterable[int] | None) -> Iterator[list[Raw]]:
+    """Yields the rows of ``source`` of these numbers, None: all, in blocks whose borders depend on the rows
+    alone."""
     wanted = None if numbers is None else set(numbers)
     block: list[Raw] = []
     size = 0

@@ -13,7 +13,7 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.indexed import Tokens, in_memory
 from megatron_bar.data.mixture import mix, summary
 from megatron_bar.data.packing import Batch
-from megatron_bar.data.sources import Source, parse, raw_rows
+from megatron_bar.data.sources import TEXTS, Source, parse, raw_rows
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError, shown
 
@@ -60,8 +60,9 @@ def _tokens(source: Source, chats: ChatFormat, rows: int) -> Tokens:
     documents = []
     for where, raw in islice(raw_rows(source, Path()), rows):
         row = parse(raw, source.kind, where)
-        if source.kind == "text":
-            (ids,) = chats.tokenizer.documents([row["text"]])
+        if source.kind in TEXTS:
+            pieces = chats.tokenizer.pieces(row, rendered=source.kind == "fim")
+            (ids,) = chats.tokenizer.documents([pieces])
             documents.append((ids, [True] * len(ids)))
         else:
             messages = row["messages"]

@@ -1,12 +1,15 @@
 """Where rows come from, and which are taken: JSONL (plain, .gz, .zst), Parquet, folders, ``datasets``.
 
-A row is text ``{"text"}``, a chat ``{"messages"}`` (with ``"tools"`` if any), a task ``{"messages",
-"verifier", "truth"}``; published RLVR sets call these ``prompt``, ``dataset`` and ``ground_truth``, which is
-understood too. Or it is a preference ``{"messages", "chosen", "rejected"}``: what was asked, a better and a
-worse answer, each a text or a list of the one message; as published preference sets have it, ``chosen`` and
-``rejected`` may be whole chats that differ in the last message. Every row is checked; a bad one is named by
-file and line, and stops the work unless the caller collects such errors. Token files (.bin/.idx, indexed.py)
-are sources too, and have no rows of this kind.
+A row is text ``{"text"}``, or a text with a hole to be filled in, ``{"prefix", "suffix", "middle"}``; in kind
+fim a text spells the special tokens of filling in and means them, elsewhere they are text as any other. Or it
+is a chat ``{"messages"}`` (with ``"tools"`` if any); a task ``{"messages", "verifier", "truth"}``, called
+``prompt``, ``dataset`` and ``ground_truth`` in published sets, which is understood too. A task's messages may
+end with the reference answer, as published sets have it: no prompt shows it. Or a preference ``{"messages",
+"chosen", "rejected"}``: what was asked, a better and a worse answer, each a text or a list of the one
+message; as published preference sets have it, ``chosen`` and ``rejected`` may be whole chats that differ in
+the last message. Every row is checked; a bad one is named by file and line, and stops the work unless the
+caller collects such errors. Token files (.bin/.idx, indexed.py) are sources too, and have no rows of this
+kind.
 """
 
 import gzip
@@ -27,20 +30,28 @@ import pyarrow.parquet
 from megatron_bar.config.names import IS_NAME
 from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
-from megatron_bar.weights.json_file import loads, why
+from megatron_bar.weights.json_file import loads, no_duplicates, why
 
-Kind = Literal["text", "chat", "task", "preference", "tokens"]
+Kind = Literal["text", "fim", "chat", "task", "preference", "tokens"]
 KEYS: dict[str, dict[str, type]] = {
     "text": {"text": str},
+    "fim": {"text": str},
+    "hole": {"prefix": str, "suffix": str, "middle": str},
     "chat": {"messages": list},
     "task": {"messages": list, "verifier": str, "truth": object},
     "preference": {"messages": list, "chosen": object, "rejected": object},
 }
-"""Keys that a row of each kind must have, and their types."""
+"""Keys that a row of each kind must have, and their types; hole: the other form of a text."""
+TEXTS = ("text", "fim")
+"""Kinds of which every token is learnt."""
+ANSWERED = "answered"
+"""Key of a parsed task: the assistant's turns at the end of its messages, which are no part of the prompt."""
 ANSWERS = ("chosen", "rejected")
 """Keys of a preference's answers; in a checked row each is a message."""
 PUBLISHED = {"gsm8k": "numeric", "math": "math", "code": "code", "string_matcher": "exact"}
 """Verifiers by the ``dataset`` that a published RLVR row names (open-instruct)."""
+RESULTS = ("tool", "environment")
+"""Roles whose messages are what a call gave."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
 
 
@@ -99,6 +110,21 @@ def raw_rows(source: Source, root: Path) -> Iterator[Raw]:
         raise BarError(f"{path}: expected {limit} rows, as asked for by #{limit}, got {taken}")
 
 
+def identity(source: Source, root: Path) -> dict[str, list]:
+    """Returns size and time of change of every file of ``source``, by its name below the source's place; of a
+    data set on the hub, what `datasets` knows it by. Other rows have another identity."""
+    path = Path(root) / source.place
+    if not path.exists() and _is_hub_name(str(source.place)):
+        return {str(source.place): [_hub_dataset(str(source.place))._fingerprint]}
+    found = {}
+    for file in _files(path) if path.is_dir() else [path]:
+        if not file.exists():
+            raise _not_found(path)
+        stat = file.stat()
+        found[str(file.relative_to(path))] = [stat.st_size, stat.st_mtime_ns]
+    return found
+
+
 def taken_rows(source: Source, root: Path, *, seed: int) -> Iterable[int] | None:
     """Returns the numbers, from 0 and rising, of the rows that ``source.share`` takes; None: all of them."""
     if source.share == 1:
@@ -138,7 +164,9 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
     """Returns the row, with the keys and types that its kind needs."""
     if isinstance(raw, bytes):
         try:
-            row = loads(raw.decode("utf-8").rstrip("\r\n"))
+            # Some editors put a mark of the byte order before the first line.
+            text = raw.decode("utf-8").rstrip("\r\n").removeprefix("\ufeff")
+            row = loads(text, object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise BarError(f"{where}: not a JSON row: {why(error)}") from None
     else:
@@ -149,17 +177,51 @@ def parse(raw: bytes | dict, kind: Kind, where: str) -> dict:
         row = _from_published(row, where)
     if kind == "preference":
         row = _from_whole_chats(row, where)
-    for key, wanted in KEYS[kind].items():
+    form = _form(row, kind, where)
+    for key, wanted in KEYS[form].items():
         if key not in row:
             raise BarError(
-                f"{where}: expected a row with {', '.join(KEYS[kind])}; "
+                f"{where}: expected a row with {', '.join(KEYS[form])}; "
                 f"{key} is missing, got {list(row)!r:.100}"
             )
         if not isinstance(row[key], wanted):
             raise BarError(f"{where}: {key} must be {_called(wanted)}, got {type(row[key]).__name__}")
+    if kind == "task":
+        return _without_answer(row, where)
     if kind == "preference":
+        if row["messages"] and _role(row["messages"][-1]) == "assistant":
+            raise BarError(f"{where}: messages expected what was asked, got an answer of the assistant last")
         row = row | {name: _answer(row[name], f"{where}: {name}") for name in ANSWERS}
     return row
+
+
+def _form(row: dict, kind: Kind, where: str) -> str:
+    """Returns the key of `KEYS` that says what the row must have."""
+    if kind not in TEXTS or not KEYS["hole"].keys() <= row.keys():
+        return kind
+    if row.get("text") is not None:
+        raise BarError(f"{where}: expected text, or prefix, suffix and middle, got all of them")
+    return "hole"
+
+
+def _without_answer(row: dict, where: str) -> dict:
+    """Returns the task with the assistant's turns at its end apart, since a prompt that shows the answer
+    measures nothing and teaches to copy."""
+    messages = row["messages"]
+    asked = len(messages)
+    while asked and _role(messages[asked - 1]) == "assistant":
+        asked -= 1
+    if not asked:
+        what = "the assistant's alone" if messages else "none"
+        raise BarError(f"{where}: messages expected what is asked, got {what}")
+    if _role(messages[asked - 1]) in RESULTS:
+        raise BarError(
+            f"{where}: messages expected what is asked last, got a result ({_role(messages[asked - 1])}), "
+            "behind a call that the prompt would show"
+        )
+    if asked == len(messages):
+        return row
+    return row | {"messages": messages[:asked], ANSWERED: messages[asked:]}
 
 
 def _from_published(row: dict, where: str) -> dict:
@@ -168,7 +230,9 @@ def _from_published(row: dict, where: str) -> dict:
     truth = row.pop("ground_truth")
     source = row.pop("dataset", None)
     if isinstance(row.get("prompt"), str):
-        row.setdefault("messages", [{"role": "user", "content": row["prompt"]}])
+        row.setdefault("messages", [{"role": "user", "content": _asked(row["prompt"], where)}])
+    elif isinstance(row.get("prompt"), list):
+        row.setdefault("messages", row["prompt"])
     if "verifier" not in row:
         name = source[0] if isinstance(source, list) and len(source) == 1 else source
         if not isinstance(name, str) or name.lower() not in PUBLISHED:
@@ -180,6 +244,15 @@ def _from_published(row: dict, where: str) -> dict:
         row["verifier"] = PUBLISHED[name.lower()]
     in_list = isinstance(truth, list) and len(truth) == 1 and isinstance(source, list)
     return row | {"truth": truth[0] if in_list else truth}
+
+
+def _asked(prompt: str, where: str) -> str:
+    """Returns a published prompt without the role that open-instruct writes before each turn of a chat."""
+    if not prompt.startswith("user: "):
+        return prompt
+    if "\nassistant: " in prompt:
+        raise BarError(f"{where}: prompt expected a question, got a chat of several turns in one text")
+    return prompt.removeprefix("user: ")
 
 
 def _from_whole_chats(row: dict, where: str) -> dict:
@@ -222,13 +295,9 @@ def _rows(path: Path, name: str) -> Iterator[Raw]:
     if path.is_dir():
         return _folder_rows(path)
     if not path.exists():
-        is_file = _LINES.search(name) or name.endswith(".parquet")
-        if re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) and not is_file:
-            return _hub_rows(name)
-        raise BarError(
-            f"{path}: not found; expected a JSONL or Parquet file, a folder of them, "
-            "or a hub data set (owner/name), got none"
-        )
+        if _is_hub_name(name):
+            return _dataset_rows(_hub_dataset(name), name)
+        raise _not_found(path)
     if path.suffix == ".parquet":
         return _parquet_rows(path)
     if _LINES.search(path.name):
@@ -236,14 +305,38 @@ def _rows(path: Path, name: str) -> Iterator[Raw]:
     raise BarError(f"{path}: expected .jsonl, .jsonl.gz, .jsonl.zst or .parquet, got {path.suffix!r}")
 
 
+def _not_found(path: Path) -> BarError:
+    return BarError(
+        f"{path}: not found; expected a JSONL or Parquet file, a folder of them, "
+        "or a hub data set (owner/name), got none"
+    )
+
+
+def _is_hub_name(name: str) -> bool:
+    is_file = _LINES.search(name) or name.endswith(".parquet")
+    return not is_file and re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", name) is not None
+
+
+def _is_saved(path: Path) -> bool:
+    """Returns whether `datasets` saved the folder."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns the files of a folder that hold its rows, in their order."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if _is_saved(path):
+        return files
+    return [file for file in files if file.suffix == ".parquet" or _LINES.search(file.name)]
+
+
 def _folder_rows(path: Path) -> Iterator[Raw]:
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if _is_saved(path):
         from datasets import load_from_disk  # here: it takes a second, and few sources need it
 
         yield from _dataset_rows(_library(path, partial(load_from_disk, str(path))), str(path))
         return
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    files = [file for file in files if file.suffix == ".parquet" or _LINES.search(file.name)]
+    files = _files(path)
     if not files:
         raise BarError(
             f"{path}: expected JSONL or Parquet files, or a data set saved by datasets, found none"
@@ -252,12 +345,11 @@ def _folder_rows(path: Path) -> Iterator[Raw]:
         yield from _rows(file, file.name)
 
 
-def _hub_rows(name: str) -> Iterator[Raw]:
+def _hub_dataset(name: str):
     from datasets import load_dataset  # as above
 
     repository, _, split = name.partition(":")
-    dataset = _library(name, partial(load_dataset, repository, split=split or "train"))
-    yield from _dataset_rows(dataset, name)
+    return _library(name, partial(load_dataset, repository, split=split or "train"))
 
 
 def _library(name: Path | str, load):

@@ -1,12 +1,13 @@
 """Text to ids: the tokenizer of a Hugging Face folder, a SentencePiece model, or one trained here.
 
 Text never yields a special token: a literal ``<|endoftext|>`` in a user's words is spelled out in ordinary
-pieces (transformers' default would end the text there). Special ids are put in by chat.py and by the packer
-alone. The trained tokenizer is a byte-level BPE as OLMo 2's, with its own splitting rule: one digit per
-token, and tags such as <|user|> or <functions> whole.
+pieces (transformers' default would end the text there). Special ids are put in by chat.py, by the packer, and
+where a row or its source says so (`pieces`). The trained tokenizer is a byte-level BPE as OLMo 2's, with its
+own splitting rule: one digit per token, and tags such as <|user|> or <functions> whole.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,18 +18,16 @@ from blake3 import blake3
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_bar.data.fast_bpe import fast_encoder
+from megatron_bar.data.templates import TULU
 from megatron_bar.errors import BarError
 from megatron_bar.weights.json_file import why
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}"
-    "{% if not loop.last %}{{ '\\n' }}{% endif %}"
-    "{% else %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '\\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
+HOLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+"""Special tokens of a text with a hole, in the order in which it is written."""
+Pieces = str | list[str | int]
+"""A text, or its parts: texts, and special tokens by their ids."""
 _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+|<|\s+"
 
 
@@ -49,15 +48,52 @@ class _Text:
     """What the tokenizer itself puts before a text that is no chat: BOS, or nothing."""
     template: str | None = None
     """The Jinja chat template that the folder ships."""
+    added: dict[str, int] = field(default_factory=dict)
+    """Tokens that text may spell, though they are no pieces of the vocabulary's own."""
     hash: str = field(init=False)
     """BLAKE3 of the file."""
 
     def __post_init__(self):
         object.__setattr__(self, "hash", blake3(self.path.read_bytes()).hexdigest())
 
-    def documents(self, texts: list[str]) -> list[list[int]]:
+    def documents(self, texts: list[Pieces]) -> list[list[int]]:
         """Returns the ids of whole texts, as models are pretrained on them: each from ``begin`` to EOS."""
-        return [[*self.begin, *ids, self.eos_id] for ids in self.encode_texts(texts)]
+        parts = [[text] if isinstance(text, str) else text for text in texts]
+        texts = [piece for text in parts for piece in text if isinstance(piece, str)]
+        encoded = iter(self.encode_texts(texts))
+        documents = []
+        for text in parts:
+            ids = list(self.begin)
+            for piece in text:
+                ids += next(encoded) if isinstance(piece, str) else (piece,)
+            documents.append([*ids, self.eos_id])
+        return documents
+
+    def pieces(self, row: dict, *, rendered: bool = False) -> Pieces:
+        """Returns a checked row of text for `documents`.
+
+        A hole's parts stand behind their special tokens, prefix, suffix, middle (PSM: arXiv 2207.14255); in a
+        text that is ``rendered`` so, what spells these tokens becomes them.
+        """
+        if row.get("text") is None:
+            prefix, suffix, middle = self.hole_ids()
+            return [prefix, row["prefix"], suffix, row["suffix"], middle, row["middle"]]
+        if not rendered:
+            return row["text"]
+        ids = dict(zip(HOLE, self.hole_ids(), strict=True))
+        parts = re.split(f"({'|'.join(map(re.escape, HOLE))})", row["text"])
+        return [ids.get(part, part) for part in parts if part]
+
+    def hole_ids(self) -> list[int]:
+        """Returns the ids of `HOLE`."""
+        known = self.special | self.added
+        for name in HOLE:
+            if name not in known:
+                raise BarError(
+                    f"{self.path}: filling in the middle expected the special tokens {', '.join(HOLE)}, "
+                    f"got none called {name}"
+                )
+        return [known[name] for name in HOLE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +171,7 @@ def _load_bpe(file: Path) -> BpeText:
         raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
     added = tokenizer.get_added_tokens_decoder().items()
     special = {token.content: number for number, token in added if token.special}
+    plain = {token.content: number for number, token in added if not token.special}
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -156,6 +193,7 @@ def _load_bpe(file: Path) -> BpeText:
         eos_id=special[eos],
         pad_id=special[pad],
         special=special,
+        added=plain,
         bos=_token_name(beside, config, "bos_token", eos),
         eos=eos,
         begin=_begin(tokenizer),
@@ -268,7 +306,7 @@ def train_tokenizer(texts: Iterable[str], out: Path | str, *, vocab_size: int) -
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": TULU,
     }
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.sources import Source, read_rows
+from megatron_bar.data.sources import ANSWERED, Source, read_rows
 from megatron_bar.errors import BarError, require_at_least
 from megatron_bar.evaluation.results import hash_items, new_results
 from megatron_bar.models.build import LanguageModel, build_model
@@ -175,7 +175,9 @@ def measure(
     for test in tests:
         scores[test.name] = _answer(sampler, chats, test, rows_by_test[test.name], slots, judge)
         solved = sum(item["score"] for item in scores[test.name])
-        say(f"  {test.name}: {solved:g} of {len(scores[test.name])} solved")
+        answered = sum(ANSWERED in row for _, row in rows_by_test[test.name])
+        more = f"; {answered:,} rows end with an answer, which no prompt showed" if answered else ""
+        say(f"  {test.name}: {solved:g} of {len(scores[test.name])} solved{more}")
     return results
 
 

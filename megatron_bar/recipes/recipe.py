@@ -11,6 +11,7 @@ from typing import Literal
 
 from megatron_bar.config.names import STANDS_FOR_IT
 from megatron_bar.data.sources import Source
+from megatron_bar.data.templates import Name
 from megatron_bar.data.untagged import UntaggedSizes
 from megatron_bar.data.world import WorldSizes
 from megatron_bar.errors import BarError, require_at_least, require_name
@@ -57,7 +58,7 @@ class Training:
             raise BarError(
                 f"{owner}: expected a fixed number of active experts where answers are sampled or compared"
             )
-        wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens")
+        wanted = ("task",) if self.rl else ("preference",) if self.dpo else ("text", "chat", "tokens", "fim")
         if bool(self.rates) != bool(self.validation) or len(set(self.rates)) != len(self.rates):
             raise BarError(
                 f"{owner}: expected different rates and the validation chats to choose by, or neither"
@@ -114,8 +115,11 @@ class Recipe:
     name: str
     data: Path | None = None
     """Folder that the sources' paths start from; None: a world, made in the output folder."""
-    chat_template: Literal["tulu", "chatml", "own"] = "tulu"
-    """How chats are laid out; own: by the template in the tokenizer's folder."""
+    chat_template: Name = "tulu"
+    """How chats are laid out (data/templates.py); own: by the template in the tokenizer's folder."""
+    max_refused: float = 0.0
+    """Share of a source's rows that may be refused; the run goes on without them, and lists them in
+    refused.jsonl. Test sets have none to spare."""
     world: WorldSizes | UntaggedSizes = field(default_factory=WorldSizes)
     """Which one, and how large: the tiny world or the untagged domains."""
     shape: ModelConfig | None = None
@@ -152,6 +156,10 @@ class Recipe:
             )
         require_name("recipe", self.name)
         require_at_least(f"recipe {self.name}", self, 0, "seed")
+        if not 0 <= self.max_refused < 1:
+            raise BarError(
+                f"recipe {self.name}: max_refused expected a share from 0 to below 1, got {self.max_refused}"
+            )
         if not self.embedding_std > 0:
             raise BarError(f"recipe {self.name}: embedding_std must be positive, got {self.embedding_std}")
         self.shared.check(1 + len(self.experts))

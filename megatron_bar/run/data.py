@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.check import prompt_of
 from megatron_bar.data.indexed import Tokens, read_indexed
 from megatron_bar.data.mixture import Mixture, mix, prepare
 from megatron_bar.data.packing import PackedRows
-from megatron_bar.data.sources import Source, read_rows
+from megatron_bar.data.sources import Source, chosen_rows, parse
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import on_rank_zero
@@ -14,7 +15,7 @@ from megatron_bar.recipes.recipe import Training
 from megatron_bar.rl import grpo
 from megatron_bar.run.folder import RunFolder
 from megatron_bar.training.preference import PairRows, preference_rows
-from megatron_bar.verifiers import check_task, with_prompt
+from megatron_bar.verifiers import with_prompt
 
 
 def chats_of(run: RunFolder, step: str) -> ChatFormat:
@@ -28,7 +29,8 @@ def tokens_of(run: RunFolder, source: Source, chats: ChatFormat) -> Tokens:
     def make() -> Path:
         with run.locks.waiting("tokens"):
             out = run.out / "tokens"
-            return prepare(source, run.data, chats, out, seed=run.recipe.seed, say=run.say)
+            skip_bad = run.recipe.max_refused > 0
+            return prepare(source, run.data, chats, out, seed=run.recipe.seed, say=run.say, skip_bad=skip_bad)
 
     return read_indexed(on_rank_zero(make))
 
@@ -64,6 +66,7 @@ def preferences_of(run: RunFolder, training: Training, chats: ChatFormat, name: 
         training.stage.sequence,
         too_long=training.stage.too_long,
         seed=run.recipe.seed,
+        skip_bad=run.recipe.max_refused > 0,
         say=lambda line: run.say(f"{name}: {line}"),
     )
 
@@ -73,21 +76,26 @@ def tasks_of(run: RunFolder, training: Training, chats: ChatFormat) -> list[grpo
 
     All are checked before the first is drawn: graders never see a truth that they cannot use.
     """
-    rows = [row for source in training.data for row in read_rows(source, run.data, seed=run.recipe.seed)]
     judge = training.rl.judge
     if judge.url:
         on_rank_zero(judge.require)
-    on_rank_zero(lambda: [check_task(row["verifier"], row["truth"], where) for where, row in rows])
-    tasks = []
     room = training.stage.sequence - training.rl.max_new_tokens
-    for where, row in rows:
-        prompt = chats.prompt(row["messages"], tools=row.get("tools"), where=where)
-        if len(prompt) > room:
-            raise BarError(
-                f"{where}: a prompt of {len(prompt)} tokens; the stage's rows leave room for {room}"
-            )
-        truth = row["truth"]
-        if judge.url:
-            truth = with_prompt(row["verifier"], truth, row["messages"])
-        tasks.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=truth))
-    return tasks
+
+    def make() -> list[grpo.Task]:
+        tasks = []
+        for source in training.data:
+            for where, raw in chosen_rows(source, run.data, seed=run.recipe.seed):
+                try:
+                    row = parse(raw, source.kind, where)
+                    prompt = prompt_of(chats, row, room, where)
+                except BarError:
+                    if not run.recipe.max_refused:
+                        raise
+                    continue  # listed, and few enough, when the run began
+                truth = row["truth"]
+                if judge.url:
+                    truth = with_prompt(row["verifier"], truth, row["messages"])
+                tasks.append(grpo.Task(prompt=prompt, verifier=row["verifier"], truth=truth))
+        return tasks
+
+    return on_rank_zero(make)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from megatron_bar.config import to_json
+from megatron_bar.data.sources import Source
 from megatron_bar.errors import BarError
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
 from megatron_bar.recipes.study import MergeSpec, RouterSpec, folder_and_active
@@ -41,6 +42,8 @@ class Step:
     stage: str | None = None
     run: Training | None = None
     """The training it does."""
+    reads: tuple[Source, ...] = ()
+    """The rows it learns or chooses from."""
     experts: int = 0
     """Experts of the model that it makes; 0: dense."""
     choices: dict = field(default_factory=dict)
@@ -134,13 +137,16 @@ class _Graph:
         candidates = {f"{name}.lr{rate:g}": _at_rate(training, rate) for rate in training.rates}
         for trial, tried in candidates.items() or [(name, training)]:
             make = partial(train, training=tried, source=source, name=trial, expert=expert)
-            yield Step(name=trial, needs=(source,), make=make, run=tried, choices=to_json(tried), **more)
+            choices = to_json(tried)
+            learns = {"run": tried, "reads": tried.data, "choices": choices}
+            yield Step(name=trial, needs=(source,), make=make, **learns, **more)
         if candidates:
             make = partial(choose, training=training, candidates=tuple(candidates), name=name)
             choices = {"rates": list(training.rates)}
             if training.chosen_at:
                 choices["chosen_at"] = list(training.chosen_at)
-            yield Step(name=name, needs=tuple(candidates), make=make, choices=choices, **more)
+            reads = training.validation
+            yield Step(name=name, needs=tuple(candidates), make=make, choices=choices, reads=reads, **more)
 
     def _merge(self, spec: MergeSpec) -> Step:
         for source in spec.inputs.values():
@@ -163,6 +169,7 @@ class _Graph:
             make=partial(make_router, spec=spec),
             stage="router",
             experts=self._known(spec.source, spec.name).experts,
+            reads=spec.texts + spec.validation,
             choices=to_json(spec),
         )
 

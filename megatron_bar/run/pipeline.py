@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from megatron_bar.data.sources import check
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
 from megatron_bar.recipes.recipe import Recipe
 from megatron_bar.run.folder import RunFolder
 from megatron_bar.run.graph import Step, steps_of
+from megatron_bar.run.preflight import check_rows
 from megatron_bar.run.record import compare_with_record, read_record, write_record
 from megatron_bar.training.fit import remove_leftovers
 from megatron_bar.weights.hf_config import ModelConfig, read_config
@@ -98,6 +98,8 @@ class Pipeline:
                 # Before it is made: a kill may come right behind the folder's appearance.
                 on_rank_zero(partial(write_record, self.folder, step))
                 step.make(self.folder)
+                if name == "world":
+                    on_rank_zero(lambda: self.check_rows(list(missing.values())))
         for made in on_rank_zero(lambda: [wanted for wanted in missing if self.folder.path(wanted).exists()]):
             del missing[made]
         return name is not None
@@ -170,10 +172,20 @@ class Pipeline:
             if not path.is_dir():
                 raise BarError(f"{name}: {path} not found; expected a folder (--set {name}=PATH)")
         record = read_record(self.folder)
+        missing = []
         for step in steps:
             if not self.folder.path(step.name).exists():
-                if step.run is not None and (self.folder.data.exists() or self.recipe.data is not None):
-                    for source in step.run.data:
-                        check(source, self.folder.data)
+                missing.append(step)
             elif step.name in record:
                 compare_with_record(self.folder, step, record[step.name], self.steps)
+        self.check_rows(missing)
+
+    def check_rows(self, steps: list[Step], *, keep: bool = True) -> None:
+        """Raises unless ``steps`` can use the rows that they will read and that are there (preflight.py)."""
+        if not self.folder.data.exists() and (self.recipe.data is None or not keep):
+            return
+        missing = [str(path) for path in self.recipe.given.values() if not path.is_dir()]
+        if missing:
+            self.folder.say(f"rows: not looked at without a tokenizer, {', '.join(missing)} not found")
+            return
+        check_rows(self.folder, steps, self.shape, keep=keep)

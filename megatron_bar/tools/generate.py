@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from megatron_bar.cli import Call, active_experts, command_parser
+from megatron_bar.data.templates import NAMES
 
 EXAMPLES = (
     "{program} runs/tiny/final",
@@ -21,9 +22,7 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument("model", type=Path, metavar="HF", help="a folder with a tokenizer")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and end")
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
-    parser.add_argument(
-        "--chat-template", choices=("tulu", "chatml", "own"), help="default own, the tokenizer's"
-    )
+    parser.add_argument("--chat-template", choices=NAMES, help="default own, the tokenizer's")
     parser.add_argument(
         "--max-new-tokens", type=int, default=512, metavar="N", help="of an answer, at most (default 512)"
     )

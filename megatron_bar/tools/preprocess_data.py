@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from megatron_bar.cli import Call, command_parser
+from megatron_bar.data.templates import NAMES
 
 EXAMPLES = (
     "{program} --input web.jsonl.zst --tokenizer OLMo-2-1124-7B --out tokens/web",
@@ -31,11 +32,12 @@ def parse(call: Call) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument(
-        "--kind", choices=("text", "chat"), default="text", help="rows of text or of messages (default text)"
+        "--kind",
+        choices=("text", "fim", "chat"),
+        default="text",
+        help="rows of text, of text rendered for filling in the middle, or of messages (default text)",
     )
-    parser.add_argument(
-        "--template", choices=("tulu", "chatml", "own"), default="tulu", help="of chats (default tulu)"
-    )
+    parser.add_argument("--template", choices=NAMES, default="tulu", help="of chats (default tulu)")
     parser.add_argument("--last-turn", action="store_true", help="learn a chat's last answer only")
     parser.add_argument(
         "--share", type=float, default=1.0, help="a seeded sample of the rows (default 1: all)"

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from megatron_bar.cli import Call, command_parser
+from megatron_bar.data.templates import NAMES
 
 EXAMPLES = (
     "{program} --input runs/tiny/world/sft_math.jsonl --tokenizer runs/tiny/anchor",
@@ -27,10 +28,10 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="a Hugging Face folder, or a SentencePiece .model"
     )
-    parser.add_argument("--kind", choices=("text", "chat"), default="chat", help="of the rows (default chat)")
     parser.add_argument(
-        "--template", choices=("tulu", "chatml", "own"), default="tulu", help="of chats (default tulu)"
+        "--kind", choices=("text", "fim", "chat"), default="chat", help="of the rows (default chat)"
     )
+    parser.add_argument("--template", choices=NAMES, default="tulu", help="of chats (default tulu)")
     parser.add_argument("--last-turn", action="store_true", help="learn a chat's last answer only")
     parser.add_argument(
         "--packing", choices=("documents", "cut", "cut_masked"), default="documents", help="default documents"

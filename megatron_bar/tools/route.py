@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from megatron_bar.cli import Call, active_experts, command_parser
+from megatron_bar.data.templates import NAMES
 from megatron_bar.errors import BarError
 
 EXAMPLES = (
@@ -34,7 +35,7 @@ def parse(call: Call) -> argparse.Namespace:
     )
     parser.add_argument(
         "--template",
-        choices=("tulu", "chatml", "own"),
+        choices=NAMES,
         default="tulu",
         help="of --chat and --scan (default tulu)",
     )

@@ -68,6 +68,7 @@ def main(call: Call) -> None:
     steps = pipeline.select(expert=args.expert, stage=args.stage)
     if args.dry_run:
         pipeline.check(steps, args.world_size)
+        pipeline.check_rows(steps, keep=False)
         if args.world_size is not None:
             for line in rehearsed(pipeline, steps, args.world_size):
                 print(line, flush=True)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from megatron_bar.data.chat import Chat, ChatFormat
 from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import Batch, PairRows, TooLong
-from megatron_bar.data.sources import ANSWERS, Source, read_rows
+from megatron_bar.data.sources import ANSWERS, Source, chosen_rows, parse
 from megatron_bar.errors import BarError
 from megatron_bar.models.attention import upload
 from megatron_bar.training.fit import Job, fit
@@ -98,6 +98,7 @@ def preference_rows(
     *,
     too_long: TooLong = "drop",
     seed: int = 0,
+    skip_bad: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> PairRows:
     """Returns the pairs of ``sources``, of kind preference, in rows of ``length`` tokens; loss on the answers
@@ -105,17 +106,15 @@ def preference_rows(
 
     ``say`` shows how many there are and what was dropped: pairs that no row can hold, and those of equal
     answers, from which nothing can be learnt. ``seed``: of the rows that a source's share takes.
+    ``skip_bad``: leave bad rows out.
     """
     named = []
     equal = 0
     for source in sources:
         if source.kind != "preference":
             raise BarError(f"{source.path}: expected rows of preference, got {source.kind}")
-        pairs, same = _pairs(source, root, chats, seed)
-        for where, both in pairs if too_long == "error" else ():
-            if (size := sum(len(chat.ids) for chat in both)) > length:
-                raise BarError(f"{where}: a pair of {size} tokens; a row holds {length}")
-        documents = in_memory((chat.ids, chat.mask) for _, both in pairs for chat in both)
+        pairs, same = _pairs(source, root, chats, seed, length if too_long == "error" else None, skip_bad)
+        documents = in_memory((chat.ids, chat.mask) for both in pairs for chat in both)
         named.append((source.name, documents))
         equal += same
     rows = PairRows(named, length, pad_id=chats.tokenizer.pad_id, too_long=too_long)
@@ -125,16 +124,35 @@ def preference_rows(
 
 
 def _pairs(
-    source: Source, root: Path, chats: ChatFormat, seed: int
-) -> tuple[list[tuple[str, list[Chat]]], int]:
-    """(where, chosen and rejected) of each row, and how many were left out for equal answers."""
-    pairs = []
-    for where, row in read_rows(source, root, seed=seed):
-        tools = row.get("tools")
-        both = [
-            chats.render([*row["messages"], row[name]], tools=tools, last_turn=True, where=f"{where}: {name}")
-            for name in ANSWERS
-        ]
-        pairs.append((where, both))
-    different = [(where, both) for where, both in pairs if both[0] != both[1]]
-    return different, len(pairs) - len(different)
+    source: Source, root: Path, chats: ChatFormat, seed: int, longest: int | None, skip_bad: bool
+) -> tuple[list[list[Chat]], int]:
+    """Returns the chosen and the rejected chat of each row, and how many were left out for equal answers.
+
+    Raises for a pair of more than ``longest`` tokens.
+    """
+    different = []
+    equal = 0
+    for where, raw in chosen_rows(source, root, seed=seed):
+        try:
+            both = _pair(parse(raw, source.kind, where), chats, longest, where)
+        except BarError:
+            if not skip_bad:
+                raise
+            continue
+        if both[0] == both[1]:
+            equal += 1
+        else:
+            different.append(both)
+    return different, equal
+
+
+def _pair(row: dict, chats: ChatFormat, longest: int | None, where: str) -> list[Chat]:
+    tools = row.get("tools")
+    both = [
+        chats.render([*row["messages"], row[name]], tools=tools, last_turn=True, where=f"{where}: {name}")
+        for name in ANSWERS
+    ]
+    size = sum(len(chat.ids) for chat in both)
+    if longest is not None and size > longest:
+        raise BarError(f"{where}: a pair of {size} tokens; a row holds {longest}")
+    return both

@@ -21,7 +21,8 @@ from scripts import ROOT
 from test_docs import ALL
 
 from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.tokenizer import CHAT_TEMPLATE, load_tokenizer
+from megatron_bar.data.templates import TULU
+from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.evaluation.generative import load_model
 from megatron_bar.evaluation.results import read_results
 from megatron_bar.models.sampler import Sampler
@@ -52,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
             (place / file.name).symlink_to(file)
     settings = json.loads((place / "tokenizer_config.json").read_text())
     (place / "tokenizer_config.json").unlink()
-    template = CHAT_TEMPLATE.replace("{{ bos_token }}", TOOLS, 1)
+    template = TULU.replace("{{ bos_token }}", TOOLS, 1)
     (place / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
     return place
 

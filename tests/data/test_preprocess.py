@@ -3,17 +3,20 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scripts import ROOT
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from megatron_bar.data import preprocess as module
 from megatron_bar.data.chat import ChatFormat
@@ -24,6 +27,7 @@ from megatron_bar.data.sources import Source
 from megatron_bar.data.tokenizer import load_tokenizer, train_tokenizer
 from megatron_bar.errors import BarError
 
+DOLMA2 = ROOT.parent / "shared/data/dolma2/tokenizer.json"
 WORDS = "one plus two is three and four café größer 😀 def f ( x ) : return".split()
 
 
@@ -105,6 +109,76 @@ def test_chats_become_their_ids_and_masks(tmp_path, tokenizer, last_turn):
     expected = [format_.render(row["messages"], last_turn=last_turn) for row in rows]
     assert documents(tokens) == [chat.ids for chat in expected]
     assert tokens.learn.tolist() == [flag for chat in expected for flag in chat.mask]
+
+
+HOLES = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+ROWS = [
+    {"prefix": "def f(x):\n", "suffix": "\n    return y\n", "middle": "    y = 2 * x"},
+    {"text": "one plus two"},
+    {"prefix": "", "suffix": " and <|fim_middle|> ", "middle": "three"},
+    {"text": "a <|fim_prefix|> that is <|endoftext|> text"},
+]
+
+
+def with_holes(folder: Path, tokenizer: Path) -> Path:
+    made = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    made.add_special_tokens(HOLES)
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def spelled(text: str, tokenizer: Path, special: list[str]) -> list[int]:
+    """transformers' ids where ``special`` are tokens and all else is text."""
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"))
+    parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+    encode = partial(theirs.encode, add_special_tokens=False)
+    return [n for part in parts if part for n in encode(part, split_special_tokens=part not in special)]
+
+
+def test_holes_are_written_with_their_special_tokens(tmp_path, tokenizer):
+    """Prefix, suffix, middle (PSM); a text that spells such a token stays text, unless its source says so."""
+    folder = with_holes(tmp_path / "holes", tokenizer)
+    loaded = load_tokenizer(folder)
+    ids = [loaded.special[name] for name in HOLES]
+    tokens = made(tmp_path, ROWS, folder)
+    written = [[*part] for part in documents(tokens)]
+    plain = [spelled(text, folder, []) for text in (ROWS[1]["text"], ROWS[3]["text"])]
+    holes = []
+    for row in (ROWS[0], ROWS[2]):
+        parts = [spelled(row[key], folder, []) for key in ("prefix", "suffix", "middle")]
+        holes.append([n for number, part in zip(ids, parts, strict=True) for n in (number, *part)])
+    end = [loaded.eos_id]
+    assert written == [holes[0] + end, plain[0] + end, holes[1] + end, plain[1] + end]
+    # Rendered text, said to be so: its spellings are tokens, and those of no other name.
+    rendered = [
+        {
+            "text": "".join(
+                f"{name}{row[key]}" for name, key in zip(HOLES, ("prefix", "suffix", "middle"), strict=True)
+            )
+        }
+        for row in (ROWS[0],)
+    ]
+    tokens = made(tmp_path, [*rendered, ROWS[3]], folder, "said", "fim", verify=True)
+    assert documents(tokens) == [holes[0] + end, spelled(ROWS[3]["text"], folder, HOLES) + end]
+
+
+def test_holes_of_olmo2(tmp_path):
+    """Written down by hand from the tokenizer's own file."""
+    if not DOLMA2.is_file():
+        pytest.skip("the OLMo 2 tokenizer is not here")
+    tokens = made(tmp_path, [{"prefix": "Hi", "suffix": "Hello", "middle": "Hi"}], DOLMA2)
+    assert documents(tokens) == [[100258, 13347, 100260, 9906, 100259, 13347, 100257]]
+    tokens = made(tmp_path, [{"text": "<|fim_prefix|>"}], DOLMA2, "text")
+    assert documents(tokens) == [[27, 91, 69, 318, 14301, 91, 29, 100257]]
+
+
+@pytest.mark.parametrize("row, kind", [(ROWS[0], "text"), (ROWS[0], "fim"), (ROWS[1], "fim")])
+def test_a_tokenizer_without_the_special_tokens_is_named(tmp_path, tokenizer, row, kind):
+    wanted = rf"expected the special tokens {re.escape(', '.join(HOLES))}, got none called <\|fim_prefix\|>"
+    with pytest.raises(BarError, match=rf"^{tokenizer}/tokenizer\.json: filling in the middle {wanted}"):
+        made(tmp_path, [row], tokenizer, kind=kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_a_share_names_the_rows_it_took(tmp_path, tokenizer):
@@ -283,3 +357,44 @@ def test_a_source_is_prepared_once_and_anew_when_it_changed(tmp_path, tokenizer)
                 seed=0,
                 say=said.append,
             )
+
+
+def test_a_folder_whose_files_change_is_prepared_anew(tmp_path, tokenizer):
+    """Its own size and time of change do not say so."""
+    said: list[str] = []
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    format_ = ChatFormat(load_tokenizer(tokenizer))
+    source = Source(path=Path("texts"), kind="text")
+
+    def rows() -> int:
+        return len(
+            read_indexed(prepare(source, tmp_path, format_, tmp_path / "cache", seed=0, say=said.append))
+        )
+
+    write(folder / "deep/a.jsonl", texts(5))
+    before = folder.stat()
+    assert (rows(), rows(), len(said)) == (5, 5, 1)
+    write(folder / "deep/a.jsonl", texts(7))
+    assert rows() == 7
+    write(folder / "deep/b.jsonl", texts(2))
+    assert rows() == 9
+    (folder / "deep/a.jsonl").unlink()
+    assert rows() == 2
+    after = folder.stat()
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+
+
+def test_bad_rows_are_left_out_where_asked_and_said(tmp_path, tokenizer):
+    said: list[str] = []
+    format_ = ChatFormat(load_tokenizer(tokenizer))
+    good = chats(9)
+    empty = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}
+    write(tmp_path / "x.jsonl", [*good[:4], empty, *good[4:]])
+    source = Source(path=Path("x.jsonl"), kind="chat")
+    more = {"seed": 0, "say": said.append}
+    with pytest.raises(BarError, match=rf"^{tmp_path}/x\.jsonl:5: message 1: expected an answer"):
+        prepare(source, tmp_path, format_, tmp_path / "cache", **more)
+    found = read_indexed(prepare(source, tmp_path, format_, tmp_path / "cache", skip_bad=True, **more))
+    assert documents(found) == [format_.render(row["messages"]).ids for row in good]
+    assert said[-1].endswith(", 1 bad rows left out")

@@ -3,17 +3,19 @@ line."""
 
 import gzip
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
 import pyarrow
+import pyarrow.json
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_bar.data.sources import Source, check, parse, raw_rows, read_rows
+from megatron_bar.data.sources import Source, check, identity, parse, raw_rows, read_rows
 from megatron_bar.errors import BarError
 
 CHAT = [{"role": "user", "content": "one plus one"}, {"role": "assistant", "content": "two"}]
@@ -190,6 +192,61 @@ BAD_ROWS = {
         r"x\.jsonl:2: chosen and rejected expected to be the same chat up to its last message, got 2 and 2 "
         r"messages",
     ),
+    "a key twice": (
+        "task",
+        '{"messages": [{"role": "user", "content": "q"}], "verifier": "exact", "truth": "1", "truth": "2"}',
+        r"x\.jsonl:2: not a JSON row: 'truth' expected once, got it 2 times",
+    ),
+    "a key twice inside": (
+        "chat",
+        '{"messages": [{"role": "user", "role": "assistant", "content": "q"}]}',
+        r"x\.jsonl:2: not a JSON row: 'role' expected once, got it 2 times",
+    ),
+    "a hole without a suffix": (
+        "text",
+        {"prefix": "a", "middle": "b"},
+        r"x\.jsonl:2: expected a row with text; text is missing, got \['prefix', 'middle'\]",
+    ),
+    "a hole of numbers": (
+        "text",
+        {"prefix": "a", "middle": 3, "suffix": "c"},
+        r"x\.jsonl:2: middle must be a string, got int",
+    ),
+    "a text and a hole": (
+        "text",
+        {"text": "abc", "prefix": "a", "middle": "b", "suffix": "c"},
+        r"x\.jsonl:2: expected text, or prefix, suffix and middle, got all of them",
+    ),
+    "a task of an answer alone": (
+        "task",
+        {"messages": CHAT[1:], "verifier": "exact", "truth": "two"},
+        r"x\.jsonl:2: messages expected what is asked, got the assistant's alone",
+    ),
+    "a task of nothing": (
+        "task",
+        {"messages": [], "verifier": "exact", "truth": "two"},
+        r"x\.jsonl:2: messages expected what is asked, got none",
+    ),
+    "a task that ends in a result": (
+        "task",
+        {"messages": [*CHAT, {"role": "tool", "content": "2"}], "verifier": "exact", "truth": "two"},
+        r"x\.jsonl:2: messages expected what is asked last, got a result \(tool\)",
+    ),
+    "a prompt of several turns": (
+        "task",
+        {"prompt": "user: a\nassistant: b\nuser: c", "ground_truth": "two", "dataset": "math"},
+        r"x\.jsonl:2: prompt expected a question, got a chat of several turns in one text",
+    ),
+    "a preference behind an answer": (
+        "preference",
+        {"messages": CHAT, "chosen": "two", "rejected": "three"},
+        r"x\.jsonl:2: messages expected what was asked, got an answer of the assistant last",
+    ),
+    "messages of an object": (
+        "chat",
+        {"messages": {"role": "user"}},
+        r"x\.jsonl:2: messages must be a list, got dict",
+    ),
     "messages of text": ("chat", {"messages": "hello"}, r"x\.jsonl:2: messages must be a list, got str"),
 }
 
@@ -304,6 +361,69 @@ def test_the_first_row_alone_can_be_checked(tmp_path):
         check(text("none.jsonl"), tmp_path)
 
 
+RESULT = [{"role": "user", "content": "now"}, {"role": "assistant", "function_calls": "now()"}]
+RESULT += [{"role": "environment", "content": "3 o'clock"}]
+ASKED_TWICE = [*CHAT, {"role": "user", "content": "two plus two"}]
+ANSWERED_TASKS = {
+    # name: (messages, how many of them are the prompt)
+    "a question": (CHAT[:1], 1),
+    "a question and its answer": (CHAT, 1),
+    "an answer in two messages": ([*CHAT, CHAT[1]], 1),
+    "a second question": (ASKED_TWICE, 3),
+    "a second question and its answer": ([*ASKED_TWICE, CHAT[1]], 3),
+    "an answer after a result": ([*RESULT, CHAT[1], CHAT[0], CHAT[1]], 5),
+}
+
+
+@pytest.mark.parametrize("messages, asked", ANSWERED_TASKS.values(), ids=ANSWERED_TASKS)
+@pytest.mark.parametrize(
+    "more", [{"verifier": "exact", "truth": "two"}, {"ground_truth": "two", "dataset": "math"}]
+)
+def test_a_task_asks_and_does_not_answer(messages, asked, more):
+    got = parse({"messages": messages} | more, "task", "a.jsonl:1")
+    assert got["messages"] == messages[:asked] and got.get("answered", []) == messages[asked:]
+
+
+def test_prompts_as_published():
+    """A text with the role before it, as Dolci's; a list of messages, as verl's."""
+    for prompt in ("user: one plus one", CHAT[:1], CHAT):
+        row = {"prompt": prompt, "ground_truth": ["2"], "dataset": ["math"]}
+        assert parse(row, "task", "a.jsonl:1")["messages"] == CHAT[:1]
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path):
+    """As Windows' editors write it; pyarrow skips it too."""
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(TEXTS[:3]))
+    assert [row for _, row in read_rows(text("x.jsonl"), tmp_path)] == TEXTS[:3]
+    assert pyarrow.json.read_json(tmp_path / "x.jsonl").to_pylist() == TEXTS[:3]
+
+
+def test_a_source_is_identified_by_all_of_its_files(tmp_path):
+    (tmp_path / "a/deep").mkdir(parents=True)
+    (tmp_path / "a/0.jsonl").write_bytes(lines(TEXTS[:3]))
+    (tmp_path / "a/readme.md").write_text("no rows")
+    names = [identity(text("a"), tmp_path)]
+
+    def changed() -> bool:
+        names.append(identity(text("a"), tmp_path))
+        return names[-1] != names[-2]
+
+    assert not changed()
+    (tmp_path / "a/0.jsonl").write_bytes(lines(TEXTS[1:4]))  # of the same size, if not the same time
+    os.utime(tmp_path / "a/0.jsonl", ns=(0, 0))
+    assert changed()
+    (tmp_path / "a/deep/1.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[:1])))
+    assert changed() and list(names[-1]) == ["0.jsonl", "deep/1.jsonl.gz"]
+    (tmp_path / "a/0.jsonl").rename(tmp_path / "a/2.jsonl")
+    assert changed()
+    (tmp_path / "a/readme.md").write_text("nothing")
+    assert not changed()
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert identity(text("b"), tmp_path) == names[-1], "of the files, wherever they are"
+    with pytest.raises(BarError, match=r"none\.jsonl: not found"):
+        identity(text("none.jsonl"), tmp_path)
+
+
 @pytest.mark.parametrize(
     "row, verifier, truth",
     [
@@ -321,7 +441,9 @@ def test_the_first_row_alone_can_be_checked(tmp_path):
 def test_rows_of_published_rlvr_sets(row, verifier, truth):
     got = parse(row, "task", "a.jsonl:1")
     assert (got["verifier"], got["truth"]) == (verifier, truth)
-    assert got["messages"] == row.get("messages", [{"role": "user", "content": "What is 2+2?"}])
+    # The reference answer that the messages end with is no part of the prompt.
+    assert got["messages"] == row.get("messages", [{"role": "user", "content": "What is 2+2?"}])[:1]
+    assert got.get("answered", []) == row.get("messages", [])[1:]
 
 
 def test_a_published_row_that_nobody_grades_is_named():

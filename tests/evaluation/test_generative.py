@@ -66,6 +66,30 @@ def test_answers_are_those_of_transformers(layout, processes, active, folder, tm
         )
 
 
+def test_reference_answers_behind_the_questions_are_not_shown(folder, tmp_path):
+    """As published sets end their messages: the answers are those to the questions alone."""
+    expected = answers(folder)
+    for test in TESTS:
+        write_rows(tmp_path / test.path, expected)
+        rows = [json.loads(line) for line in (tmp_path / test.path).read_text().splitlines()]
+        for row in rows:
+            row["messages"].append({"role": "assistant", "content": "blue"})
+        (tmp_path / test.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ((found, said),) = run_distributed(measured_and_said, 1, folder, tmp_path)
+    assert [item["answer"] for item in found["scores"]["right"]] == expected
+    assert [item["prompt"] for item in found["scores"]["right"]] == QUESTIONS
+    assert said == [
+        f"  {test.name}: 4 of 4 solved; 4 rows end with an answer, which no prompt showed" for test in TESTS
+    ]
+
+
+def measured_and_said(folder, root) -> tuple[dict, list[str]]:
+    said: list[str] = []
+    model = load_model(folder, ParallelConfig())
+    chats = ChatFormat(load_tokenizer(folder), "own")
+    return measure(folder, model, chats, TESTS, root, slots=2, say=said.append), said
+
+
 def test_a_limit_takes_the_first_rows_and_is_told(folder, tmp_path):
     for test in TESTS:
         write_rows(tmp_path / test.path, ["a", "b", "c", "d"])
