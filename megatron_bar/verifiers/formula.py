@@ -186,6 +186,8 @@ class _Reader:
         token = self.tokens[0]
         if token == "{":
             return self.braced()
+        if not token:
+            raise Undecided
         self.tokens.pop(0)
         if token == "(":
             tree = self.sum()

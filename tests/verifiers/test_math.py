@@ -290,6 +290,21 @@ def sympy_tree(text: str, sympy):
     )
 
 
+pieces = st.sampled_from(
+    [*"0129x+-*/^(){}[],.;:=_ ei!|<", r"\frac", r"\sqrt", r"\pi", r"\text{", r"\pm", "and", "A", "cm"]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(pieces, max_size=14).map("".join), st.lists(pieces, max_size=6).map("".join))
+def test_whatever_is_written_is_read_or_left(one, other):
+    assert formula.equal(one, other) in (True, False, None)
+    assert isinstance(literal.number(plain(one)), Fraction | None)
+    assert marked(one) is None or isinstance(marked(one), str)
+    for truth in ("17", "(1, 2)", "B", "203_5", "even"):
+        assert verify("math", rf"\boxed{{{one}}}", truth) in (0, 1)
+
+
 def test_many_answers_keep_their_order_among_servers():
     """Symbolic answers of many threads, which the formulas cannot decide."""
     items = [("math", rf"\boxed{{\sin({n}x)}}", rf"\sin({n + n % 2}x)") for n in range(24)]
