@@ -17,13 +17,18 @@ from megatron_bar.verifiers.text import says_something
 BULLET = re.compile(r"^(?![ \t]*([*-])(?:[ \t]*\1){2,}[ \t]*$)[ \t]*[*+-][ \t]+\S", re.MULTILINE)
 """A line of three or more of one sign is a rule."""
 NUMBERED = re.compile(r"^[ \t]*([0-9]+)[.)][ \t]+\S", re.MULTILINE)
-SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"')\]*_]*+(?=\s|\Z)")
+SENTENCE_END = re.compile(
+    r"(?<![.!?])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\bProf)(?<!\be\.g)(?<!\bi\.e)"
+    r"[.!?]++[\"')\]*_]*+(?=\s|\Z)"
+)
+LIST_NUMBER = re.compile(r"^[ \t]*[0-9]+[.)](?=[ \t])", re.MULTILINE)
 RULE = re.compile(r"^[ \t]*\*(?:[ \t]*\*){2}[ \t]*$", re.MULTILINE)
 HIGHLIGHT = re.compile(r"(?<![\w*])(\*{1,3})(?![\s*])[^*\n]*[^\s*]\1(?![\w*])")
 
 
 def sentences(text: str) -> int:
-    """Counts sentences; a rest without a full stop is one more."""
+    """Counts sentences; a rest without a full stop is one more. A list's number ends none."""
+    text = LIST_NUMBER.sub("", text)
     ends = [match.end() for match in SENTENCE_END.finditer(text)]
     return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())
 

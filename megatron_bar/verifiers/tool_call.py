@@ -27,7 +27,7 @@ LONGEST = 50_000
 DEEPEST = 100
 THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 OPENING = re.compile(r"<(function_calls?|tool_calls?)>|```(?:\w*\n)?|\{")
-BETWEEN = re.compile(r"[\s,;\[\]]*")
+BETWEEN = re.compile(r"(?:[\s,;\[\]]|(?<!`)`(?!`))*")
 FUNCTION = re.compile(r"([^\s()\[\]{}=,;'\"`<>]+)[ \t]*\(")
 ARGUMENT = re.compile(r"\s*([^\s()\[\]{}=,;'\"`]+)\s*=")
 NUMBER = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]+|(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])")

@@ -37,7 +37,7 @@ WHOLE = (
     "Das ist ein deutscher Satz, der lang genug ist.", "Ceci est une phrase en fran\u00e7ais, assez longue.",
     "one\n\nTwo words\n\n'third' here", "\n\nTwo first", "Two\n\nx", "a ****** b", "a ****** a", "******a******b******",
     "  ", "", "\n", "2*3*4", "* *one*\n* *two*", "[a][b]", "[\n]", "*\n- a", "repeat this please. And then more",
-    "123 456", "Is that all? Any other questions?\"", "x ***y*** z", "*** a ***", "a *** *** b",
+    "123 456", "Is that all? Any other questions?\"", "Section 1\none\nSection 2\ntwo", "SECTION 1 a SECTION2 b", "x ***y*** z", "*** a ***", "a *** *** b",
 )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_the_same_grades_as_lm_eval(theirs):
     """Each of the 25 on its own, and all of a prompt's together, by google/IFEval's row and by IF-RLVR's."""
     verdicts = {name: set() for name in IFEVAL}
     parted = []
-    for answer, names, kwargs in cases(1_500):
+    for answer, names, kwargs in cases(2_000):
         given = [arguments or {} for arguments in kwargs]
         row = theirs.InputExample(0, names, "", given)
         strict = theirs.test_instruction_following_strict(row, answer)

@@ -108,7 +108,7 @@ def test_any_call_with_values_of_python(calls):
 
 ONE = {"name": "f", "arguments": {"x": 1}}
 RIGHT = (
-    "f(x=1)", '{"name": "f", "arguments": {"x": 1}}', "<function_calls>f(x=1)</function_calls>",
+    "f(x=1)", "`f(x=1)`", '{"name": "f", "arguments": {"x": 1}}', "<function_calls>f(x=1)</function_calls>",
     '<tool_call>\n{"name": "f", "parameters": {"x": 1}}\n</tool_call>', "Now:\n```python\nf(x=1)\n```",
     "<function_calls>[f( x = 1, )]", '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1.0}, "id": "a1b2c3d4e"}]',
     "{'name': 'f', 'arguments': {'x': 0x1}}", "<function_calls>\r\nf(\r\n  x=1\r\n)\r\n</function_calls>",
