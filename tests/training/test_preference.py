@@ -304,6 +304,19 @@ def test_bad_rows_and_options_are_named(row, options, message, chats, tmp_path):
         preference_rows([written(tmp_path, preference("three", "two"), row)], tmp_path, chats, 100, **options)
 
 
+def test_bad_rows_are_left_out_where_asked(chats, tmp_path):
+    good = [preference("three", "two"), preference("two", "three one")]
+    bad = [preference("", "two"), preference("one " * 99, "two")]
+    options = {"too_long": "error", "skip_bad": True}
+    found = preference_rows([written(tmp_path, good[0], *bad, good[1])], tmp_path, chats, 100, **options)
+    alone = preference_rows([written(tmp_path, *good)], tmp_path, chats, 100)
+    assert found.fingerprint == alone.fingerprint and found.pairs == 2
+    with pytest.raises(
+        BarError, match=r"x\.jsonl:2: chosen: message 1: expected an answer, got an empty one"
+    ):
+        preference_rows([written(tmp_path, good[0], *bad)], tmp_path, chats, 100, too_long="error")
+
+
 def test_another_kind_and_a_beta_of_nothing_are_refused(chats, tmp_path):
     with pytest.raises(BarError, match="expected rows of preference, got chat"):
         preference_rows([Source(path=Path("x.jsonl"), kind="chat")], tmp_path, chats, 100)
