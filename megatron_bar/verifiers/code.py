@@ -1,107 +1,258 @@
-"""Code: a program written by a model, graded by what its function returns or by what it prints.
+"""Code: a program written by a model, graded by the tests of a data set.
 
 truth is one of
-- {"function": name, "tests": [[arguments, expected], ...]}: the function's values, exactly;
-- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; white space at the ends of
-  lines and of the output does not count, and a run that fails is a wrong one;
-- ["assert name(arguments) == expected", ...], or that list as JSON text, as published sets have it: plain
-  values only;
-the first two perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of the tests
-are right, else 0 (the published run: all or nothing at 0.99).
+- {"function": name, "tests": [[arguments, expected], ...]}: the function's values, of equal types too;
+- ["assert name(arguments) == expected", ...], or that list as JSON text, as AceCoder and MBPP have it: each text
+  with an assert in it is a test, one or several statements of Python in which the names that nobody else defines
+  are the program's; the others (imports, values) prepare;
+- {"program": source} of a program that is one test, as MBPP+ has it in ``test``; with "entry_point", the name of
+  what its function ``check`` is called with, and "prompt", what the answer continues, as HumanEval+ has it;
+- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; or [{"input", "output"}, ...] or
+  {"inputs": [...], "outputs": [...]}, also as JSON text, as LiveCodeBench and APPS have them. White space at the
+  ends of lines and of the output does not count, nor how a number is written (2.50); a run that fails is a
+  wrong one;
+those that are a dict perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of the
+tests are right, else 0 (the published run: all or nothing at 0.99). fences.py says which part of an answer is
+the program.
 
-The program runs in the sandbox and sees arguments and inputs, never the expected values. What a function
-returned comes back spelled out (see code_child.spell) and is compared here, as text. Each line carries a
-secret of this run, so that stray output is no answer. Quirk: after a run that had to be stopped, a program's
-further inputs are not tried.
+The program runs in the sandbox and sees arguments and inputs, nothing of a test. Tests run in the sandbox too,
+in a process of their own (judge.py), with Python's own ``==`` on values that arrived as plain ones; a call that is
+a statement also changes its arguments. Not seen by tests, which then fail: equality of two objects of the
+program's classes, arithmetic of such an object with a number, the program's source, what it prints in a call.
+Quirk: after a run that had to be stopped, or once too many tests failed, no further test is tried.
 """
 
 import ast
+import builtins
+import functools
 import json
-import marshal
+import math
 import re
-import secrets
+import symtable
 from collections.abc import Callable
-from pathlib import Path
+from decimal import Decimal
 
 from megatron_bar.errors import BarError
-from megatron_bar.verifiers.sandbox import code_child, sandbox
+from megatron_bar.verifiers import fences
+from megatron_bar.verifiers.sandbox import sandbox
+from megatron_bar.verifiers.sandbox.wire import encode, spell
 
-CHILD = Path(code_child.__file__).read_text()
-FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 ENOUGH = 0.99
 LIMITS = sandbox.Limits(cpu_s=1)
 """All tests of a program together take a second of processor time, as in the published run's tests; the wall
 clock is looser, for a busy machine must not turn right answers into wrong ones."""
+NUMBER = re.compile(r"[-+]?(?:[0-9]{1,99}(?:\.[0-9]{0,99})?|\.[0-9]{1,99})(?:[eE][-+]?[0-9]{1,3})?")
+NUMPY = """
+def _stand_in():
+    import sys, types
+    def close(one, other, rtol, atol):
+        if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+            return len(one) == len(other) and all(close(a, b, rtol, atol) for a, b in zip(one, other))
+        if isinstance(one, (list, tuple)) or isinstance(other, (list, tuple)):
+            many, single = (one, other) if isinstance(one, (list, tuple)) else (other, one)
+            return all(close(a, single, rtol, atol) for a in many)
+        return one == other or abs(one - other) <= atol + rtol * abs(other) < float("inf")
+    numpy = types.ModuleType("numpy")
+    numpy.allclose = lambda a, b, rtol=1e-05, atol=1e-08: bool(close(a, b, rtol, atol))
+    numpy.ndarray = numpy.float64 = numpy.float32 = type("ndarray", (), {})
+    sys.modules["numpy"] = numpy
+_stand_in()
+"""
+"""What EvalPlus's tests use of numpy, which the sandbox does not hold; an answer that needs the real one
+fails."""
 
 
 def verify(response: str, truth) -> float:
+    return grade(response, truth, LIMITS)
+
+
+def grade(response: str, truth, limits: sandbox.Limits) -> float:
+    """Returns the score of ``response``, run within ``limits``."""
     right, tests, enough = check(truth)
-    return float(right(program_of(response)) >= enough * tests)
+    return float(right(response, limits) >= enough * tests)
 
 
-def program_of(response: str) -> str:
-    """Returns the last fenced block (its end may be missing: a cut-off answer), or the whole text."""
-    blocks = FENCE.findall(response)
-    return blocks[-1] if blocks else response
-
-
-def _answers(stdout: bytes, secret: str) -> dict[int, str]:
-    """Returns the first spelling given for each test."""
-    answers = {}
-    for line in stdout.decode("utf-8", "replace").split("\n"):
-        parts = line.split(" ", 2)
-        if len(parts) == 3 and parts[0] == secret and parts[1].isdecimal() and len(parts[1]) < 9:
-            answers.setdefault(int(parts[1]), parts[2])
-    return answers
-
-
-def check(truth) -> tuple[Callable[[str], int], int, float]:
-    """Returns a function that counts the tests a program passes, their number, and the share that is
+def check(truth) -> tuple[Callable[[str, sandbox.Limits], int], int, float]:
+    """Returns a function that counts the tests a response passes, their number, and the share that is
     enough."""
-    truth = _from_asserts(truth)
-    kinds = {"function", "tests"}, {"stdin_tests"}
-    if not isinstance(truth, dict) or truth.keys() - {"pass_fraction"} not in kinds:
-        raise BarError(
-            "code truth: expected a dict of function and tests, or of stdin_tests, and perhaps pass_fraction"
-            f"; or a list of asserts, found {truth!r:.200}"
-        )
-    fraction = truth.get("pass_fraction", 1.0)
+    truth = _published(truth)
+    fraction = truth.pop("pass_fraction", 1.0) if isinstance(truth, dict) else 1.0
     if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 < fraction <= 1:
         raise BarError(f"code truth: expected a pass_fraction above 0 and up to 1, found {fraction!r:.200}")
-    tests = truth.get("tests", truth.get("stdin_tests"))
+    enough = min(fraction, ENOUGH)
+    match truth:
+        case {"function": name, "tests": tests} if len(truth) == 2:
+            return _of_function(name, _some(tests), enough), len(tests), enough
+        case {"stdin_tests": tests} if len(truth) == 1:
+            return _of_stdin(_some(tests), enough), len(tests), enough
+        case {"program": str(program)} if truth.keys() <= {"program", "entry_point", "prompt"}:
+            return _of_program(program, truth.get("entry_point"), truth.get("prompt")), 1, enough
+        case [str(), *_]:
+            return _of_asserts(truth, enough)
+    raise BarError(
+        "code truth: expected a dict of function and tests, of stdin_tests, or of program and perhaps "
+        f"entry_point and prompt, all perhaps with pass_fraction; or a list of asserts, found {truth!r:.200}"
+    )
+
+
+def _published(truth) -> object:
+    """Returns a copy of a truth that may be JSON text, with stdin tests as pairs; anything else as it came."""
+    if isinstance(truth, str):
+        try:
+            truth = json.loads(truth)
+        except (ValueError, RecursionError):
+            return truth
+    match truth:
+        case {"inputs": [*inputs], "outputs": [*outputs]} if len(truth) == 2 and len(inputs) == len(outputs):
+            return {"stdin_tests": list(zip(inputs, outputs, strict=True))}
+        case [{"input": _, "output": _}, *_] if all(
+            isinstance(row, dict) and row.keys() <= {"input", "output", "testtype"} for row in truth
+        ):
+            if {row.get("testtype", "stdin") for row in truth} == {"stdin"}:
+                return {"stdin_tests": [[row.get("input"), row.get("output")] for row in truth]}
+    return dict(truth) if isinstance(truth, dict) else truth
+
+
+def _some(tests):
     if not isinstance(tests, list | tuple) or not tests:
         raise BarError(f"code truth: expected at least one test, found {tests!r:.200}")
-    right = _of_function(truth["function"], tests) if "function" in truth else _of_stdin(tests)
-    return right, len(tests), min(fraction, ENOUGH)
+    return tests
 
 
-def _of_function(function, tests) -> Callable[[str], int]:
-    if not isinstance(function, str) or not function.isidentifier():
-        raise BarError(f"code truth: expected the name of a function, found {function!r:.200}")
-    arguments = []
-    expected = []
-    for test in tests:
-        if not isinstance(test, list | tuple) or len(test) != 2 or not isinstance(test[0], list | tuple):
-            raise BarError(f"code truth: expected a test as [arguments, expected], found {test!r:.200}")
-        try:
-            # One by one: a program that changes an argument must not change another test's.
-            arguments.append(marshal.dumps(list(test[0])))
-            expected.append(code_child.spell(test[1]))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise BarError(
-                f"code truth: expected plain values in a test, found {test!r:.200} ({error})"
-            ) from error
+def _judged(names: list[str], failures: int, *, given: str = "", prompt: str = "", **tests):
+    """Returns a function that counts the tests a response passes."""
+    task = encode({"names": names, "failures": failures, "given": given, **tests}, _plain)
 
-    def right(program: str) -> int:
-        secret = secrets.token_hex(16)
-        stdin = marshal.dumps((secret, program, function, arguments))
-        answers = _answers(sandbox.run(CHILD, stdin=stdin, limits=LIMITS).stdout, secret)
-        return sum(answers.get(index) == spelling for index, spelling in enumerate(expected))
+    def right(response: str, limits: sandbox.Limits) -> int:
+        blocks = [list(block) for block in fences.defining(response, names)]
+        answer = encode({"given": given, "prompt": prompt, "blocks": blocks}, _plain)
+        return sandbox.judge(answer, task, limits=limits).stdout.count(b"1")
 
     return right
 
 
-def _of_stdin(tests) -> Callable[[str], int]:
+def _plain(value):
+    raise TypeError(f"{type(value).__name__} is no plain value")
+
+
+def _may_fail(tests: int, enough: float) -> int:
+    return tests - math.ceil(enough * tests)
+
+
+def _of_function(name, tests, enough: float):
+    if not isinstance(name, str) or not name.isidentifier():
+        raise BarError(f"code truth: expected the name of a function, found {name!r:.200}")
+    for test in tests:
+        if not isinstance(test, list | tuple) or len(test) != 2 or not isinstance(test[0], list | tuple):
+            raise BarError(f"code truth: expected a test as [arguments, expected], found {test!r:.200}")
+        try:
+            spell(test[1])
+            encode(test[0], _plain)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BarError(
+                f"code truth: expected plain values in a test, found {test!r:.200} ({error})"
+            ) from error
+    return _judged([name], _may_fail(len(tests), enough), values=[list(test) for test in tests])
+
+
+def _of_asserts(texts: list, enough: float):
+    if not all(isinstance(text, str) for text in texts):
+        raise BarError(f"code truth: expected asserts, texts alone, found {texts!r:.200}")
+    texts = [text.strip() for text in texts]
+    counts = [_holds_assert(text) for text in texts]
+    if not any(counts):
+        raise BarError(f"code truth: expected asserts, found none in {texts!r:.200}")
+    program = "\n".join(texts)
+    tests = [list(test) for test in zip(counts, texts, strict=True)]
+    failures = _may_fail(sum(counts), enough)
+    return _judged(_tested(program), failures, tests=tests, given=_numpy(program)), sum(counts), enough
+
+
+def _of_program(program: str, entry_point, prompt):
+    given = ""
+    names = []
+    if entry_point is not None:
+        if not isinstance(entry_point, str) or not entry_point.isidentifier():
+            raise BarError(f"code truth: expected a name as entry_point, found {entry_point!r:.200}")
+        program = f"{program}\ncheck({entry_point})\n"
+        names = [entry_point]
+    if prompt is not None:
+        start = re.search(rf"^(?:async )?def {entry_point}\b", prompt, re.MULTILINE) if isinstance(prompt, str) else None
+        if not start or not entry_point:
+            raise BarError(f"code truth: expected a prompt that defines {entry_point}, found {prompt!r:.200}")
+        given = prompt[: start.start()]  # imports and helpers, which an answer need not repeat
+    defined = _defined(given)
+    names = [*names, *(name for name in _tested(program) if name not in defined and name not in names)]
+    given = _numpy(program + given) + given
+    return _judged(names, 0, given=given, prompt=prompt or "", tests=[[True, program]])
+
+
+def _numpy(program: str) -> str:
+    return NUMPY if re.search(r"\bnumpy\b", program) else ""
+
+
+@functools.lru_cache(256)
+def _holds_assert(text: str) -> bool:
+    return any(isinstance(node, ast.Assert) for node in ast.walk(_parsed(text)))
+
+
+def _parsed(text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BarError(f"code truth: expected tests in Python, found {text!r:.200} ({error})") from error
+
+
+@functools.lru_cache(64)
+def _tested(program: str) -> list[str]:
+    """Returns the names that tests need and do not define: what they test. If that is nothing, it is the
+    built-in function that they call on plain values, which a program may define anew."""
+    _parsed(program)
+    free = _globals(program) - _defined(program) - set(dir(builtins))
+    free = {name for name in free if not name.startswith("__")}
+    if not free:
+        calls = [node for node in ast.walk(_parsed(program)) if isinstance(node, ast.Call)]
+        inner = {call.func.id for call in calls if isinstance(call.func, ast.Name) and not _calls_below(call)}
+        free = {name for name in inner if not isinstance(getattr(builtins, name, int), type)}
+        if len(free) != 1:
+            raise BarError(f"code truth: expected tests of a name that they leave undefined, found {program!r:.200}")
+    return sorted(free)
+
+
+def _calls_below(call: ast.Call) -> bool:
+    below = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return any(isinstance(node, ast.Call) for value in below for node in ast.walk(value))
+
+
+def _defined(program: str) -> set[str]:
+    table = symtable.symtable(program, "tests", "exec")
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    declared = {
+        symbol.get_name()
+        for scope in _scopes(table)
+        for symbol in scope.get_symbols()
+        if symbol.is_declared_global() and symbol.is_assigned()
+    }
+    return own | declared
+
+
+def _globals(program: str) -> set[str]:
+    table = symtable.symtable(program, "tests", "exec")
+    return {
+        symbol.get_name()
+        for scope in _scopes(table)
+        for symbol in scope.get_symbols()
+        if symbol.is_referenced() and (scope is table or symbol.is_global())
+    }
+
+
+def _scopes(table):
+    yield table
+    for child in table.get_children():
+        yield from _scopes(child)
+
+
+def _of_stdin(tests, enough: float):
     for test in tests:
         pair = isinstance(test, list | tuple) and len(test) == 2
         if not pair or not all(isinstance(text, str) for text in test):
@@ -109,49 +260,35 @@ def _of_stdin(tests) -> Callable[[str], int]:
                 f"code truth: expected a stdin test as [input, output], two texts, found {test!r:.200}"
             )
 
-    def right(program: str) -> int:
+    def right(response: str, limits: sandbox.Limits) -> int:
+        program = fences.running(response)
         passed = 0
+        may_fail = _may_fail(len(tests), enough)
+        seconds = limits.wall_s + len(tests)
         for given, wanted in tests:
-            outcome = sandbox.run(program, stdin=given.encode("utf-8", "replace"), limits=LIMITS)
-            if outcome.stopped or outcome.exit_code > 128:
+            outcome = sandbox.run(program, stdin=given.encode("utf-8", "replace"), limits=limits)
+            seconds -= outcome.ran_s
+            right = outcome.exit_code == 0 and _same_lines(outcome.stdout.decode("utf-8", "replace"), wanted)
+            passed += right
+            may_fail -= not right
+            if outcome.stopped or outcome.exit_code > 128 or may_fail < 0 or seconds < 0:
                 break
-            printed = outcome.stdout.decode("utf-8", "replace")
-            passed += outcome.exit_code == 0 and _lines(printed) == _lines(wanted)
         return passed
 
     return right
 
 
-def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().split("\n")]
+def _same_lines(printed: str, wanted: str) -> bool:
+    printed, wanted = ([line.rstrip() for line in text.rstrip().split("\n")] for text in (printed, wanted))
+    return len(printed) == len(wanted) and all(map(_same_line, printed, wanted))
 
 
-def _from_asserts(truth) -> object:
-    """Returns a list of asserts as a function and its tests; anything else as it came."""
-    asserts = truth
-    if isinstance(truth, str):
-        try:
-            asserts = json.loads(truth)
-        except (ValueError, RecursionError):
-            return truth
-    if not isinstance(asserts, list) or not asserts or not all(isinstance(text, str) for text in asserts):
-        return asserts
-    names = set()
-    tests = []
-    for text in asserts:
-        try:
-            (statement,) = ast.parse(text.strip()).body
-            call = statement.test.left
-            (equal,) = statement.test.ops
-            (expected,) = statement.test.comparators
-            plain = not call.keywords and isinstance(equal, ast.Eq) and isinstance(statement, ast.Assert)
-            names.add(call.func.id)
-            tests.append([[ast.literal_eval(argument) for argument in call.args], ast.literal_eval(expected)])
-        except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
-            plain = False
-        if not plain:
-            wanted = "'assert name(plain values) == plain value'"
-            raise BarError(f"code truth: expected {wanted}, found {text!r:.200}")
-    if len(names) > 1:
-        raise BarError(f"code truth: expected asserts about one function, found {', '.join(sorted(names))}")
-    return {"function": names.pop(), "tests": tests}
+def _same_line(one: str, other: str) -> bool:
+    """Returns whether lines are equal, or all numbers and those equal; integers count as texts (0011)."""
+    return one == other or len(one.split()) == len(other.split()) and all(map(_same_word, one.split(), other.split()))
+
+
+def _same_word(one: str, other: str) -> bool:
+    if not NUMBER.fullmatch(one) or not NUMBER.fullmatch(other):
+        return False
+    return one == other or not (one.isdigit() and other.isdigit()) and Decimal(one) == Decimal(other)

@@ -22,7 +22,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.verifiers import VERIFIERS, check_task, reasoning_gym, verify, verify_many
 from megatron_bar.verifiers.constraints import CONSTRAINTS
 from megatron_bar.verifiers.sandbox import fork_server
-from megatron_bar.verifiers.sandbox.code_child import spell
+from megatron_bar.verifiers.sandbox.wire import spell
 
 HAS_GYM = importlib.util.find_spec("reasoning_gym") is not None
 

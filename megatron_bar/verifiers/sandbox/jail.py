@@ -2,27 +2,31 @@
 
 Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and
 waits; init (pid 1) builds a root that has nothing but the standard library (read-only) and a small scratch
-disk, gives up every capability and waits; the worker runs the program. When the worker ends, init ends, and
-the kernel kills whatever else the program started. There is no exec between them, so no interpreter, shell,
-/proc, /dev or host file is needed inside, and none is there.
+disk, gives up every capability and waits, or, where there are tests to judge, is their judge (judge.py); the
+worker runs the program. When the worker ends, init ends (a judge ends when it is done), and the kernel kills
+whatever else is left. There is no exec between them, so no interpreter, shell, /proc, /dev or host file is
+needed inside, and none is there. No process of them can start another, or open another's memory or files.
 
 Arguments: method ("namespaces", or "bwrap" when bubblewrap has built the namespaces and the root), the
-parent's pid, the fd on which "ready" or the reason of a failure is reported, and the limits. Standard input:
-the program's length, the program, its input.
+parent's pid, the fd on which "ready" or the reason of a failure is reported, the fd of the judge's task or -1,
+and the limits. Standard input: without a judge the program's length, the program, its input; else the answer's
+blocks (answer.py).
 
 With bubblewrap the worker is a fresh interpreter, so the interpreter and the system's libraries are visible
-too, read-only.
+too, read-only; a judge can be ended by the program, which then has no verdict.
 
 Left out: cgroups (not available without privileges), so memory is bounded by address space x processes plus
 the scratch disk.
 """
 
+import _sitebuiltins
+import builtins
 import ctypes
 import os
 import resource
 import struct
 import sys
-from _signal import SIGKILL, SIGTERM, signal  # the public module would load enum, a quarter of the start time
+from _signal import ITIMER_PROF, SIGKILL, SIGPROF, SIGTERM, setitimer, signal  # the public module would load enum, a quarter of the start time
 
 NOBODY = 65534
 INSIDE_ID = 1000
@@ -46,15 +50,16 @@ PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
-CLONE_NEWUSER = 0x10000000
+CLONE_THREAD = 0x10000
 CAPABILITY_VERSION_3 = 0x20080522
 
 # Kernel services that hand out memory outside the rlimits, reach other processes or widen what the kernel
-# exposes. name: number on (x86_64, aarch64)
+# exposes; and new processes, each of which would have limits of its own. name: number on (x86_64, aarch64)
 REFUSED_CALLS = {
+    "fork": (57, None), "vfork": (58, None),
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "ptrace": (101, 117), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "fsopen": (430, 430),
     "move_mount": (429, 429), "open_tree": (428, 428), "mount_setattr": (442, 442),
     "unshare": (272, 97), "setns": (308, 268),
@@ -160,10 +165,10 @@ def drop_privileges():
 
 
 def refuse_calls():
-    """Installs a seccomp filter: the listed calls and new user namespaces fail with EPERM, another
-    architecture's numbering kills."""
+    """Installs a seccomp filter: the listed calls and new processes fail with EPERM, another architecture's
+    numbering kills."""
     column, audit_arch, clone = ARCHITECTURES[os.uname().machine]
-    numbers = [row[column] for row in REFUSED_CALLS.values()]
+    numbers = [row[column] for row in REFUSED_CALLS.values() if row[column] is not None]
     load = 0x20
     equal = 0x15
     at_least = 0x35
@@ -179,17 +184,17 @@ def refuse_calls():
     rules += [(equal, 0, 1, CLONE3), (give, 0, 0, enosys)]
     rules.append((at_least, len(numbers) + 4, 0, 0x40000000))  # x86_64's second numbering (x32)
     rules += [(equal, len(numbers) + 3 - i, 0, number) for i, number in enumerate(numbers)]
-    rules += [(equal, 0, 2, clone), (load, 0, 0, 16), (any_bit, 1, 0, CLONE_NEWUSER)]
+    rules += [(equal, 0, 2, clone), (load, 0, 0, 16), (any_bit, 0, 1, CLONE_THREAD)]
     rules += [(give, 0, 0, allow), (give, 0, 0, eperm)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
     header = ctypes.create_string_buffer(struct.pack("HP", len(rules), ctypes.addressof(program)))
     call("prctl", PR_SET_SECCOMP, 2, header, 0, 0)
 
 
-def read_exactly(count):
+def read_exactly(count, fd=0):
     parts = []
     while count > 0:
-        parts.append(os.read(0, count))
+        parts.append(os.read(fd, count))
         assert parts[-1], "the program was cut short"
         count -= len(parts[-1])
     return b"".join(parts)
@@ -200,7 +205,32 @@ def run_program(status):
     os.write(status, b"ready")
     os.close(status)
     sys.argv = ["<program>"]
-    exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})  # noqa: S102  what all this is for
+    builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "")
+    sys.modules["__main__"] = main_module = type(sys)("__main__")
+    exec(compile(program, "<program>", "exec", dont_inherit=True), vars(main_module))  # noqa: S102  what all this is for
+
+
+def run_answer(main, status, task, to_answer, to_judge, longest):
+    for fd in (task, to_answer[1], to_judge[0]):
+        os.close(fd)
+    os.dup2(2, 1)  # verdicts are the judge's to write
+    text = read_exactly(os.fstat(0).st_size).decode()
+    os.close(status)
+    os.write(to_judge[1], b"r")
+    main(to_answer[0], to_judge[1], longest, text)
+
+
+def run_judge(main, status, task, to_answer, to_judge, longest, cpu_s):
+    for fd in (to_answer[0], to_judge[1]):
+        os.close(fd)
+    if os.read(to_judge[0], 1) != b"r":
+        os._exit(1)
+    signal(SIGPROF, lambda *_: os._exit(1))
+    setitimer(ITIMER_PROF, cpu_s / 2)  # tests are cheap; what takes long is what the program gave them
+    text = read_exactly(os.fstat(task).st_size, task).decode()
+    os.write(status, b"ready")
+    os.close(status)
+    main(to_judge[0], to_answer[1], longest, text)
 
 
 def exit_as(wait_status):
@@ -209,7 +239,7 @@ def exit_as(wait_status):
 
 
 def launch(disk_bytes):
-    """Returns in the worker only; the launcher and init wait for it and exit as it did."""
+    """Returns in init only; the launcher waits for it and exits as it did."""
     leave_root()
     die_with_parent()  # only now: a change of user cancels it
     enter_namespaces()
@@ -220,12 +250,6 @@ def launch(disk_bytes):
     die_with_parent()
     os.setsid()  # kill(0, ...) would otherwise reach the process group of the host
     build_root(disk_bytes)
-    drop_privileges()
-    worker = os.fork()
-    while worker:
-        pid, wait_status = os.wait()  # reaps the program's orphans too
-        if pid == worker:
-            exit_as(wait_status)
 
 
 def reap(command):
@@ -244,17 +268,29 @@ def reap(command):
             exit_as(ended)
 
 
+def enter(method, parent, disk_bytes):
+    """Returns inside, in a process whose memory and files no other can open."""
+    if method == "namespaces":
+        if os.getppid() != parent:
+            os._exit(1)
+        launch(disk_bytes)
+    drop_privileges()
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def main():
     if sys.argv[1] == "reap":
         reap(sys.argv[2:])
-    method, parent, status, disk_bytes, *limits = sys.argv[1], *map(int, sys.argv[2:])
+    method, (parent, status, task, longest, disk_bytes, *limits) = sys.argv[1], map(int, sys.argv[2:])
+    # While the files are in sight.
+    sides = [__import__(side).main for side in ("answer", "judge")] if task >= 0 else []
     try:
-        if method == "bwrap":
-            drop_privileges()
-        elif os.getppid() != parent:
-            os._exit(1)
-        else:
-            launch(disk_bytes)
+        enter(method, parent, disk_bytes)
+        pipes = [os.pipe() for _ in sides]
+        worker = os.fork() if sides or method == "namespaces" else 0
+        if worker and not sides:
+            os.close(status)
+            exit_as(os.waitpid(worker, 0)[1])
         set_limits(*limits)
         refuse_calls()
     except (OSError, AttributeError, KeyError) as error:
@@ -264,7 +300,12 @@ def main():
             trace = trace.tb_next
         os.write(status, f"{trace.tb_frame.f_code.co_name}: {type(error).__name__}: {error}".encode())
         os._exit(1)
-    run_program(status)
+    if not sides:
+        run_program(status)
+    elif worker:
+        run_judge(sides[1], status, task, *pipes, longest, limits[0])
+    else:
+        run_answer(sides[0], status, task, *pipes, longest)
 
 
 main()

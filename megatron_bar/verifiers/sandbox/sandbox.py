@@ -5,10 +5,12 @@ and watches it: output beyond the cap or the wall clock ends the whole process t
 process of the program is left. Where the kernel refuses the namespaces and bubblewrap cannot provide them, it
 raises: code is never run with less isolation.
 
-The caller must not believe anything the program says about itself; see code.py for how answers are graded.
+The caller must not believe anything a program says about itself. ``judge`` runs one beside a judge of its tests,
+whose word alone comes back (judge.py).
 """
 
 import functools
+import itertools
 import os
 import selectors
 import shutil
@@ -38,7 +40,7 @@ class Limits:
     wall_s: float = 6.0
     """Seconds from the moment it may start; the whole process tree ends with it."""
     cpu_s: int = 3
-    """Seconds of processor time per process."""
+    """Seconds of processor time of a program; its judge has half of them."""
     memory_bytes: int = 256 << 20
     """Address space, per process."""
     disk_bytes: int = 8 << 20
@@ -46,10 +48,10 @@ class Limits:
     file_bytes: int = 4 << 20
     """The largest file."""
     processes: int = 8
-    """Processes and threads, our own three included."""
+    """Threads, and our own three processes; a program can start no process."""
     open_files: int = 32
     output_bytes: int = 1 << 20
-    """Standard output and standard error, each."""
+    """Standard output, standard error, and a value given to or by a judge, each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +66,24 @@ class Outcome:
     stderr: bytes
     start_s: float
     """Seconds from the call to the moment the program may start."""
+    ran_s: float
+    """Seconds from then to its end."""
 
 
 def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outcome:
     """Runs ``code`` as a script with ``stdin`` and waits for it. Safe in threads."""
-    return _run(_method(), code, stdin, limits or Limits())
+    return _run(_method(), _as_script(code) + stdin, None, limits or Limits())
+
+
+def judge(answer: str, task: str, *, limits: Limits | None = None) -> Outcome:
+    """Runs ``answer`` and ``task``, the encoded inputs of answer.py and judge.py, side by side; ``stdout`` holds
+    the verdicts. Safe in threads."""
+    return _run(_method(), answer.encode(), task.encode(), limits or Limits())
+
+
+def _as_script(code: str) -> bytes:
+    program = code.encode("utf-8", "replace")
+    return len(program).to_bytes(8, "little") + program
 
 
 @functools.cache
@@ -83,7 +98,7 @@ def _method() -> str:
         if method == "bwrap" and (os.geteuid() == 0 or not shutil.which("bwrap")):
             continue  # as root, bubblewrap would leave the program root on the host
         try:
-            outcome = _run(method, "print(1)", b"", Limits())
+            outcome = _run(method, _as_script("print(1)"), None, Limits())
         except BarError as error:
             reasons.append(str(error))
             continue
@@ -92,21 +107,21 @@ def _method() -> str:
     raise BarError(f"{'; '.join(reasons)}; {ADVICE}")
 
 
-def _run(method: str, code: str, stdin: bytes, limits: Limits) -> Outcome:
-    program = code.encode("utf-8", "replace")
-    data = len(program).to_bytes(8, "little") + program + stdin
+def _run(method: str, data: bytes, task: bytes | None, limits: Limits) -> Outcome:
     began = time.monotonic()
     ready, status = os.pipe()
     with open(ready, "rb", buffering=0) as ready_pipe:
         try:
-            pipe = subprocess.PIPE
-            child = subprocess.Popen(
-                _command(method, status, limits), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0,
-                env={}, cwd="/", pass_fds=(status,), start_new_session=True,
-            )  # fmt: skip
+            with _file(data) as stdin, _file(task or b"") as tests:
+                given = -1 if task is None else tests.fileno()
+                child = subprocess.Popen(
+                    _command(method, status, given, limits), stdin=stdin, stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, bufsize=0, env={}, cwd="/", start_new_session=True,
+                    pass_fds=(status,) if task is None else (status, given),
+                )  # fmt: skip
         finally:
             os.close(status)
-        with child, _Watch(child, ready_pipe, data, limits) as watch:
+        with child, _Watch(child, ready_pipe, limits) as watch:
             stopped = watch.until_end()
     word = bytes(watch.heard[ready_pipe])
     if word != b"ready":
@@ -118,12 +133,22 @@ def _run(method: str, code: str, stdin: bytes, limits: Limits) -> Outcome:
         stdout=bytes(watch.heard[child.stdout]),
         stderr=bytes(watch.heard[child.stderr]),
         start_s=watch.ready_at - began,
+        ran_s=time.monotonic() - watch.ready_at,
     )
 
 
-def _command(method: str, status: int, limits: Limits) -> list[str]:
-    numbers = [os.getpid(), status, limits.disk_bytes, limits.cpu_s, limits.memory_bytes, limits.file_bytes]
-    numbers += [limits.processes, limits.open_files]
+def _file(data: bytes):
+    """Returns a file to read ``data`` from; a program could hold up who writes to its pipe."""
+    file = os.memfd_create("input")
+    with open(file, "wb") as written:
+        written.write(data)
+        written.flush()
+        return open(f"/proc/self/fd/{file}", "rb")
+
+
+def _command(method: str, status: int, task: int, limits: Limits) -> list[str]:
+    numbers = [os.getpid(), status, task, limits.output_bytes, limits.disk_bytes]
+    numbers += [limits.cpu_s, limits.memory_bytes, limits.file_bytes, limits.processes, limits.open_files]
     # An import reads cached bytecode, a script would not.
     start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"
     jail = ["-I", "-S", "-c", start, str(JAIL.parent), method, *map(str, numbers)]
@@ -131,7 +156,8 @@ def _command(method: str, status: int, limits: Limits) -> list[str]:
         return [sys.executable, *jail]
     interpreter = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
     library = Path(os.__file__).parent
-    seen = [interpreter, library, JAIL, *map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64"))]
+    ours = [JAIL.with_name(f"{name}.py") for name in ("jail", "wire", "answer", "judge")]
+    seen = [interpreter, library, *ours, *map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64"))]
     seen += list(Path(sys.base_prefix, "lib").glob("libpython*"))
     binds = [word for path in seen if path.exists() for word in ("--ro-bind", str(path), str(path))]
     return [
@@ -143,13 +169,12 @@ def _command(method: str, status: int, limits: Limits) -> list[str]:
 
 
 class _Watch:
-    """Feeds a child, listens to it and ends it."""
+    """Listens to a child and ends it."""
 
-    def __init__(self, child: subprocess.Popen, ready_pipe, data: bytes, limits: Limits):
+    def __init__(self, child: subprocess.Popen, ready_pipe, limits: Limits):
         self.child = child
         self.ready_pipe = ready_pipe
         self.limits = limits
-        self.to_write = memoryview(data)
         self.heard = {pipe: bytearray() for pipe in (child.stdout, child.stderr, ready_pipe)}
         self.ready_at = 0.0
         self.ended = os.pidfd_open(child.pid)
@@ -159,8 +184,6 @@ class _Watch:
         for pipe in self.heard:
             os.set_blocking(pipe.fileno(), False)
             self.selector.register(pipe, selectors.EVENT_READ)
-        os.set_blocking(self.child.stdin.fileno(), False)
-        self.selector.register(self.child.stdin, selectors.EVENT_WRITE)
         self.selector.register(self.ended, selectors.EVENT_READ)
         return self
 
@@ -177,14 +200,15 @@ class _Watch:
     def until_end(self) -> str:
         """Returns why the child was stopped, or "" when it ended by itself."""
         deadline = time.monotonic() + START_S
-        while True:
-            events = self.selector.select(max(0.0, deadline - time.monotonic()))
+        for turn in itertools.count():
+            if turn > 100:
+                time.sleep(0.001)  # a pipe in packet mode gives a byte a turn
+            left = deadline - time.monotonic()  # every turn: a program may speak often and say little
+            events = self.selector.select(left) if left > 0 else ()
             if not events:
                 return "time"
             for key, _ in events:
-                if key.fileobj is self.child.stdin:
-                    self._feed()
-                elif key.fileobj is not self.ended:
+                if key.fileobj is not self.ended:
                     self._listen(key.fileobj)
             if any(len(heard) > self.limits.output_bytes for heard in self.heard.values()):
                 return "output"
@@ -193,16 +217,6 @@ class _Watch:
                 deadline = self.ready_at + self.limits.wall_s
             if any(key.fileobj is self.ended for key, _ in events) and len(events) == 1:
                 return ""
-
-    def _feed(self):
-        try:
-            sent = os.write(self.child.stdin.fileno(), self.to_write[:CHUNK])
-        except BrokenPipeError:  # the program ended without reading its input
-            sent = len(self.to_write)
-        self.to_write = self.to_write[sent:]
-        if not self.to_write:
-            self.selector.unregister(self.child.stdin)
-            self.child.stdin.close()
 
     def _listen(self, pipe):
         chunk = os.read(pipe.fileno(), CHUNK)

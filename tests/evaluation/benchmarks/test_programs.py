@@ -5,7 +5,7 @@ import json
 import numpy
 import pytest
 
-from megatron_bar.evaluation.benchmarks.programs import NUMPY, humaneval_plus, mbpp_plus, passes
+from megatron_bar.evaluation.benchmarks.programs import humaneval_plus, mbpp_plus
 
 ADD = {
     "prompt": 'from typing import List\n\ndef add(values: List[int]) -> int:\n    """The sum of the '
@@ -60,9 +60,9 @@ def test_numpy_is_stood_in_for():
         if numpy.shape(a) == numpy.shape(b) or 0 in (numpy.ndim(a), numpy.ndim(b))
     ]
     expected = [bool(numpy.allclose(a, b, rtol=1e-7, atol=1e-6)) for a, b in pairs]
-    program = (
-        f"import numpy as np\ninf = float('inf')\nfound = [np.allclose(a, b, rtol=1e-7, atol=1e-6) "
-        f"for a, b in {pairs!r}]"
+    tests = (
+        f"import numpy as np\nimport json\ninf = float('inf')\nfound = [np.allclose(a, b, rtol=1e-7, atol=1e-6) "
+        f"for a, b in {pairs!r}]\nassert done() and found == json.loads({json.dumps(expected)!r}), found"
     )
-    assert passes(program, f"import json\nassert found == json.loads({json.dumps(expected)!r}), found")
-    assert len(pairs) > 90 and 20 < sum(expected) < len(pairs) - 20 and "allclose" in NUMPY
+    assert mbpp_plus({"test": tests}, "def done(): return True")
+    assert len(pairs) > 90 and 20 < sum(expected) < len(pairs) - 20

@@ -1,0 +1,97 @@
+"""Fenced blocks of code in an answer, as models write them, and which of them are the program.
+
+A fence is three or more backticks or tildes, indented as it may be (the indentation is taken off the block's
+lines), or one with a language behind other words; its block ends at the same fence or a longer one alone on a
+line, but not within a string in three quotes (a docstring with an example), or with the text: a cut-off answer.
+Text without fences is one block. What stands before the last ``</think>`` is no answer.
+
+Blocks named Python count, or if there are none, those without a name. For tests of names (functions, classes)
+the program is every block up to the last that defines one of them, run one after another: what is defined twice
+is what was defined last, and helpers may have a block of their own; uses, tests and output come after. For tests
+of a whole run it is the last block that reads its input, or else the last one, after those before it that
+only define.
+
+open-instruct's CodeVerifier takes the text between the last pair of three backticks, wherever they stand, in any
+language: the output or the shell command below a right program is graded in its place. The last definition
+counts in both.
+"""
+
+import re
+from collections.abc import Iterable
+
+FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*)$")
+BEHIND_WORDS = re.compile(r"^.*?(`{3,}|~{3,})[ \t]*((?:python|py)[0-9.]*)[ \t]*$", re.IGNORECASE)
+PYTHON = re.compile(r"\{?\.?(?:python|py)(?:[0-9.]+)?\b", re.IGNORECASE)
+READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*(?:0|['\"]/dev/stdin)")
+DEFINES = re.compile(r"(?:(?:def|async|class|import|from)\b|[@#)\]}]|['\"]{3}|[A-Za-z_][\w, ]*(?::[^=]*)?=)")
+"""How a line at the margin starts in a block that only defines."""
+
+
+def blocks(answer: str) -> list[str]:
+    """Returns the blocks of ``answer`` that may be Python, in their order; the whole of it if it has none."""
+    answer = answer.rpartition("</think>")[2].replace("\r\n", "\n")
+    found = list(_fenced(answer.split("\n")))
+    named = [text for language, text in found if PYTHON.match(language)]
+    return named or [text for language, text in found if not language] or ([] if found else [answer])
+
+
+def defining(answer: str, names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Returns the blocks up to the last that defines one of ``names``, each with those of them that it
+    defines; all blocks if none does."""
+    each = [(text, [name for name in names if _definition(name).search(text)]) for text in blocks(answer)]
+    last = max((place for place, (_, defined) in enumerate(each) if defined), default=len(each) - 1)
+    return each[: last + 1]
+
+
+def running(answer: str) -> str:
+    """Returns the program of ``answer`` that is to be run with an input."""
+    found = blocks(answer)
+    reading = [place for place, text in enumerate(found) if READS.search(text)]
+    last = reading[-1] if reading else len(found) - 1
+    helpers = [text for text in found[:last] if _only_defines(text)]
+    return "\n".join([*helpers, *found[last : last + 1]])
+
+
+def _definition(name: str) -> re.Pattern:
+    name = re.escape(name)
+    return re.compile(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
+
+
+def _only_defines(text: str) -> bool:
+    margin = [line for line in text.split("\n") if line[:1].strip()]
+    return not READS.search(text) and all(DEFINES.match(line) for line in margin)
+
+
+def _fenced(lines: list[str]) -> Iterable[tuple[str, str]]:
+    """Yields (language, text) of each block."""
+    place = 0
+    while place < len(lines):
+        opening = FENCE.match(lines[place])
+        behind = None if opening else BEHIND_WORDS.match(lines[place])
+        place += 1
+        if not opening and not behind:
+            continue
+        indent, fence, language = opening.groups() if opening else ("", *behind.groups())
+        end = _end(lines, place, fence)
+        taken = [_without(line, len(indent)) for line in lines[place:end]]
+        yield language.strip(), "\n".join([*taken, ""])
+        place = end + 1
+
+
+def _end(lines: list[str], start: int, fence: str) -> int:
+    """Returns the line of the fence that closes, or the number of lines."""
+    first = len(lines)
+    quotes = 0
+    for place in range(start, len(lines)):
+        closing = FENCE.match(lines[place])
+        if closing and not closing[3].strip() and closing[2].startswith(fence):
+            if quotes % 2 == 0:
+                return place
+            first = min(first, place)
+        quotes += lines[place].count('"""') + lines[place].count("'''")
+    return first
+
+
+def _without(line: str, indent: int) -> str:
+    margin = len(line) - len(line.lstrip(" \t"))
+    return line[min(indent, margin) :]

@@ -1,0 +1,73 @@
+"""The program's side: runs an answer's blocks of code and does with them what the judge asks (wire.py).
+
+The program shares this process and may corrupt all of it. That earns nothing: neither the tests nor what they
+expect are here, and the judge believes in plain values only.
+"""
+
+import _operator
+import _sitebuiltins
+import builtins
+import os
+import sys
+
+from wire import Gone, Peer, decoder
+
+
+def main(inbox, outbox, longest, text):
+    """Serves the judge until it is gone. ``text`` is an answer, encoded."""
+    answer = decoder({})(text)
+    builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "")
+    solution = type(sys)("solution")  # not __main__: a program's main block is for those who run it
+    sys.modules["solution"] = solution
+    namespace = vars(solution)
+
+    def serve(operation, *values):
+        if operation == "run":
+            return run(answer, namespace)
+        if operation == "get":
+            return get(namespace, *values)
+        if operation in ("call", "change"):
+            function, args, kwargs = values
+            result = function(*args, **kwargs)
+            return result if operation == "call" else [*args, *kwargs.values()]
+        if operation in ("enter", "exit"):
+            return values[0].__enter__() if operation == "enter" else values[0].__exit__(None, None, None)
+        return (getattr(builtins, operation, None) or getattr(_operator, f"__{operation}__"))(*values)
+
+    def refer(value):
+        if isinstance(value, type) and issubclass(value, BaseException):
+            base = next(base for base in value.__mro__ if base.__module__ == "builtins")
+            return "error", [peer.give(value), value.__name__, base.__name__]
+        return "mine", peer.give(value)
+
+    peer = Peer(inbox, outbox, serve, refer, longest)
+    try:
+        peer.serve_all()
+    except Gone:
+        os._exit(0)
+
+
+def run(answer, namespace):
+    """Runs the blocks one after another, as a notebook's cells; what each defined before it failed stays.
+
+    A block that cannot be compiled takes what it was to define with it.
+    """
+    sources = [[answer["given"], []], *answer["blocks"]]
+    for source, names in sources:
+        if answer["prompt"] and source.lstrip("\n")[:1] in (" ", "\t"):
+            source = f"{answer['prompt']}\n{source}"  # the body alone, continuing the prompt
+        try:
+            exec(compile(source, "solution.py", "exec", dont_inherit=True), namespace)  # noqa: S102
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            if error.__traceback__.tb_next is None:
+                for name in names:
+                    namespace.pop(name, None)
+        except BaseException as error:  # noqa: BLE001  an end (exit, input without lines) is no undoing
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+
+def get(namespace, name):
+    """Returns what the answer calls ``name``, or a method of its class Solution, where LeetCode puts it."""
+    if name in namespace or not hasattr(namespace.get("Solution"), name):
+        return namespace[name]
+    return getattr(namespace["Solution"](), name)
