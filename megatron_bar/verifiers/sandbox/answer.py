@@ -32,7 +32,7 @@ def main(inbox, outbox, longest, text):
             return result if operation == "call" else [*args, *kwargs.values()]
         if operation in ("enter", "exit"):
             return values[0].__enter__() if operation == "enter" else values[0].__exit__(None, None, None)
-        return (getattr(builtins, operation, None) or getattr(_operator, f"__{operation}__"))(*values)
+        return (getattr(builtins, operation, None) or getattr(_operator, operation))(*values)
 
     def refer(value):
         if isinstance(value, type) and issubclass(value, BaseException):

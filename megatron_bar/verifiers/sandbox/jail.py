@@ -204,7 +204,6 @@ def run_program(status):
     program = read_exactly(int.from_bytes(read_exactly(8), "little"))
     os.write(status, b"ready")
     os.close(status)
-    sys.argv = ["<program>"]
     builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "")
     sys.modules["__main__"] = main_module = type(sys)("__main__")
     exec(compile(program, "<program>", "exec", dont_inherit=True), vars(main_module))  # noqa: S102  what all this is for
@@ -220,7 +219,7 @@ def run_answer(main, status, task, to_answer, to_judge, longest):
     main(to_answer[0], to_judge[1], longest, text)
 
 
-def run_judge(main, status, task, to_answer, to_judge, longest, cpu_s):
+def run_judge(main, worker, status, task, to_answer, to_judge, longest, cpu_s):
     for fd in (to_answer[0], to_judge[1]):
         os.close(fd)
     if os.read(to_judge[0], 1) != b"r":
@@ -231,6 +230,9 @@ def run_judge(main, status, task, to_answer, to_judge, longest, cpu_s):
     os.write(status, b"ready")
     os.close(status)
     main(to_judge[0], to_answer[1], longest, text)
+    os.kill(worker, SIGKILL)
+    os.waitpid(worker, 0)  # so that its time is known to those who wait for us
+    os._exit(0)
 
 
 def exit_as(wait_status):
@@ -282,6 +284,7 @@ def main():
     if sys.argv[1] == "reap":
         reap(sys.argv[2:])
     method, (parent, status, task, longest, disk_bytes, *limits) = sys.argv[1], map(int, sys.argv[2:])
+    sys.argv = ["<program>"]
     # While the files are in sight.
     sides = [__import__(side).main for side in ("answer", "judge")] if task >= 0 else []
     try:
@@ -303,7 +306,7 @@ def main():
     if not sides:
         run_program(status)
     elif worker:
-        run_judge(sides[1], status, task, *pipes, longest, limits[0])
+        run_judge(sides[1], worker, status, task, *pipes, longest, limits[0])
     else:
         run_answer(sides[0], status, task, *pipes, longest)
 

@@ -7,6 +7,7 @@ or as a Remote (wire.py), which equals nothing.
 Verdicts go to a pipe that the program does not have, a character a test: 1 where it raised nothing, else 0.
 """
 
+import builtins
 import os
 import sys
 
@@ -14,7 +15,7 @@ from wire import Gone, Peer, decoder, spell
 
 
 def main(inbox, outbox, longest, text):
-    """Judges. ``text`` is the task, encoded."""
+    """Writes the verdicts on the program at the pipes' other ends. ``text`` is the task, encoded."""
     task = decoder({})(text)
     verdicts = os.dup(1)
     os.dup2(2, 1)  # what the tests print is no verdict
@@ -43,8 +44,7 @@ def main(inbox, outbox, longest, text):
             if failures > task["failures"]:
                 break
     except Gone:
-        pass
-    os._exit(0)
+        return
 
 
 def tests_of(task, peer):
@@ -54,7 +54,8 @@ def tests_of(task, peer):
         try:
             found[name] = peer.ask("get", name)
         except Exception:  # noqa: BLE001  where a test needs the name, it is not defined
-            continue
+            if name in vars(builtins):
+                found[name] = missing
     if "values" in task:
         (name,) = task["names"]
         for args, expected in task["values"]:
@@ -69,6 +70,10 @@ def tests_of(task, peer):
             yield lambda source=source: execute(source, vars(module))
         else:
             passes(lambda source=source: execute(source, vars(module)))
+
+
+def missing(*_, **__):
+    raise NameError("a built-in function that the program was to define")
 
 
 def execute(source, namespace):

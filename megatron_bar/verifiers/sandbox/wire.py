@@ -295,8 +295,8 @@ def _asks_of_two(name):
 
 for _name in "getitem setitem delitem iter next len bool str repr enter exit".split():
     setattr(Remote, f"__{_name}__", _asks(_name))
-for _name in "lt le gt ge add sub mul truediv floordiv mod pow matmul and or xor".split():
-    setattr(Remote, f"__{_name}__", _asks_of_two(_name))
+for _name in "lt le gt ge add sub mul truediv floordiv mod pow matmul and_ or_ xor".split():
+    setattr(Remote, f"__{_name.rstrip('_')}__", _asks_of_two(_name))
 
 
 def _result_is_dropped(frame) -> bool:
