@@ -29,6 +29,7 @@ import json
 import math
 import re
 import symtable
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -50,7 +51,7 @@ def _stand_in():
             return len(one) == len(other) and all(close(a, b, rtol, atol) for a, b in zip(one, other))
         if isinstance(one, (list, tuple)) or isinstance(other, (list, tuple)):
             many, single = (one, other) if isinstance(one, (list, tuple)) else (other, one)
-            return all(close(a, single, rtol, atol) for a in many)
+            return bool(many) and all(close(a, single, rtol, atol) for a in many)
         return one == other or abs(one - other) <= atol + rtol * abs(other) < float("inf")
     numpy = types.ModuleType("numpy")
     numpy.allclose = lambda a, b, rtol=1e-05, atol=1e-08: bool(close(a, b, rtol, atol))
@@ -59,7 +60,16 @@ def _stand_in():
 _stand_in()
 """
 """What EvalPlus's tests use of numpy, which the sandbox does not hold; an answer that needs the real one
-fails."""
+fails. An empty list is close to no number here; in numpy it is to each, so that it would be the answer to each
+question for one."""
+STANDARD = {
+    "collections": "Counter OrderedDict defaultdict deque namedtuple",
+    "fractions": "Fraction",
+    "decimal": "Decimal",
+    "datetime": "date datetime timedelta",
+    "math": "inf nan pi isclose",
+}
+"""What tests may use without importing it, counting on the program's import, which could be another thing."""
 
 
 def verify(response: str, truth) -> float:
@@ -164,8 +174,9 @@ def _of_asserts(texts: list, enough: float):
         raise BarError(f"code truth: expected asserts, found none in {texts!r:.200}")
     program = "\n".join(texts)
     tests = [list(test) for test in zip(counts, texts, strict=True)]
-    failures = _may_fail(sum(counts), enough)
-    return _judged(_tested(program), failures, tests=tests, given=_numpy(program)), sum(counts), enough
+    names, imports = _tested(program)
+    right = _judged(names, _may_fail(sum(counts), enough), given=_numpy(program), tests=[*imports, *tests])
+    return right, sum(counts), enough
 
 
 def _of_program(program: str, entry_point, prompt):
@@ -181,10 +192,10 @@ def _of_program(program: str, entry_point, prompt):
         if not start or not entry_point:
             raise BarError(f"code truth: expected a prompt that defines {entry_point}, found {prompt!r:.200}")
         given = prompt[: start.start()]  # imports and helpers, which an answer need not repeat
-    defined = _defined(given)
-    names = [*names, *(name for name in _tested(program) if name not in defined and name not in names)]
+    free, imports = _tested(program)
+    names += [name for name in free if name not in names and name not in _defined(given)]
     given = _numpy(program + given) + given
-    return _judged(names, 0, given=given, prompt=prompt or "", tests=[[True, program]])
+    return _judged(names, 0, given=given, prompt=prompt or "", tests=[*imports, [True, program]])
 
 
 def _numpy(program: str) -> str:
@@ -204,19 +215,37 @@ def _parsed(text: str) -> ast.Module:
 
 
 @functools.lru_cache(64)
-def _tested(program: str) -> list[str]:
-    """Returns the names that tests need and do not define: what they test. If that is nothing, it is the
-    built-in function that they call on plain values, which a program may define anew."""
-    _parsed(program)
+def _tested(program: str) -> tuple[list[str], list]:
+    """Returns the names that tests need and do not define: what they test; and what to import before.
+
+    If nothing is left to test, it is the built-in function that is called on plain values: a program may define
+    it anew.
+    """
+    tree = _parsed(program)
     free = _globals(program) - _defined(program) - set(dir(builtins))
-    free = {name for name in free if not name.startswith("__")}
+    modules = {name for name in free & sys.stdlib_module_names if not _is_used_alone(tree, name)}
+    imports = [f"import {name}" for name in sorted(modules)]
+    free = {name for name in free - modules if not name.startswith("__")}
+    for module, names in STANDARD.items():
+        known = free.intersection(names.split())
+        if known and known < free:
+            free -= known
+            imports += [f"from {module} import {', '.join(sorted(known))}"]
     if not free:
-        calls = [node for node in ast.walk(_parsed(program)) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         inner = {call.func.id for call in calls if isinstance(call.func, ast.Name) and not _calls_below(call)}
         free = {name for name in inner if not isinstance(getattr(builtins, name, int), type)}
         if len(free) != 1:
-            raise BarError(f"code truth: expected tests of a name that they leave undefined, found {program!r:.200}")
-    return sorted(free)
+            wanted = "tests of a name that they leave undefined"
+            raise BarError(f"code truth: expected {wanted}, found {program!r:.200}")
+    return sorted(free), [[False, line] for line in imports]
+
+
+def _is_used_alone(tree: ast.Module, name: str) -> bool:
+    """Returns whether ``name`` stands anywhere but before a dot, as a module never does."""
+    dotted = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
+    return any(id(node) not in dotted for node in uses)
 
 
 def _calls_below(call: ast.Call) -> bool:

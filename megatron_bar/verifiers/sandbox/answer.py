@@ -36,8 +36,7 @@ def main(inbox, outbox, longest, text):
 
     def refer(value):
         if isinstance(value, type) and issubclass(value, BaseException):
-            base = next(base for base in value.__mro__ if base.__module__ == "builtins")
-            return "error", [peer.give(value), value.__name__, base.__name__]
+            return "error", [peer.give(value), value.__name__, value.__base__]
         return "mine", peer.give(value)
 
     peer = Peer(inbox, outbox, serve, refer, longest)

@@ -1,8 +1,8 @@
 """Programs that attack the grader or the machine: none is rewarded, none escapes, none leaves a process.
 
 An escape returns "escaped" when it got through and the truth expects just that, so that a score of 0 is the
-proof. The harmless ones are run without the sandbox too, where they must get through: an attack that cannot
-succeed proves nothing.
+proof. The harmless ones are run without the sandbox too, and attacks on a judge in one process with the tests,
+where they must get through: an attack that cannot succeed proves nothing.
 """
 
 import os
@@ -15,9 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+from judge_attacks import ATTACKS, GREEDY, TARGETS
 from sandbox_attacks import CHEATS, ESCAPES, RUDE
 
 from megatron_bar.verifiers import verify, verify_many
+from megatron_bar.verifiers.code import NUMPY
 from megatron_bar.verifiers.sandbox import sandbox
 
 REPOSITORY = Path(__file__).parents[3]
@@ -88,43 +90,96 @@ def test_ctypes_attack_was_made_and_held():
     assert outcome.stdout == b"held\n", outcome.stderr
 
 
-ORPHAN = """
-import os, signal, time
-for number in range(1, 32):
-    if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD): signal.signal(number, signal.SIG_IGN)
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        for fd in range(32):
-            try: os.close(fd)
-            except OSError: pass
-        time.sleep(600)
-    os._exit(0)
-os.wait()
+PROCESSES = """
+import ctypes, os, platform, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+clone = 56 if platform.machine() == "x86_64" else 220
+stack = ctypes.create_string_buffer(1 << 16)
+arguments = (ctypes.c_uint64 * 8)()
+tries = {
+    "fork": os.fork, "forkpty": os.forkpty, "libc": libc.fork, "vfork": lambda: libc.syscall(58),
+    "clone": lambda: libc.syscall(clone, 17, 0, 0, 0, 0),
+    "clone a thread's memory": lambda: libc.syscall(clone, 0x100 | 17, ctypes.addressof(stack) + (1 << 15), 0, 0, 0),
+    "clone3": lambda: libc.syscall(435, arguments, 64),
+    "spawn": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+    "subprocess": lambda: subprocess.run(["/bin/true"]),
+}
+for name, start in tries.items():
+    try:
+        if start() >= 0:
+            os.write(1, name.encode())
+    except OSError:
+        pass
+print("tried")
 """
 SHORT = sandbox.Limits(wall_s=0.7, cpu_s=1)
 
 
-def test_orphans_end_with_the_program():
-    outcome = sandbox.run(ORPHAN + "print('done')")
-    assert (outcome.stopped, outcome.stdout) == ("", b"done\n")
+def test_no_program_starts_another():
+    outcome = sandbox.run(PROCESSES)
+    assert (outcome.exit_code, outcome.stdout) == (0, b"tried\n"), outcome.stderr
     assert leftovers() == []
+
+
+DEAF = """
+import os, signal, time
+for number in range(1, 32):
+    if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD): signal.signal(number, signal.SIG_IGN)
+"""
 
 
 @pytest.mark.parametrize(
     "code, stopped",
     [
-        (ORPHAN + "while True: pass", "time"),
-        (ORPHAN + "for fd in (0, 1, 2): os.close(fd)\ntime.sleep(600)", "time"),
+        (DEAF + "while True: pass", "time"),
+        (DEAF + "for fd in (0, 1, 2): os.close(fd)\ntime.sleep(600)", "time"),
         ("while True: print('x' * 999)", "output"),
         ("import sys\nwhile True: print('x' * 999, file=sys.stderr)", "output"),
         ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "time"),
+        ("import os, time\nwhile True:\n    os.write(1, b'.')\n    time.sleep(0.001)", "time"),
     ],
 )
 def test_runaways_are_stopped_whole(code, stopped):
     outcome = sandbox.run(code, limits=SHORT)
     assert outcome.stopped == stopped
     assert len(outcome.stdout) <= SHORT.output_bytes + sandbox.CHUNK
+    assert leftovers() == []
+
+
+FULL = pytest.param(list(TARGETS), id="every test", marks=pytest.mark.faults)
+SOME = [pytest.param(list(TARGETS)[start::5], id=f"every fifth test from {start}") for start in range(5)]
+
+
+@pytest.mark.parametrize("targets", [SOME[0], FULL])
+def test_attacks_on_a_judge_earn_nothing(targets):
+    tries = [(attack, target) for attack in ATTACKS for target in targets]
+    scores = verify_many([("code", ATTACKS[attack], TARGETS[target]) for attack, target in tries])
+    assert [each for each, score in zip(tries, scores, strict=True) if score] == []
+    assert leftovers() == []
+
+
+THROUGH = {
+    "an object equal to everything": "asserts", "it within a list": "HumanEval+", "a subclass of int": "isinstance and value",
+    "it as what a container holds": "membership", "built-in functions made anew": "closeness",
+    "modules that tests use": "isclose without an import", "an argument emptied": "MBPP+ with a reference",
+    "an argument replaced by everything": "changed in place", "StopIteration": "all of a map",
+    "a subclass of str": "subsets", "a subclass of list": "a method",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", THROUGH)
+def test_attacks_on_a_judge_get_through_where_there_is_none(attack):
+    truth = TARGETS[THROUGH[attack]]
+    test = "\n".join(truth) if isinstance(truth, list) else truth["program"]
+    test += "\ncheck(attack)" if "entry_point" in truth else ""
+    outcome = sandbox.run(f"import math\n{NUMPY}\n{ATTACKS[attack]}\n{test}\nprint('passed')")
+    assert outcome.stdout == b"passed\n", outcome.stderr
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_greedy_programs_are_ended(name):
+    test = "assert 42 in attack(1)" if "judge" in name else "assert attack(1) == 42"
+    assert verify("code", GREEDY[name], [test]) == 0
     assert leftovers() == []
 
 
@@ -212,8 +267,8 @@ import os
 from megatron_bar.verifiers.sandbox import sandbox
 assert os.getuid() == 65534
 short = sandbox.Limits(wall_s=0.5)
-fork = "import os\\ntry:\\n  for n in range(99): os.fork() or exit()\\nexcept OSError: print('bounded')"
-run = lambda code: sandbox._run(METHOD, code, b"", short)
+fork = "import os\\ntry:\\n  os.fork()\\nexcept OSError: print('bounded')"
+run = lambda code: sandbox._run(METHOD, sandbox._as_script(code), None, short)
 print(run("import os; open('x', 'w'); os.listdir('/etc')").stderr.decode())
 print(run("import os; os.kill(0, 9)").exit_code, run("while True: pass").stopped)
 print(run("import socket; socket.create_connection(('127.0.0.1', 1))").stderr.decode())
