@@ -5,11 +5,11 @@ lines), or one with a language behind other words; its block ends at the same fe
 line, but not within a string in three quotes (a docstring with an example), or with the text: a cut-off answer.
 Text without fences is one block. What stands before the last ``</think>`` is no answer.
 
-Blocks named Python count, or if there are none, those without a name. For tests of names (functions, classes)
-the program is every block up to the last that defines one of them, run one after another: what is defined twice
-is what was defined last, and helpers may have a block of their own; uses, tests and output come after. For tests
-of a whole run it is the last block that reads its input, or else the last one, after those before it that
-only define.
+Blocks named Python count, and those without a name. For tests of names (functions, classes) the program is every
+block up to the last that defines one of them, run one after another: what is defined twice is what was defined
+last, and helpers may have a block of their own; uses, tests and output come after. For tests of a whole run it
+is the last block that reads its input, or else the last one (named, if any is), after those before it that only
+define.
 
 open-instruct's CodeVerifier takes the text between the last pair of three backticks, wherever they stand, in any
 language: the output or the shell command below a right program is graded in its place. The last definition
@@ -27,18 +27,18 @@ DEFINES = re.compile(r"(?:(?:def|async|class|import|from)\b|[@#)\]}]|['\"]{3}|[A
 """How a line at the margin starts in a block that only defines."""
 
 
-def blocks(answer: str) -> list[str]:
-    """Returns the blocks of ``answer`` that may be Python, in their order; the whole of it if it has none."""
+def blocks(answer: str) -> list[tuple[str, str]]:
+    """Returns (language, text) of the blocks of ``answer`` that may be Python, in their order; the whole of it
+    if it has no block at all."""
     answer = answer.rpartition("</think>")[2].replace("\r\n", "\n")
-    found = list(_fenced(answer.split("\n")))
-    named = [text for language, text in found if PYTHON.match(language)]
-    return named or [text for language, text in found if not language] or ([] if found else [answer])
+    found = list(_fenced(answer.split("\n"))) or [("", answer)]
+    return [(language, text) for language, text in found if not language or PYTHON.match(language)]
 
 
 def defining(answer: str, names: Iterable[str]) -> list[tuple[str, list[str]]]:
     """Returns the blocks up to the last that defines one of ``names``, each with those of them that it
     defines; all blocks if none does."""
-    each = [(text, [name for name in names if _definition(name).search(text)]) for text in blocks(answer)]
+    each = [(text, [name for name in names if _definition(name).search(text)]) for _, text in blocks(answer)]
     last = max((place for place, (_, defined) in enumerate(each) if defined), default=len(each) - 1)
     return each[: last + 1]
 
@@ -46,10 +46,12 @@ def defining(answer: str, names: Iterable[str]) -> list[tuple[str, list[str]]]:
 def running(answer: str) -> str:
     """Returns the program of ``answer`` that is to be run with an input."""
     found = blocks(answer)
-    reading = [place for place, text in enumerate(found) if READS.search(text)]
-    last = reading[-1] if reading else len(found) - 1
-    helpers = [text for text in found[:last] if _only_defines(text)]
-    return "\n".join([*helpers, *found[last : last + 1]])
+    for is_program in (lambda language, text: READS.search(text), lambda language, text: language, lambda *_: True):
+        places = [place for place, block in enumerate(found) if is_program(*block)]
+        if places:
+            break
+    texts = [text for _, text in found]
+    return "\n".join([*filter(_only_defines, texts[: max(places)]), texts[max(places)]]) if found else ""
 
 
 def _definition(name: str) -> re.Pattern:

@@ -48,24 +48,21 @@ def fenced(opening: str, program: str) -> str:
 
 def namespace_of(answer: str) -> dict:
     found = {}
-    for text, _ in fences.defining(answer, ["double"]):
-        exec(compile(text, "answer", "exec"), found)
+    for text, defined in fences.defining(answer, ["double"]):
+        try:
+            exec(compile(text, "answer", "exec"), found)
+        except (SyntaxError, AssertionError, NameError, SystemExit):
+            assert not defined  # a doctest, a wrong test, an exit: not the definition
     return found
 
 
 @pytest.mark.parametrize("opening", OPEN)
 def test_the_block_that_counts(opening):
     """In every surrounding, and with another function after it, which counts instead."""
-    tries = []
     for before, after in itertools.product(BEFORE, AFTER):
-        if opening.strip("`~ \t") == "" and (before in ("a helper", "a wrong one") or "```p" in AFTER[after]):
-            continue  # a named block beside it counts alone, rightly or not
         answer = BEFORE[before] + fenced(opening, RIGHT) + AFTER[after]
-        tries.append(answer)
         assert namespace_of(answer)["double"](21) == 42, answer
-        if opening.strip("`~ \t"):
-            assert namespace_of(f"{answer}\nor\n```python\n{WRONG}```")["double"](21) == 1, answer
-    assert len(tries) > 20
+        assert namespace_of(f"{answer}\nor\n```python\n{WRONG}```")["double"](21) == 1, answer
 
 
 DOCSTRING = 'def double(x):\n    """Doubles.\n\n{0}\n    double(2)\n{0}\n    """\n    return x + x\n'
@@ -118,8 +115,8 @@ leaves = (
     | st.booleans()
     | st.integers(-3, 3)
     | st.integers()
-    | st.floats(-3, 3).map(round).map(float)
-    | st.floats()
+    | st.integers(-3, 3).map(float)
+    | st.floats(allow_nan=False)
     | st.complex_numbers(max_magnitude=2)
     | st.text(st.characters(), max_size=3)
     | st.binary(max_size=2)
@@ -138,10 +135,11 @@ values = st.recursive(
 )
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(values, values), min_size=8, max_size=25))
+@given(st.lists(st.tuples(values | st.just(float("nan")), values), min_size=8, max_size=25))
 def test_equality_is_pythons(pairs):
-    """What a program returns, and what it gets, against the same in one process."""
-    pairs += [(value, value) for value, _ in pairs] + [(value, [value]) for value, _ in pairs]
+    """What a program returns, and what it gets, against the same in one process; but for nan in a container,
+    which there equals itself where it is one object."""
+    pairs += [(value, value) for value, _ in pairs] + [(value, (0, value)) for value, _ in pairs]
     prepare = f"inf = float('inf'); nan = float('nan'); infj = inf * 1j; nanj = nan * 1j; pairs = {pairs!r}\n"
     here = {}
     exec(prepare, here)
@@ -152,7 +150,7 @@ def test_equality_is_pythons(pairs):
     answer = f"{prepare}def f(n): return pairs[n][0]\ndef g(x): return type(x).__name__\n"
     assert verify("code", answer, tests) == 1
     one, other = here["pairs"][0]
-    assert verify("code", answer, [*tests, f"assert (f(0) == pairs[0][1]) is {one != other}"]) == 0
+    assert verify("code", answer, [prepare, f"assert (f(0) == pairs[0][1]) is {one != other}"]) == 0
 
 
 FORMS = """
@@ -198,7 +196,7 @@ assert f(len)('abc') == 3
 assert f(int) is int
 assert list(map(f, [1, 2])) == [1, 2]
 assert max([3, 5], key=f) == 5
-assert f(x for x in range(3)) is not None
+assert next(iter(f(x for x in range(3)))) == 0
 assert sum(f(x) for x in range(3)) == 3
 assert f(1) == 1 and f(2) == 2
 assert f(1) == 2 or f(2) == 2
@@ -377,7 +375,7 @@ def test_a_program_of_unittest():
 @settings(max_examples=200, deadline=None)
 @given(st.text("`~ \npyt\tdef:='\"#x()<>/k", max_size=60))
 def test_any_text_has_blocks(text):
-    assert all(isinstance(block, str) for block in fences.blocks(text)) and isinstance(fences.running(text), str)
+    assert all(isinstance(block, str) for _, block in fences.blocks(text)) and isinstance(fences.running(text), str)
 
 
 @settings(max_examples=200, deadline=None)
