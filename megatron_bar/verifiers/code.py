@@ -2,24 +2,28 @@
 
 truth is one of
 - {"function": name, "tests": [[arguments, expected], ...]}: the function's values, of equal types too;
-- ["assert name(arguments) == expected", ...], or that list as JSON text, as AceCoder and MBPP have it: each text
-  with an assert in it is a test, one or several statements of Python in which the names that nobody else defines
-  are the program's; the others (imports, values) prepare;
-- {"program": source} of a program that is one test, as MBPP+ has it in ``test``; with "entry_point", the name of
+- ["assert name(arguments) == expected", ...], or that list as JSON text, as AceCoder and MBPP have it: each
+text
+  with an assert in it is a test, one or several statements of Python in which the names that nobody else
+  defines are the program's; the others (imports, values) prepare;
+- {"program": source} of a program that is one test, as MBPP+ has it in ``test``; with "entry_point", the
+name of
   what its function ``check`` is called with, and "prompt", what the answer continues, as HumanEval+ has it;
-- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; or [{"input", "output"}, ...] or
-  {"inputs": [...], "outputs": [...]}, also as JSON text, as LiveCodeBench and APPS have them. White space at the
-  ends of lines and of the output does not count, nor how a number is written (2.50); a run that fails is a
-  wrong one;
-those that are a dict perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of the
-tests are right, else 0 (the published run: all or nothing at 0.99). fences.py says which part of an answer is
-the program.
+- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; or [{"input", "output"},
+...] or
+  {"inputs": [...], "outputs": [...]}, also as JSON text, as LiveCodeBench and APPS have them. White space
+  at the ends of lines and of the output does not count, nor how a number is written (2.50); a run that
+  fails is a wrong one;
+those that are a dict perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of
+the tests are right, else 0 (the published run: all or nothing at 0.99). fences.py says which part of an
+answer is the program.
 
-The program runs in the sandbox and sees arguments and inputs, nothing of a test. Tests run in the sandbox too,
-in a process of their own (judge.py), with Python's own ``==`` on values that arrived as plain ones; a call that is
-a statement also changes its arguments. Not seen by tests, which then fail: equality of two objects of the
-program's classes, arithmetic of such an object with a number, the program's source, what it prints in a call.
-Quirk: after a run that had to be stopped, or once too many tests failed, no further test is tried.
+The program runs in the sandbox and sees arguments and inputs, nothing of a test. Tests run in the sandbox
+too, in a process of their own (judge.py), with Python's own ``==`` on values that arrived as plain ones; a
+call that is a statement also changes its arguments. Not seen by tests, which then fail: equality of two
+objects of the program's classes, arithmetic of such an object with a number, the program's source, what it
+prints in a call. Quirk: after a run that had to be stopped, or once too many tests failed, no further test
+is tried.
 """
 
 import ast
@@ -60,8 +64,8 @@ def _stand_in():
 _stand_in()
 """
 """What EvalPlus's tests use of numpy, which the sandbox does not hold; an answer that needs the real one
-fails. An empty list is close to no number here; in numpy it is to each, so that it would be the answer to each
-question for one."""
+fails. An empty list is close to no number here; in numpy it is to each, so that it would be the answer to
+each question for one."""
 STANDARD = {
     "collections": "Counter OrderedDict defaultdict deque namedtuple",
     "fractions": "Fraction",
@@ -188,7 +192,11 @@ def _of_program(program: str, entry_point, prompt):
         program = f"{program}\ncheck({entry_point})\n"
         names = [entry_point]
     if prompt is not None:
-        start = re.search(rf"^(?:async )?def {entry_point}\b", prompt, re.MULTILINE) if isinstance(prompt, str) else None
+        start = (
+            re.search(rf"^(?:async )?def {entry_point}\b", prompt, re.MULTILINE)
+            if isinstance(prompt, str)
+            else None
+        )
         if not start or not entry_point:
             raise BarError(f"code truth: expected a prompt that defines {entry_point}, found {prompt!r:.200}")
         given = prompt[: start.start()]  # imports and helpers, which an answer need not repeat
@@ -218,8 +226,8 @@ def _parsed(text: str) -> ast.Module:
 def _tested(program: str) -> tuple[list[str], list]:
     """Returns the names that tests need and do not define: what they test; and what to import before.
 
-    If nothing is left to test, it is the built-in function that is called on plain values: a program may define
-    it anew.
+    If nothing is left to test, it is the built-in function that is called on plain values: a program may
+    define it anew.
     """
     tree = _parsed(program)
     free = _globals(program) - _defined(program) - set(dir(builtins))
@@ -255,7 +263,9 @@ def _calls_below(call: ast.Call) -> bool:
 
 def _defined(program: str) -> set[str]:
     table = symtable.symtable(program, "tests", "exec")
-    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    own = {
+        symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()
+    }
     declared = {
         symbol.get_name()
         for scope in _scopes(table)
@@ -314,10 +324,12 @@ def _same_lines(printed: str, wanted: str) -> bool:
 
 def _same_line(one: str, other: str) -> bool:
     """Returns whether lines are equal, or all numbers and those equal; integers count as texts (0011)."""
-    return one == other or len(one.split()) == len(other.split()) and all(map(_same_word, one.split(), other.split()))
+    return one == other or (
+        len(one.split()) == len(other.split()) and all(map(_same_word, one.split(), other.split()))
+    )
 
 
 def _same_word(one: str, other: str) -> bool:
     if not NUMBER.fullmatch(one) or not NUMBER.fullmatch(other):
         return False
-    return one == other or not (one.isdigit() and other.isdigit()) and Decimal(one) == Decimal(other)
+    return one == other or (not (one.isdigit() and other.isdigit()) and Decimal(one) == Decimal(other))

@@ -1,19 +1,19 @@
 """Fenced blocks of code in an answer, as models write them, and which of them are the program.
 
-A fence is three or more backticks or tildes, indented as it may be (the indentation is taken off the block's
-lines), or one with a language behind other words; its block ends at the same fence or a longer one alone on a
-line, but not within a string in three quotes (a docstring with an example), or with the text: a cut-off answer.
-Text without fences is one block. What stands before the last ``</think>`` is no answer.
+A fence is three or more backticks or tildes, indented as it may be (the indentation is taken off the
+block's lines), or one with a language behind other words; its block ends at the same fence or a longer one
+alone on a line, but not within a string in three quotes (a docstring with an example), or with the text: a
+cut-off answer. Text without fences is one block. What stands before the last ``</think>`` is no answer.
 
-Blocks named Python count, and those without a name. For tests of names (functions, classes) the program is every
-block up to the last that defines one of them, run one after another: what is defined twice is what was defined
-last, and helpers may have a block of their own; uses, tests and output come after. For tests of a whole run it
-is the last block that reads its input, or else the last one (named, if any is), after those before it that only
-define.
+Blocks named Python count, and those without a name. For tests of names (functions, classes) the program is
+every block up to the last that defines one of them, run one after another: what is defined twice is what
+was defined last, and helpers may have a block of their own; uses, tests and output come after. For tests of
+a whole run it is the last block that reads its input, or else the last one (named, if any is), after those
+before it that only define.
 
-open-instruct's CodeVerifier takes the text between the last pair of three backticks, wherever they stand, in any
-language: the output or the shell command below a right program is graded in its place. The last definition
-counts in both.
+open-instruct's CodeVerifier takes the text between the last pair of three backticks, wherever they stand,
+in any language: the output or the shell command below a right program is graded in its place. The last
+definition counts in both.
 """
 
 import re
@@ -28,8 +28,8 @@ DEFINES = re.compile(r"(?:(?:def|async|class|import|from)\b|[@#)\]}]|['\"]{3}|[A
 
 
 def blocks(answer: str) -> list[tuple[str, str]]:
-    """Returns (language, text) of the blocks of ``answer`` that may be Python, in their order; the whole of it
-    if it has no block at all."""
+    """Returns (language, text) of the blocks of ``answer`` that may be Python, in their order; the whole of
+    it if it has no block at all."""
     answer = answer.rpartition("</think>")[2].replace("\r\n", "\n")
     found = list(_fenced(answer.split("\n"))) or [("", answer)]
     return [(language, text) for language, text in found if not language or PYTHON.match(language)]
@@ -46,7 +46,11 @@ def defining(answer: str, names: Iterable[str]) -> list[tuple[str, list[str]]]:
 def running(answer: str) -> str:
     """Returns the program of ``answer`` that is to be run with an input."""
     found = blocks(answer)
-    for is_program in (lambda language, text: READS.search(text), lambda language, text: language, lambda *_: True):
+    for is_program in (
+        lambda language, text: READS.search(text),
+        lambda language, text: language,
+        lambda *_: True,
+    ):
         places = [place for place, block in enumerate(found) if is_program(*block)]
         if places:
             break
@@ -56,7 +60,9 @@ def running(answer: str) -> str:
 
 def _definition(name: str) -> re.Pattern:
     name = re.escape(name)
-    return re.compile(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
+    return re.compile(
+        rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]+)?=(?!=)", re.MULTILINE
+    )
 
 
 def _only_defines(text: str) -> bool:

@@ -93,7 +93,10 @@ STDIN_BLOCKS = [
     ("```python\nprint(2 * int(input()))\n```\nExample:\n```python\nprint(4)\n```", 1),
     ("```python\nprint(int(input()))\n```\nBetter:\n```python\nprint(2 * int(input()))\n```", 1),
     ("```python\nprint(2 * int(input()))\n```\nor\n```python\nprint(int(input()))\n```", 0),
-    ("```python\ndef f(x):\n    return 2 * x\n```\nand\n```python\nimport sys\nprint(f(int(sys.stdin.read())))\n```", 1),
+    (
+        "```python\ndef f(x):\n    return 2 * x\n```\nand\n```python\nimport sys\nprint(f(int(sys.stdin.read())))\n```",
+        1,
+    ),
     ("```python\nimport sys\n\nN = 2\n```\n~~~python\nprint(N * int(sys.stdin.readline()))\n~~~", 1),
     ("```python\nprint('start')\n```\n```python\nprint(2 * int(input()))\n```", 1),
     ("```python\nprint(2 * int(open(0).read()))\n```\n```bash\npython a.py < in\n```", 1),
@@ -134,6 +137,7 @@ values = st.recursive(
     max_leaves=6,
 )
 
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(values | st.just(float("nan")), values), min_size=8, max_size=25))
 def test_equality_is_pythons(pairs):
@@ -146,7 +150,9 @@ def test_equality_is_pythons(pairs):
     tests = [prepare]
     for n, (one, other) in enumerate(here["pairs"]):
         tests.append(f"assert (f({n}) == pairs[{n}][1]) is {one == other}")
-        tests.append(f"assert g(pairs[{n}][0]) == {type(one).__name__!r} and (f({n}) != f({n})) is {one != one}")
+        tests.append(
+            f"assert g(pairs[{n}][0]) == {type(one).__name__!r} and (f({n}) != f({n})) is {one != one}"
+        )
     answer = f"{prepare}def f(n): return pairs[n][0]\ndef g(x): return type(x).__name__\n"
     assert verify("code", answer, tests) == 1
     one, other = here["pairs"][0]
@@ -278,7 +284,9 @@ BODY = "def double(x):\n    return x + x\n"
 TRUTHS = {
     "values": {"function": "double", "tests": [[[1], 2], [["a"], "aa"]]},
     "asserts": ["assert double(1) == 2", "assert double('a') == 'aa'"],
-    "MBPP+": {"program": "import numpy as np\nfor n in (1, 2.5):\n    assert np.allclose(double(n), 2 * n)\n"},
+    "MBPP+": {
+        "program": "import numpy as np\nfor n in (1, 2.5):\n    assert np.allclose(double(n), 2 * n)\n"
+    },
     "HumanEval+": {
         "prompt": "from typing import List\n\ndef double(x):\n    '''Doubles.'''\n",
         "entry_point": "double",
@@ -295,7 +303,10 @@ def test_programs_as_people_end_and_begin_them():
         for number, (start, end) in enumerate(itertools.product(PREAMBLES, TAILS + TAILS_OF_FUNCTIONS))
         for truth in [list(TRUTHS.values())[number % 4]]
     ]
-    tries += [(start + BODY + "print(double(int(input())))\n" + end, STDIN) for start, end in itertools.product(PREAMBLES, TAILS)]
+    tries += [
+        (start + BODY + "print(double(int(input())))\n" + end, STDIN)
+        for start, end in itertools.product(PREAMBLES, TAILS)
+    ]
     scores = verify_many([("code", answer, truth) for answer, truth in tries])
     assert [each for each, score in zip(tries, scores, strict=True) if score != 1] == [] and len(tries) > 230
     wrong = [(answer.replace("x + x", "x + x + x"), truth) for answer, truth in tries[::3]]
@@ -338,7 +349,11 @@ PUBLISHED = [
     ("print(input())", '[{"input": "a", "output": "a\\n"}]', 1),
     ("print(input())", [{"input": "a", "output": "b", "testtype": "stdin"}], 0),
     ("print(input())", '{"inputs": ["a\\nb", "c"], "outputs": ["a", "c"]}', 1),
-    ("print(float(input()))", {"stdin_tests": [["2", "2"], ["2.5", "2.50"], ["1e30", "1000000000000000000000000000000"]]}, 1),
+    (
+        "print(float(input()))",
+        {"stdin_tests": [["2", "2"], ["2.5", "2.50"], ["1e30", "1000000000000000000000000000000"]]},
+        1,
+    ),
     ("print(input())", {"stdin_tests": [["0011", "11"]]}, 0),
     ("print(input())", {"stdin_tests": [["nan", "NaN"]]}, 0),
     ("print(1, 2.0)", {"stdin_tests": [["", "1.0 2"]]}, 1),
@@ -368,14 +383,21 @@ if __name__ == "__main__":
 
 
 def test_a_program_of_unittest():
-    answers = ("def add(a, b): return a + b", "def add(a, b): return 3", "def add(a, b): raise TypeError", "exit(0)")
+    answers = (
+        "def add(a, b): return a + b",
+        "def add(a, b): return 3",
+        "def add(a, b): raise TypeError",
+        "exit(0)",
+    )
     assert verify_many([("code", answer, {"program": UNITTEST}) for answer in answers]) == [1, 0, 0, 0]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text("`~ \npyt\tdef:='\"#x()<>/k", max_size=60))
 def test_any_text_has_blocks(text):
-    assert all(isinstance(block, str) for _, block in fences.blocks(text)) and isinstance(fences.running(text), str)
+    assert all(isinstance(block, str) for _, block in fences.blocks(text)) and isinstance(
+        fences.running(text), str
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,9 +8,9 @@ whatever else is left. There is no exec between them, so no interpreter, shell, 
 needed inside, and none is there. No process of them can start another, or open another's memory or files.
 
 Arguments: method ("namespaces", or "bwrap" when bubblewrap has built the namespaces and the root), the
-parent's pid, the fd on which "ready" or the reason of a failure is reported, the fd of the judge's task or -1,
-and the limits. Standard input: without a judge the program's length, the program, its input; else the answer's
-blocks (answer.py).
+parent's pid, the fd on which "ready" or the reason of a failure is reported, the fd of the judge's task or
+-1, and the limits. Standard input: without a judge the program's length, the program, its input; else the
+answer's blocks (answer.py).
 
 With bubblewrap the worker is a fresh interpreter, so the interpreter and the system's libraries are visible
 too, read-only; a judge can be ended by the program, which then has no verdict.
@@ -19,14 +19,15 @@ Left out: cgroups (not available without privileges), so memory is bounded by ad
 the scratch disk.
 """
 
+# Not the public modules: signal loads enum, ctypes makes types, which takes a third of the start.
+import _ctypes
 import _sitebuiltins
 import builtins
-import ctypes
 import os
 import resource
 import struct
 import sys
-from _signal import ITIMER_PROF, SIG_IGN, SIGINT, SIGKILL, SIGPROF, SIGTERM, setitimer, signal  # the public module would load enum, a quarter of the start time
+from _signal import ITIMER_PROF, SIG_IGN, SIGINT, SIGKILL, SIGPROF, SIGTERM, setitimer, signal
 
 NOBODY = 65534
 INSIDE_ID = 1000
@@ -70,15 +71,34 @@ ARCHITECTURES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}
 """Column of REFUSED_CALLS, AUDIT_ARCH, number of clone."""
 CLONE3 = 435
 
-libc = ctypes.CDLL(None, use_errno=True)
+
+class Int(_ctypes._SimpleCData):
+    _type_ = "i"
+
+
+class Long(_ctypes._SimpleCData):
+    _type_ = "L"
+
+
+class Char(_ctypes._SimpleCData):
+    _type_ = "c"
+
+
+class Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = Int
+
+
+class Libc:
+    _handle = _ctypes.dlopen(None, 0)
 
 
 def call(name, *args):
     """Calls a libc function that returns 0 on success; integers are passed as longs, as the kernel reads
     them."""
-    args = [ctypes.c_ulong(arg) if isinstance(arg, int) else arg for arg in args]
-    if getattr(libc, name)(*args) != 0:
-        error = ctypes.get_errno()
+    args = [Long(arg) if isinstance(arg, int) else arg for arg in args]
+    if Function((name, Libc))(*args) != 0:
+        error = _ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")
 
 
@@ -186,9 +206,11 @@ def refuse_calls():
     rules += [(equal, len(numbers) + 3 - i, 0, number) for i, number in enumerate(numbers)]
     rules += [(equal, 0, 2, clone), (load, 0, 0, 16), (any_bit, 0, 1, CLONE_THREAD)]
     rules += [(give, 0, 0, allow), (give, 0, 0, eperm)]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
-    header = ctypes.create_string_buffer(struct.pack("HP", len(rules), ctypes.addressof(program)))
-    call("prctl", PR_SET_SECCOMP, 2, header, 0, 0)
+    program = b"".join(struct.pack("HBBI", *rule) for rule in rules)
+    place = type("Place", (_ctypes.Array,), {"_type_": Char, "_length_": len(program)}).from_buffer_copy(
+        program
+    )
+    call("prctl", PR_SET_SECCOMP, 2, struct.pack("HP", len(rules), _ctypes.addressof(place)), 0, 0)
 
 
 def read_exactly(count, fd=0):

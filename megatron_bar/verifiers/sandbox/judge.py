@@ -1,8 +1,9 @@
-"""The judge: runs a data set's tests in a process of its own, where the functions that they test are another's.
+"""The judge: runs a data set's tests in a process of its own, where the functions that they test are
+another's.
 
-It runs in the sandbox as well, for tests are a stranger's code too, but as the first process of its namespaces:
-the program under test can neither see it nor end it. What the program says arrives as plain values, built here,
-or as a Remote (wire.py), which equals nothing.
+It runs in the sandbox as well, for tests are a stranger's code too, but as the first process of its
+namespaces: the program under test can neither see it nor end it. What the program says arrives as plain
+values, built here, or as a Remote (wire.py), which equals nothing.
 
 Verdicts go to a pipe that the program does not have, a character a test: 1 where it raised nothing, else 0.
 """

@@ -5,8 +5,8 @@ and watches it: output beyond the cap or the wall clock ends the whole process t
 process of the program is left. Where the kernel refuses the namespaces and bubblewrap cannot provide them, it
 raises: code is never run with less isolation.
 
-The caller must not believe anything a program says about itself. ``judge`` runs one beside a judge of its tests,
-whose word alone comes back (judge.py).
+The caller must not believe anything a program says about itself. ``judge`` runs one beside a judge of its
+tests, whose word alone comes back (judge.py).
 """
 
 import functools
@@ -76,8 +76,8 @@ def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outco
 
 
 def judge(answer: str, task: str, *, limits: Limits | None = None) -> Outcome:
-    """Runs ``answer`` and ``task``, the encoded inputs of answer.py and judge.py, side by side; ``stdout`` holds
-    the verdicts. Safe in threads."""
+    """Runs ``answer`` and ``task``, the encoded inputs of answer.py and judge.py, side by side; ``stdout``
+    holds the verdicts. Safe in threads."""
     return _run(_method(), answer.encode(), task.encode(), limits or Limits())
 
 

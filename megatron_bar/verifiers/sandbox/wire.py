@@ -1,13 +1,14 @@
 """How a judge of tests and the program under test speak: calls and values between two processes.
 
-Plain values travel as JSON: None, bool, int, float, str and list as themselves, and with a tag complex, bytes,
-bytearray, tuple, dict, set, frozenset, range, slice, the built-in types, and the standard library's in ``NAMED``.
-An object of a subclass travels as what it contains. A text tells the value and nothing of where else that value
-stands: nothing is shared, and sets have the order of their spellings. Everything else stays where it is and
-travels as a number; the other side gets a ``Remote``, whose uses are asked for one by one.
+Plain values travel as JSON: None, bool, int, float, str and list as themselves, and with a tag complex,
+bytes, bytearray, tuple, dict, set, frozenset, range, slice, the built-in types, and the standard library's
+in ``NAMED``. An object of a subclass travels as what it contains. A text tells the value and nothing of
+where else that value stands: nothing is shared, and sets have the order of their spellings. Everything else
+stays where it is and travels as a number; the other side gets a ``Remote``, whose uses are asked for one by
+one.
 
-``Peer`` works alike on both sides, but for what it does for the other: a program's does all that it is asked; a
-judge's calls the functions and advances the iterators that a test gave away, and nothing else.
+``Peer`` works alike on both sides, but for what it does for the other: a program's does all that it is
+asked; a judge's calls the functions and advances the iterators that a test gave away, and nothing else.
 
 This runs inside the sandbox, where nothing else of the package exists and imports are most of a start.
 """
@@ -21,7 +22,9 @@ SHORT_INT = 1 << 64
 """From here on integers are spelled to base 16: decimals take quadratic time, and Python limits them."""
 ENDS = StopIteration, StopAsyncIteration, GeneratorExit
 """What ends a loop without a word. A function must not: its tests may stand in a map."""
-JUDGING = {name for kind in (str, set, float) for name in dir(kind) if name.startswith(("is", "starts", "ends"))}
+JUDGING = {
+    name for kind in (str, set, float) for name in dir(kind) if name.startswith(("is", "starts", "ends"))
+}
 """Methods of plain values that say whether a value is as expected; an object's could always say yes."""
 CONTENT = {str: str.__str__, int: int.__int__, float: float.__float__, list: list.__iter__, dict: dict.items}
 """What an object of a subclass contains, whatever its own methods say."""
@@ -120,8 +123,8 @@ TAGS = {
 
 
 def decoder(refers: dict):
-    """Returns a function from JSON to the value; ``refers`` has a function from body to value for each tag that
-    is not of a plain value."""
+    """Returns a function from JSON to the value; ``refers`` has a function from body to value for each tag
+    that is not of a plain value."""
 
     class Context:
         strict = True
@@ -146,8 +149,8 @@ class Peer:
     """One end of the conversation, over two pipes."""
 
     def __init__(self, inbox: int, outbox: int, serve, refer, longest: int):
-        """``serve(operation, ...)`` does what the other end asks; ``refer`` says how it may use an object that
-        is not plain; a text of more than ``longest`` bytes is none."""
+        """``serve(operation, ...)`` does what the other end asks; ``refer`` says how it may use an object
+        that is not plain; a text of more than ``longest`` bytes is none."""
         self.inbox = open(inbox, "rb")
         self.outbox = outbox
         self.serve = serve
@@ -246,7 +249,7 @@ class Exit(SystemExit):
 def _raised(kind, args, text, iterating):
     if issubclass(kind, SystemExit):
         kind = Exit
-    if not issubclass(kind, BaseException) or issubclass(kind, ENDS) and not iterating:
+    if not issubclass(kind, BaseException) or (issubclass(kind, ENDS) and not iterating):
         kind = RuntimeError
     try:
         return kind(*args)
@@ -257,9 +260,9 @@ def _raised(kind, args, text, iterating):
 class Remote:
     """An object of the other process.
 
-    It equals itself alone, whatever its class says: else an object equal to everything would be the answer to
-    everything. Nor is anything computed from it and a plain value, whose difference could be 0; what an operator
-    makes of two objects of the other side is that side's affair, as with any method.
+    It equals itself alone, whatever its class says: else an object equal to everything would be the answer
+    to everything. Nor is anything computed from it and a plain value, whose difference could be 0; what an
+    operator makes of two objects of the other side is that side's affair, as with any method.
     """
 
     def __init__(self, peer, number):
@@ -267,7 +270,9 @@ class Remote:
         object.__setattr__(self, "_number", number)
 
     def __call__(self, *args, **kwargs):
-        changing = any(isinstance(value, list | dict | set | bytearray) for value in (*args, *kwargs.values()))
+        changing = any(
+            isinstance(value, list | dict | set | bytearray) for value in (*args, *kwargs.values())
+        )
         if not changing or not _result_is_dropped(sys._getframe(1)):
             return self._peer.ask("call", self, args, kwargs)
         after = self._peer.ask("change", self, args, kwargs)

@@ -31,7 +31,9 @@ TARGETS = {
         "    except TypeError:\n        assert False"
     ],
     "identity": ["assert attack(1) is True", "assert attack(2) is None"],
-    "isinstance and value": ["found = attack(1)\nassert isinstance(found, int) and not isinstance(found, bool) and found > 41"],
+    "isinstance and value": [
+        "found = attack(1)\nassert isinstance(found, int) and not isinstance(found, bool) and found > 41"
+    ],
     "HumanEval+": {
         "prompt": "def attack(a, b):\n    '''d'''\n",
         "entry_point": "attack",
@@ -94,7 +96,8 @@ ATTACKS = {
     "a subclass of float": EVERYTHING + "class Float(Yes, float): pass\ndef attack(*_): return Float(5)",
     "a subclass of str": EVERYTHING + "class Str(Yes, str): pass\ndef attack(*_): return Str('x')",
     "a subclass of list": EVERYTHING + "class List(Yes, list): pass\ndef attack(*_): return List([1])",
-    "a class that is another's": EVERYTHING + "Yes.__class__ = property(lambda self: int)\ndef attack(*_): return Yes()",
+    "a class that is another's": EVERYTHING
+    + "Yes.__class__ = property(lambda self: int)\ndef attack(*_): return Yes()",
     "a metaclass": EVERYTHING + "class Meta(Yes, type): pass\ndef attack(*_): return Meta('int', (int,), {})",
     "nothing": "",
     "None": "def attack(*_): return None",
@@ -106,15 +109,19 @@ ATTACKS = {
     "a generator without end": "def attack(*_):\n    while True: yield 1",
     "a decimal that is none": "import decimal\ndef attack(*_): return decimal.Decimal('sNaN')",
     "a default for every key": "import collections\ndef attack(*_): return collections.defaultdict(lambda: 42)",
-    "a default factory that is everything": EVERYTHING + "import collections\ndef attack(*_): return collections.defaultdict(Yes, {1: Yes()})",
-    "built-in functions made anew": EVERYTHING + "def abs(*_): return 0\ndef all(*_): return True\nround = set = sorted = len = isinstance = abs\ndef attack(*_): return Yes()",
+    "a default factory that is everything": EVERYTHING
+    + "import collections\ndef attack(*_): return collections.defaultdict(Yes, {1: Yes()})",
+    "built-in functions made anew": EVERYTHING
+    + "def abs(*_): return 0\ndef all(*_): return True\nround = set = sorted = len = isinstance = abs\ndef attack(*_): return Yes()",
     "the test's own functions": "def assertion(*_): pass\ndef check(*_): pass\ndef ref_func(*_): return 0\ndef poly(*_): return 0\nis_floats = assertion\ndef attack(*_): return 0",
     "the test's own values": "inputs = results = []\nvalues = [1, 3, 42]\ndef attack(*_): return 0",
-    "modules that tests use": EVERYTHING + "import sys\nfor name in ('numpy', 'math', 'unittest', 'collections'): sys.modules[name] = Yes()\nmath = numpy = np = Yes()\ndef Counter(*_): return 0\ndef attack(*_): return 0",
+    "modules that tests use": EVERYTHING
+    + "import sys\nfor name in ('numpy', 'math', 'unittest', 'collections'): sys.modules[name] = Yes()\nmath = numpy = np = Yes()\ndef Counter(*_): return 0\ndef attack(*_): return 0",
     "a file for an import of tests": "for name in ('numpy', 'unittest', 'math', 'tests', 'wire', 'judge'):\n    open(name + '.py', 'w').write('class TestCase: pass\\nmain = allclose = isclose = lambda *_, **__: True\\n')\ndef attack(*_): return 0",
     "an argument emptied": "def attack(*args):\n    for arg in args:\n        if hasattr(arg, 'clear'): arg.clear()\n    return 0",
     "an argument emptied while it raises": "def attack(*args):\n    args[0].clear()\n    raise ValueError",
-    "an argument replaced by everything": EVERYTHING + "def attack(*args):\n    if type(args[0]) is list: args[0][:] = [Yes(), Yes(), Yes()]\n    return 0",
+    "an argument replaced by everything": EVERYTHING
+    + "def attack(*args):\n    if type(args[0]) is list: args[0][:] = [Yes(), Yes(), Yes()]\n    return 0",
     "the caller's locals": "import sys\ndef attack(*_):\n    frame = sys._getframe()\n    while frame:\n        for value in (*frame.f_locals.values(), *frame.f_globals.values()):\n            if type(value) in (list, dict) and value is not sys.modules and value is not frame.f_globals:\n                try: value.clear()\n                except RuntimeError: pass\n        frame = frame.f_back\n    return 0",
     "what the judge remembers": "import gc\ndef attack(*_):\n    texts = [value for value in gc.get_objects() if type(value) is dict]\n    return next((value for each in texts for value in list(each.values()) if type(value) is str and 'token-' in value), 0)",
     "constants of functions": "import gc, types\ndef attack(*_):\n    codes = [value.__code__ for value in gc.get_objects() if isinstance(value, types.FunctionType)]\n    return next((value for code in codes for value in code.co_consts if value == 'token-' + '4711'), 0)",
@@ -132,7 +139,9 @@ ATTACKS = {
     "unittest.SkipTest": "import unittest\n" + _raising("unittest.SkipTest('skip')"),
     "a class called SkipTest": "class SkipTest(Exception): pass\n" + _raising("SkipTest"),
     "AssertionError": _raising("AssertionError"),
-    "an exception equal to everything": EVERYTHING + "class Error(Yes, ValueError): pass\n" + _raising("Error(Yes())"),
+    "an exception equal to everything": EVERYTHING
+    + "class Error(Yes, ValueError): pass\n"
+    + _raising("Error(Yes())"),
     "an end in the call": "import os\ndef attack(*_): os._exit(0)",
     "an end before the call": "import os\nos._exit(0)",
     "an exit of the whole program": "def attack(*_): return 0\nexit(0)",
@@ -148,15 +157,20 @@ ATTACKS = {
     "an exception of type int": _replying('[{"error":[0,"Yes",{"type":"int"}]},[42],""]', "!"),
     "an exception's class with everything": _replying('{"error":[0,"Yes",{"type":"Exception"}]}'),
     "a request instead of an answer": _replying('["call",{"type":"print"},[1],{"dict":[]}]', "?"),
-    "a request to make a class": _replying('["call",{"type":"type"},["Yes",{"tuple":[]},{"dict":[]}],{"dict":[]}]', "?"),
+    "a request to make a class": _replying(
+        '["call",{"type":"type"},["Yes",{"tuple":[]},{"dict":[]}],{"dict":[]}]', "?"
+    ),
     "answers ahead": PEER + "for _ in range(9): send(b'=', '42')\ndef attack(*_): return 0",
-    "a length without a text": PEER + "def attack(*_):\n    os.write(peer.outbox, b'=' + b'\\xff' * 8)\n    return 0",
+    "a length without a text": PEER
+    + "def attack(*_):\n    os.write(peer.outbox, b'=' + b'\\xff' * 8)\n    return 0",
     "a text of brackets": _replying("[" * 100_000),
     "a number of many digits": _replying("9" * 100_000),
     "no text": _replying(""),
     "the pipe closed": PEER + "def attack(*_):\n    os.close(peer.outbox)\n    return 0",
-    "the judge's end of the pipe": PEER + "import fcntl\ndef attack(*_):\n    for fd in (peer.inbox.fileno(), peer.outbox):\n        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)\n        try: fcntl.fcntl(fd, 1031, 4096)\n        except OSError: pass\n    return 0",
-    "a thread that answers too": PEER + "import threading\ndef attack(*_):\n    threading.Thread(target=lambda: [send(b'=', 'true') for _ in range(99)]).start()\n    return 0",
+    "the judge's end of the pipe": PEER
+    + "import fcntl\ndef attack(*_):\n    for fd in (peer.inbox.fileno(), peer.outbox):\n        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)\n        try: fcntl.fcntl(fd, 1031, 4096)\n        except OSError: pass\n    return 0",
+    "a thread that answers too": PEER
+    + "import threading\ndef attack(*_):\n    threading.Thread(target=lambda: [send(b'=', 'true') for _ in range(99)]).start()\n    return 0",
     "a function that answers differently": "count = iter(range(99))\ndef attack(*_): return next(count)",
     "another encoding": "import wire\nwire.encode = lambda *_: 'true'\ndef attack(*_): return True",
     "a spelling that lies": "import wire\nwire.spell = lambda *_: 'True'\nimport builtins\nbuiltins.repr = builtins.hex = lambda *_: '42'\ndef attack(*_): return 0",
