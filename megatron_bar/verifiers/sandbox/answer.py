@@ -10,7 +10,7 @@ import builtins
 import os
 import sys
 
-from wire import Gone, Peer, decoder
+from wire import CONTAINERS, Gone, Peer, content, decoder
 
 
 def main(inbox, outbox, longest, text):
@@ -30,6 +30,8 @@ def main(inbox, outbox, longest, text):
             function, args, kwargs = values
             result = function(*args, **kwargs)
             return result if operation == "call" else [*args, *kwargs.values()]
+        if operation == "content":
+            return content(*values)
         if operation in ("enter", "exit"):
             return values[0].__enter__() if operation == "enter" else values[0].__exit__(None, None, None)
         return (getattr(builtins, operation, None) or getattr(_operator, operation))(*values)
@@ -37,7 +39,7 @@ def main(inbox, outbox, longest, text):
     def refer(value):
         if isinstance(value, type) and issubclass(value, BaseException):
             return "error", [peer.give(value), value.__name__, value.__base__]
-        return "mine", peer.give(value)
+        return "like" if isinstance(value, CONTAINERS) else "mine", peer.give(value)
 
     peer = Peer(inbox, outbox, serve, refer, longest)
     try:

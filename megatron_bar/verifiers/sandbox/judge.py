@@ -12,7 +12,7 @@ import builtins
 import os
 import sys
 
-from wire import Gone, Peer, decoder, spell
+from wire import CONTAINERS, Gone, Peer, content, decoder, spell, wanted
 
 
 def main(inbox, outbox, longest, text):
@@ -30,6 +30,8 @@ def main(inbox, outbox, longest, text):
         raise TypeError(f"a test's {type(thing).__name__} has no {operation} here")
 
     def refer(value):
+        if isinstance(value, CONTAINERS):
+            return None, content(value)
         if callable(value) or hasattr(type(value), "__next__"):
             return "mine", peer.give(value)
         raise TypeError(f"a {type(value).__name__} cannot be sent to the program")
@@ -53,7 +55,7 @@ def tests_of(task, peer):
     found = {}
     for name in task["names"]:
         try:
-            found[name] = peer.ask("get", name)
+            found[name] = wanted(name, peer.ask("get", name))
         except Exception:  # noqa: BLE001  where a test needs the name, it is not defined
             if name in vars(builtins):
                 found[name] = missing

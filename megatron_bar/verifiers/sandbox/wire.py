@@ -2,7 +2,7 @@
 
 Plain values travel as JSON: None, bool, int, float, str and list as themselves, and with a tag complex,
 bytes, bytearray, tuple, dict, set, frozenset, range, slice, the built-in types, and the standard library's
-in ``NAMED``. An object of a subclass travels as what it contains. A text tells the value and nothing of
+in ``NAMED``. A str, int or float of a subclass travels as what it is without it. A text tells the value and nothing of
 where else that value stands: nothing is shared, and sets have the order of their spellings. Everything else
 stays where it is and travels as a number; the other side gets a ``Remote``, whose uses are asked for one by
 one.
@@ -22,12 +22,8 @@ SHORT_INT = 1 << 64
 """From here on integers are spelled to base 16: decimals take quadratic time, and Python limits them."""
 ENDS = StopIteration, StopAsyncIteration, GeneratorExit
 """What ends a loop without a word. A function must not: its tests may stand in a map."""
-JUDGING = {
-    name for kind in (str, set, float) for name in dir(kind) if name.startswith(("is", "starts", "ends"))
-}
-"""Methods of plain values that say whether a value is as expected; an object's could always say yes."""
-CONTENT = {str: str.__str__, int: int.__int__, float: float.__float__, list: list.__iter__, dict: dict.items}
-"""What an object of a subclass contains, whatever its own methods say."""
+CONTAINERS = list, dict, set, frozenset, tuple
+PLAIN_METHODS = {name for kind in (str, bytes, float, *CONTAINERS) for name in dir(kind)}
 NAMED = {
     "fractions.Fraction": lambda value: [value.numerator, value.denominator],
     "decimal.Decimal": lambda value: [str(value)],
@@ -48,8 +44,8 @@ class Gone(BaseException):
 
 
 def encode(value, refer) -> str:
-    """Returns ``value`` as JSON. ``refer`` returns (tag, plain body) for what is not plain, or raises
-    TypeError."""
+    """Returns ``value`` as JSON. ``refer`` returns (tag, plain body) for what is not plain, (None, what stands
+    for it), or raises TypeError."""
     kind = type(value)
     if kind is str:
         return encode_basestring_ascii(value)
@@ -63,8 +59,17 @@ def encode(value, refer) -> str:
         return "null" if value is None else repr(value).lower()
     if kind is float:
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(text := repr(value), text)
-    tag, body = _tagged(value, kind, refer) or _of_subclass(value, refer) or refer(value)
+    for base, content in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):
+        if kind is not int and isinstance(value, base):
+            return encode(base(content(value)), refer)
+    tag, body = _tagged(value, kind, refer) or refer(value)
     return encode(body, refer) if tag is None else f'{{"{tag}":{encode(body, refer)}}}'
+
+
+def content(value):
+    """Returns what an object of a class derived from a container holds, whatever its own methods say."""
+    base = next(base for base in CONTAINERS if isinstance(value, base))
+    return base(base.items(value) if base is dict else base.__iter__(value))
 
 
 def _tagged(value, kind, refer):
@@ -87,16 +92,6 @@ def _tagged(value, kind, refer):
     name = f"{kind.__module__}.{kind.__name__}"
     if name in NAMED and getattr(value, "tzinfo", None) is None:
         return name, NAMED[name](value)
-    return None
-
-
-def _of_subclass(value, refer):
-    for base, content in CONTENT.items():
-        if isinstance(value, base):
-            return None, base(content(value))
-    for base in (tuple, set, frozenset):
-        if isinstance(value, base):
-            return _tagged(base(base.__iter__(value)), base, refer)
     return None
 
 
@@ -161,7 +156,7 @@ class Peer:
         self.numbers = {}
         """The numbers of ``given``, and those of the other end's by what stands for them here."""
         self.remotes = {}
-        self.decode = decoder({"mine": self._remote, "yours": self.given.__getitem__, "error": self._error})
+        self.decode = decoder({"mine": self._remote, "yours": self.given.__getitem__, "error": self._error, "like": self._like})
         self.refer = lambda value: self.numbers.get(id(value)) or refer(value)
 
     def give(self, value) -> int:
@@ -228,6 +223,11 @@ class Peer:
             self._keep(number, Remote(self, number))
         return self.remotes[number]
 
+    def _like(self, number):
+        if number not in self.remotes:
+            self._keep(number, RemoteContainer(self, number))
+        return self.remotes[number]
+
     def _error(self, body):
         """Returns a class that stands for the other end's class of exceptions."""
         number, name, base = body
@@ -267,21 +267,25 @@ class Remote:
 
     def __init__(self, peer, number):
         object.__setattr__(self, "_peer", peer)
-        object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_is_class", False)
+        object.__setattr__(self, "_is_wanted", False)
 
     def __call__(self, *args, **kwargs):
         changing = any(
             isinstance(value, list | dict | set | bytearray) for value in (*args, *kwargs.values())
         )
         if not changing or not _result_is_dropped(sys._getframe(1)):
-            return self._peer.ask("call", self, args, kwargs)
+            result = self._peer.ask("call", self, args, kwargs)
+            if self._is_class and isinstance(result, Remote):
+                object.__setattr__(result, "_is_wanted", True)
+            return result
         after = self._peer.ask("change", self, args, kwargs)
         for old, new in zip((*args, *kwargs.values()), after, strict=True):
             _change(old, new)
         return None
 
     def __getattr__(self, name):
-        if name.startswith("__") or name in JUDGING:
+        if name.startswith("__") or (name in PLAIN_METHODS and not self._is_wanted):
             raise AttributeError(name)
         return self._peer.ask("getattr", self, name)
 
@@ -290,6 +294,26 @@ class Remote:
 
     def __instancecheck__(self, instance):
         return isinstance(instance, Remote) and self._peer.ask("isinstance", instance, self) is True
+
+
+def wanted(name: str, value):
+    """Returns ``value``, which a test knows by ``name``; the objects of a class are what it asked for."""
+    if isinstance(value, Remote) and name[:1].isupper():
+        object.__setattr__(value, "_is_class", True)
+    return value
+
+
+class RemoteContainer(Remote):
+    """An object of a class derived from a built-in container: equal to what equals its content."""
+
+    def __eq__(self, other):
+        return self._content() == (other._content() if isinstance(other, RemoteContainer) else other)
+
+    def __hash__(self):
+        return hash(self._content())
+
+    def _content(self):
+        return self._peer.ask("content", self)
 
 
 def _asks(name):
@@ -343,7 +367,7 @@ def _change(old, new):
 def spell(value) -> str:
     """Spells a plain value: equal texts mean equal types and equal values. TypeError for anything else.
 
-    Containers may be subclasses (Counter, defaultdict, namedtuple): what they contain counts. NaN spells as
+    Containers may be of subclasses (Counter, defaultdict, namedtuple): what they contain counts. NaN spells as
     itself, -0.0 as 0.0; dictionaries and sets have no order. int and float differ, so do bool and int, list
     and tuple.
     """
@@ -353,6 +377,8 @@ def spell(value) -> str:
         return hex(value)
     if type(value) is float:
         return (value + 0.0).hex()
+    if isinstance(value, RemoteContainer):
+        return spell(value._content())
     if isinstance(value, dict):
         return "{" + ",".join(sorted(f"{spell(key)}:{spell(item)}" for key, item in value.items())) + "}"
     if isinstance(value, set | frozenset):

@@ -22,6 +22,7 @@ TARGETS = {
     "membership": ["assert 42 in attack([1])"],
     "wrapped": ["assert set(attack(1)) == {42}", "assert sorted(attack(2)) == [42, 43]"],
     "a method": ["assert attack('x').startswith('token')"],
+    "sets": ["assert attack({1}).intersection({42}) == {42}", "assert attack([1]).count(42) == 1"],
     "subsets": ["assert attack({1}).issuperset({42})"],
     "all of a map": ["assert all(one == other for one, other in zip(map(attack, [1, 2]), [42, 43]))"],
     "changed in place": ["values = [3, 1]\nattack(values)\nassert values == [1, 3, 42]"],
@@ -98,6 +99,9 @@ ATTACKS = {
     "a subclass of list": EVERYTHING + "class List(Yes, list): pass\ndef attack(*_): return List([1])",
     "a class that is another's": EVERYTHING
     + "Yes.__class__ = property(lambda self: int)\ndef attack(*_): return Yes()",
+    "a method that gives back": "class Same:\n    union = intersection = get = replace = lambda self, *values: values[-1]\n    count = find = index = lambda *_: 1\ndef attack(*_): return Same()",
+    "a container's method that gives back": "class Same(set):\n    union = intersection = lambda self, *values: values[-1]\n    count = lambda *_: 1\ndef attack(*_): return Same()",
+    "a class that says it is the function": "class Same:\n    __init__ = lambda *_: None\n    union = intersection = lambda self, *values: values[-1]\n    startswith = issuperset = lambda *_: True\nattack = Same",
     "a metaclass": EVERYTHING + "class Meta(Yes, type): pass\ndef attack(*_): return Meta('int', (int,), {})",
     "nothing": "",
     "None": "def attack(*_): return None",
