@@ -264,6 +264,7 @@ def test_refuses_where_namespaces_are_refused():
 
 AS_NOBODY = """
 import os
+from megatron_bar.verifiers import code
 from megatron_bar.verifiers.sandbox import sandbox
 assert os.getuid() == 65534
 short = sandbox.Limits(wall_s=0.5)
@@ -273,6 +274,18 @@ print(run("import os; open('x', 'w'); os.listdir('/etc')").stderr.decode())
 print(run("import os; os.kill(0, 9)").exit_code, run("while True: pass").stopped)
 print(run("import socket; socket.create_connection(('127.0.0.1', 1))").stderr.decode())
 print(run(fork).stdout.decode())
+sandbox._method = lambda: METHOD
+truth = ["assert attack(1) == 42"]
+print("scores", code.verify("def attack(x): return x + 41", truth), code.verify(FORGING, truth))
+"""
+FORGING = """
+import os
+for fd in range(32):
+    try: os.write(fd, b'1')
+    except OSError: pass
+for pid in range(1, 9):
+    try: pid != os.getpid() and os.kill(pid, 9)
+    except OSError: pass
 """
 
 
@@ -288,7 +301,7 @@ def test_as_an_ordinary_user(method):
         f"set -e; mount --make-rprivate /; {shown}\nexec setpriv --reuid 65534 --regid 65534 "
         f'--clear-groups "$@"'
     )
-    code = AS_NOBODY.replace("METHOD", repr(method))
+    code = AS_NOBODY.replace("METHOD", repr(method)).replace("FORGING", repr(FORGING))
     command = ["unshare", "--mount", "sh", "-c", script, "-", interpreter, "-S", "-B", "-c", code]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
@@ -296,6 +309,7 @@ def test_as_an_ordinary_user(method):
     assert "No such file or directory: '/etc'" in result.stdout
     assert "137 time" in result.stdout
     assert "bounded" in result.stdout
+    assert "scores 1.0 0.0" in result.stdout
     assert "Network is unreachable" in result.stdout or "Connection refused" in result.stdout
 
 
