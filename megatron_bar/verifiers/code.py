@@ -3,27 +3,25 @@
 truth is one of
 - {"function": name, "tests": [[arguments, expected], ...]}: the function's values, of equal types too;
 - ["assert name(arguments) == expected", ...], or that list as JSON text, as AceCoder and MBPP have it: each
-text
-  with an assert in it is a test, one or several statements of Python in which the names that nobody else
-  defines are the program's; the others (imports, values) prepare;
-- {"program": source} of a program that is one test, as MBPP+ has it in ``test``; with "entry_point", the
-name of
-  what its function ``check`` is called with, and "prompt", what the answer continues, as HumanEval+ has it;
-- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; or [{"input", "output"},
-...] or
-  {"inputs": [...], "outputs": [...]}, also as JSON text, as LiveCodeBench and APPS have them. White space
-  at the ends of lines and of the output does not count, nor how a number is written (2.50); a run that
-  fails is a wrong one;
-those that are a dict perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of
-the tests are right, else 0 (the published run: all or nothing at 0.99). fences.py says which part of an
-answer is the program.
+  text with an assert in it is a test, one or several statements of Python, and the others (imports, values)
+  prepare; the names that they leave undefined are the program's;
+- {"program": source}: a program that is one test, as MBPP+ has it in ``test``; perhaps with "entry_point",
+  the name of what its function ``check`` is called with, and "prompt", what the answer continues, as
+  HumanEval+ has them;
+- {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; LiveCodeBench's
+  [{"input": text, "output": text}, ...] and APPS's {"inputs": [...], "outputs": [...]}, also as JSON text,
+  are the same. White space at the ends of lines and of the output does not count, nor how a number with a
+  point is written (2.50); a run that fails is a wrong one;
+a dict perhaps with "pass_fraction". The score is 1 when at least min(pass_fraction, 0.99) of the tests are
+right, else 0 (the published run: all or nothing at 0.99). fences.py says which part of an answer is the
+program.
 
-The program runs in the sandbox and sees arguments and inputs, nothing of a test. Tests run in the sandbox
-too, in a process of their own (judge.py), with Python's own ``==`` on values that arrived as plain ones; a
-call that is a statement also changes its arguments. Not seen by tests, which then fail: equality of two
-objects of the program's classes, arithmetic of such an object with a number, the program's source, what it
-prints in a call. Quirk: after a run that had to be stopped, or once too many tests failed, no further test
-is tried.
+The program runs in the sandbox and gets arguments and inputs, nothing else of a test. Tests run in the
+sandbox too, in a process of their own (judge.py), with Python's own ``==`` on values that arrived as plain
+ones; a call that is a statement also changes its arguments. What tests cannot see, so that they fail:
+equality of two objects of the program's classes, arithmetic of such an object with a number, the program's
+source, what it prints in a call, objects that two arguments share. Quirk: after a run that had to be
+stopped, or once too many tests failed, no further test is tried.
 """
 
 import ast
@@ -110,7 +108,7 @@ def check(truth) -> tuple[Callable[[str, sandbox.Limits], int], int, float]:
 
 
 def _published(truth) -> object:
-    """Returns a copy of a truth that may be JSON text, with stdin tests as pairs; anything else as it came."""
+    """Returns a copy of a truth that may be JSON text, with stdin tests as pairs; else what came."""
     if isinstance(truth, str):
         try:
             truth = json.loads(truth)

@@ -253,7 +253,7 @@ def test_forms_of_tests_are_judged_as_in_one_process(program, tmp_path, monkeypa
         try:
             exec(f"{PROGRAMS[program]}\n{form}", {"__name__": "tests"})
             expected.append(1.0)
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever a test raises, it is not passed
             expected.append(0.0)
     scores = verify_many([("code", PROGRAMS[program], [form]) for form in FORMS])
     wrong = [each for each in zip(FORMS, scores, expected, strict=True) if each[1] != each[2]]
@@ -334,6 +334,8 @@ EXCHANGES = [
     ("import enum\nclass C(enum.Enum):\n    A = 1\n    B = 2\ndef f(): return C.B", "assert f() == C.B and f() is C.B and f() != C.A and f().name == 'B'", 1),
     ("class V:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return V(self.x + o.x)\n    def __lt__(self, o): return self.x < o.x",
      "assert (V(1) + V(2)).x == 3 and V(1) < V(2) and not V(2) < V(1) and min(V(3), V(2)).x == 2", 1),
+    ("class P(tuple):\n    __new__ = lambda cls, *_: tuple.__new__(cls)\ndef f(x): return P()", "assert f(1) == P(1, 2)", 0),
+    ("class Book:\n    title = 'T'\n    count = 3\ndef f(): return Book()", "assert f().title == 'T' and f().count == 3", 1),
     ("class V:\n    def __eq__(self, o): return True", "assert V() == V()", 0),
     ("from collections import OrderedDict\nclass LRU(OrderedDict):\n    def __init__(self, n): self.n = n\n    def put(self, k, v):\n        self[k] = v\n        if len(self) > self.n: self.popitem(last=False)",
      "c = LRU(2)\nc.put(1, 1); c.put(2, 2); c.put(3, 3)\nassert c.get(1, -1) == -1 and c.get(3) == 3 and c == {2: 2, 3: 3} and list(c) == [2, 3]", 1),
@@ -416,5 +418,8 @@ def test_any_list_of_texts_is_a_truth_or_refused(texts, data):
     asserts = [data.draw(st.sampled_from(["assert ", "assert f(1) == "])) + text for text in texts]
     try:
         check_task("code", asserts, "here")
-    except BarError as error:
-        assert str(error).startswith("here: code truth: expected")
+    except BarError as refused:
+        found = str(refused)
+    else:
+        found = "here: code truth: expected"
+    assert found.startswith("here: code truth: expected")

@@ -7,7 +7,7 @@ program cannot reach (verifiers/sandbox/judge.py), with a stand-in for the littl
 from megatron_bar.verifiers import code
 from megatron_bar.verifiers.sandbox import sandbox
 
-LIMITS = sandbox.Limits(wall_s=60.0, cpu_s=30, memory_bytes=2 << 30, output_bytes=64 << 20)
+LIMITS = sandbox.Limits(wall_s=60.0, cpu_s=30, memory_bytes=2 << 30, value_bytes=64 << 20)
 """Limits of one item: EvalPlus has hundreds of inputs to it, large ones among them, and allows 4 GiB."""
 
 

@@ -53,18 +53,19 @@ def run(answer, namespace):
 
     A block that cannot be compiled takes what it was to define with it.
     """
-    sources = [[answer["given"], []], *answer["blocks"]]
-    for source, names in sources:
+    for source, names in [[answer["given"], []], *answer["blocks"]]:
         if answer["prompt"] and source.lstrip("\n")[:1] in (" ", "\t"):
             source = f"{answer['prompt']}\n{source}"  # the body alone, continuing the prompt
         try:
-            exec(compile(source, "solution.py", "exec", dont_inherit=True), namespace)  # noqa: S102
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            if error.__traceback__.tb_next is None:
-                for name in names:
-                    namespace.pop(name, None)
+            code = compile(source, "solution.py", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            for name in names:
+                namespace.pop(name, None)
+            continue
+        try:
+            exec(code, namespace)  # noqa: S102  what all this is for
         except BaseException as error:  # noqa: BLE001  an end (exit, input without lines) is no undoing
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(type(error).__name__, file=sys.stderr)
 
 
 def get(namespace, name):

@@ -51,7 +51,9 @@ class Limits:
     """Threads, and our own three processes; a program can start no process."""
     open_files: int = 32
     output_bytes: int = 1 << 20
-    """Standard output, standard error, and a value given to or by a judge, each."""
+    """Standard output and standard error, each."""
+    value_bytes: int = 8 << 20
+    """What a program gives its judge, or gets from it, at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def _file(data: bytes):
 
 
 def _command(method: str, status: int, task: int, limits: Limits) -> list[str]:
-    numbers = [os.getpid(), status, task, limits.output_bytes, limits.disk_bytes]
+    numbers = [os.getpid(), status, task, limits.value_bytes, limits.disk_bytes]
     numbers += [limits.cpu_s, limits.memory_bytes, limits.file_bytes, limits.processes, limits.open_files]
     # An import reads cached bytecode, a script would not.
     start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"

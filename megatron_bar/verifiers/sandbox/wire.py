@@ -2,10 +2,10 @@
 
 Plain values travel as JSON: None, bool, int, float, str and list as themselves, and with a tag complex,
 bytes, bytearray, tuple, dict, set, frozenset, range, slice, the built-in types, and the standard library's
-in ``NAMED``. A str, int or float of a subclass travels as what it is without it. A text tells the value and nothing of
-where else that value stands: nothing is shared, and sets have the order of their spellings. Everything else
-stays where it is and travels as a number; the other side gets a ``Remote``, whose uses are asked for one by
-one.
+in ``NAMED``. A str, int or float of a subclass travels as what it is without it. A text tells the value and
+nothing of where else that value stands: nothing is shared, and sets have the order of their spellings.
+Everything else stays where it is and travels as a number; the other side gets a ``Remote``, whose uses are
+asked for one by one.
 
 ``Peer`` works alike on both sides, but for what it does for the other: a program's does all that it is
 asked; a judge's calls the functions and advances the iterators that a test gave away, and nothing else.
@@ -44,8 +44,8 @@ class Gone(BaseException):
 
 
 def encode(value, refer) -> str:
-    """Returns ``value`` as JSON. ``refer`` returns (tag, plain body) for what is not plain, (None, what stands
-    for it), or raises TypeError."""
+    """Returns ``value`` as JSON. ``refer`` returns (tag, plain body) for what is not plain, (None, what
+    stands for it), or raises TypeError."""
     kind = type(value)
     if kind is str:
         return encode_basestring_ascii(value)
@@ -156,7 +156,9 @@ class Peer:
         self.numbers = {}
         """The numbers of ``given``, and those of the other end's by what stands for them here."""
         self.remotes = {}
-        self.decode = decoder({"mine": self._remote, "yours": self.given.__getitem__, "error": self._error, "like": self._like})
+        self.decode = decoder(
+            {"mine": self._remote, "yours": self.given.__getitem__, "error": self._error, "like": self._like}
+        )
         self.refer = lambda value: self.numbers.get(id(value)) or refer(value)
 
     def give(self, value) -> int:
@@ -262,7 +264,9 @@ class Remote:
 
     It equals itself alone, whatever its class says: else an object equal to everything would be the answer
     to everything. Nor is anything computed from it and a plain value, whose difference could be 0; what an
-    operator makes of two objects of the other side is that side's affair, as with any method.
+    operator makes of two objects of the other side is that side's affair, as with any method. Methods named
+    as a plain value's it has only where a test asked for an object, by a name such as Stack: what stands in
+    for a text could say yes to any startswith, or give back what a set is to be united with.
     """
 
     def __init__(self, peer, number):
@@ -285,9 +289,12 @@ class Remote:
         return None
 
     def __getattr__(self, name):
-        if name.startswith("__") or (name in PLAIN_METHODS and not self._is_wanted):
+        value = None if name.startswith("__") else self._peer.ask("getattr", self, name)
+        if name.startswith("__") or (
+            name in PLAIN_METHODS and not self._is_wanted and isinstance(value, Remote)
+        ):
             raise AttributeError(name)
-        return self._peer.ask("getattr", self, name)
+        return value
 
     def __setattr__(self, name, value):
         self._peer.ask("setattr", self, name, value)
@@ -304,10 +311,10 @@ def wanted(name: str, value):
 
 
 class RemoteContainer(Remote):
-    """An object of a class derived from a built-in container: equal to what equals its content."""
+    """An object of a class derived from a built-in container: equal to a plain value if its content is."""
 
     def __eq__(self, other):
-        return self._content() == (other._content() if isinstance(other, RemoteContainer) else other)
+        return self is other if isinstance(other, Remote) else self._content() == other
 
     def __hash__(self):
         return hash(self._content())
@@ -367,9 +374,9 @@ def _change(old, new):
 def spell(value) -> str:
     """Spells a plain value: equal texts mean equal types and equal values. TypeError for anything else.
 
-    Containers may be of subclasses (Counter, defaultdict, namedtuple): what they contain counts. NaN spells as
-    itself, -0.0 as 0.0; dictionaries and sets have no order. int and float differ, so do bool and int, list
-    and tuple.
+    Containers may be of subclasses (Counter, defaultdict, namedtuple): what they contain counts. NaN spells
+    as itself, -0.0 as 0.0; dictionaries and sets have no order. int and float differ, so do bool and int,
+    list and tuple.
     """
     if value is None or type(value) in (bool, str, bytes):
         return repr(value)
