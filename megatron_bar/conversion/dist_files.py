@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_bar.conversion.dist_items import values_in
-from megatron_bar.conversion.dist_metadata import Piece, read_metadata
+from megatron_bar.conversion.dist_metadata import TensorPart, read_metadata
 from megatron_bar.conversion.ops import GateUp, VocabularyRows, WeightOp, Whole
 from megatron_bar.conversion.parameters import DTYPES, weight_ops
 from megatron_bar.errors import BarError
@@ -130,7 +130,7 @@ class Checkpoint:
             whole[there] = self._part(key, part, known.dtype)
         return whole
 
-    def _part(self, key: str, part: Piece, dtype: torch.dtype) -> Tensor:
+    def _part(self, key: str, part: TensorPart, dtype: torch.dtype) -> Tensor:
         try:
             with part.file.open("rb") as file:
                 start = values_in(file, part, dtype)

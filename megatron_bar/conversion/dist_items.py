@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from megatron_bar.conversion.dist_metadata import Piece
+from megatron_bar.conversion.dist_metadata import TensorPart
 from megatron_bar.conversion.opcodes import Made, Name, Stored, plain
 from megatron_bar.errors import BarError
 
@@ -29,7 +29,7 @@ _STORAGES = {
 class _Item(io.RawIOBase):
     """The bytes of an item, as a file of its own."""
 
-    def __init__(self, file: BinaryIO, part: Piece):
+    def __init__(self, file: BinaryIO, part: TensorPart):
         self.file = file
         self.start, self.length, self.at = part.start, part.length, 0
 
@@ -52,7 +52,7 @@ class _Item(io.RawIOBase):
         return count
 
 
-def values_in(file: BinaryIO, part: Piece, dtype: torch.dtype) -> int:
+def values_in(file: BinaryIO, part: TensorPart, dtype: torch.dtype) -> int:
     """Returns where in the item of ``part`` the values begin; raises BarError unless it is a contiguous
     tensor of the part's sizes and of ``dtype``, whole."""
     nbytes = math.prod(part.sizes) * dtype.itemsize

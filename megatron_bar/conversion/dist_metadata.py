@@ -38,7 +38,7 @@ Numbers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPart:
     """A part of a tensor, and the bytes of a file where it lies."""
 
     offsets: Numbers
@@ -54,7 +54,7 @@ class Described:
 
     dtype: torch.dtype
     size: Numbers
-    parts: list[Piece]
+    parts: list[TensorPart]
 
 
 def read_metadata(folder: Path) -> dict[str, Described]:
@@ -168,7 +168,7 @@ def _described(key: str, state, places: dict) -> Described:
             raise BarError(
                 f"tensor {key!r:.200}: expected parts within {list(size)!r:.200}, got one at {box!r:.200}"
             )
-        parts.append(Piece(offsets, sizes, *places.get((key, offsets), (None, 0, 0))))
+        parts.append(TensorPart(offsets, sizes, *places.get((key, offsets), (None, 0, 0))))
     found = sum(math.prod(part.sizes) for part in parts)
     if found != math.prod(size):
         raise BarError(f"tensor {key!r:.200}: expected {math.prod(size)} values, got {found}")
@@ -180,7 +180,7 @@ def _described(key: str, state, places: dict) -> Described:
     return Described(DTYPES[dtype.text], size, parts)
 
 
-def _require_side_by_side(key: str, parts: list[Piece]) -> None:
+def _require_side_by_side(key: str, parts: list[TensorPart]) -> None:
     """Raises where two parts overlap. They are parted by cuts right through, first along one axis, then along
     others; only what no cut parts is compared."""
     groups = [parts]
@@ -205,8 +205,8 @@ def _require_side_by_side(key: str, parts: list[Piece]) -> None:
                     raise BarError(f"tensor {key!r:.200}: expected parts side by side, got those at {at}")
 
 
-def _cut(parts: list[Piece], axis: int) -> list[list[Piece]]:
-    groups: list[list[Piece]] = []
+def _cut(parts: list[TensorPart], axis: int) -> list[list[TensorPart]]:
+    groups: list[list[TensorPart]] = []
     end = -1
     for part in sorted(parts, key=lambda part: part.offsets[axis]):
         if part.offsets[axis] >= end:
@@ -216,6 +216,6 @@ def _cut(parts: list[Piece], axis: int) -> list[list[Piece]]:
     return groups
 
 
-def _overlap(one: Piece, other: Piece) -> bool:
+def _overlap(one: TensorPart, other: TensorPart) -> bool:
     axes = zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
     return all(a < c + d and c < a + b for a, b, c, d in axes)

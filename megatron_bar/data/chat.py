@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from megatron_bar.data.own_template import renderer
 from megatron_bar.data.sources import RESULTS
 from megatron_bar.data.templates import NAMES, ROLES, TEMPLATES
 from megatron_bar.errors import BarError
@@ -183,18 +184,21 @@ class ChatFormat:
         return spans
 
     def _write(self, messages: list[dict], tools, *, where: str, prompt: bool = False) -> str:
-        # Here: it takes two seconds, and texts need none.
-        from transformers.utils.chat_template_utils import render_jinja_template
-
+        given = {
+            "conversations": [messages],
+            "tools": tools,
+            "chat_template": self.template,
+            "add_generation_prompt": prompt,
+            "bos_token": self.tokenizer.bos,
+            "eos_token": self.tokenizer.eos,
+        }
         try:
-            texts, _ = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=self.template,
-                add_generation_prompt=prompt,
-                bos_token=self.tokenizer.bos,
-                eos_token=self.tokenizer.eos,
-            )
+            if self.name == "own":
+                return renderer().ask(**given)
+            # Here: it takes two seconds, and texts need none.
+            from transformers.utils.chat_template_utils import render_jinja_template
+
+            texts, _ = render_jinja_template(**given)
         except Exception as error:  # noqa: BLE001  a template can raise anything
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BarError(f"{where}: the chat template fails: {problem:.200}") from None

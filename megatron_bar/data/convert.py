@@ -22,14 +22,6 @@ SPEAKERS = ("system", "developer", "environment", "tool")
 SAID = ("content", "function_calls", "tool_calls")
 FIM = ("prefix", "suffix", "middle")
 FIM_TOKEN = re.compile(r"<\|fim_(prefix|suffix|middle)\|>")
-VERIFIERS = PUBLISHED | {
-    "ace_coder": "code",
-    "acecoder": "code",
-    "code_stdio": "code",
-    "ifeval": "instruction",
-    "ifeval_old": "instruction",
-}
-"""Our verifier of each ``dataset`` of open-instruct's; what is missing is graded by a model there."""
 COLUMNS = {
     "chat": (("messages",),),
     "task": (("messages", "prompt"), ("ground_truth",)),
@@ -103,10 +95,10 @@ def _task(row: dict, wanted: FromHub) -> dict:
     if not isinstance(name, str) or not name:
         raise Refused(f"dataset expected as the name of one, got {name!r:.100}")
     name = name.lower()
-    if name not in VERIFIERS:
-        raise Refused(f"expected a data set out of {', '.join(VERIFIERS)}, got {name!r:.100}")
+    if name not in PUBLISHED:
+        raise Refused(f"expected a data set out of {', '.join(PUBLISHED)}, got {name!r:.100}")
     truth = _truth(name, row.get("ground_truth"))
-    return _with_tools(row, {"messages": _asked(row), "verifier": VERIFIERS[name], "truth": truth})
+    return _with_tools(row, {"messages": _asked(row), "verifier": PUBLISHED[name], "truth": truth})
 
 
 def _asked(row: dict) -> list[dict]:
@@ -132,11 +124,11 @@ def _truth(name: str, truth):
     """Returns the truth in the form of our verifier of that data set."""
     while isinstance(truth, list) and len(truth) == 1 and not _is_assert(truth[0]):
         truth = truth[0]
-    if VERIFIERS[name] == "code" and isinstance(truth, str):
+    if PUBLISHED[name] == "code" and isinstance(truth, str):
         truth = _json(truth)
     if name == "code_stdio" and isinstance(truth, list):
         truth = {"stdin_tests": [_stdin_test(test) for test in truth]}
-    if VERIFIERS[name] == "instruction":
+    if PUBLISHED[name] == "instruction":
         truth = {"constraints": truth, "reward": "fraction"}  # as open-instruct rewards
     return truth
 

@@ -48,8 +48,19 @@ ANSWERED = "answered"
 """Key of a parsed task: the assistant's turns at the end of its messages, which are no part of the prompt."""
 ANSWERS = ("chosen", "rejected")
 """Keys of a preference's answers; in a checked row each is a message."""
-PUBLISHED = {"gsm8k": "numeric", "math": "math", "code": "code", "string_matcher": "exact"}
-"""Verifiers by the ``dataset`` that a published RLVR row names (open-instruct)."""
+PUBLISHED = {
+    "gsm8k": "numeric",
+    "math": "math",
+    "code": "code",
+    "ace_coder": "code",
+    "acecoder": "code",
+    "code_stdio": "code",
+    "ifeval": "instruction",
+    "ifeval_old": "instruction",
+    "string_matcher": "exact",
+}
+"""Verifiers by the ``dataset`` that a published RLVR row names (open-instruct); other names are graded by a
+model there."""
 RESULTS = ("tool", "environment")
 """Roles whose messages are what a call gave."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from megatron_bar.data.chat import TEMPLATES
+from megatron_bar.data.chat import TEMPLATES, _call_lines
 from megatron_bar.verifiers import verify
 
 ANSWER = "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -57,10 +57,10 @@ PROSE = st.sampled_from(
 
 
 def rendered(template: str, calls: list[dict], said: str = "") -> str:
-    messages = [
-        {"role": "user", "content": "Look."},
-        {"role": "assistant", "content": said, "tool_calls": [{"function": call} for call in calls]},
-    ]
+    given = {"tool_calls": [{"function": call} for call in calls]}
+    if "tool_calls" not in template:  # it takes them as text alone
+        given = {"function_calls": _call_lines(calls, "")}
+    messages = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": said, **given}]
     texts = []
     for part, prompt in ((messages, False), (messages[:1], True)):
         (text,), _ = render_jinja_template(
