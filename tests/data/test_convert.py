@@ -8,7 +8,7 @@ import pytest
 from data.mirror import SIGNATURE, calling, chat, padded, turn
 
 from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.convert import VERIFIERS, NoTokenizer, check_line, convert, reason
+from megatron_bar.data.convert import PUBLISHED, NoTokenizer, check_line, convert, reason
 from megatron_bar.data.hub import FromHub, HubSet
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers import VERIFIERS as KNOWN
@@ -235,7 +235,7 @@ def test_only_the_name_in_front_is_taken_off_a_prompt():
 
 
 def test_verifiers_are_ours():
-    assert set(VERIFIERS.values()) <= KNOWN.keys()
+    assert set(PUBLISHED.values()) <= KNOWN.keys()
 
 
 def test_truths_that_were_converted_grade():

@@ -448,9 +448,10 @@ def test_rows_of_published_rlvr_sets(row, verifier, truth):
 
 def test_a_published_row_that_nobody_grades_is_named():
     with pytest.raises(
-        BarError, match=r"^a.jsonl:1: expected a verifier, or a dataset out of gsm8k.*, got 'ifeval'$"
+        BarError,
+        match=r"^a.jsonl:1: expected a verifier, or a dataset out of gsm8k.*, got 'general-quality'$",
     ):
-        parse({"messages": CHAT, "ground_truth": "x", "dataset": "ifeval"}, "task", "a.jsonl:1")
+        parse({"messages": CHAT, "ground_truth": "x", "dataset": "general-quality"}, "task", "a.jsonl:1")
 
 
 ASKED, ANSWERED, WORSE = (
