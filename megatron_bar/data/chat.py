@@ -212,7 +212,9 @@ class ChatFormat:
             raise BarError(
                 f"{where}: expected text, got {half[0]!a}, half of a surrogate pair, which UTF-8 cannot hold"
             )
-        guard = next(chr(n) for n in range(0xF8FF, 0xE000, -1) if chr(n) not in everything)
+        guard = next((chr(n) for n in range(0xF8FF, 0xE000, -1) if chr(n) not in everything), None)
+        if guard is None:
+            raise BarError(f"{where}: expected text, got every character of Unicode's private use")
         if not self._specials.search(everything):
             return guard, messages, tools
 

@@ -61,6 +61,12 @@ PUBLISHED = {
 }
 """Verifiers by the ``dataset`` that a published RLVR row names (open-instruct); other names are graded by a
 model there."""
+BATCH = 16
+"""Rows that are in memory together, of which each may be long."""
+LONGEST_ROW = 64 << 20
+"""Bytes of a row's line; a book has 1 MB."""
+MOST_COMPRESSED = 200
+"""Bytes of a column that one compressed byte may stand for."""
 RESULTS = ("tool", "environment")
 """Roles whose messages are what a call gave."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
@@ -377,15 +383,34 @@ def _dataset_rows(dataset, name: str) -> Iterator[Raw]:
 
     if not isinstance(dataset, Dataset):
         raise BarError(f"{name}: expected one split, got {', '.join(dataset)}; name the folder of the split")
-    for number, row in enumerate(dataset, 1):
-        yield f"{name}:{number}", row
+    number = 0
+    # As Arrow keeps them: a picture or a sound would be decoded, from wherever the row says that it lies.
+    for table in dataset.with_format("arrow").iter(batch_size=BATCH):
+        for row in table.to_pylist():
+            number += 1
+            yield f"{name}:{number}", row
+
+
+def _require_honest_sizes(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
+    """Raises for columns that are far smaller in the file than in memory, as no text is."""
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        for number in range(columns.num_columns):
+            column = columns.column(number)
+            most = max(LONGEST_ROW, MOST_COMPRESSED * column.total_compressed_size)
+            if column.total_uncompressed_size > most:
+                raise BarError(
+                    f"{path}: column {column.path_in_schema!r:.100}: expected at most {most} bytes of "
+                    f"{column.total_compressed_size} compressed ones, got {column.total_uncompressed_size}"
+                )
 
 
 def _parquet_rows(path: Path) -> Iterator[Raw]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            _require_honest_sizes(path, file.metadata)
+            for batch in file.iter_batches(batch_size=BATCH):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
@@ -400,7 +425,11 @@ def _line_rows(path: Path) -> Iterator[Raw]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_ROW + 1), b""), 1):
+                if len(line) > LONGEST_ROW:
+                    raise BarError(
+                        f"{path}:{number}: expected a row of at most {LONGEST_ROW} bytes, got more"
+                    )
                 if not line.isspace():
                     yield f"{path}:{number}", line
     except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException, OSError) as error:

@@ -20,12 +20,17 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from megatron_bar.data.fast_bpe import fast_encoder
 from megatron_bar.data.templates import TULU
 from megatron_bar.errors import BarError
-from megatron_bar.weights.json_file import why
+from megatron_bar.weights.json_file import read_object
+from megatron_bar.weights.regular import read_regular
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 HOLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 """Special tokens of a text with a hole, in the order in which it is written."""
+LONGEST_TEMPLATE = 1 << 20
+"""Bytes of a chat template."""
+MOST_GROWTH = 1000
+"""Times that a tokenizer may make a text longer before it cuts it."""
 Pieces = str | list[str | int]
 """A text, or its parts: texts, and special tokens by their ids."""
 _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+|<|\s+"
@@ -114,18 +119,19 @@ class BpeText(_Text):
                 return self.fast(text)
             except ValueError:
                 pass  # the slow one can
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return _called(self.path, self.tokenizer.encode, text, add_special_tokens=False).ids
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Encodes many at once."""
         if self.fast is not None:
             return [self.encode_text(text) for text in texts]
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encode = self.tokenizer.encode_batch_fast
+        encodings = _called(self.path, encode, texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return _called(self.path, self.tokenizer.decode, list(ids), skip_special_tokens=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +155,17 @@ class SentencePieceText(_Text):
         return self.processor.decode(list(ids))
 
 
+def _called(path: Path, function: Callable, *given, **options):
+    """Returns the library's result; what it panics at (a bug, of a tokenizer's making) is an error that names
+    the tokenizer."""
+    try:
+        return function(*given, **options)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # which is no Exception
+            raise
+        raise BarError(f"{path}: the tokenizer fails: {str(error).splitlines()[0]:.200}") from None
+
+
 def load_tokenizer(path: Path | str) -> BpeText | SentencePieceText:
     """Returns the tokenizer of a Hugging Face folder, or of a SentencePiece ``.model`` file."""
     path = Path(path)
@@ -164,9 +181,12 @@ def load_tokenizer(path: Path | str) -> BpeText | SentencePieceText:
 
 
 def _load_bpe(file: Path) -> BpeText:
+    spec = read_object(file, expected="a tokenizer")
+    _require_modest_growth(file, spec)
     try:
-        spec = json.loads(file.read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.from_str(json.dumps(spec))
+        tokenizer = _called(file, Tokenizer.from_str, json.dumps(spec))
+    except BarError:
+        raise
     except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
         raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
     added = tokenizer.get_added_tokens_decoder().items()
@@ -196,15 +216,32 @@ def _load_bpe(file: Path) -> BpeText:
         added=plain,
         bos=_token_name(beside, config, "bos_token", eos),
         eos=eos,
-        begin=_begin(tokenizer),
+        begin=_begin(file, tokenizer),
         template=_chat_template(file.parent, config),
     )
 
 
-def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
+def _require_modest_growth(file: Path, spec: dict) -> None:
+    """Raises where the parts of a tokenizer that rewrite text could make much of little: each writes up to so
+    many characters for one, and they follow one another."""
+    growth = 1
+    pending = [spec.get("normalizer"), spec.get("pre_tokenizer"), spec.get("decoder")]
+    while pending:
+        part = pending.pop()
+        pending += part if isinstance(part, list) else []
+        if isinstance(part, dict):
+            pending += part.values()
+            written = part.get("content") or part.get("prepend") or ""
+            if part.get("type") in ("Replace", "Prepend") and isinstance(written, str):
+                growth *= max(1, len(written) + (part["type"] == "Prepend"))
+    if growth > MOST_GROWTH:
+        raise BarError(f"{file}: expected a text to grow {MOST_GROWTH} times at most, got {growth:.3g}")
+
+
+def _begin(file: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Returns what the post-processor puts before a text. It alone decides, as in transformers 5, which does
     not ask ``add_bos_token`` where there is a tokenizer.json."""
-    encoded = tokenizer.encode("a")
+    encoded = _called(file, tokenizer.encode, "a")
     pairs = zip(encoded.ids, encoded.sequence_ids, strict=True)
     return tuple(number for number, _ in takewhile(lambda pair: pair[1] is None, pairs))
 
@@ -225,7 +262,9 @@ def _chat_template(folder: Path, config: dict) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8")
+            return read_regular(file, LONGEST_TEMPLATE).decode("utf-8")
+        except BarError:
+            raise
         except (OSError, ValueError) as error:
             raise BarError(f"{file}: expected UTF-8 text, got {error}") from None
     template = config.get("chat_template")
@@ -240,15 +279,7 @@ def _chat_template(folder: Path, config: dict) -> str | None:
 
 
 def _read_config(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BarError(f"{file}: not readable as JSON: {why(error)}") from None
-    if not isinstance(config, dict):
-        raise BarError(f"{file}: expected a JSON object, got {type(config).__name__}")
-    return config
+    return read_object(file, expected="a tokenizer's config") if file.is_file() else {}
 
 
 def _load_sentencepiece(path: Path) -> SentencePieceText:
