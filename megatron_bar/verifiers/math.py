@@ -16,6 +16,9 @@ Decided here, exactly:
   list; a list may be written as a point ("(0, 1)" for "0, 1") but not a point as a list. "\pm 5" are two
   numbers.
 
+- Sums, products, powers and roots are compared by their values (formula.py): math-verify takes what is below
+  1e-15 for zero, and floats that agree to six digits for equal.
+
 Anything else goes to math-verify (math_child.py), with its leniences (x = 5 is 5), in a process that ends
 within a second; what it cannot decide by then is wrong. Unevaluated sums, integrals, derivatives, limits and
 the like never count, nor do commands that are neither plain notation nor in the truth; a constant truth
