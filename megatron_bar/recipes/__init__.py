@@ -1,5 +1,5 @@
 """Recipes are values: what one is made of (recipe, study, stages), and the shipped ones, functions that
-return them."""
+return them. published is the table of public data that most of them learn from."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_bar.errors import BarError
 from megatron_bar.recipes.recipe import Recipe
 
-NO_RECIPES = ("__init__", "recipe", "study", "stages")
+NO_RECIPES = ("__init__", "recipe", "study", "stages", "published")
 """Files beside the shipped recipes."""
 
 

@@ -1,6 +1,9 @@
 """BAR from Llama 3.1 8B (meta-llama/Llama-3.1-8B) by the published stages of OLMo 2 7B, on 8 GPUs per node.
 
-Nobody published such a run; learning rates are those of OLMo 2 7B.
+Nobody published such a run; learning rates are those of OLMo 2 7B. Its tokenizer lacks special tokens that
+the published data asks for: ChatML's, so that template tulu lays chats out and has no place for the calls of
+tool use, and those of text to fill in. A run says so before it starts; bring a tokenizer with them, or leave
+that data out.
 """
 
 from megatron_bar.parallel.state import ParallelConfig
@@ -38,6 +41,7 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="Llama-3.1-8B",
         anchor="Llama-3.1-8B-Instruct",
+        chat_template="tulu",
         layouts=olmo2_7b.Layouts(
             midtrain=ParallelConfig(tensor=2),
             sft=ParallelConfig(expert=2),

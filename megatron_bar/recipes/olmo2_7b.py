@@ -1,7 +1,8 @@
 """The published run: BAR-5x7B from OLMo 2 7B (arXiv 2604.18473 and its released recipe), on 8 GPUs per node.
 
-Bring the folders and the data: ``--set base=... --set anchor=... --set data=...``. What the paper says and
-its scripts did differently is a named policy: ``--set experts.math.sft.policy=sft_shared_frozen``. The
+Bring the folders, ``--set base=... --set anchor=...``, and the data, ``--set data=...``, which `bar prepare`
+makes of public sets: published.py says of which, and where the run itself read others. What the paper says
+and its scripts did differently is a named policy: ``--set experts.math.sft.policy=sft_shared_frozen``. The
 recipes of the other sizes are `bar` with another shape and other layouts; none of them was published.
 """
 
@@ -9,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_bar.data.sources import Source
+from megatron_bar.data.templates import Name
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.recipes import stages
+from megatron_bar.recipes import published, stages
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
 from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.weights.hf_config import ModelConfig
@@ -34,25 +36,21 @@ SHAPE = ModelConfig(
 """Shape of the released models, with positions for the rows of mid-training (`branch` sees to them); theta
 and vocabulary are read from the anchor's own config when the run starts."""
 
-GENERAL = tuple(
-    Source(path=Path(f"sft/general/{name}.jsonl"), kind="chat", domain="general")
-    for name in ("wildchat", "flan_v2", "hardcoded", "tablegpt", "oasst1", "aya", "persona_if")
-)
-MATH = tuple(
-    Source(path=Path(f"sft/math/{name}.jsonl"), kind="chat", domain="math")
-    for name in (
-        "persona_math_grade",
-        "persona_algebra",
-        "openmath2_gsm8k",
-        "numinamath_tir",
-        "persona_math_v5",
-    )
-)
-CODE = (Source(path=Path("sft/code/dolci_instruct_sft_coding.jsonl"), kind="chat", domain="code"),)
-TOOL_USE = (
-    Source(path=Path("sft/tool_use/dolci_instruct_sft_tool_use.jsonl"), kind="chat", domain="tool_use"),
-)
-SAFETY = (Source(path=Path("sft/safety/dolci_instruct_sft_safety.jsonl"), kind="chat", domain="safety"),)
+GENERAL = published.sources(published.GENERAL, "chat", "general")
+MATH = published.sources(published.MATH, "chat", "math")
+ROUTER_MATH = published.sources(published.ROUTER_MATH, "chat", "math")
+CODE = published.sources(published.CODE, "chat", "code")
+TOOL_USE = published.sources(published.TOOL_USE, "chat", "tool_use")
+SAFETY = published.sources(published.SAFETY, "chat", "safety")
+ROUTER = GENERAL + ROUTER_MATH + CODE + SAFETY + TOOL_USE
+MIDTRAIN = {
+    "math": published.sources(published.MIDTRAIN_MATH, "text"),
+    "code": published.sources(published.MIDTRAIN_CODE, "text"),
+}
+RLVR = {
+    "math": published.sources(published.RLVR_MATH, "task"),
+    "code": published.sources(published.RLVR_CODE, "task"),
+}
 RL = GRPOConfig(rounds=300, max_new_tokens=4096)
 
 
@@ -74,21 +72,19 @@ def expert(
     domain: tuple[Source, ...],
     *,
     layouts: Layouts,
-    midtrain: bool = False,
     rounds: int = 0,
 ) -> ExpertSpec:
     """Returns one column of the recipe; SFT sees all of the general data besides the domain's."""
     runs = []
-    if midtrain:
+    if name in MIDTRAIN:
         mid = stages.midtrain(parallel=layouts.midtrain, save_every=500)
-        runs.append(Training(stage=mid, data=(Source(path=Path(f"midtrain/{name}.jsonl"), kind="text"),)))
+        runs.append(Training(stage=mid, data=MIDTRAIN[name]))
     sft = stages.sft(parallel=layouts.sft, save_every=200)
     runs.append(Training(stage=sft, data=GENERAL + domain))
     if rounds:
         rlvr = stages.rlvr(parallel=layouts.rlvr, save_every=10)
-        tasks = (Source(path=Path(f"rlvr/{name}.jsonl"), kind="task"),)
         rl = replace(RL, rounds=rounds, slots=layouts.slots)
-        runs.append(Training(stage=rlvr, data=tasks, rl=rl))
+        runs.append(Training(stage=rlvr, data=RLVR[name], rl=rl))
     return ExpertSpec(name=name, runs=tuple(runs))
 
 
@@ -99,25 +95,30 @@ def bar(
     base: str,
     anchor: str,
     layouts: Layouts,
+    chat_template: Name = "olmo",
 ) -> Recipe:
-    """Returns the published stages for a dense model of ``shape``."""
+    """Returns the published stages for a dense model of ``shape``.
+
+    The authors laid SFT out by the template ``olmo``, RLVR by the tokenizer's own, which has another default
+    system text; here one serves both.
+    """
     return Recipe(
         name=name,
         data=Path("data"),
+        from_hub=published.ALL,
+        chat_template=chat_template,
         shape=shape,
         base=Path(base),
         anchor=Path(anchor),
         experts=(
-            expert("math", MATH, layouts=layouts, midtrain=True, rounds=300),
-            expert("code", CODE, layouts=layouts, midtrain=True, rounds=150),
+            expert("math", MATH, layouts=layouts, rounds=300),
+            expert("code", CODE, layouts=layouts, rounds=150),
             expert("safety", SAFETY, layouts=layouts),
             expert("tool_use", TOOL_USE, layouts=layouts),
         ),
         route=Training(
             stage=stages.route(parallel=layouts.route, save_every=20),
-            data=tuple(
-                replace(source, share=ROUTER_SHARE) for source in GENERAL + MATH + CODE + SAFETY + TOOL_USE
-            ),
+            data=tuple(replace(source, share=ROUTER_SHARE) for source in ROUTER),
         ),
     )
 

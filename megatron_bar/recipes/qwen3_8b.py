@@ -32,6 +32,7 @@ def recipe() -> Recipe:
         shape=SHAPE,
         base="Qwen3-8B-Base",
         anchor="Qwen3-8B",
+        chat_template="chatml",  # as its own, with the published data's way of calling
         layouts=olmo2_7b.Layouts(
             midtrain=ParallelConfig(tensor=2),
             sft=ParallelConfig(tensor=2),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_bar.config.names import STANDS_FOR_IT
+from megatron_bar.data.hub import FromHub
 from megatron_bar.data.sources import Source
 from megatron_bar.data.templates import Name
 from megatron_bar.data.untagged import UntaggedSizes
@@ -112,6 +113,8 @@ class Recipe:
     name: str
     data: Path | None = None
     """Folder that the sources' paths start from; None: a world, made in the output folder."""
+    from_hub: tuple[FromHub, ...] = ()
+    """The public sets that files of the data are made of, by `bar prepare`."""
     chat_template: Name = "tulu"
     """How chats are laid out (data/templates.py); own: by the template in the tokenizer's folder."""
     max_refused: float = 0.0
@@ -172,6 +175,14 @@ class Recipe:
             )
         if self.evaluation is not None:
             self.study.check_skills({test.name for test in self.evaluation.tests})
+
+    @property
+    def sources(self) -> list[Source]:
+        """What its stages learn from, each once."""
+        experts = [part for part in (*self.experts, *self.more) if isinstance(part, ExpertSpec)]
+        runs = [run for run in (self.pretrain, self.posttrain, self.route) if run is not None]
+        runs += [run for expert in experts for run in expert.runs]
+        return list(dict.fromkeys(source for run in runs for source in (*run.data, *run.validation)))
 
     @property
     def given(self) -> dict[str, Path]:

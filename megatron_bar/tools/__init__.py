@@ -22,7 +22,12 @@ TASKS: dict[str, dict[str, str]] = {
         "adopt": "adopt_folder",
         "card": "card",
     },
-    "train": {"run": "run_recipe", "preprocess": "preprocess_data", "preview": "preview_data"},
+    "train": {
+        "prepare": "prepare_data",
+        "run": "run_recipe",
+        "preprocess": "preprocess_data",
+        "preview": "preview_data",
+    },
     "look into a model": {
         "inspect": "inspect_model",
         "generate": "generate",
