@@ -233,7 +233,7 @@ def _take_up(work: Path, plan: dict) -> dict:
 def _write_state(work: Path, state: dict) -> None:
     beside = work / "state.partial"
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(state, file)
+        file.write(json.dumps(state))
         file.flush()
         os.fsync(file.fileno())
     beside.rename(work / "state.json")

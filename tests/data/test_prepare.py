@@ -246,9 +246,12 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(number, with_refused, st
 
 
 @pytest.mark.faults
-def test_killed_at_every_point_it_ends_with_the_same_bytes(with_refused, straight, tmp_path):
+def test_killed_around_every_change_of_the_disk_it_ends_with_the_same_bytes(with_refused, straight, tmp_path):
+    """Before and after all but the writes of rows."""
     expected, calls = straight
-    for point in range(1, len(calls) + 1):
+    points = [n for n, call in enumerate(calls, 1) if call.split()[1] not in ("write", "replace")]
+    assert len(points) > 200
+    for point in points:
         out = tmp_path / str(point)
         process = start_process(
             killed, with_refused, out, tmp_path / "report", point, output=tmp_path / "log"
