@@ -63,7 +63,7 @@ PUBLISHED = {
 model there."""
 BATCH = 16
 """Rows that are in memory together, of which each may be long."""
-LONGEST_ROW = 64 << 20
+LONGEST_ROW = 16 << 20
 """Bytes of a row's line; a book has 1 MB."""
 MOST_COMPRESSED = 200
 """Bytes of a column that one compressed byte may stand for."""
@@ -397,7 +397,7 @@ def _require_honest_sizes(path: Path, metadata: pyarrow.parquet.FileMetaData) ->
         columns = metadata.row_group(group)
         for number in range(columns.num_columns):
             column = columns.column(number)
-            most = max(LONGEST_ROW, MOST_COMPRESSED * column.total_compressed_size)
+            most = max(BATCH * LONGEST_ROW, MOST_COMPRESSED * column.total_compressed_size)
             if column.total_uncompressed_size > most:
                 raise BarError(
                     f"{path}: column {column.path_in_schema!r:.100}: expected at most {most} bytes of "
@@ -413,6 +413,11 @@ def _parquet_rows(path: Path) -> Iterator[Raw]:
             for batch in file.iter_batches(batch_size=BATCH):
                 for row in batch.to_pylist():
                     number += 1
+                    texts = sum(len(text) for text in row.values() if isinstance(text, str))
+                    if max(texts, batch.nbytes // BATCH) > LONGEST_ROW:
+                        raise BarError(
+                            f"{path}:{number}: expected a row of at most {LONGEST_ROW} bytes, got more"
+                        )
                     yield f"{path}:{number}", row
     except (pyarrow.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0]

@@ -4,10 +4,8 @@ and 1 GiB beyond what the tool takes of a good one, and nothing of the host come
 import json
 import os
 import pickle
-import resource
 import struct
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from folders import edit_json, save_hf
-from scripts import ENV, ROOT
+from strangers import require_refused, tool
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from megatron_bar.conversion.convert import import_folder
 from megatron_bar.weights.folder import Folder
 
-SECONDS = 10
-MEMORY = 1 << 30
 INSPECT = ("inspect_model", "{}")
 EXPORT = ("export_hf", "--checkpoint", "{}", "--out", "out")
 IMPORT = ("import_hf", "--hf", "{}", "--out", "out")
@@ -198,28 +194,6 @@ def good(tmp_path_factory) -> Path:
     return place
 
 
-def limited() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS + 10, SECONDS + 10))
-
-
-def tool(place: Path, name: str, *arguments: str) -> tuple[int, str, str, float, int]:
-    """Status, output, errors, seconds of processor time and bytes at its largest of a tool's process."""
-    command = [sys.executable, str(ROOT / f"tools/{name}.py"), *arguments]
-    with subprocess.Popen(
-        command,
-        cwd=place,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=limited,
-    ) as process:
-        out, err = process.stdout.read(), process.stderr.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, out, err, used.ru_utime + used.ru_stime, used.ru_maxrss << 10
-
-
 @pytest.fixture(scope="module")
 def usual(good, tmp_path_factory) -> tuple[float, int]:
     """Seconds and bytes that a tool takes of a good folder."""
@@ -239,14 +213,9 @@ def cases():
 def test_a_strangers_folder_is_refused(name, folder, make, command, good, usual, tmp_path, record_property):
     subprocess.run(["cp", "-r", good / folder, tmp_path / "hostile"], check=True)
     make(tmp_path / "hostile")
-    status, out, err, seconds, memory = tool(tmp_path, *(word.format("hostile") for word in command))
-    assert status == 1, (out, err[-2000:])
-    assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 2000, err[-2000:]
+    done = tool(tmp_path, *(word.format("hostile") for word in command))
     assert [path.name for path in tmp_path.iterdir()] == ["hostile"]
-    assert seconds - usual[0] < SECONDS and memory - usual[1] < MEMORY
-    more = max(0, memory - usual[1]) >> 20
-    figure = f"refused in {max(0.0, seconds - usual[0]):.1f} s and {more} MiB more than a good one is read"
-    record_property("figure", f"folder with {name}: {figure}")
+    record_property("figure", f"folder with {name}: {require_refused(done, usual)}")
 
 
 def test_names_that_move_the_cursor_are_spelled_out(good, tmp_path):
