@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from folders import add_tokenizer
 from scripts import ROOT
 
 from megatron_bar.data import world
@@ -147,11 +148,12 @@ def seven(slurm) -> Slurm:
         (slurm.place / name).mkdir()
         shape = load_recipe("olmo2_7b").shape
         (slurm.place / name / "config.json").write_text(json.dumps(shape.to_hf()))
+        add_tokenizer(slurm.place / name)
     return slurm
 
 
 def test_a_run_is_submitted_in_the_order_of_its_needs(seven):
-    given = {"BASE": seven.place / "base", "ANCHOR": seven.place / "anchor", "DATA": seven.place}
+    given = {"BASE": seven.place / "base", "ANCHOR": seven.place / "anchor", "DATA": seven.place / "data"}
     seven.settings(**given, TORCHRUN="(true)", AFTER="(evaluate)")
     status, _, err = seven.run(CLUSTER / "submit.sh")
     assert status == 0, err
@@ -178,7 +180,7 @@ def test_a_run_is_submitted_in_the_order_of_its_needs(seven):
 
 
 def test_what_needs_a_failed_job_never_starts_and_is_not_requeued(seven):
-    given = {"BASE": seven.place / "base", "ANCHOR": seven.place / "anchor", "DATA": seven.place}
+    given = {"BASE": seven.place / "base", "ANCHOR": seven.place / "anchor", "DATA": seven.place / "data"}
     seven.settings(**given, TORCHRUN="(false)")
     assert seven.run(CLUSTER / "submit.sh")[0] == 0
     statuses = [seven.read(f"{number}.status") for number in range(1, 2 + 8 + 2)]

@@ -224,7 +224,7 @@ def test_choices(letter, other):
 
 
 @settings(max_examples=200)
-@given(st.text("ABCDEMNOPQ", min_size=3, max_size=7), st.randoms())
+@given(st.text("ABCDEMNPQR", min_size=3, max_size=7), st.randoms())  # no NONE among them, which is no truth
 def test_words_keep_the_order_of_their_letters(word, random):
     other = "".join(random.sample(word, len(word)))
     for form in ("%s", r"\text{%s}", "%s."):
