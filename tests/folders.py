@@ -43,9 +43,9 @@ SHAPE = {
 }
 
 
-def add_tokenizer(path: Path, words: tuple[str, ...] = WORDS) -> None:
+def add_tokenizer(path: Path, words: tuple[str, ...] = WORDS, special: int = 2) -> None:
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<|pad|>"))
-    tokenizer.add_special_tokens(list(words[:2]))
+    tokenizer.add_special_tokens(list(words[:special]))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(path / "tokenizer.json"))
 

@@ -18,7 +18,7 @@ from folders import add_tokenizer
 from scripts import ROOT
 
 from megatron_bar.data import world
-from megatron_bar.data.tokenizer import load_tokenizer
+from megatron_bar.data.tokenizer import HOLE, load_tokenizer
 from megatron_bar.experts.branch import branch
 from megatron_bar.recipes import load_recipe
 from megatron_bar.run.pipeline import Pipeline
@@ -141,14 +141,29 @@ EXPERTS = {
 }
 
 
+CHAT = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+ROWS = {
+    "text": {"text": "one"},
+    "fim": {"text": "one"},
+    "chat": {"messages": CHAT},
+    "task": {"messages": CHAT[:1], "verifier": "exact", "truth": "two"},
+}
+
+
 @pytest.fixture
 def seven(slurm) -> Slurm:
-    """The shape of the 7B models in place of their folders."""
+    """The shape of the 7B models in place of their folders, and a row in place of each of their files."""
+    recipe = load_recipe("olmo2_7b")
+    trained = [training for expert in recipe.experts for training in expert.runs]
+    for source in (source for training in (*trained, recipe.route) for source in training.data):
+        file = slurm.place / "data" / source.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(ROWS[source.kind]) + "\n")
     for name in ("base", "anchor"):
         (slurm.place / name).mkdir()
         shape = load_recipe("olmo2_7b").shape
         (slurm.place / name / "config.json").write_text(json.dumps(shape.to_hf()))
-        add_tokenizer(slurm.place / name)
+        add_tokenizer(slurm.place / name, ("<|pad|>", "<|endoftext|>", *HOLE), special=5)
     return slurm
 
 
