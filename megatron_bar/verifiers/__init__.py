@@ -18,6 +18,7 @@ from typing import Protocol
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers import safety
 from megatron_bar.verifiers.judge import NO_JUDGE, Judge
+from megatron_bar.verifiers.text import spoken
 
 
 class Verifier(Protocol):
@@ -45,9 +46,12 @@ VERIFIERS: dict[str, Verifier] = dict(_files())
 
 
 def verify(name: str, response: str, truth) -> float:
-    """Returns the score of ``response`` by the verifier ``name``; a verifier that fails is a BarError."""
+    """Returns the score of ``response`` by the verifier ``name``; a verifier that fails is a BarError.
+
+    The thoughts that a response begins with are no answer (`spoken`).
+    """
     try:
-        score = _verifier(name).verify(response, truth)
+        score = _verifier(name).verify(spoken(response), truth)
         assert 0.0 <= score <= 1.0, f"score {score}"
     except BarError:
         raise

@@ -78,7 +78,7 @@ def formula(text: str) -> str:
     if len(parts) != 3 or not re.fullmatch(r"[^\w(]*(?:\([a-z ,]*\)\W*)?", parts[2]):
         return text
     words = set(WORD.findall((parts[0] + parts[2]).lower()))
-    if words & (CHANGED_BEFORE | CHANGED_AFTER):
+    if words & (CHANGED_BEFORE | CHANGED_AFTER) - {"point"}:
         return text
     return text if "n't" in parts[0] or re.search(r"[0-9\\=<>]", parts[0]) else parts[1]
 

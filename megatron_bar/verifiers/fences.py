@@ -19,8 +19,12 @@ definition counts in both.
 import re
 from collections.abc import Iterable
 
-FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*)$")
-BEHIND_WORDS = re.compile(r"^.*?(`{3,}|~{3,})[ \t]*((?:python|py)[0-9.]*)[ \t]*$", re.IGNORECASE)
+FENCE = re.compile(r"^([ \t]*+)(`{3,}+|~{3,}+)([^`\n]*)$")
+BEHIND_WORDS = re.compile(r"^.*?(?<![`~])(`{3,}+|~{3,}+)[ \t]*+((?:python|py)[0-9.]*)[ \t]*$", re.IGNORECASE)
+LONGEST = 100_000
+"""Characters that are read, from the end."""
+LINES = 200
+"""Of a docstring behind a fence in it, within which it must end."""
 PYTHON = re.compile(r"\{?\.?(?:python|py)(?:[0-9.]+)?\b", re.IGNORECASE)
 READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*(?:0|['\"]/dev/stdin)")
 DEFINES = re.compile(r"(?:(?:def|async|class|import|from)\b|[@#)\]}]|['\"]{3}|[A-Za-z_][\w, ]*(?::[^=]*)?=)")
@@ -30,7 +34,7 @@ DEFINES = re.compile(r"(?:(?:def|async|class|import|from)\b|[@#)\]}]|['\"]{3}|[A
 def blocks(answer: str) -> list[tuple[str, str]]:
     """Returns (language, text) of the blocks of ``answer`` that may be Python, in their order; the whole of
     it if it has no block at all."""
-    answer = answer.rpartition("</think>")[2].replace("\r\n", "\n")
+    answer = answer[-LONGEST:].rpartition("</think>")[2].replace("\r\n", "\n")
     found = list(_fenced(answer.split("\n"))) or [("", answer)]
     return [(language, text) for language, text in found if not language or PYTHON.match(language)]
 
@@ -96,6 +100,8 @@ def _end(lines: list[str], start: int, fence: str) -> int:
             if quotes % 2 == 0:
                 return place
             first = min(first, place)
+        if place - first > LINES:
+            break
         quotes += lines[place].count('"""') + lines[place].count("'''")
     return first
 

@@ -31,7 +31,7 @@ from megatron_bar.verifiers.constraints import CONSTRAINTS
 from megatron_bar.verifiers.rlvr_ifeval import FUNCTIONS
 from megatron_bar.verifiers.text import seen, visible
 
-LONGEST = 60_000
+LONGEST = 20_000
 PUBLISHED = ifeval.IFEVAL | if_rlvr.IF_RLVR
 PACKAGES = ifeval.PACKAGES | if_rlvr.PACKAGES
 NAMES: dict[str, Callable[..., bool]] = CONSTRAINTS | PUBLISHED

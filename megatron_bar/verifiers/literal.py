@@ -81,8 +81,10 @@ def number(text: str) -> Fraction | None:
 
 def units_differ(one: str, other: str) -> bool:
     """Returns whether two numbers with units are of different units: 5 km is not 5 m, but 5 may be."""
-    measures = [_measure(_spelled(text).split("=")[-1]) for text in (one, other)]
-    return None not in measures and measures[0] != measures[1]
+    sides = [_spelled(text).split("=")[-1] for text in (one, other)]
+    powers = [re.findall(r"(?<=[A-Za-z}])\^\s*\{?\s*(-?[0-9])", side) for side in sides]
+    measures = [_measure(side) for side in sides]
+    return None not in measures and (measures[0] != measures[1] or (all(powers) and powers[0] != powers[1]))
 
 
 def last_number(text: str) -> str:
@@ -159,7 +161,27 @@ def _is_side(text: str) -> bool:
     if re.search(r",\s|,[A-Za-z]|;|\\n(?:e|eq|ot)(?![a-z])", text):
         return False
     changing = CHANGED_BEFORE - {"to", "per"}
-    return not any(word.lower() in changing or word.endswith("n't") for word in WORD.findall(text))
+    if any(word.lower() in changing or word.endswith("n't") for word in WORD.findall(text)):
+        return False
+    return _is_named_or_worked_out(text)
+
+
+def _is_named_or_worked_out(text: str) -> bool:
+    """Returns whether ``text`` is a name ("x_1", "f(2)", "the total", "a + b") or a calculation without
+    one: "x^2 = 5" and "2x = 5" say something else than 5, and "x = 4 / x = 5" says two things."""
+    if re.fullmatch(r"\s*[A-Za-z]\([^()=]*\)\s*", text):
+        return True
+    text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"_(?:\{\w+\}|\w)", "", text)
+    text = re.sub(r"\\(?:[dt]?frac|times|cdot|div|left|right|%|\$)", " ", text)
+    text = text.replace("\\sqrt", "0")
+    if re.search(r"[\\|&?~]", text):
+        return False
+    text = re.sub(
+        r"(?<=[0-9])\s+[A-Za-z](?![\w'])", lambda unit: "" if unit[0].strip() in UNITS else unit[0], text
+    )
+    names = [word for word in WORD.findall(text) if len(word) == 1 and word not in ("a", "A", "I")]
+    return not names or not re.search("[0-9]|^\\s*-", text)
 
 
 def _with_words(text: str) -> tuple[re.Match | None, str]:

@@ -22,5 +22,15 @@ def visible(text: str) -> str:
     return seen(text).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
+def spoken(text: str) -> str:
+    """Returns what stands behind the thoughts that a response begins with, in it or, as some templates have
+    it, in the prompt; nothing where they were cut off."""
+    opens = text.lstrip().startswith("<think>")
+    thoughts, closed, rest = text.partition("</think>")
+    if closed and (opens or "<think>" not in thoughts):
+        return rest
+    return "" if opens else text
+
+
 def says_something(text: str) -> bool:
     return any(character.isalnum() for character in text)

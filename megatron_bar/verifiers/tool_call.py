@@ -18,6 +18,7 @@ Values compare as JSON does: 1 = 1.0, true is not 1, lists have an order, object
 
 import json
 import re
+import sys
 
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers.text import seen
@@ -227,7 +228,10 @@ def _string(match: re.Match) -> str:
 def _escaped(match: re.Match) -> str:
     code = match[1]
     if code[0] in "xuU" and len(code) > 1:
-        return chr(int(code[1:], 16))
+        number = int(code[1:], 16)
+        if number > sys.maxunicode:
+            raise _Unreadable("a character that there is not")
+        return chr(number)
     return chr(int(code, 8)) if code[0] in "01234567" else ESCAPES.get(code, match[0])
 
 

@@ -58,10 +58,10 @@ CHANGED_BEFORE = frozenset(
     unless unlike until versus vs without wrong""".split()
 )
 CHANGED_AFTER = frozenset(
-    """am and base billion billions choose crore crores cubed divided dozen dozens eighth eighths
-    factorial fifth fifths gross half halves hundred hundreds lakh lakhs log million millions
-    minus mod modulo nine nines or pairs percentage plus pm point power quarter quarters root
-    score scores sixth sixths squared tenth tenths third thirds thousand thousands times to
+    """am and base billion billions choose crore crores cubed divided dozen dozens eighth eighths factorial
+    fifth fifths gross half halves hundred hundreds hundredth hundredths lakh lakhs log million millions
+    minus mod modulo nine nines or pairs percentage plus pm point power quarter quarters root score scores
+    sixth sixths squared tens tenth tenths third thirds thousand thousands thousandth thousandths times to
     trillion trillions twelfths""".split()
 )
 """Words for running text, where anything may stand around a number: next best to a list of what may."""

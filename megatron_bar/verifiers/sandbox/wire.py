@@ -151,6 +151,8 @@ class Peer:
         self.serve = serve
         self.longest = longest
         self.gone = False
+        self.asked = 0
+        """Times that something was asked of the other end's objects."""
         self.given = {}
         """What the other end may use, by number."""
         self.numbers = {}
@@ -170,6 +172,7 @@ class Peer:
 
     def ask(self, *request):
         """Returns what the other end answers to ``request``, or raises what it raised."""
+        self.asked += request[0] not in ("run", "get")
         self._send(b"?", encode(list(request), self.refer))
         while True:
             kind, body = self._receive()
