@@ -192,17 +192,23 @@ def _say(run: RunFolder, use: Use, key: str, known: dict, *, keep: bool) -> None
     if not refused:
         return
     count = f"{len(refused):,} of {known['rows']:,} rows refused and left out"
-    run.say(f"note: {use.source.path}: {count} ({_reasons(refused)})")
+    # Without a list all kinds are said.
+    run.say(f"note: {use.source.path}: {count} ({_reasons(refused, REASONS if keep else len(refused))})")
     if keep:
         rows = (json.dumps({"row": where, "reason": reason}, ensure_ascii=False) for where, reason in refused)
         write_whole(run.out / "refused" / f"{use.source.name}-{key[:8]}.jsonl", "\n".join(rows) + "\n")
 
 
-def _reasons(refused: list[tuple[str, str]]) -> str:
-    """Counts refused rows by reason: the words before what was found, without numbers."""
-    kinds = Counter(re.sub(r"\d+", "N", reason.partition(", got ")[0])[:90] for _, reason in refused)
-    shown = [f"{count:,}: {kind}" for kind, count in kinds.most_common(REASONS)]
-    return "; ".join(shown + ([f"{len(kinds) - REASONS} other reasons"] if len(kinds) > REASONS else []))
+def _reasons(refused: list[tuple[str, str]], most: int = REASONS) -> str:
+    """Counts refused rows by reason, the words before what was found, and gives the first row of each."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for where, reason in refused:
+        kinds.setdefault(re.sub(r"\d+", "N", reason.partition(", got ")[0])[:90], []).append((where, reason))
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    shown = [
+        f"{len(rows):,}, as {rows[0][0].rpartition('/')[2]}: {rows[0][1]:.160}" for rows in ordered[:most]
+    ]
+    return "; ".join(shown + ([f"{len(ordered) - most} other reasons"] if len(ordered) > most else []))
 
 
 def _read(run: RunFolder) -> dict[str, dict]:
