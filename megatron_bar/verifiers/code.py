@@ -185,7 +185,7 @@ def _of_program(program: str, entry_point, prompt):
     given = ""
     names = []
     program = _whole(program) if entry_point is None else program
-    if not _requires(program):
+    if entry_point is None and not _requires(program):
         raise BarError(f"code truth: expected a program that requires something, found {program!r:.200}")
     if entry_point is not None:
         if not isinstance(entry_point, str) or not entry_point.isidentifier():

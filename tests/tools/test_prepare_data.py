@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from data.hub_server import COMMIT, TOKEN, hub_of
 from data.mirror import ROWS, make_mirror
-from data.test_chat import DOLMA2
 from data.test_prepare import contents
+from folders import add_tokenizer
 from scripts import ENV, ROOT
 
+from megatron_bar.data.tokenizer import HOLE
 from megatron_bar.recipes import load_recipe, published
 from megatron_bar.weights.whole import write_json
 
@@ -67,7 +68,7 @@ def model(tmp_path_factory) -> Path:
     """What is read of a model before a run: its config and its tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     write_json(folder / "config.json", RECIPE.shape.to_hf())
-    shutil.copy(DOLMA2, folder)
+    add_tokenizer(folder, ("<|pad|>", "<|endoftext|>", *HOLE, "<|im_start|>", "<|im_end|>"), special=7)
     return folder
 
 
@@ -79,7 +80,7 @@ def dry_run(run, data: Path, model: Path, out: Path) -> tuple[int, str, str]:
 def test_every_stage_takes_them(data, model, tmp_path, run):
     """The dry run, which looks at every row as its stage will use it."""
     status, out, err = dry_run(run, data, model, tmp_path / "out")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, ""), err
     assert f" of {len(READ)} sources looked at as the stages will use them" in out
     assert "refused" not in out and "math/dolci_instruct_sft_math.jsonl" in out
 

@@ -155,7 +155,10 @@ def suite_of(*configs: dict, metric: str) -> Suite:
 def test_programs_are_graded_in_the_sandbox(folder, tmp_path):
     prompt = {"prompt": "def add(a, b):\n", "entry_point": "add"}
     rows = [
-        prompt | {"test": "def check(candidate):\n    pass"},  # a program that cannot be read passes nothing
+        prompt
+        | {
+            "test": "def check(candidate):\n    assert candidate(1, 2) == 0"
+        },  # a program that cannot be read passes nothing
         prompt | {"test": f"def check(candidate):\n    open({str(tmp_path / 'escaped')!r}, 'w')"},
     ]
     found = run_suite(
