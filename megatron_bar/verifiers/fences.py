@@ -3,7 +3,7 @@
 A fence is three or more backticks or tildes, indented as it may be (the indentation is taken off the
 block's lines), or one with a language behind other words; its block ends at the same fence or a longer one
 alone on a line, but not within a string in three quotes (a docstring with an example), or with the text: a
-cut-off answer. Text without fences is one block. What stands before the last ``</think>`` is no answer.
+cut-off answer. Text without fences is one block. Thoughts that it begins with are none of it.
 
 Blocks named Python count, and those without a name. For tests of names (functions, classes) the program is
 every block up to the last that defines one of them, run one after another: what is defined twice is what
@@ -18,6 +18,8 @@ definition counts in both.
 
 import re
 from collections.abc import Iterable
+
+from megatron_bar.verifiers.text import spoken
 
 FENCE = re.compile(r"^([ \t]*+)(`{3,}+|~{3,}+)([^`\n]*)$")
 BEHIND_WORDS = re.compile(r"^.*?(?<![`~])(`{3,}+|~{3,}+)[ \t]*+((?:python|py)[0-9.]*)[ \t]*$", re.IGNORECASE)
@@ -34,7 +36,7 @@ DEFINES = re.compile(r"(?:(?:def|async|class|import|from)\b|[@#)\]}]|['\"]{3}|[A
 def blocks(answer: str) -> list[tuple[str, str]]:
     """Returns (language, text) of the blocks of ``answer`` that may be Python, in their order; the whole of
     it if it has no block at all."""
-    answer = answer[-LONGEST:].rpartition("</think>")[2].replace("\r\n", "\n")
+    answer = spoken(answer)[-LONGEST:].replace("\r\n", "\n")
     found = list(_fenced(answer.split("\n"))) or [("", answer)]
     return [(language, text) for language, text in found if not language or PYTHON.match(language)]
 

@@ -11,7 +11,7 @@ truth's value if the truth has one.
 What cannot be read makes the whole answer wrong, for it may be one more call: another object among the calls,
 a key given twice, a brace that opens no object, or in the text around what looks like a call in another
 spelling (``g(1)``, ``g (y=1)``, ``<invoke name="g">``, ``Action: g``). Prose may name a function that is
-called (``f()``). A leading <think> block is not read.
+called (``f()``).
 
 Values compare as JSON does: 1 = 1.0, true is not 1, lists have an order, objects none. Nothing is run.
 """
@@ -26,7 +26,6 @@ from megatron_bar.verifiers.text import seen
 LONGEST = 50_000
 """Characters of an answer; a longer one is no call."""
 DEEPEST = 100
-THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 OPENING = re.compile(r"<(function_calls?|tool_calls?)>|```(?:\w*\n)?|\{")
 BETWEEN = re.compile(r"(?:[\s,;\[\]]|(?<!`)`(?!`))*")
 FUNCTION = re.compile(r"([^\s()\[\]{}=,;'\"`<>]+)[ \t]*\(")
@@ -66,10 +65,9 @@ def verify(response: str, truth) -> float:
 
 def calls_in(response: str) -> list[Call]:
     """Returns every call of the answer, as name and arguments; none where anything in it is unreadable."""
-    text = THINKING.sub("", response)
     for read in (_whole, _anywhere):
         try:
-            return read(text)
+            return read(response)
         except ValueError:
             continue
     return []
