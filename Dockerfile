@@ -5,9 +5,6 @@
 ARG IMAGE=nvcr.io/nvidia/pytorch:26.05-py3
 FROM ${IMAGE}
 
-# For the sandbox, where an ordinary user (Apptainer, enroot) may not make namespaces without it.
-RUN apt-get update && apt-get install -y --no-install-recommends bubblewrap && rm -rf /var/lib/apt/lists/*
-
 # vLLM brings a torch of its own, several GB; none of the image's pins are meant for it.
 ARG VLLM=
 RUN if [ -n "$VLLM" ]; then python -m venv /envs/vllm && PIP_CONSTRAINT= /envs/vllm/bin/pip install --no-cache-dir "$VLLM"; fi

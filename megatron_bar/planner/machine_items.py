@@ -206,14 +206,12 @@ def sandbox() -> Item:
     except BarError as error:
         cost = f"no RLVR on code, no HumanEval+ and MBPP+: {error}"
         return Item(name="sandbox", ok=False, found="runs none", cost=cost)
-    return Item(name="sandbox", ok=outcome.stdout == b"42\n", found="runs a program")
+    found = "runs a program: namespaces, listed system calls, a limit on each of its two processes"
+    return Item(name="sandbox", ok=outcome.stdout == b"42\n", found=found)
 
 
 def programs() -> Iterator[Item]:
     """Yields the programs that some parts start."""
-    bwrap = shutil.which("bwrap")
-    cost = "needed only by an ordinary user where the kernel refuses namespaces (see sandbox)"
-    yield Item(name="bubblewrap", ok=bwrap is not None, found=bwrap or "no bwrap", cost=cost)
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     cost = "the report's browser tests are skipped, no more"
     yield Item(name="chromium", ok=browser is not None, found=browser or "none", cost=cost)

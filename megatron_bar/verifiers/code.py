@@ -33,6 +33,7 @@ import re
 import symtable
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 
 from megatron_bar.errors import BarError
@@ -42,8 +43,10 @@ from megatron_bar.verifiers.sandbox.wire import encode, spell
 
 ENOUGH = 0.99
 LIMITS = sandbox.Limits(cpu_s=1)
-"""All tests of a program together take a second of processor time, as in the published run's tests; the wall
-clock is looser, for a busy machine must not turn right answers into wrong ones."""
+"""All tests of a program together take a second of processor time, as in the published run's tests, and sleep
+for a second; the wall clock is looser, for a busy machine must not turn right answers into wrong ones."""
+START_S = 0.05
+"""Seconds of processor time besides for each run of a program, the start and the imports."""
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,99}(?:\.[0-9]{0,99})?|\.[0-9]{1,99})(?:[eE][-+]?[0-9]{1,3})?")
 NUMPY = """
 def _stand_in():
@@ -332,14 +335,20 @@ def _of_stdin(tests, enough: float):
         program = fences.running(response)
         passed = 0
         may_fail = _may_fail(len(tests), enough)
-        seconds = limits.wall_s + len(tests)
+        cpu_s = limits.cpu_s + len(tests) * START_S
+        idle_s = limits.idle_s
         for given, wanted in tests:
-            outcome = sandbox.run(program, stdin=given.encode("utf-8", "replace"), limits=limits)
-            seconds -= outcome.ran_s
+            outcome = sandbox.run(
+                program,
+                stdin=given.encode("utf-8", "replace"),
+                limits=replace(limits, idle_s=max(idle_s, sandbox.LOOK_S)),
+            )
+            cpu_s -= outcome.cpu_s
+            idle_s -= outcome.idle_s
             right = outcome.exit_code == 0 and _same_lines(outcome.stdout.decode("utf-8", "replace"), wanted)
             passed += right
             may_fail -= not right
-            if outcome.stopped or outcome.exit_code > 128 or may_fail < 0 or seconds < 0:
+            if outcome.stopped or outcome.exit_code > 128 or may_fail < 0 or cpu_s < 0:
                 break
         return passed
 

@@ -1,9 +1,9 @@
 """Runs model-written Python where it can reach no host file, no network, no other process, and not for long.
 
 ``run`` starts jail.py in a child (namespaces and rlimits; its docstring says what the program finds inside)
-and watches it: output beyond the cap or the wall clock ends the whole process tree. When ``run`` returns, no
-process of the program is left. Where the kernel refuses the namespaces and bubblewrap cannot provide them, it
-raises: code is never run with less isolation.
+and watches it: output beyond the cap, sleep or the wall clock ends the whole process tree. When ``run``
+returns, no process of the program is left. Where the kernel refuses the namespaces it raises: code is never
+run with less isolation.
 
 The caller must not believe anything a program says about itself. ``judge`` runs one beside a judge of its
 tests, whose word alone comes back (judge.py).
@@ -13,7 +13,6 @@ import functools
 import itertools
 import os
 import selectors
-import shutil
 import subprocess
 import sys
 import time
@@ -21,15 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.verifiers.sandbox.image import image
 
 JAIL = Path(__file__).with_name("jail.py")
-START_S = 20.0
+START_S = 60.0
 """A child that is not ready by then is an error of the machine, not of the program."""
 CHUNK = 65536
+READY = b"ready"
+TICKS = os.sysconf("SC_CLK_TCK")
+LOOK_S = 0.1
+"""Seconds between two looks at how much of its time a program slept."""
 ADVICE = (
     "model-written code is not run; allow unprivileged user namespaces (sysctl user.max_user_namespaces > 0, "
     "kernel.apparmor_restrict_unprivileged_userns = 0; in Docker --security-opt seccomp=unconfined "
-    "--security-opt apparmor=unconfined) or, as an ordinary user, install bubblewrap"
+    "--security-opt apparmor=unconfined)"
 )
 
 
@@ -37,16 +41,19 @@ ADVICE = (
 class Limits:
     """What a program may use."""
 
-    wall_s: float = 6.0
+    wall_s: float = 30.0
     """Seconds from the moment it may start; the whole process tree ends with it."""
+    idle_s: float = 1.0
+    """Seconds that it may sleep or wait of its own accord: those in which it neither works nor waits for a
+    core that others have."""
     cpu_s: int = 3
     """Seconds of processor time of a program; its judge has half of them."""
     memory_bytes: int = 256 << 20
-    """Address space, per process."""
+    """Address space, of the program and of its judge each, besides the library's."""
     disk_bytes: int = 8 << 20
     """The scratch disk it starts in."""
-    file_bytes: int = 4 << 20
-    """The largest file."""
+    file_bytes: int = 8 << 20
+    """The largest file; libcrypto, which programs may import, has 5 MB."""
     processes: int = 8
     """Threads, and our own three processes; a program can start no process."""
     open_files: int = 32
@@ -63,24 +70,30 @@ class Outcome:
     exit_code: int
     """128 + signal when a signal ended it."""
     stopped: str
-    """Why it was stopped: "time" or "output"; empty when it ended by itself."""
+    """Why it was stopped: "time", "sleep" or "output"; empty when it ended by itself."""
     stdout: bytes
     stderr: bytes
     start_s: float
     """Seconds from the call to the moment the program may start."""
     ran_s: float
     """Seconds from then to its end."""
+    cpu_s: float
+    """Seconds of processor time of the whole tree."""
+    idle_s: float
+    """Seconds that it slept or waited of its own accord, but for the last ``LOOK_S``."""
 
 
 def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outcome:
     """Runs ``code`` as a script with ``stdin`` and waits for it. Safe in threads."""
-    return _run(_method(), _as_script(code) + stdin, None, limits or Limits())
+    _require()
+    return _run(_as_script(code) + stdin, None, limits or Limits())
 
 
 def judge(answer: str, task: str, *, limits: Limits | None = None) -> Outcome:
     """Runs ``answer`` and ``task``, the encoded inputs of answer.py and judge.py, side by side; ``stdout``
     holds the verdicts. Safe in threads."""
-    return _run(_method(), answer.encode(), task.encode(), limits or Limits())
+    _require()
+    return _run(answer.encode(), task.encode(), limits or Limits())
 
 
 def _as_script(code: str) -> bytes:
@@ -89,46 +102,40 @@ def _as_script(code: str) -> bytes:
 
 
 @functools.cache
-def _method() -> str:
-    """Returns how programs are isolated on this machine, found out once by running one."""
+def _require() -> None:
+    """Raises unless programs are isolated on this machine, found out once by running one."""
     if not sys.platform.startswith("linux"):
         raise BarError(
             f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run"
         )
-    reasons = []
-    for method in ("namespaces", "bwrap"):
-        if method == "bwrap" and (os.geteuid() == 0 or not shutil.which("bwrap")):
-            continue  # as root, bubblewrap would leave the program root on the host
-        try:
-            outcome = _run(method, _as_script("print(1)"), None, Limits())
-        except BarError as error:
-            reasons.append(str(error))
-            continue
-        assert outcome.stdout == b"1\n", outcome
-        return method
-    raise BarError(f"{'; '.join(reasons)}; {ADVICE}")
+    try:
+        outcome = _run(_as_script("print(1)"), None, Limits())
+    except BarError as error:
+        raise BarError(f"{error}; {ADVICE}") from None
+    assert outcome.stdout == b"1\n", outcome
 
 
-def _run(method: str, data: bytes, task: bytes | None, limits: Limits) -> Outcome:
+def _run(data: bytes, task: bytes | None, limits: Limits) -> Outcome:
     began = time.monotonic()
     ready, status = os.pipe()
     with open(ready, "rb", buffering=0) as ready_pipe:
         try:
             with _file(data) as stdin, _file(task or b"") as tests:
                 given = -1 if task is None else tests.fileno()
+                passed = (status, image()) if task is None else (status, image(), given)
                 child = subprocess.Popen(
-                    _command(method, status, given, limits), stdin=stdin, stdout=subprocess.PIPE,
+                    _command(status, given, limits), stdin=stdin, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE, bufsize=0, env={}, cwd="/", start_new_session=True,
-                    pass_fds=(status,) if task is None else (status, given),
+                    pass_fds=passed,
                 )  # fmt: skip
         finally:
             os.close(status)
         with child, _Watch(child, ready_pipe, limits) as watch:
             stopped = watch.until_end()
     word = bytes(watch.heard[ready_pipe])
-    if word != b"ready":
+    if not word.startswith(READY):
         reason = word or watch.heard[child.stderr][-300:] or b"did not start in time"
-        raise BarError(f"sandbox ({method}): {' '.join(reason.decode(errors='replace').split())}")
+        raise BarError(f"sandbox: {' '.join(reason.decode(errors='replace').split())}")
     return Outcome(
         exit_code=child.returncode if child.returncode >= 0 else 128 - child.returncode,
         stopped=stopped,
@@ -136,6 +143,8 @@ def _run(method: str, data: bytes, task: bytes | None, limits: Limits) -> Outcom
         stderr=bytes(watch.heard[child.stderr]),
         start_s=watch.ready_at - began,
         ran_s=time.monotonic() - watch.ready_at,
+        cpu_s=float(word.removeprefix(READY) or 0),
+        idle_s=watch.idle_s,
     )
 
 
@@ -148,26 +157,12 @@ def _file(data: bytes):
         return open(f"/proc/self/fd/{file}", "rb")
 
 
-def _command(method: str, status: int, task: int, limits: Limits) -> list[str]:
-    numbers = [os.getpid(), status, task, limits.value_bytes, limits.disk_bytes]
+def _command(status: int, task: int, limits: Limits) -> list[str]:
+    numbers = [os.getpid(), status, image(), task, limits.value_bytes, limits.disk_bytes]
     numbers += [limits.cpu_s, limits.memory_bytes, limits.file_bytes, limits.processes, limits.open_files]
     # An import reads cached bytecode, a script would not.
     start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"
-    jail = ["-I", "-S", "-c", start, str(JAIL.parent), method, *map(str, numbers)]
-    if method == "namespaces":
-        return [sys.executable, *jail]
-    interpreter = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    library = Path(os.__file__).parent
-    ours = [JAIL.with_name(f"{name}.py") for name in ("jail", "wire", "answer", "judge")]
-    seen = [interpreter, library, *ours, *map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64"))]
-    seen += list(Path(sys.base_prefix, "lib").glob("libpython*"))
-    binds = [word for path in seen if path.exists() for word in ("--ro-bind", str(path), str(path))]
-    return [
-        *(sys.executable, "-I", "-S", "-c", start, str(JAIL.parent), "reap"),
-        shutil.which("bwrap"), "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session",
-        "--cap-drop", "ALL", "--clearenv", *binds, "--size", str(limits.disk_bytes), "--tmpfs", "/scratch",
-        "--chdir", "/scratch", "--remount-ro", "/", str(interpreter), *jail,
-    ]  # fmt: skip
+    return [sys.executable, "-I", "-S", "-c", start, str(JAIL.parent), *map(str, numbers)]
 
 
 class _Watch:
@@ -179,6 +174,7 @@ class _Watch:
         self.limits = limits
         self.heard = {pipe: bytearray() for pipe in (child.stdout, child.stderr, ready_pipe)}
         self.ready_at = 0.0
+        self.idle_s = 0.0
         self.ended = os.pidfd_open(child.pid)
 
     def __enter__(self):
@@ -202,13 +198,19 @@ class _Watch:
     def until_end(self) -> str:
         """Returns why the child was stopped, or "" when it ended by itself."""
         deadline = time.monotonic() + START_S
+        look = deadline
         for turn in itertools.count():
             if turn > 100:
-                time.sleep(0.001)  # a pipe in packet mode gives a byte a turn
-            left = deadline - time.monotonic()  # every turn: a program may speak often and say little
-            events = self.selector.select(left) if left > 0 else ()
-            if not events:
+                time.sleep(0.001)  # a program may speak often and say little
+            now = time.monotonic()
+            if now >= deadline:
                 return "time"
+            if now >= look:
+                look = now + LOOK_S
+                self.idle_s = max(self.idle_s, now - self.ready_at - _busy(self.child.pid))
+                if self.idle_s > self.limits.idle_s:
+                    return "sleep"
+            events = self.selector.select(min(deadline, look) - now)
             for key, _ in events:
                 if key.fileobj is not self.ended:
                     self._listen(key.fileobj)
@@ -217,7 +219,8 @@ class _Watch:
             if not self.ready_at and self.heard[self.ready_pipe]:
                 self.ready_at = time.monotonic()
                 deadline = self.ready_at + self.limits.wall_s
-            if any(key.fileobj is self.ended for key, _ in events) and len(events) == 1:
+                look = self.ready_at + LOOK_S
+            if [key.fileobj for key, _ in events] == [self.ended]:
                 return ""
 
     def _listen(self, pipe):
@@ -225,3 +228,20 @@ class _Watch:
         self.heard[pipe] += chunk
         if not chunk:
             self.selector.unregister(pipe)
+
+
+def _busy(pid: int) -> float:
+    """Returns the seconds in which ``pid`` and its descendants worked, or waited for a core to work on."""
+    seconds = 0.0
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            used = stat.read().rpartition(b")")[2].split()[11:13]
+        seconds += sum(map(int, used)) / TICKS
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as schedule:
+                seconds += int(schedule.read().split()[1]) / 1e9
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
+                seconds += sum(map(_busy, map(int, children.read().split())))
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it ended meanwhile
+    return seconds

@@ -6,7 +6,6 @@ where they must get through: an attack that cannot succeed proves nothing.
 """
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -193,13 +192,9 @@ def test_what_a_program_finds_inside():
         "import os, sys; print(*sorted(os.listdir('/')), *os.environ, os.getcwd(), sys.argv, "
         "sys.stdin.read())"
     )
-    library = os.__file__.split("/")[1]
     outcome = sandbox.run(code, stdin=b"input")
-    assert outcome.stdout.decode() == f"{library} scratch LC_CTYPE /scratch ['<program>'] input\n"
-    read_only = (
-        "import os; print(all(os.statvfs(path).f_flag & os.ST_RDONLY for path in ('/', "
-        "os.path.dirname(os.__file__))))"
-    )
+    assert outcome.stdout.decode() == "library scratch LC_CTYPE /scratch ['<program>'] input\n"
+    read_only = "import os; print(bool(os.statvfs('/').f_flag & os.ST_RDONLY))"
     assert sandbox.run(read_only).stdout == b"True\n"
     assert sandbox.run("import sys; sys.exit(7)").exit_code == 7
     assert sandbox.run("open('x', 'w').write('y'); print(open('x').read())").stdout == b"y\n"
@@ -258,7 +253,7 @@ def test_refuses_where_namespaces_are_refused():
     )
     assert result.stdout == ""
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("megatron_bar.errors.BarError: sandbox (namespaces): enter_namespaces: ")
+    assert last.startswith("megatron_bar.errors.BarError: sandbox: enter_namespaces: ")
     assert "model-written code is not run; allow unprivileged user namespaces" in last
 
 
@@ -269,12 +264,11 @@ from megatron_bar.verifiers.sandbox import sandbox
 assert os.getuid() == 65534
 short = sandbox.Limits(wall_s=0.5)
 fork = "import os\\ntry:\\n  os.fork()\\nexcept OSError: print('bounded')"
-run = lambda code: sandbox._run(METHOD, sandbox._as_script(code), None, short)
+run = lambda code: sandbox.run(code, limits=short)
 print(run("import os; open('x', 'w'); os.listdir('/etc')").stderr.decode())
-print(run("import os; os.kill(0, 9)").exit_code, run("while True: pass").stopped)
+print(run("import os; os.kill(os.getpid(), 9)").exit_code, run("while True: pass").stopped)
 print(run("import socket; socket.create_connection(('127.0.0.1', 1))").stderr.decode())
 print(run(fork).stdout.decode())
-sandbox._method = lambda: METHOD
 truth = ["assert attack(1) == 42"]
 print("scores", code.verify("def attack(x): return x + 41", truth), code.verify(FORGING, truth))
 """
@@ -289,19 +283,16 @@ for pid in range(1, 9):
 """
 
 
-@pytest.mark.parametrize("method", ["namespaces", "bwrap"])
-def test_as_an_ordinary_user(method):
+def test_as_an_ordinary_user():
     if os.geteuid() != 0:
         pytest.skip("not root: every other test runs as an ordinary user")
-    if method == "bwrap" and not shutil.which("bwrap"):
-        pytest.skip("bubblewrap is not installed")
     interpreter = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     shown = "\n".join(map(show_to_everyone, (Path(sys.base_prefix), REPOSITORY)))
     script = (
         f"set -e; mount --make-rprivate /; {shown}\nexec setpriv --reuid 65534 --regid 65534 "
         f'--clear-groups "$@"'
     )
-    code = AS_NOBODY.replace("METHOD", repr(method)).replace("FORGING", repr(FORGING))
+    code = AS_NOBODY.replace("FORGING", repr(FORGING))
     command = ["unshare", "--mount", "sh", "-c", script, "-", interpreter, "-S", "-B", "-c", code]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
@@ -310,7 +301,7 @@ def test_as_an_ordinary_user(method):
     assert "137 time" in result.stdout
     assert "bounded" in result.stdout
     assert "scores 1.0 0.0" in result.stdout
-    assert "Network is unreachable" in result.stdout or "Connection refused" in result.stdout
+    assert "Operation not permitted" in result.stdout
 
 
 def show_to_everyone(path: Path) -> str:
