@@ -175,7 +175,7 @@ HONEST = {
         "import base64, hashlib, random, secrets, uuid\nprint(hashlib.sha256(b'x').hexdigest()[:8], "
         "hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2).hex()[:8], len(secrets.token_hex(4)), "
         "base64.b64encode(b'x'), uuid.uuid4().version, random.randint(1, 1))",
-        "2d711642 61a4dc4e 8 b'eA==' 4 1\n",
+        "2d711642 a14585f5 8 b'eA==' 4 1\n",
     ),
     "a database": (
         "import sqlite3\nbase = sqlite3.connect(':memory:')\nbase.execute('create table t (x)')\n"

@@ -25,7 +25,7 @@ from pathlib import Path
 SECONDS = 0.7
 """Processor time: by the clock, a busy machine would turn right answers into wrong ones."""
 WALL_SECONDS = 10.0
-MEMORY = 2 << 30
+MEMORY = 1 << 30
 MOST = 4
 """Servers of a kind; each holds its imports, about 150 MB."""
 LONGEST_REPLY = 4096
