@@ -1,7 +1,7 @@
 """The system calls that a program in the sandbox may make, and the seccomp filter that refuses all others.
 
 What CPython and its standard library need is listed; of it what makes a process, a socket to anywhere, memory
-that no limit counts, or a lasting mark on the host is left out. jail.py imports this and nothing else does.
+that no limit counts, or a lasting mark on the host is left out.
 """
 
 import os
@@ -91,7 +91,7 @@ ALLOW = 0x7FFF0000
 ERROR = 0x00050000
 
 
-def filter_of(own: tuple[int, ...]) -> bytes:
+def filter_of(*own: int) -> bytes:
     """Returns the filter as an array of struct sock_filter; ``own``: pids that may be signalled. KeyError for
     a machine that the tables do not know.
 

@@ -1,4 +1,5 @@
-"""Makes the image of the standard library that programs in the sandbox import from (library.py)."""
+"""Makes the image of the standard library that programs in the sandbox import from (library.py), with the
+filters of their system calls."""
 
 import functools
 import importlib.machinery
@@ -12,8 +13,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from megatron_bar.verifiers.sandbox.calls import filter_of
 from megatron_bar.verifiers.sandbox.library import CODE, OBJECT, SOURCE
 
+JUDGE, WORKER = 1, 2
+"""Pids in the sandbox's namespace (jail.py)."""
 LEFT_OUT = frozenset(
     "test idlelib tkinter turtle turtledemo ensurepip lib2to3 site-packages dist-packages pydoc_data venv "
     "__pycache__ nis readline crypt _crypt _tkinter _curses _curses_panel".split()
@@ -66,7 +70,8 @@ def _image_of(pid: int) -> int:
                     add(each.name, OBJECT, each.read_bytes())
             add(name, OBJECT, path.read_bytes(), needs=[each.name for each in needed])
         start = out.tell()
-        out.write(marshal.dumps(entries) + start.to_bytes(8, "little"))
+        filters = filter_of(WORKER), filter_of(JUDGE, WORKER)
+        out.write(marshal.dumps((entries, filters)) + start.to_bytes(8, "little"))
     return file
 
 

@@ -24,7 +24,6 @@ import struct
 import sys
 from _signal import ITIMER_PROF, SIG_IGN, SIGINT, SIGKILL, SIGPROF, SIGTERM, setitimer, signal
 
-import calls
 import library
 
 NOBODY = 65534
@@ -155,9 +154,9 @@ def drop_privileges():
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def filter_calls(*pids):
-    """Lets the kernel answer the calls of calls.py alone; ``pids`` may be signalled."""
-    program = calls.filter_of(pids)
+def filter_calls(program):
+    """Lets the kernel answer the calls of calls.py alone; ``program``: struct sock_filter, one after
+    another."""
     place = type("Place", (_ctypes.Array,), {"_type_": Char, "_length_": len(program)}).from_buffer_copy(
         program
     )
@@ -252,7 +251,7 @@ def main():
         share_one_heap()
         library.use(modules)
         set_limits(cpu_s, memory_bytes + len(modules.image), *limits)
-        filter_calls(os.getpid(), *([worker] if worker else []))
+        filter_calls(modules.filters[1 if worker else 0])
     except (OSError, AttributeError, KeyError, ValueError) as error:
         # The kernel refuses, libc or os lacks a call, the machine is unknown.
         trace = error.__traceback__

@@ -19,13 +19,13 @@ CODE, SOURCE, OBJECT = "code", "source", "object"
 
 
 class Library:
-    """Finds and loads the modules of an image."""
+    """Finds and loads the modules of an image, which also has the filters of a program and of a judge."""
 
     def __init__(self, fd):
         self.image = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
         size = len(self.image)
         start = int.from_bytes(self.image[size - 8 :], "little")
-        self.entries = marshal.loads(self.image[start : size - 8])  # noqa: S302  image.py wrote it
+        self.entries, self.filters = marshal.loads(self.image[start : size - 8])  # noqa: S302  image.py wrote it
         os.close(fd)
 
     def find_spec(self, name, path=None, target=None):
