@@ -22,7 +22,7 @@ import os
 import resource
 import struct
 import sys
-from _signal import ITIMER_PROF, SIG_IGN, SIGINT, SIGKILL, SIGPROF, SIGTERM, setitimer, signal
+from _signal import ITIMER_PROF, SIGKILL, SIGPROF, SIGTERM, setitimer, signal
 
 import library
 
@@ -197,7 +197,6 @@ def run_judge(main, worker, status, task, to_answer, to_judge, longest, cpu_s):
         os.close(fd)
     if os.read(to_judge[0], 1) != b"r":
         os._exit(1)
-    signal(SIGINT, SIG_IGN)  # the only other signal that the program could send to the first process
     signal(SIGPROF, lambda *_: os._exit(1))
     setitimer(ITIMER_PROF, cpu_s / 2)  # tests are cheap; what takes long is what the program gave them
     text = read_exactly(os.fstat(task).st_size, task).decode()

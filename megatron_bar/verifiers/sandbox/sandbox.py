@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.verifiers.sandbox.calls import MACHINES
 from megatron_bar.verifiers.sandbox.image import image
 
 JAIL = Path(__file__).with_name("jail.py")
@@ -107,6 +108,11 @@ def _require() -> None:
     if not sys.platform.startswith("linux"):
         raise BarError(
             f"sandbox: Linux namespaces expected, found {sys.platform}; model-written code is not run"
+        )
+    if os.uname().machine not in MACHINES:
+        raise BarError(
+            f"sandbox: a machine of {' or '.join(MACHINES)} expected, found {os.uname().machine}; "
+            "model-written code is not run"
         )
     try:
         outcome = _run(_as_script("print(1)"), None, Limits())
