@@ -4,6 +4,8 @@ verbatim.
 A two-expert folder of BAR 7B is 23 GB, nearly all of it the branch's; what an expert adds is 9 GB after
 mid-training. The manifest is the two-expert folder's own, with the hashes of ALL its tensors: so with the
 branched folder the artifact stands for the whole one, bit for bit, and it is refused where it does not.
+
+With a rank it stands for a folder near to the expert (low_rank.py), whose hashes are then in the manifest.
 """
 
 import dataclasses
@@ -11,10 +13,11 @@ from pathlib import Path
 
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.results import scores_beside
+from megatron_bar.experts import low_rank
 from megatron_bar.weights.card import write_card
 from megatron_bar.weights.folder import Folder, read_tensors
 from megatron_bar.weights.groups import ParamGroup, classify
-from megatron_bar.weights.hashes import folder_hash, units_of
+from megatron_bar.weights.hashes import folder_hash, hash_units, units_of
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.manifest import ARTIFACT, MANIFEST, Manifest, read_manifest
 from megatron_bar.weights.receipts import Proven, receipts
@@ -38,10 +41,13 @@ def extract(
     base: Path | str,
     out: Path | str,
     *,
+    rank: int | None = None,
     options: WriteOptions = USUAL,
 ) -> Manifest:
     """Writes what ``expert``, a two-expert folder that was trained from the branched folder ``base``, adds to
-    it."""
+    it; with ``rank`` its matrices in that rank (low_rank.py)."""
+    if rank is not None and rank < 1:
+        raise BarError(f"rank expected at least 1, got {rank}")
     folder = Folder.open(expert)
     branched = Folder.open(base)
     manifest = read_manifest(folder.path)
@@ -58,14 +64,25 @@ def extract(
         name for name in folder.tensors if classify(name) in _ALWAYS or _differs(folder, name, units, before)
     ]
     source = Proven(folder, units)
-    plan = plan_shards(folder.config, folder.dtype, options.max_shard_bytes, only=set(names))
-    job = {"extract": [folder.fingerprint(), branched.fingerprint()]}
+    small = [] if rank is None else low_rank.compressible(names, folder, rank)
+    plan = plan_shards(
+        folder.config, folder.dtype, options.max_shard_bytes, only=set(names).difference(small)
+    )
+    job = {"extract": [folder.fingerprint(), branched.fingerprint(), rank]}
     with lock_files(out, folder.config, plan, job=job) as lock:
         written = write_files(lock, folder.config, plan, source.blocks, progress=options.progress)
         write_index(lock.path, folder.config, plan)
         made = dataclasses.replace(manifest, kind=ARTIFACT, config=folder.config.to_hf())
+        if small:
+            nbytes = sum(folder.tensors[name].nbytes for name in small)
+            with options.progress(f"rank {rank} of {folder.path.name}", nbytes) as advance:
+                low_rank.write_factors(lock.path, small, folder, branched, rank, advance)
+            near = low_rank.LowRank(lock.path, branched, {}, low_rank.read_factors(lock.path))
+            units = units | hash_units(near, small, finite=True, progress=options.progress)
+            note = f"{len(small)} matrices are a difference of rank {rank} from the branched folder's"
+            made = dataclasses.replace(made, tensors=units, notes=(*made.notes, note))
         made.write(lock.path)
-        scores = scores_beside(folder.path, folder_hash(units))
+        scores = None if small else scores_beside(folder.path, folder_hash(units))
         write_card(lock.path, folder.config, made, folder.path, scores=scores)
         if options.verifies:
             verify_units(open_artifact(lock.path, branched), written, options.progress)
@@ -98,12 +115,16 @@ def open_artifact(path: Path | str, base: Folder) -> Folder:
                 f"{info.file}: tensor {name!r}: expected {expected}, got {dtypes[name]} {list(info.shape)}"
             )
     before = receipts(base, read_manifest(base.path))
+    whole = Folder(path, config, base.tensors | own)
+    if low_rank.is_low_rank(path):
+        whole = low_rank.LowRank(path, base, own, low_rank.read_factors(path))
+        own |= {name: whole.tensors[name] for name in whole.factors}
     for name in base.tensors:
         if name not in own and (classify(name) in _ALWAYS or _differs(base, name, manifest.tensors, before)):
             raise BarError(
                 f"{path}: tensor {name!r} expected, for it is not that of {base.path}; got no such tensor"
             )
-    return Folder(path, config, base.tensors | own)
+    return whole
 
 
 def open_expert(path: Path | str, base: Folder) -> Folder:

@@ -7,6 +7,7 @@ from megatron_bar.cli import Call, add_folder_out, add_verify, command_parser, p
 
 EXAMPLES = (
     "{program} extract --expert math-rlvr --anchor branched --out math-artifact",
+    "{program} extract --expert math-rlvr --anchor branched --rank 32 --out math-small",
     "{program} list --model final",
     "{program} replace --model final --expert math=math-2 --out final-2      then train the router again",
     "{program} add --model final --expert law=law-sft --artifacts experts/ --out final-3",
@@ -27,6 +28,10 @@ def parse(call: Call) -> argparse.Namespace:
     one.add_argument("--expert", type=Path, required=True, metavar="HF", help="a trained two-expert folder")
     about = "the branched folder that it was trained from"
     one.add_argument("--anchor", type=Path, required=True, metavar="HF", help=about)
+    about = (
+        "keep what training added to each matrix in rank R: smaller, and near to the expert (default: exact)"
+    )
+    one.add_argument("--rank", type=int, metavar="R", help=about)
     for name, change in CHANGES.items():
         text = (
             f"a merged model with {change}, merged anew from what it was merged from; its router is then "
@@ -69,7 +74,7 @@ def main(call: Call) -> None:
     options = WriteOptions(max_shard_bytes=size, verify=args.verify, progress=progress)
     verified = "verified" if options.verifies else "not verified"
     if args.command == "extract":
-        made = extract(args.expert, args.anchor, args.out, options=options)
+        made = extract(args.expert, args.anchor, args.out, rank=args.rank, options=options)
         size = sum(file.stat().st_size for file in args.out.glob("*.safetensors"))
         print(f"{args.out}: expert {made.experts[1].name}, {size:,} bytes, {verified}")
         return
