@@ -32,6 +32,10 @@ class MergeSpec:
     shared: Combination = field(default_factory=Combination)
     shared_from: str | None = None
     """Input of btx whose shared tensors are taken as they are."""
+    rank: int | None = None
+    """Rank of what bar keeps of each expert's training (experts/low_rank.py); None: all of it."""
+    routers: str | None = None
+    """The step whose trained routers it gets; None: those that the experts bring."""
 
     def __post_init__(self):
         require_name("merge", self.name)
@@ -40,13 +44,21 @@ class MergeSpec:
                 f"merge {self.name}: shared_from expected one of btx's inputs, got {self.shared_from} with "
                 f"{self.how}"
             )
+        small = self.rank is not None or self.routers is not None
+        if small and (self.how != "bar" or (self.rank or 1) < 1):
+            raise BarError(
+                f"merge {self.name}: rank and routers expected of bar alone, and a rank from 1, got rank "
+                f"{self.rank} and routers {self.routers} with {self.how}"
+            )
         least = 1 if self.how == "bar" else 2
         if len(self.inputs) < least:
             raise BarError(f"merge {self.name}: expected at least {least} inputs, got {len(self.inputs)}")
 
     def describe(self) -> str:
         shared = f"from {self.shared_from}" if self.shared_from else self.shared.describe()
-        return f"{self.how} of {', '.join(self.inputs.values())}; shared {shared}"
+        rank = f" in rank {self.rank}" if self.rank else ""
+        routers = f"; routers of {self.routers}" if self.routers else ""
+        return f"{self.how} of {', '.join(self.inputs.values())}{rank}; shared {shared}{routers}"
 
     @property
     def experts(self) -> int:

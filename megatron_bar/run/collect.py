@@ -133,7 +133,7 @@ class RunFiles:
         )
 
     def sweep(self, sweep: Sweep) -> shown.SweepResult:
-        seeds = {x: self.scores(model) for x, model in sweep.points.items()}
+        seeds = {x + self.size(model): self.scores(model) for x, model in sweep.points.items()}
         rows = {
             skill: tuple(mean_interval([s[skill] for s in found]) for found in seeds.values())
             for skill in self.skills
@@ -142,6 +142,12 @@ class RunFiles:
         return shown.SweepResult(
             name=sweep.name, x_label=sweep.x, xs=tuple(seeds), rows={"overall": overall} | rows
         )
+
+    def size(self, model: str) -> str:
+        """Returns what a model's experts take as small artifacts, for a label; of others nothing."""
+        files = (self.runs[0] / f"{model}-experts").glob("*/*.safetensors")
+        nbytes = sum(file.stat().st_size for file in files)
+        return f" ({nbytes / 1e6:.3g} MB)" if nbytes else ""
 
     def curves(self) -> Iterator[shown.Curves]:
         """Losses of the stages that the recipe's own model is made by, and rewards of every RLVR."""

@@ -21,6 +21,10 @@ class RunFolder:
         """Returns the folder or file that the step makes; of a given base or anchor, that one."""
         return self.recipe.given.get(step, self.out / step)
 
+    def artifacts(self, merge: str) -> Path:
+        """Returns the folder of the experts that a merge takes in low rank."""
+        return self.out / f"{merge}-experts"
+
     @property
     def data(self) -> Path:
         """What the sources' paths start from."""

@@ -151,7 +151,9 @@ class _Graph:
     def _merge(self, spec: MergeSpec) -> Step:
         for source in spec.inputs.values():
             self._known(source, spec.name)
-        needs = tuple(spec.inputs.values())
+        if spec.routers is not None:
+            self._known(spec.routers, spec.name)
+        needs = (*spec.inputs.values(), *([spec.routers] if spec.routers else []))
         choices = to_json(spec)
         return Step(
             name=spec.name,

@@ -9,7 +9,9 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 from blake3 import blake3
 
 from megatron_bar.config import to_json
@@ -23,6 +25,7 @@ from megatron_bar.evaluation.results import mean_scores, read_results, write_res
 from megatron_bar.evaluation.routing.lens import expert_names, show
 from megatron_bar.evaluation.routing.shares import expert_shares
 from megatron_bar.evaluation.validation import mean_loss
+from megatron_bar.experts.artifact import extract
 from megatron_bar.experts.branch import branch
 from megatron_bar.experts.btx import btx
 from megatron_bar.experts.dense_merge import dense_merge
@@ -43,6 +46,7 @@ from megatron_bar.training.preference import fit_preferences
 from megatron_bar.verifiers import verify_many
 from megatron_bar.weights.card import renew_card
 from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import Units
 from megatron_bar.weights.hf_config import read_config
 from megatron_bar.weights.init import random_folder
@@ -112,12 +116,41 @@ def make_merge(run: RunFolder, spec: MergeSpec) -> None:
             dense_merge(inputs, out, shared=spec.shared)
         elif spec.how == "btx":
             btx(inputs, out, shared=spec.shared, shared_from=spec.shared_from, seed=run.recipe.seed)
+        elif spec.rank or spec.routers:
+            _merge_small(run, spec, inputs)
         else:
             report = merge_report(measure_merge(run.path("branched"), inputs), list(inputs))
             write_whole(out.with_name(f"{spec.name}_report.md"), report)
             merge(anchor=run.path("branched"), experts=inputs, out=out, shared=spec.shared)
 
     on_rank_zero(make)
+
+
+def _merge_small(run: RunFolder, spec: MergeSpec, inputs: dict[str, Path]) -> None:
+    """Merges experts in low rank, which stay beside the model, or whole ones, with another step's routers."""
+    branched = run.path("branched")
+    if spec.rank:
+        place = run.artifacts(spec.name)
+        for name, path in inputs.items():
+            if not (place / name).exists():
+                extract(path, branched, place / name, rank=spec.rank)
+        inputs = {name: place / name for name in inputs}
+    out = run.path(spec.name)
+    if spec.routers is None:
+        merge(branched, inputs, out, shared=spec.shared)
+        return
+    trained = Folder.open(run.path(spec.routers))
+    rows = torch.stack(
+        [trained.read(name) for name in trained.tensors if classify(name) is ParamGroup.ROUTER]
+    )
+    with TemporaryDirectory(dir=run.out, prefix=f".{spec.name}.") as untrained:
+        merged = merge(branched, inputs, Path(untrained, spec.name), shared=spec.shared)
+        if len(rows[0]) != merged.config.num_experts:
+            raise BarError(
+                f"merge {spec.name}: routers of {spec.routers} expected for {merged.config.num_experts} "
+                f"experts, got {len(rows[0])}"
+            )
+        rewrite(merged.path, out, rows=rows, note=f"routers of {spec.routers}, trained for the whole experts")
 
 
 def train(run: RunFolder, training: Training, source: str, name: str, expert: str | None) -> None:

@@ -55,6 +55,8 @@ def recipe() -> Recipe:
         inputs={"tool_use": "dense_tool_use-sft", "safety": "dense_safety-sft"},
         how="dense",
     )
+    ends = {expert.name: expert.end for expert in made.experts}
+    rank2 = MergeSpec(name="rank2", inputs=ends, how="bar", rank=2, routers="final")
     tests = tuple(replace(test, max_new_tokens=4) for test in made.evaluation.tests)
     study = Study(
         baselines={"retrain": "retrain-rlvr", "BTX": "btx_first-route", "dense": "dense_merge"},
@@ -62,6 +64,7 @@ def recipe() -> Recipe:
         upgrades=(Upgrade(name="code", before="before_code-route", after="final", changed=("code",)),),
         sweeps=(
             Sweep(name="active experts", x="active", points={"1": "final@1", "2": "final@2", "5": "final"}),
+            Sweep(name="small experts", x="rank", points={"2": "rank2", "all": "final"}),
         ),
         claims=(
             Claim(text="the same as itself", before="final", after="final", expect="same"),
@@ -78,7 +81,7 @@ def recipe() -> Recipe:
         posttrain=small(made.posttrain),
         experts=tuple(map(cut, made.experts)),
         route=small(made.route),
-        more=(*(cut(part) for part in made.more if part.name in KEPT), dense),
+        more=(*(cut(part) for part in made.more if part.name in KEPT), dense, rank2),
         evaluation=replace(made.evaluation, tests=tests),
         study=study,
     )

@@ -106,8 +106,10 @@ def test_the_report_says_what_the_files_say(finished):
         "Loss",
         "Reward of RLVR",
     }
-    (sweep,) = report.sweeps
-    assert sweep.rows["overall"][-1] == row.overall
+    sweep, small = report.sweeps
+    assert sweep.rows["overall"][-1] == row.overall and small.rows["overall"][-1] == row.overall
+    kept = (out / "runs/seed1/rank2-experts").glob("*/*.safetensors")
+    assert small.xs == (f"2 ({sum(file.stat().st_size for file in kept) / 1e6:.3g} MB)", "all")
     (upgrade,) = report.comparisons
     assert set(upgrade.kl) == set(upgrade.gains) - {"code"} and all(kl.mean > 0 for kl in upgrade.kl.values())
 
@@ -177,6 +179,10 @@ def test_every_baseline_sees_the_rows_of_its_domains_once():
     "make, message",
     [
         (lambda: MergeSpec(name="m", inputs={"a": "x"}, how="btx"), "at least 2 inputs"),
+        (
+            lambda: MergeSpec(name="m", inputs={"a": "x", "b": "y"}, how="dense", rank=4),
+            "rank and routers expected of bar alone",
+        ),
         (
             lambda: MergeSpec(name="m", inputs={"a": "x", "b": "y"}, how="dense", shared_from="a"),
             "shared_from expected one of btx",
