@@ -19,7 +19,11 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["megatron_bar", "megatron_bar.*"]),
     # What is read at run time and is no module.
-    package_data={"megatron_bar.report": ["page/*"], "megatron_bar.recipes": ["*.jsonl"]},
+    package_data={
+        "megatron_bar.report": ["page/*"],
+        "megatron_bar.recipes": ["*.jsonl"],
+        "megatron_bar.evaluation.benchmarks.bar19": ["*.txt", "*.json"],
+    },
     entry_points={"console_scripts": ["bar = megatron_bar.tools:main"]},
     # Megatron-Core 0.17 and later needs 3.12; older ones execute code from a checkpoint.
     python_requires=">=3.12",

@@ -84,6 +84,8 @@ class PublishedBenchmark:
     metric: str = "accuracy"
     differs: str = ""
     """Difference from what was published."""
+    caveat: Callable[[list[dict]], str] = lambda rows: ""
+    """From the rows to what they lack for the published metric, shown beside the score; "" for nothing."""
 
 
 def once(prompt: Callable[[dict], str]) -> Callable[[dict, list[str]], Messages | None]:
