@@ -63,7 +63,7 @@ setup(
         # Brings its own torch: give it an environment of its own.
         "vllm": ["vllm==0.32.0"],
         # Public benchmarks (bar evaluate --suite bar19).
-        "eval": ["lm-eval[hf,api,ifeval]"],
+        "eval": ["lm-eval[hf,api,ifeval]", "scikit-learn>=1.8"],
         # Puzzles with scorers of their own, for the verifier of that name.
         "gym": ["reasoning-gym"],
     },

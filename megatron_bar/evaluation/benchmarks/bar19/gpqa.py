@@ -14,8 +14,9 @@ ENDING = '"Therefore, the answer is (ANSWER_LETTER)" where (ANSWER_LETTER) is on
 
 def clean(text: str | None) -> str:
     """Returns a choice without marks of its web page."""
-    text = re.sub(r"\[.*?\]", "", (text or " ").strip().replace(" [title]", ". "))
-    return text.replace("  ", " ") if text else " "
+    if text is None:
+        return " "
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def choices(row: dict) -> list[str]:

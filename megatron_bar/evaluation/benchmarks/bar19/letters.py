@@ -1,8 +1,8 @@
 """The letter that an answer to a multiple-choice question gives, by oe-eval's rules for OLMo 3.
 
-The first rule that is found anywhere decides, by its last place. Loose as the later ones are ("clearly" behind
-"the answer is" reads as C), they are the published ones. oe-eval goes on to any capital letter inside a word
-and has two further rules, which find nothing that the ninth does not.
+The first rule that is found anywhere decides, by its last place. Loose as the later ones are ("clearly"
+behind "the answer is" reads as C), they are the published ones, but for the tenth: oe-eval's also finds
+capital letters inside words. Two further ones of its own find nothing that the ninth does not.
 """
 
 import re
@@ -23,14 +23,13 @@ _RULES = (
     r"(?i)\bANSWER\)?\s+is\s+correct",
     r"(?i)\(ANSWER\)",
     r"(?i)\bANSWER\b",
+    r"(?<![^\W_])ANSWER(?![^\W_])",
 )
 
 
 def _rules(last: str) -> tuple[re.Pattern, ...]:
-    exact = _EXACT.replace("X", last)
-    return tuple(
-        map(re.compile, (exact, *(rule.replace("ANSWER", rf"\(?([A-{last}])\)?") for rule in _RULES)))
-    )
+    loose = (rule.replace("ANSWER", rf"\(?([A-{last}])\)?") for rule in _RULES)
+    return tuple(map(re.compile, (_EXACT.replace("X", last), *loose)))
 
 
 _UP_TO = {last: _rules(last) for last in "DF"}
@@ -38,7 +37,7 @@ _UP_TO = {last: _rules(last) for last in "DF"}
 
 def letter(answer: str, last: str = "D", *, exact: bool = True) -> tuple[str, int]:
     """Returns the letter from A to ``last`` (D or F) that an answer gives, "" for none, and the number of the
-    rule that found it: 0 for the sentence that was asked for, which only ``exact`` tries, 1 to 9."""
+    rule that found it: 0 for the sentence that was asked for, which only ``exact`` tries, 1 to 10."""
     for number, rule in enumerate(_UP_TO[last]):
         if (exact or number) and (found := deque(rule.finditer(answer), maxlen=1)):
             return found[0][1].upper(), number
