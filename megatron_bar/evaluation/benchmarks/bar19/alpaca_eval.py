@@ -29,18 +29,18 @@ def with_gamed(rows: list[dict], gamed: Iterable[dict]) -> list[dict]:
     lines: dict[int, list[dict]] = {}
     for line in gamed:
         lines.setdefault(int(line["index"]), []).append(line)
-    return [
-        row
-        | {
-            "instruction_difficulty": float(lines[number][0]["instruction_difficulty"]),
-            "gamed": [
-                [float(line["preference"]), float(line["std_delta_len"])]
-                for line in lines[number]
-                if line["preference"]
-            ],
-        }
-        for number, row in enumerate(rows)
-    ]
+    joined = []
+    for number, row in enumerate(rows):
+        if number not in lines:
+            raise BarError(f"df_gamed.csv: expected lines of index {number}, found none")
+        terms = [
+            [float(line["preference"]), float(line["std_delta_len"])]
+            for line in lines[number]
+            if line["preference"] != ""
+        ]
+        difficulty = float(lines[number][0]["instruction_difficulty"])
+        joined.append(row | {"instruction_difficulty": difficulty, "gamed": terms})
+    return joined
 
 
 def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:

@@ -39,10 +39,9 @@ def score(task: str, target: str, answer: str) -> float:
 def test_gold_and_another_items_answer():
     assert len(bbh.TASKS) == 27
     for form in (GOLD, "{}", "Answer: **{}**", "The answer is {}", "ANSWER IS {}.\n\nDone."):
-        if form == "Answer: **{}**":
-            right = [row for row in ROWS if row["task"] != "dyck_languages"]
-        else:
-            right = [row for row in ROWS if row["task"] not in ("dyck_languages", "word_sorting") or form == GOLD]
+        # The published patterns of these two take a space for an answer.
+        spaced = () if form == GOLD else ("dyck_languages", "word_sorting")
+        right = [row for row in ROWS if row["task"] not in spaced]
         assert [row for row in right if not bbh.grade(row, [form.format(row["target"])], None).score] == []
     assert [row for row in ROWS if bbh.grade(row, [GOLD.format(row["other"])], None).score] == []
     assert [row for row in ROWS if bbh.grade(row, ["~"], None).score] == []
@@ -76,21 +75,22 @@ def test_published_rules(task, target, answer, right):
 
 
 def test_as_lm_eval_extracts_it():
-    """The asked-for sentence: equal in all tasks but one, whose words lm-eval looks for in the question."""
-    parted = []
+    """The asked-for sentence is read alike in all 27 tasks."""
     for task in bbh.TASKS:
         rows = [row for row in ROWS if row["task"] == task]
         answers = [GOLD.format(row["target"]) for row in rows]
-        theirs = extracted(f"bbh/cot_zeroshot/{task}.yaml")(answers, [{"input": "Options:\n(A) x\n(B) y"}] * 2)
+        theirs = extracted(f"bbh/cot_zeroshot/{task}.yaml")(
+            answers, [{"input": "Options:\n(A) x\n(B) y\nList: pear apple"}] * 2
+        )
         ours = [bbh.extract(answer, bbh.TASKS[task]["answer"]) for answer in answers]
         assert ours == [row["target"] for row in rows]
-        if [text.strip().lower() for text in theirs] != [text.lower() for text in ours]:
-            parted.append(task)
-    assert parted == ["word_sorting"]
+        assert [text.strip().lower() for text in theirs] == [text.lower() for text in ours]
 
 
 texts = st.lists(
-    st.sampled_from(("So the answer is ", "answer is ", "Answer:", "answer", "(A)", "(b)", "7", "-3", "yes", "\n", " x "))
+    st.sampled_from(
+        ("So the answer is ", "answer is ", "Answer:", "answer", "(A)", "(b)", "7", "-3", "yes", "\n", " x ")
+    )
 ).map("".join)
 
 
@@ -107,5 +107,5 @@ def test_an_answer_is_a_part_of_the_text(text, task):
 
 
 def test_an_unknown_task_is_told():
-    with pytest.raises(BarError, match="bbh: expected a task out of boolean_expressions, .*, found 'sums'"):
+    with pytest.raises(BarError, match=r"bbh: expected a task out of boolean_expressions, .*, found 'sums'"):
         score("sums", "1", "1")

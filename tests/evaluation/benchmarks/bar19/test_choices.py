@@ -60,18 +60,24 @@ def test_all_of_mmlu(items):
     grades = [mmlu.grade(row, [ASKED.format(letter)], None) for row, letter in zip(items, right, strict=True)]
     assert benchmark.combine(items, grades) == 1
     assert {grade.detail["rule"] for grade in grades} == {1}
-    wrong = [mmlu.grade(row, [ASKED.format(other(letter))], None) for row, letter in zip(items, right, strict=True)]
+    wrong = [
+        mmlu.grade(row, [ASKED.format(other(letter))], None) for row, letter in zip(items, right, strict=True)
+    ]
     assert benchmark.combine(items, wrong) == 0
     silent = [mmlu.grade(row, ["I do not know."], None) for row in items]
     assert benchmark.combine(items, silent) == 0
     prompt = benchmark.ask(items[5000], [])[0]["content"]
-    assert all(f"\n {letter}. {choice}\n" in prompt for letter, choice in zip("ABCD", items[5000]["choices"], strict=True))
+    assert all(
+        f"\n {letter}. {choice}\n" in prompt
+        for letter, choice in zip("ABCD", items[5000]["choices"], strict=True)
+    )
 
 
 def test_a_subject_counts_once(items):
     """Right in one subject alone: a 57th, however many items it has."""
     grades = [
-        mmlu.grade(row, ["ABCD"[row["answer"]] if row["subject"] == "virology" else "x"], None) for row in items
+        mmlu.grade(row, ["ABCD"[row["answer"]] if row["subject"] == "virology" else "x"], None)
+        for row in items
     ]
     assert mmlu.BENCHMARK.combine(items, grades) == pytest.approx(1 / 57)
 
@@ -84,7 +90,8 @@ def test_mmlu_as_lm_eval_extracts_it(items):
     right = [draw.randrange(4) for _ in rows]
     forms = ("Therefore, the answer is: ({0})", "{1}? No. Therefore, the answer is: {0}") * 400
     answers = [
-        form.format("ABCD"[at], row["choices"][at - 1]) for form, at, row in zip(forms, right, rows, strict=True)
+        form.format("ABCD"[at], row["choices"][at - 1])
+        for form, at, row in zip(forms, right, rows, strict=True)
     ]
     theirs = extracted("mmlu/flan_cot_zeroshot/mmlu_anatomy.yaml")(answers, rows)
     ours = [f"({letter(answer, exact=False)[0]})" for answer in answers]
@@ -135,13 +142,27 @@ def test_forms_of_an_answer(form):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "I do not know.", "Berlin", "Cannot say", "E", "(E)", "Therefore, the answer is (E)", "1903", "ABCD"]
+    "text",
+    [
+        "",
+        " ",
+        "I do not know.",
+        "Berlin",
+        "Cannot say",
+        "E",
+        "(E)",
+        "Therefore, the answer is (E)",
+        "1903",
+        "ABCD",
+    ],
 )
 def test_texts_without_a_letter(text):
     assert letter(text) == ("", 0)
 
 
-words = st.lists(st.sampled_from("therefore the answer is: (B) C) d answer: A: so is correct because x \n".split(" ")))
+words = st.lists(
+    st.sampled_from("therefore the answer is: (B) C) d answer: A: so is correct because x \n".split(" "))
+)
 
 
 @given(st.one_of(words.map(" ".join), st.text()), st.sampled_from("ABCD"))
@@ -156,14 +177,20 @@ def test_a_letter_stands_in_the_text_alone(text):
     """Whatever is found is there, with no letter or digit beside it, or behind a phrase of the rules."""
     for last in "DF":
         found, rule = letter(text, last)
-        assert (found == "") == (rule == 0 and not re.search(rf"Therefore, the answer is \([A-{last}]\)", text))
+        assert (found == "") == (
+            rule == 0 and not re.search(rf"Therefore, the answer is \([A-{last}]\)", text)
+        )
         assert found.lower() in text.lower()
         assert rule < 9 or re.search(rf"(?i)(?<![^\W_]){found}(?![^\W_])", text)
 
 
-@pytest.mark.parametrize("row", [{"answer": 4}, {"answer": -1}, {"answer": None}, {"answer": "E"}, {"answer": True}])
+@pytest.mark.parametrize(
+    "row", [{"answer": 4}, {"answer": -1}, {"answer": None}, {"answer": "E"}, {"answer": True}]
+)
 def test_a_wrong_row_is_told(row):
     with pytest.raises(BarError, match="right choice: expected a letter from A to D, found"):
         mmlu.grade({"choices": list("wxyz")} | row, ["A"], None)
     with pytest.raises(BarError, match="from A to F"):
-        agieval_english.grade(AGIEVAL | {"label": row["answer"] if row["answer"] != "E" else None}, ["A"], None)
+        agieval_english.grade(
+            AGIEVAL | {"label": row["answer"] if row["answer"] != "E" else None}, ["A"], None
+        )

@@ -5,16 +5,30 @@ import hashlib
 import pytest
 
 from megatron_bar.evaluation.benchmarks.bar19 import (
-    agieval_english, alpaca_eval, bbh, gpqa, ifeval, mmlu, popqa, simpleqa, zebralogic,
+    agieval_english,
+    alpaca_eval,
+    bbh,
+    gpqa,
+    ifeval,
+    mmlu,
+    popqa,
+    simpleqa,
+    zebralogic,
 )  # fmt: skip
 
 MMLU = {"question": "What colour is chlorophyll?", "subject": "high_school_biology", "answer": 1}
 MMLU |= {"choices": ["red", "green", "blue", "grey"]}
 GPQA = {"Question": "Which energy?", "Correct Answer": " 4 eV [title]x ", "Incorrect Answer 1": "2  eV"}
 GPQA |= {"Incorrect Answer 2": "8 eV [1]", "Incorrect Answer 3": None}
-AGIEVAL = {"passage": "Read\n\nthis.", "question": "2x=6, x=?(A)?", "options": ["(A)2", "B. 3", " (C) 4", "D"]}
+AGIEVAL = {
+    "passage": "Read\n\nthis.",
+    "question": "2x=6, x=?(A)?",
+    "options": ["(A)2", "B. 3", " (C) 4", "D"],
+}
 ZEBRA = {"id": "lgp-test-2x2-1", "size": "2*2", "puzzle": "There are 2 houses {so}."}
-ZEBRA |= {"solution": {"header": ["House", "Name", "Pet"], "rows": [["1", "Ann", "cat"], ["2", "Bob", "dog"]]}}
+ZEBRA |= {
+    "solution": {"header": ["House", "Name", "Pet"], "rows": [["1", "Ann", "cat"], ["2", "Bob", "dog"]]}
+}
 BBH = [{"task": task, "input": "not ( True ) and ( True ) is"} for task in bbh.TASKS]
 PUBLISHED = {
     "mmlu": "9c4b7425b843c185",
@@ -80,9 +94,13 @@ def test_what_the_pairwise_judge_is_asked():
     assert alpaca_eval.BENCHMARK.ask(rows[0], []) == [{"role": "user", "content": "Name three rivers."}]
     for row in rows:
         alpaca_eval.grade(row, ["Mine {output_2}."], judge)
-    said = [[part for message in asked for part in (message["role"], message["content"])] for asked in judge.asked]
+    said = [
+        [part for message in asked for part in (message["role"], message["content"])] for asked in judge.asked
+    ]
     assert digest(*said[0], *said[1]) == "a2b2f042437770e3"
 
 
 def test_the_prompt_alone():
-    assert ifeval.BENCHMARK.ask({"prompt": "No {commas}.\n"}, []) == [{"role": "user", "content": "No {commas}.\n"}]
+    assert ifeval.BENCHMARK.ask({"prompt": "No {commas}.\n"}, []) == [
+        {"role": "user", "content": "No {commas}.\n"}
+    ]
