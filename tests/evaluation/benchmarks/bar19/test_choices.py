@@ -160,6 +160,22 @@ def test_texts_without_a_letter(text):
     assert letter(text) == ("", 0)
 
 
+@pytest.mark.parametrize(
+    "text, exact, found",
+    [
+        ("The answer is A. No: the answer is B.", True, ("B", 4)),
+        ("Therefore, the answer is (A). Therefore, the answer is (C)", True, ("C", 0)),
+        ("Therefore, the answer is (A). Therefore, the answer is: C", True, ("A", 0)),
+        ("Therefore, the answer is (A). Therefore, the answer is: C", False, ("C", 1)),
+        ("So the answer is B. The answer is C.", True, ("B", 2)),
+        ("(A) or (B)", True, ("B", 8)),
+        ("It is clear that the answer is clearly D.", True, ("C", 4)),
+    ],
+)
+def test_the_first_rule_and_its_last_place(text, exact, found):
+    assert letter(text, exact=exact) == found
+
+
 words = st.lists(
     st.sampled_from("therefore the answer is: (B) C) d answer: A: so is correct because x \n".split(" "))
 )
