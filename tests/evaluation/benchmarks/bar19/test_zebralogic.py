@@ -88,6 +88,8 @@ def test_the_last_object_decides():
     good, bad = (json.dumps({"solution": solution}) for solution in (GOLD, {}))
     assert zebralogic.grade(ROW, [bad + good], None).score == 1
     assert zebralogic.grade(ROW, [good + bad], None).score == 0
+    lines = good.replace('{"sol', '{"reasoning": "one\ntwo", "sol', 1)
+    assert "\n" in lines and zebralogic.grade(ROW, [lines], None).score == 1
     assert (
         zebralogic.grade(ROW, [f"{{{good}"], None).score == 0
     )  # a brace that stays open holds all behind it
