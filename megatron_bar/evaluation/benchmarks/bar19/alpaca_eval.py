@@ -46,7 +46,7 @@ def with_gamed(rows: list[dict], gamed: Iterable[dict]) -> list[dict]:
 def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
     """The judge sees the two answers in an order that the instruction draws, as alpaca_eval has it; it isn't
     asked about equal answers, nor about one without text, which loses."""
-    judge = needed(judge, "alpaca_eval", "pairwise")
+    judge = needed(judge, "pairwise")
     answer, reference = answers[0], row["output"]
     detail = {"longer": len(reference) - len(answer)}
     if answer == reference or not answer.strip():
@@ -57,7 +57,7 @@ def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
     tokens = judge.first_token([{"role": "system", "content": SYSTEM}, {"role": "user", "content": orders}])
     odds = tokens.get("M", -math.inf) - tokens.get("m", -math.inf)
     if math.isnan(odds):
-        raise BarError(f"alpaca_eval: expected m or M among the judge's first tokens, found {tokens!r:.60}")
+        raise BarError(f"judge pairwise: expected m or M among its first tokens, found {tokens!r:.60}")
     second = 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0
     return Grade(score=1 - second if first else second, detail=detail | {"first": first})
 

@@ -32,7 +32,7 @@ PUNCTUATED = ("dyck_languages", "multistep_arithmetic_two")
 
 def task(row: dict) -> dict:
     if (found := TASKS.get(row["task"])) is None:
-        raise BarError(f"bbh: expected a task out of {', '.join(TASKS)}, found {row['task']!r:.100}")
+        raise BarError(f"task: expected one of {', '.join(TASKS)}, found {row['task']!r:.100}")
     return found
 
 

@@ -21,7 +21,7 @@ def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
     truth = {"instruction_id_list": row["instruction_id_list"], "kwargs": row["kwargs"]}
     constraints = instruction.check(truth)
     if unknown := [kind for kind, _ in constraints if kind not in IFEVAL]:
-        raise BarError(f"ifeval: expected instructions of the published 25, found {unknown[0]}")
+        raise BarError(f"instruction_id_list: expected the published 25, found {unknown[0]}")
     written = forms(seen(answers[0])) if len(answers[0]) <= LONGEST else []
     followed = [any(IFEVAL[kind](form, **fields) for form in written) for kind, fields in constraints]
     return Grade(score=float(all(followed)), detail={"followed": followed})

@@ -20,7 +20,7 @@ def names(row: dict) -> list[str]:
         [name for name in found if isinstance(name, str) and name.strip()] if isinstance(found, list) else []
     )
     if not found:
-        raise BarError(f"popqa: possible_answers expected a list of names, found {given!r:.100}")
+        raise BarError(f"possible_answers: expected a list of names, found {given!r:.100}")
     return found
 
 

@@ -26,7 +26,7 @@ def verdict_of(reply: str) -> str | None:
 def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
     """An answer without text is not attempted, whoever grades. A reply that gives no verdict is shown to the
     grader once more with the last line of its orders, twice at most."""
-    judge = needed(judge, "simpleqa", "grader")
+    judge = needed(judge, "grader")
     if not answers[0].strip():
         return Grade(score=0.0, detail={"verdict": VERDICTS["C"]})
     orders = fill(GRADER, question=row["problem"], target=row["answer"], predicted_answer=answers[0])
@@ -40,7 +40,7 @@ def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
             {"role": "assistant", "content": reply},
             {"role": "user", "content": REMINDER},
         ]
-    raise BarError(f"simpleqa: expected A, B or C from the grader, found {reply!r:.100} in {TRIES} tries")
+    raise BarError(f"judge grader: expected A, B or C, found {reply!r:.100} in {TRIES} tries")
 
 
 def f1(rows: list[dict], grades: list[Grade]) -> float:

@@ -29,8 +29,8 @@ def fill(prompt: str, **texts: str) -> str:
     return names.sub(lambda match: texts[match[1]], prompt)
 
 
-def needed(judge: JudgeModel | None, benchmark: str, kind: str) -> JudgeModel:
+def needed(judge: JudgeModel | None, kind: str) -> JudgeModel:
     """Returns the judge; raises BarError where there is none."""
     if judge is None:
-        raise BarError(f"{benchmark}: expected a judge of its answers, found none; --judge {kind}=URL")
+        raise BarError(f"judge {kind}: expected one, found none; --judge {kind}=URL")
     return judge

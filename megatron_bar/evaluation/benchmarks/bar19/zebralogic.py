@@ -24,9 +24,7 @@ def table(row: dict) -> dict[tuple[str, str], str]:
     except (KeyError, TypeError, ValueError, AttributeError):
         cells = {}
     if not cells or not all(cell.strip("_") for cell in cells.values()):
-        raise BarError(
-            f"zebralogic: puzzle {row['id']}: expected a solution with all cells, found {solution!r:.100}"
-        )
+        raise BarError(f"puzzle {row['id']}: expected a solution with all cells, found {solution!r:.100}")
     return cells
 
 

@@ -70,7 +70,7 @@ class Fixed:
     "tokens", [{}, {"The": -0.1}, {" m": -0.1}, {"m": math.nan}, {"m": -math.inf, "M": -math.inf}]
 )
 def test_nonsense_is_no_score(tokens):
-    with pytest.raises(BarError, match="alpaca_eval: expected m or M among the judge's first tokens, found"):
+    with pytest.raises(BarError, match="judge pairwise: expected m or M among its first tokens, found"):
         alpaca_eval.grade(ROWS[0], ["Mine."], Fixed(tokens))
     with pytest.raises(BarError, match="--judge pairwise=URL"):
         alpaca_eval.grade(ROWS[0], ["Mine."], None)

@@ -107,5 +107,5 @@ def test_an_answer_is_a_part_of_the_text(text, task):
 
 
 def test_an_unknown_task_is_told():
-    with pytest.raises(BarError, match=r"bbh: expected a task out of boolean_expressions, .*, found 'sums'"):
+    with pytest.raises(BarError, match=r"task: expected one of boolean_expressions, .*, found 'sums'"):
         score("sums", "1", "1")

@@ -45,7 +45,7 @@ def test_names_as_they_are_lower_and_capitalised(names, answer, right):
 
 @pytest.mark.parametrize("names", ["", "[", "[]", '""', "3", "null", None, [], [""], [3]])
 def test_a_row_without_names_is_told(names):
-    with pytest.raises(BarError, match="popqa: possible_answers expected a list of names, found"):
+    with pytest.raises(BarError, match="possible_answers: expected a list of names, found"):
         popqa.grade({"possible_answers": names}, ["a"], None)
 
 
@@ -122,7 +122,7 @@ NONSENSE = (
 @pytest.mark.parametrize("reply", NONSENSE)
 def test_nonsense_is_asked_about_twice_and_never_a_score(reply):
     grader = Grader(reply)
-    with pytest.raises(BarError, match=r"simpleqa: expected A, B or C from the grader, found .* in 3 tries"):
+    with pytest.raises(BarError, match=r"judge grader: expected A, B or C, found .* in 3 tries"):
         simpleqa.grade(YEARS[0], ["1900"], grader)
     assert [len(messages) for messages in grader.asked] == [1, 3, 5]
     grader = Grader(reply, "B")
@@ -134,7 +134,5 @@ def test_nonsense_is_asked_about_twice_and_never_a_score(reply):
 
 
 def test_no_judge_is_told():
-    with pytest.raises(
-        BarError, match="simpleqa: expected a judge of its answers, found none; --judge grader=URL"
-    ):
+    with pytest.raises(BarError, match="judge grader: expected one, found none; --judge grader=URL"):
         simpleqa.grade(YEARS[0], ["1900"], None)

@@ -125,7 +125,5 @@ def _opened(value):
 def test_blank_solutions_are_told_before_anything_is_asked(solution):
     row = ROW | {"solution": solution}
     for use in (lambda: zebralogic.BENCHMARK.ask(row, []), lambda: zebralogic.grade(row, ["{}"], None)):
-        with pytest.raises(
-            BarError, match="zebralogic: puzzle lgp-5: expected a solution with all cells, found"
-        ):
+        with pytest.raises(BarError, match="puzzle lgp-5: expected a solution with all cells, found"):
             use()
