@@ -1,11 +1,11 @@
 """IFEval (arXiv 2311.07911): all of a prompt's instructions are followed, each by the answer or by one of its
-forms without the first line, the last line or stars."""
+forms without the first line, the last line or stars. One without a letter or digit follows none."""
 
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.benchmark import Grade, JudgeModel, PublishedBenchmark, once
 from megatron_bar.verifiers import instruction
 from megatron_bar.verifiers.ifeval import IFEVAL
-from megatron_bar.verifiers.text import seen
+from megatron_bar.verifiers.text import says_something, seen
 
 LONGEST = 65_536
 """Characters of an answer that is graded; one of 4,096 tokens has about 20,000."""
@@ -22,7 +22,8 @@ def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
     constraints = instruction.check(truth)
     if unknown := [kind for kind, _ in constraints if kind not in IFEVAL]:
         raise BarError(f"instruction_id_list: expected the published 25, found {unknown[0]}")
-    written = forms(seen(answers[0])) if len(answers[0]) <= LONGEST else []
+    answer = seen(answers[0])
+    written = forms(answer) if len(answer) <= LONGEST and says_something(answer) else []
     followed = [any(IFEVAL[kind](form, **fields) for form in written) for kind, fields in constraints]
     return Grade(score=float(all(followed)), detail={"followed": followed})
 
