@@ -36,6 +36,6 @@ BENCHMARK = PublishedBenchmark(
     ask=once(lambda row: row["prompt"]),
     grade=grade,
     metric="prompt-level loose accuracy",
-    differs="a sign in the place of a letter is counted, where the published scorer draws a letter; an answer "
-    "without a letter or digit follows nothing",
+    differs="a sign in the place of a letter is counted, where the published scorer draws a letter; an "
+    "answer without a letter or digit follows nothing",
 )
