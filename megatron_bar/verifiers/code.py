@@ -6,8 +6,8 @@ truth is one of
   text with an assert in it is a test, one or several statements of Python, and the others (imports, values)
   prepare; the names that they leave undefined are the program's;
 - {"program": source}: a program that is one test, as MBPP+ has it in ``test``; perhaps with "entry_point",
-  the name of what its function ``check`` is called with, and "prompt", what the answer continues, as
-  HumanEval+ has them;
+  the name of what its function ``check``, if it has one, is called with, and "prompt", what the answer
+  continues, as HumanEval+ has them;
 - {"stdin_tests": [[input, output], ...]}: a run of the whole program per test; LiveCodeBench's
   [{"input": text, "output": text}, ...] and APPS's {"inputs": [...], "outputs": [...]}, also as JSON text,
   are the same. White space at the ends of lines and of the output does not count, nor how a number with a
@@ -187,14 +187,17 @@ def _of_asserts(texts: list, enough: float):
 def _of_program(program: str, entry_point, prompt):
     given = ""
     names = []
-    program = _whole(program) if entry_point is None else program
-    if entry_point is None and not _requires(program):
-        raise BarError(f"code truth: expected a program that requires something, found {program!r:.200}")
     if entry_point is not None:
         if not isinstance(entry_point, str) or not entry_point.isidentifier():
             raise BarError(f"code truth: expected a name as entry_point, found {entry_point!r:.200}")
-        program = f"{program}\ncheck({entry_point})\n"
         names = [entry_point]
+    _parsed(program)
+    if names and "check" in _defined(program):
+        program = f"{program}\ncheck({entry_point})\n"
+    else:
+        program = _whole(program)
+        if not _requires(program):
+            raise BarError(f"code truth: expected a program that requires something, found {program!r:.200}")
     if prompt is not None:
         start = (
             re.search(rf"^(?:async )?def {entry_point}\b", prompt, re.MULTILINE)

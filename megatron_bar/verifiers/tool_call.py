@@ -165,7 +165,7 @@ def _value(text: str, at: int, depth: int = 0):
     if opening == "(":
         items, end = _until(text, at + 1, ")", _value, depth + 1)
         in_brackets = len(items) == 1 and not text[: end - 1].rstrip().endswith(",")
-        return (items[0] if in_brackets else items), end
+        return (items[0] if in_brackets else tuple(items)), end
     if opening and opening in "\"'":
         string = _match(STRING, text, at)
         return _string(string), string.end()

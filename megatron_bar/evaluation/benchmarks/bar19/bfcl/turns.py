@@ -1,0 +1,102 @@
+"""Conversations of BFCL: what is asked next, and whether the calls of all turns did what the truth's do.
+
+A turn goes on as long as the model calls something; the results come back as messages of the environment. The
+calls run on BFCL's own classes, inside the sandbox alone, from the first on each time: nothing is kept between
+two questions. With more than 20 steps in a turn the conversation ends, and is wrong unless it was the last.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_bar.errors import BarError
+from megatron_bar.evaluation.benchmarks.bar19.bfcl import prompt
+from megatron_bar.evaluation.benchmarks.bar19.bfcl.calls import read
+from megatron_bar.evaluation.benchmarks.bar19.bfcl.categories import NOT_MEASURED
+from megatron_bar.evaluation.benchmarks.bar19.bfcl.rows import LONG_CONTEXT, unpacked
+from megatron_bar.evaluation.benchmarks.benchmark import Grade, Messages
+from megatron_bar.verifiers.sandbox import sandbox
+from megatron_bar.verifiers.tool_call import Call
+
+WORLD = Path(__file__).with_name("world.py")
+STEPS = 20
+LIMITS = sandbox.Limits(wall_s=60.0, cpu_s=10, memory_bytes=512 << 20, output_bytes=32 << 20)
+STOPPED = "Error during execution: the call took too long or too much"
+NEEDS = "needs BFCL's classes in the data (sources), which are cut from the package bfcl-eval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    answer: str
+    calls: list[Call]
+
+
+def ask(row: dict, answers: list[str]) -> Messages | None:
+    """Returns the conversation up to what the model is to answer next; None at its end."""
+    turns = _turns(row, answers)
+    if "sources" not in row or _is_over(row, turns):
+        return None
+    results, _ = _run(row, turns)
+    messages = prompt.beginning(row)
+    for number, steps in enumerate(turns):
+        messages += prompt.turn(row, number) if number else []
+        for step in steps:
+            messages.append({"role": "assistant", "content": step.answer})
+            shown = results.pop(0) if step.calls else []
+            messages += [{"role": "environment", "content": result} for result in shown]
+    return messages
+
+
+def grade(row: dict, answers: list[str]) -> Grade:
+    if "sources" not in row:
+        return Grade(score=0.0, detail={NOT_MEASURED: NEEDS})
+    turns = _turns(row, answers)
+    wanted = len(row["ground_truth"])
+    if len(turns) < wanted:
+        return Grade(score=0.0, detail={"reason": f"turn {len(turns) - 1}: more than {STEPS} steps"})
+    _, verdict = _run(row, turns[:wanted], row["ground_truth"])
+    return Grade(score=float(verdict["right"]), detail={"reason": verdict["reason"]})
+
+
+def _turns(row: dict, answers: list[str]) -> list[list[Step]]:
+    """Returns the steps of every turn that was begun; an answer without calls ends its turn."""
+    turns: list[list[Step]] = [[]]
+    for answer in answers:
+        if _is_over(row, turns):
+            break
+        calls = read(answer)
+        turns[-1].append(Step(answer=answer, calls=calls))
+        if not calls:
+            turns.append([])
+    return turns
+
+
+def _is_over(row: dict, turns: list[list[Step]]) -> bool:
+    return len(turns) > len(row["question"]) or len(turns[-1]) > STEPS
+
+
+def _run(row: dict, turns: list[list[Step]], truth: list | None = None) -> tuple[list[list[str]], dict]:
+    """Returns the results of every step with calls, and the verdict on them, if there is a truth."""
+    steps = [[step.calls for step in turn if step.calls] for turn in turns]
+    task = {
+        "sources": unpacked(row["sources"]),
+        "classes": row["involved_classes"],
+        "config": row["initial_config"],
+        "is_long": row["category"].endswith(LONG_CONTEXT),
+        "turns": steps,
+    }
+    if truth is not None:
+        task["truth"] = truth
+    elif not any(steps):
+        return [], {}
+    code = WORLD.read_text(encoding="utf-8")
+    outcome = sandbox.run(code, stdin=json.dumps(task).encode(), limits=LIMITS)
+    *lines, last = [json.loads(line) for line in outcome.stdout.split(b"\n")[:-1]] or [{}]
+    if outcome.stopped or outcome.exit_code > 128:
+        shown = [line["results"] for line in [*lines, last] if line]
+        ended = [[STOPPED] * len(calls) for turn in steps for calls in turn][len(shown) :]
+        return shown + ended, {"right": False, "reason": "a call took too long or too much"}
+    if outcome.exit_code or "right" not in last:
+        why = outcome.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
+        raise BarError(f"bfcl {row['id']}: BFCL's classes do not run: {why:.300}")
+    return [line["results"] for line in lines], last
