@@ -38,10 +38,10 @@ def right(calls: list[Call], functions: list[dict], wanted: list[dict], language
     left = list(calls)
     for name, possible in (item for truth in wanted for item in truth.items()):
         function = next((found for found in functions if found["name"] == name), functions[0])
-        fitting = next((call for call in left if _fits(call, function, possible, language)), None)
-        if fitting is None:
+        taken = next((n for n, call in enumerate(left) if _fits(call, function, possible, language)), None)
+        if taken is None:
             return False
-        left.remove(fitting)
+        del left[taken]
     return not left
 
 

@@ -8,6 +8,7 @@ them.
 """
 
 import base64
+import functools
 import json
 import zlib
 from collections.abc import Iterator
@@ -81,14 +82,18 @@ def _conversation(found: dict, data: Path, is_long: bool) -> dict:
         "involved_classes": found["involved_classes"],
         "missed_function": {turn: [by_name[name] for name in names] for turn, names in missed.items()},
     }
-    place = data.parent / "eval_checker/multi_turn_eval/func_source_code"
-    files = {name: place / f"{CLASSES[name]}.py" for name in found["involved_classes"]}
-    if is_long:
-        files[LONG_CONTEXT] = place / f"{LONG_CONTEXT}.py"
-    if all(path.is_file() for path in files.values()):
-        texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
-        row["sources"] = packed(texts)
-    return row
+    names = (*found["involved_classes"], *([LONG_CONTEXT] if is_long else []))
+    sources = _sources(data.parent / "eval_checker/multi_turn_eval/func_source_code", names)
+    return row | ({"sources": sources} if sources else {})
+
+
+@functools.lru_cache(64)
+def _sources(folder: Path, names: tuple[str, ...]) -> str | None:
+    """Returns the packed sources of classes; None where one is missing. Many rows have the same."""
+    files = {name: folder / f"{CLASSES.get(name, name)}.py" for name in names}
+    if not all(path.is_file() for path in files.values()):
+        return None
+    return packed({name: path.read_text(encoding="utf-8") for name, path in files.items()})
 
 
 def _lines(path: Path) -> list[dict]:
