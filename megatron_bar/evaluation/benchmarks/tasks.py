@@ -2,35 +2,23 @@
 MBPP+) or need another version of a package than the verifiers do (MATH: an older antlr).
 """
 
-from megatron_bar.errors import BarError
-from megatron_bar.evaluation.benchmarks import programs
-from megatron_bar.verifiers import check_task, verify
-from megatron_bar.verifiers.math import final_answer
+from megatron_bar.evaluation.benchmarks.bar19 import humaneval_plus, math, mbpp_plus
 
 
-def humaneval_plus(doc: dict, results: list[str]) -> dict[str, float]:
+def humaneval_plus_task(doc: dict, results: list[str]) -> dict[str, float]:
     """Grades an answer as lm-eval's ``process_results``; ``doc``: a row of the data, ``results``: the
     answer."""
-    return {"pass_at_1": float(programs.humaneval_plus(doc, results[0]))}
+    return {"pass_at_1": float(humaneval_plus.passes(doc, results[0]))}
 
 
-def mbpp_plus(doc: dict, results: list[str]) -> dict[str, float]:
-    """Grades an answer like `humaneval_plus`."""
-    return {"pass_at_1": float(programs.mbpp_plus(doc, results[0]))}
+def mbpp_plus_task(doc: dict, results: list[str]) -> dict[str, float]:
+    """Grades an answer like `humaneval_plus_task`."""
+    return {"pass_at_1": float(mbpp_plus.passes(doc, results[0]))}
 
 
-def math(doc: dict, results: list[str]) -> dict[str, float]:
-    """Grades an answer by the verifier of mathematics.
-
-    Quirks of the data: a few solutions box their answer by fbox, and a few answers are nothing that the
-    verifier can decide (a sum, say): those must be given as they are written.
-    """
-    truth = final_answer(doc["solution"].replace("\\fbox", "\\boxed"))
-    try:
-        check_task("math", truth, doc["problem"])
-    except BarError:
-        return {"math": float(final_answer(results[0]) == truth)}
-    return {"math": verify("math", results[0], truth)}
+def math_task(doc: dict, results: list[str]) -> dict[str, float]:
+    """Grades an answer by the verifier of mathematics, like `humaneval_plus_task`."""
+    return {"math": float(math.right(doc, results[0]))}
 
 
 def _task(name: str, dataset: str, question: str, grade, metric: str, **more) -> dict:
@@ -55,7 +43,7 @@ HUMANEVAL_PLUS = _task(
     "evalplus/humanevalplus",
     "Complete this function, and answer with the whole program in one block of code.\n"
     "```python\n{{prompt}}\n```",
-    humaneval_plus,
+    humaneval_plus_task,
     "pass_at_1",
 )
 MBPP_PLUS = _task(
@@ -63,7 +51,7 @@ MBPP_PLUS = _task(
     "evalplus/mbppplus",
     "{{prompt}} Answer with the whole program in one block of code. It should satisfy this assertion:\n"
     "```python\n{{test_list[0]}}\n```",
-    mbpp_plus,
+    mbpp_plus_task,
     "pass_at_1",
 )
 _SUBJECTS = (
@@ -80,7 +68,7 @@ MATH = tuple(
         f"math_verified_{subject}",
         "EleutherAI/hendrycks_math",
         "{{problem}}\n\nPut the final answer within \\boxed{}.",
-        math,
+        math_task,
         "math",
         dataset_name=subject,
     )

@@ -1,7 +1,7 @@
 r"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems of grade school, asked without examples.
 
-An answer is right where the verifier of mathematics says so; without a box or another mark, as published, also
-where the last number of the text is the truth, whatever words stand beside it.
+An answer is right where the verifier of mathematics says so; without a box or another mark, as published,
+also where the last number of the text is the truth, whatever words stand beside it.
 """
 
 import re

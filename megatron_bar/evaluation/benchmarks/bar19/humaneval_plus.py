@@ -20,9 +20,9 @@ LIMITS = sandbox.Limits(wall_s=60.0, cpu_s=30, memory_bytes=2 << 30, value_bytes
 
 def prompt(row: dict) -> str:
     return (
-        f"Complete the following function:\n{row['prompt']}\nProvide CONCISE reasoning on how to arrive at the "
-        "answer, and make sure to finish the response with the following, where (CODE) is the code for the "
-        "complete function:\n\nHere is the completed function:\n\n```python\n(CODE)\n```"
+        f"Complete the following function:\n{row['prompt']}\nProvide CONCISE reasoning on how to arrive "
+        "at the answer, and make sure to finish the response with the following, where (CODE) is the code "
+        "for the complete function:\n\nHere is the completed function:\n\n```python\n(CODE)\n```"
     )
 
 

@@ -1,11 +1,11 @@
 r"""MATH (Hendrycks et al. 2021, arXiv 2103.03874): problems of competitions, asked without examples.
 
-An answer is right where the verifier of mathematics says so. Published is exact_match_flex: the last box, else
-what stands between the last two $, else the whole answer, compared as minerva_math and as hendrycks_math do.
-The same places are looked at here; a text with another mark ("The answer is 5") is read at that mark.
+Published is exact_match_flex: the last box, else what stands between the last two $, else the whole answer,
+compared as minerva_math and as hendrycks_math do. The same places are looked at here, and compared by the
+verifier of mathematics; without a box, a text with another mark ("The answer is 5") is read at that mark.
 
-The truth is the last box of the solution; boxes beside each other ("1" and "-2") are one list, of which the
-published run asks the last alone. Boxes that are the same number or formula twice are that one.
+The truth is the last box of the solution. Boxes beside each other ("1" and "-2") are one list, of which the
+published run asks the last alone; boxes with the same number or formula twice are that one.
 """
 
 import re
@@ -21,7 +21,7 @@ from megatron_bar.evaluation.benchmarks.benchmark import (
 from megatron_bar.verifiers import check_task, extract, verify
 from megatron_bar.verifiers.math import final_answer
 
-BOX = re.compile(r"\\(?:boxed|fbox)\b")
+BOX = re.compile(r"\\boxed\s*\{")
 THOUSANDS = re.compile(r",\s*\\!\s*")
 """How a few solutions write the comma of thousands."""
 
@@ -32,21 +32,16 @@ def prompt(row: dict) -> str:
 
 def truth(row: dict) -> str:
     """Returns the final answer of a row's solution."""
-    solution = THOUSANDS.sub("", row["solution"]).replace("\\fbox", "\\boxed")
-    boxes = list(BOX.finditer(solution))
-    if boxes and solution[boxes[-1].end() :].startswith("{"):
-        start = boxes[-1].end() + 1
-        solution = solution[: start + len(extract.until_brace(solution[start:])) + 1]
-    answer = final_answer(solution)
-    parts = answer.split(", ")
-    if len(boxes) >= len(parts) > 1 and all(_same(part, parts[-1], row) for part in parts):
-        return parts[-1]
-    return answer
+    solution = THOUSANDS.sub("", row["solution"])
+    return _boxed(solution, row) or final_answer(solution)
 
 
 def right(row: dict, answer: str) -> bool:
-    """Returns whether ``answer`` ends in the truth of ``row``, or has it where published runs look for it."""
-    wanted = truth(row)
+    """Returns whether ``answer`` has the truth of ``row`` where published runs look for it."""
+    wanted, answer = truth(row), THOUSANDS.sub("", answer)
+    boxed = _boxed(answer, row)
+    if boxed is not None:
+        return _same(boxed, wanted, row)
     if _verified(answer, wanted, row):
         return True
     if extract.marked(answer) is not None:
@@ -58,6 +53,20 @@ def right(row: dict, answer: str) -> bool:
 
 def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
     return Grade(score=float(right(row, answers[0])))
+
+
+def _boxed(text: str, row: dict) -> str | None:
+    """Returns what the last box holds, with those beside it; None without a box that is closed."""
+    text = text[-extract.TAIL :].replace("\\fbox", "\\boxed")
+    ends = [box.end() + len(extract.until_brace(text[box.end() :])) for box in BOX.finditer(text)]
+    ends = [end for end in ends if text[end : end + 1] == "}"]
+    if not ends:
+        return None
+    found = final_answer(text[: ends[-1] + 1])
+    parts = found.split(", ")
+    if len(ends) >= len(parts) > 1 and all(_same(part, parts[-1], row) for part in parts):
+        return parts[-1]
+    return found
 
 
 def _same(text: str, wanted: str, row: dict) -> bool:

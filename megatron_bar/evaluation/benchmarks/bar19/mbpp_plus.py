@@ -23,8 +23,9 @@ FUNCTION = re.compile(r"^def\s+(\w+)\b[^\n]*\Z", re.MULTILINE)
 
 def prompt(row: dict) -> str:
     return (
-        f"{row['prompt']}{_head(row)}\n\nProvide CONCISE reasoning on how to arrive at the answer, and make sure "
-        "to finish the response with the following:\n\nHere is the completed function:\n\n```python\n(CODE)\n```\n"
+        f"{row['prompt']}{_head(row)}\n\nProvide CONCISE reasoning on how to arrive at the answer, and make "
+        "sure to finish the response with the following:\n\n"
+        "Here is the completed function:\n\n```python\n(CODE)\n```\n"
         "where (CODE) is the code for the complete function."
     )
 

@@ -27,7 +27,11 @@ def of_kind(*kinds: str) -> list[dict]:
 def chosen(value: object, declared: dict) -> object:
     """A value out of possible ones: dictionaries have possible values of their own."""
     if isinstance(value, dict):
-        parts = {key: [part for part in choices if part != ""] for key, choices in value.items() if "" not in choices}
+        parts = {
+            key: [part for part in choices if part != ""]
+            for key, choices in value.items()
+            if "" not in choices
+        }
         return {key: parts[key][0] for key in parts}
     if isinstance(value, list) and declared.get("items", {}).get("type") == "dict":
         return [chosen(part, {}) for part in value]
@@ -71,7 +75,9 @@ def spelled(value: object, declared: dict, language: str) -> str:
         return f"new {inner['type'] or 'Object'}[]{{{', '.join(parts)}}}"
     if isinstance(value, dict):
         if language == "java":
-            puts = " ".join(f'put("{key}", {element(part, {"type": ""}, language)});' for key, part in value.items())
+            puts = " ".join(
+                f'put("{key}", {element(part, {"type": ""}, language)});' for key, part in value.items()
+            )
             return f"new HashMap<String, Object>() {{{{ {puts} }}}}"
         pairs = ", ".join(f'"{key}": {element(part, {"type": ""}, language)}' for key, part in value.items())
         return f"{{{pairs}}}"
@@ -85,7 +91,9 @@ def element(value: object, declared: dict, language: str) -> str:
 
 
 def written(calls: list[tuple[str, dict]]) -> str:
-    lines = [f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in calls]
+    lines = [
+        f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in calls
+    ]
     return "\n".join(["<function_calls>", *lines, "</function_calls>"])
 
 

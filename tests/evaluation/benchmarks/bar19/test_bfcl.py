@@ -73,7 +73,9 @@ def test_conversations_without_classes_are_not_measured_and_the_rest_is_shown():
 def test_what_is_asked():
     row = next(row for row in items() if row["category"] == "simple")
     system, user = BENCHMARK.ask(row, [])
-    assert system["content"].startswith("You are an expert in composing functions. You are given a question and")
+    assert system["content"].startswith(
+        "You are an expert in composing functions. You are given a question and"
+    )
     assert "\n<function_calls>\nfunc_name1(params_name1=params_value1, params_name2=" in system["content"]
     assert system["content"].endswith("\n\nHere is a list of functions in JSON format that you can invoke.")
     assert user == row["question"][0][0] and BENCHMARK.ask(row, ["done"]) is None
@@ -88,7 +90,9 @@ def test_what_is_asked():
         texts = categories.of(row).language != "python"
         kinds = [p["type"] for tool in tools for p in tool["function"]["parameters"]["properties"].values()]
         assert not texts or set(kinds) <= {"string"}
-    assert any("type parameter in string representation" in json.dumps(BENCHMARK.tools(row)) for row in items())
+    assert any(
+        "type parameter in string representation" in json.dumps(BENCHMARK.tools(row)) for row in items()
+    )
 
 
 def test_every_wanted_call_is_right_and_another_items_hardly_ever():
@@ -104,14 +108,22 @@ def test_relevance_is_any_call_and_irrelevance_none():
     assert len(of_kind("none")) == 1124 and len(of_kind("any")) == 16
     for row in of_kind("none", "any"):
         wanted = float(categories.of(row).kind == "any")
-        assert score(row, written([(row["function"][0]["name"] if row["function"] else "f", {"x": 1})])) == wanted
+        assert (
+            score(row, written([(row["function"][0]["name"] if row["function"] else "f", {"x": 1})]))
+            == wanted
+        )
         assert score(row, "None of the functions can do this.") == 1 - wanted
     none, some = of_kind("none")[0], of_kind("any")[0]
     for text in ("", "<function_calls>\n</function_calls>", "f(x=1) would need to know x."):
         assert (score(none, text), score(some, text)) == (1.0, 0.0), text
     for text in ("f(x=1)", "a.b(x=1)\ng(y='(')", "[f(x=1), g(x=2)]", "<function_calls>f()</function_calls>"):
         assert (score(none, text), score(some, text)) == (0.0, 1.0), text
-    for text in ("f(1)", "f(x=y)", "f(x=open('a').read())", "<function_calls>\nf(x=2 * 3)\n</function_calls>"):
+    for text in (
+        "f(1)",
+        "f(x=y)",
+        "f(x=open('a').read())",
+        "<function_calls>\nf(x=2 * 3)\n</function_calls>",
+    ):
         assert (score(none, text), score(some, text)) == (0.0, 0.0), text
 
 
@@ -184,7 +196,12 @@ def test_calls_are_judged_as_bfcls_own_checker_judges_them():
     rng = random.Random(11)
     found = of_kind("calls")
     cases = [
-        {"row": row, "calls": change(wanted_calls(row), rng), "kind": kind, "language": categories.of(row).language}
+        {
+            "row": row,
+            "calls": change(wanted_calls(row), rng),
+            "kind": kind,
+            "language": categories.of(row).language,
+        }
         for row in found
         for kind, change in MUTATIONS.items()
     ]
@@ -207,7 +224,11 @@ def test_a_tuple_is_no_list_and_a_tuple_where_one_is_declared_is_a_list():
         row = {"category": "simple", "function": [{"name": "go", "parameters": parameters}]}
         return score(row | {"ground_truth": [{"go": {"at": [[1, 2]]}}]}, text)
 
-    assert judged("tuple", "go(at=(1, 2))") and judged("tuple", "go(at=[1, 2])") and judged("array", "go(at=[1,2])")
+    assert (
+        judged("tuple", "go(at=(1, 2))")
+        and judged("tuple", "go(at=[1, 2])")
+        and judged("array", "go(at=[1,2])")
+    )
     assert not judged("array", "go(at=(1, 2))") and not judged("tuple", "go(at=(2, 1))")
 
 
@@ -243,8 +264,13 @@ CHANGES = {
     "without the first call": lambda made: [made[0][1:], *made[1:]],
     "every call twice": lambda made: [[call for call in calls for _ in "12"] for calls in made],
     "in the other order": lambda made: [calls[::-1] for calls in made],
-    "with an argument more": lambda made: [[(name, given | {"surplus": 1}) for name, given in calls] for calls in made],
-    "all in the first turn": lambda made: [[call for calls in made for call in calls], *([] for _ in made[1:])],
+    "with an argument more": lambda made: [
+        [(name, given | {"surplus": 1}) for name, given in calls] for calls in made
+    ],
+    "all in the first turn": lambda made: [
+        [call for calls in made for call in calls],
+        *([] for _ in made[1:]),
+    ],
 }
 
 
@@ -262,7 +288,10 @@ def compare_conversations(found: list[dict]) -> None:
     assert verdicts["as wanted", False] == 0
     assert all(verdicts[kind, False] for kind in CHANGES if kind not in ("as wanted", "every call twice"))
     theirs = reference(
-        [{"row": {k: v for k, v in case["row"].items() if k != "sources"}, "turns": case["turns"]} for case in cases]
+        [
+            {"row": {k: v for k, v in case["row"].items() if k != "sources"}, "turns": case["turns"]}
+            for case in cases
+        ]
     )
     assert [
         (case["kind"], case["row"]["id"], verdict, wanted)
@@ -287,7 +316,9 @@ def test_a_conversation_goes_on_with_results_and_new_functions_to_its_end():
         for answer in [*([written(made)] if made else []), "Done."]:
             messages = BENCHMARK.ask(row, answers)
             assert [m["content"] for m in messages if m["role"] == "assistant"] == answers
-            assert messages[-1]["role"] == ("environment" if answers and answer == "Done." and made else "user")
+            assert messages[-1]["role"] == (
+                "environment" if answers and answer == "Done." and made else "user"
+            )
             answers.append(answer)
         if str(number) in row["missed_function"]:
             news = [m for m in messages if m["content"].endswith("choose from. What about now?")]
@@ -301,7 +332,9 @@ def test_a_conversation_goes_on_with_results_and_new_functions_to_its_end():
 
 def test_what_a_call_may_do_wrong_is_told_to_the_model_and_nothing_leaves_the_sandbox():
     row = next(row for row in of_kind("turns") if row["id"] == "multi_turn_base_0")
-    answer = written([("nowhere", {}), ("cd", {"way": "up"}), ("__init__", {}), ("cat", {"file_name": "/etc/passwd"})])
+    answer = written(
+        [("nowhere", {}), ("cd", {"way": "up"}), ("__init__", {}), ("cat", {"file_name": "/etc/passwd"})]
+    )
     results = [m["content"] for m in BENCHMARK.ask(row, [answer]) if m["role"] == "environment"]
     assert results[0] == "Error during execution: name 'nowhere' is not defined"
     assert results[1].startswith("Error during execution: ") and "way" in results[1]
@@ -339,7 +372,9 @@ def test_a_folder_without_the_files_or_with_broken_ones_is_told(tmp_path):
     with pytest.raises(BarError, match=r"data/BFCL_v4_simple_python\.json expected, not found"):
         list(rows.rows(tmp_path))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/BFCL_v4_simple_python.json").write_text('{"id": "simple_0", "question": [[]], "function": []}\n')
+    (tmp_path / "data/BFCL_v4_simple_python.json").write_text(
+        '{"id": "simple_0", "question": [[]], "function": []}\n'
+    )
     with pytest.raises(BarError, match="a file of BFCL expected"):
         list(rows.rows(tmp_path))
     (tmp_path / "data/BFCL_v4_simple_python.json").write_text('{"id": ')

@@ -1,9 +1,10 @@
-"""HumanEval+ and MBPP+ on the published base items and their reference programs; every program runs in the
-sandbox."""
+"""HumanEval+ and MBPP+ on the published base items and their reference programs; the stand-in for numpy against
+numpy. Every program runs in the sandbox."""
 
 import gzip
 import json
 
+import numpy
 import pytest
 from olmo_items import items, sampled
 from packages import package
@@ -101,13 +102,17 @@ def test_an_answer_to_mbpp_need_not_repeat_the_imports_that_the_question_shows()
 @pytest.mark.slow
 def test_every_reference_program_of_humaneval_passes():
     rows = humaneval()
-    assert [row["task_id"] for row, right in zip(rows, right_humaneval(rows, whole), strict=True) if not right] == []
+    assert [
+        row["task_id"] for row, right in zip(rows, right_humaneval(rows, whole), strict=True) if not right
+    ] == []
 
 
 @pytest.mark.slow
 def test_every_reference_program_of_mbpp_passes():
     rows = mbpp()
-    assert [row["task_id"] for row, right in zip(rows, right_mbpp(rows, rows), strict=True) if not right] == []
+    assert [
+        row["task_id"] for row, right in zip(rows, right_mbpp(rows, rows), strict=True) if not right
+    ] == []
 
 
 @pytest.mark.slow
@@ -117,3 +122,64 @@ def test_another_items_program_passes_hardly_ever():
     assert sum(right_humaneval(rows, lambda row: whole(others[row["task_id"]]))) < 0.05 * len(rows)
     rows = mbpp()
     assert sum(right_mbpp(rows, shifted(rows))) < 0.05 * len(rows)
+
+
+ADD = {
+    "prompt": 'from typing import List\n\ndef add(values: List[int]) -> int:\n    """The sum of the '
+    'values."""\n',
+    "entry_point": "add",
+    "test": "import numpy as np\n\ndef check(candidate):\n    for values in ([], [1], [1, 2, 3]):\n"
+    "        assert np.allclose(candidate(values), sum(values), rtol=1e-07, atol=1e-06)\n",
+}
+RIGHT = "```python\ndef add(values: List[int]) -> int:\n    return sum(values)\n```"
+HOSTILE = {
+    "an early exit": "import sys\nprint('passed')\nsys.exit(0)",
+    "an early exit behind the interpreter": "import os\nos._exit(0)",
+    "a wrong sum": "def add(values):\n    return sum(values) + 1",
+    "no program": "I do not know.",
+    "a syntax error": "def add(values:",
+    "a print of what the tests might print": "def add(values):\n    return 0\nprint('\\n' * 9, 'a' * 32)",
+}
+
+
+def test_a_right_answer_passes_with_the_prompts_imports():
+    assert humaneval_plus.passes(ADD, RIGHT) and humaneval_plus.passes(ADD, f"Here it is.\n{RIGHT}\nIt adds.")
+    doc = {"code": "def double(x): ...", "test": "assert double(2) == 4\nassert double('a') == 'aa'"}
+    assert mbpp_plus.passes(doc, "```python\ndef double(x):\n    return 2 * x\n```") and not mbpp_plus.passes(
+        doc, "def double(x): return 4"
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_other_answers_do_not_pass(name):
+    assert not humaneval_plus.passes(ADD, HOSTILE[name])
+
+
+def test_numpy_is_stood_in_for():
+    values = (
+        0,
+        1,
+        1.0 + 1e-7,
+        2.5,
+        -3.0,
+        float("inf"),
+        [1.0, 2.0],
+        [1.0, 2.0 + 1e-7],
+        (1.0, 2.0),
+        [1.0, 1.0],
+        True,
+        1j,
+    )
+    pairs = [
+        (a, b)
+        for a in values
+        for b in values
+        if numpy.shape(a) == numpy.shape(b) or 0 in (numpy.ndim(a), numpy.ndim(b))
+    ]
+    expected = [bool(numpy.allclose(a, b, rtol=1e-7, atol=1e-6)) for a, b in pairs]
+    tests = (
+        f"import numpy as np\nimport json\ninf = float('inf')\nfound = [np.allclose(a, b, rtol=1e-7, atol=1e-6) "
+        f"for a, b in {pairs!r}]\nassert done() and found == json.loads({json.dumps(expected)!r}), found"
+    )
+    assert mbpp_plus.passes({"code": "", "test": tests}, "def done(): return True")
+    assert len(pairs) > 90 and 20 < sum(expected) < len(pairs) - 20

@@ -1,4 +1,4 @@
-"""The calls of an answer, as BFCL asks for them: nothing but calls by keyword, inside <function_calls> or bare.
+"""The calls of an answer, as BFCL asks for them: nothing but calls by keyword, in <function_calls> or bare.
 
 They are read by the parser of the verifier of tool calls; nothing is run. Ai2's handler reads an answer line
 by line and gives the arguments to Python's eval; here a call may go over several lines and a line may have

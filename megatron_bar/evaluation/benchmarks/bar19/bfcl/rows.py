@@ -54,7 +54,9 @@ def unpacked(text: str) -> dict[str, str]:
 
 def _of_category(category: Category, path: Path) -> Iterator[dict]:
     asked = _lines(path)
-    truths = _lines(path.parent / "possible_answer" / path.name) if category.kind in ("calls", "turns") else []
+    truths = (
+        _lines(path.parent / "possible_answer" / path.name) if category.kind in ("calls", "turns") else []
+    )
     if truths and len(truths) != len(asked):
         raise BarError(f"{path}: {len(asked)} possible answers expected, found {len(truths)}")
     for place, found in enumerate(asked):

@@ -1,5 +1,8 @@
-"""Values of Java and JavaScript from their spelling, as BFCL reads them: by patterns, element by element. What
-does not fit its type stays the text it is, which then equals no value of that type."""
+"""Values of Java and JavaScript from their spelling, as BFCL reads them: by patterns, element by element.
+
+What does not fit its type stays the text it is, which then equals no value of that type. Quirks of BFCL that
+are kept, so that scores compare: texts in Java's arrays keep their quotes, nested objects are cut off.
+"""
 
 import re
 
@@ -28,9 +31,7 @@ ARRAY = re.compile(r"new\s+\w+\[\]\s*\{(.*?)\}")
 MAP = re.compile(r"new\s+HashMap<.*?>\s*\(\)\s*\{\s*\{?\s*(.*?)\s*\}?\s*\}", re.DOTALL)
 PUT = re.compile(r"put\(\"(.*?)\",\s*(.*?)\)")
 EMPTY_MAP = re.compile(r"new\s+HashMap<.*?>\s*\(\)")
-ROWS = re.compile(
-    r"\[\s*\[.*?\]\s*(?:,\s*\[.*?\]\s*)*\]|\bnew\s+Array\(\s*\[.*?\]\s*(?:,\s*\[.*?\]\s*)*\)"
-)
+ROWS = re.compile(r"\[\s*\[.*?\]\s*(?:,\s*\[.*?\]\s*)*\]|\bnew\s+Array\(\s*\[.*?\]\s*(?:,\s*\[.*?\]\s*)*\)")
 ELEMENTS = re.compile(r"\[(.*?)\]|\bnew\s+Array\((.*?)\)")
 OBJECT = re.compile(r"\{(.*?)\}")
 PAIR = re.compile(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)")

@@ -1,8 +1,9 @@
 """Conversations of BFCL: what is asked next, and whether the calls of all turns did what the truth's do.
 
-A turn goes on as long as the model calls something; the results come back as messages of the environment. The
-calls run on BFCL's own classes, inside the sandbox alone, from the first on each time: nothing is kept between
-two questions. With more than 20 steps in a turn the conversation ends, and is wrong unless it was the last.
+A turn goes on as long as the model calls something; the results come back as messages of the environment.
+The calls run on BFCL's own classes, inside the sandbox alone, from the first on each time: nothing is kept
+between two questions. With more than 20 steps in a turn the conversation ends, and is wrong unless that turn
+was the last.
 """
 
 import json

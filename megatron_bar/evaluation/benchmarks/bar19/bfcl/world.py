@@ -107,7 +107,7 @@ class World:
     def _same(self, name, other):
         mine = vars(self.instances[name])
         return all(
-            key.startswith("_") or (key in mine and not mine[key] != value)  # noqa: SIM202  as BFCL compares
+            key.startswith("_") or (key in mine and not mine[key] != value)  # as BFCL asks
             for key, value in vars(other).items()
         )
 
