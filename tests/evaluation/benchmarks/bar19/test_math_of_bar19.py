@@ -93,7 +93,8 @@ def test_every_reference_solution_of_gsm8k_is_right_and_its_number_in_any_place_
             assert right(gsm8k.BENCHMARK, row, answer), (answer, number(row))
 
 
-def test_other_items_answers_are_right_only_where_they_are_the_same():
+@pytest.mark.parametrize("size", [500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_other_items_answers_are_right_only_where_they_are_the_same(size):
     rows = items("gsm8k")
     others = rows[1:] + rows[:1]
     found = [
@@ -155,9 +156,18 @@ SEVERAL_BOXES = {
 """Truths of several boxes, of which lm-eval asks the last alone."""
 
 
-def compared(rows: list[dict], others: list[dict]) -> Counter:
-    """Counts (our verdict, lm-eval's, whether the truth is of several boxes) of solutions, another item's
-    solution, and the truth in each place."""
+MISREAD = {
+    ("Algebra", 574): "the truth's $21a^5 - 7a^4 - 16a^2 + 32a$ with spaces around it",
+    ("Counting & Probability", 396): "the sign of money in $-\\$0.50$ ends the formula",
+    ("Intermediate Algebra", 287): "the letter a, which is taken off as an article",
+    ("Intermediate Algebra", 865): "the list 1,2,-2,-3, of which the parser of LaTeX reads the 1",
+}
+"""Where lm-eval's metrics find a truth wrong, or another answer right."""
+
+
+def compared(rows: list[dict], others: list[dict]) -> tuple[Counter, set]:
+    """Counts (our verdict, lm-eval's) of solutions, another item's solution, and the truth in each place;
+    and gives the items where they differ, with lm-eval's."""
     answers = [
         (row, answer)
         for row, other in zip(rows, others, strict=True)
@@ -167,14 +177,14 @@ def compared(rows: list[dict], others: list[dict]) -> Counter:
             *(text.format(box(row)) for text in PLACES.values()),
         )
     ]
-    verdicts = zip(answers, published(answers), strict=True)
-    found = Counter()
-    for (row, answer), wanted in verdicts:
-        mine = right(math.BENCHMARK, row, answer)
-        found[mine, wanted, math.truth(row) in SEVERAL_BOXES] += 1
-        if mine is not wanted:
-            print(mine, wanted, row["type"], row["index"], math.truth(row), "|", box(row), "|", answer[-70:])
-    return found
+    mine = [right(math.BENCHMARK, *pair) for pair in answers]
+    theirs = published(answers)
+    differing = {
+        (row["type"], row["index"], wanted)
+        for (row, _), verdict, wanted in zip(answers, mine, theirs, strict=True)
+        if verdict is not wanted
+    }
+    return Counter(zip(mine, theirs, strict=True)), differing
 
 
 def flexible(row: dict, answer: str) -> bool:
@@ -206,15 +216,16 @@ def test_gsm8k_agrees_with_lm_evals_flexible_extract():
 
 def test_math_agrees_with_lm_evals_metrics():
     rows = sampled(problems(), 60)
-    found = compared(rows, rows[1:] + rows[:1])
-    assert set(found) == {(True, True, False), (False, False, False)}
+    found, differing = compared(rows, rows[1:] + rows[:1])
+    assert differing == set() and found[True, True] >= 240 and found[False, False] > 40
 
 
 @pytest.mark.slow
-def test_math_agrees_with_lm_evals_metrics_on_all_but_lists_of_boxes():
+def test_math_agrees_with_lm_evals_metrics_on_all_items_but_lists_of_boxes_and_what_they_misread():
     rows = problems()
-    found = compared(rows, rows[1:] + rows[:1])
-    print(found)
-    assert sum(found.values()) == 25_000
-    assert found[False, True, True] == 3 * len(SEVERAL_BOXES)
-    assert found[True, False, False] == found[False, True, False] == 0
+    found, differing = compared(rows, rows[1:] + rows[:1])
+    several = {(row["type"], row["index"], True) for row in rows if math.truth(row) in SEVERAL_BOXES}
+    misread = {(*item, item == ("Intermediate Algebra", 865)) for item in MISREAD}
+    assert sum(found.values()) == 25_000 and len(several) == len(SEVERAL_BOXES)
+    assert differing == several | misread
+    assert found[True, False] + found[False, True] == 3 * len(several) + len(misread)
