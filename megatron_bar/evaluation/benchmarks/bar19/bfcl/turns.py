@@ -27,7 +27,7 @@ NEEDS = "needs BFCL's classes in the data (sources), which are cut from the pack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Reply:
     answer: str
     calls: list[Call]
 
@@ -59,24 +59,24 @@ def grade(row: dict, answers: list[str]) -> Grade:
     return Grade(score=float(verdict["right"]), detail={"reason": verdict["reason"]})
 
 
-def _turns(row: dict, answers: list[str]) -> list[list[Step]]:
+def _turns(row: dict, answers: list[str]) -> list[list[Reply]]:
     """Returns the steps of every turn that was begun; an answer without calls ends its turn."""
-    turns: list[list[Step]] = [[]]
+    turns: list[list[Reply]] = [[]]
     for answer in answers:
         if _is_over(row, turns):
             break
         calls = read(answer)
-        turns[-1].append(Step(answer=answer, calls=calls))
+        turns[-1].append(Reply(answer=answer, calls=calls))
         if not calls:
             turns.append([])
     return turns
 
 
-def _is_over(row: dict, turns: list[list[Step]]) -> bool:
+def _is_over(row: dict, turns: list[list[Reply]]) -> bool:
     return len(turns) > len(row["question"]) or len(turns[-1]) > STEPS
 
 
-def _run(row: dict, turns: list[list[Step]], truth: list | None = None) -> tuple[list[list[str]], dict]:
+def _run(row: dict, turns: list[list[Reply]], truth: list | None = None) -> tuple[list[list[str]], dict]:
     """Returns the results of every step with calls, and the verdict on them, if there is a truth."""
     steps = [[step.calls for step in turn if step.calls] for turn in turns]
     task = {
