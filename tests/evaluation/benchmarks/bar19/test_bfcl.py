@@ -8,7 +8,10 @@ from collections import Counter
 import pytest
 from bfcl_items import answers_of, items, of_kind, reference, wanted_calls, wanted_turns, written
 from olmo_items import sampled
+from tokenizers import Tokenizer
 
+from megatron_bar.data.chat import ChatFormat
+from megatron_bar.data.tokenizer import load_tokenizer, train_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.bar19.bfcl import BENCHMARK, calls, categories, rows, spelled, turns
 from megatron_bar.evaluation.benchmarks.benchmark import Grade
@@ -93,6 +96,35 @@ def test_what_is_asked():
     assert any(
         "type parameter in string representation" in json.dumps(BENCHMARK.tools(row)) for row in items()
     )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """A tiny tokenizer with ChatML's special tokens."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["What is 3 * 4? Say blue."] * 4, folder, vocab_size=290)
+    trained = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    trained.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    trained.save(str(folder / "tokenizer.json"))
+    return load_tokenizer(folder)
+
+
+def test_a_chat_template_shows_the_functions_or_is_named(tokenizer):
+    shown, without = ChatFormat(tokenizer, "chatml"), ChatFormat(tokenizer, "tulu")
+    for row in sampled(items(), 20):
+        messages, tools = BENCHMARK.ask(row, []), BENCHMARK.tools(row)
+        if not tools:
+            continue
+        text = tokenizer.decode(shown.prompt(messages, tools=tools))
+        assert "in JSON format that you can invoke. <functions>[{" in text
+        assert all(json.dumps(tool["function"]["name"]) in text for tool in tools)
+        with pytest.raises(BarError, match="template tulu has no place for tools; use another"):
+            without.prompt(messages, tools=tools)
+    row = next(row for row in of_kind("turns") if row["ground_truth"][0])
+    messages = BENCHMARK.ask(row, answers_of(wanted_turns(row))[:1])
+    text = tokenizer.decode(shown.prompt(messages, tools=BENCHMARK.tools(row)))
+    assert text.count("\nenvironment\n") == len(row["ground_truth"][0])
+    assert text.endswith("\nassistant\n")
 
 
 def test_every_wanted_call_is_right_and_another_items_hardly_ever():
