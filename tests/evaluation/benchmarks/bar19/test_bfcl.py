@@ -380,7 +380,8 @@ def test_more_than_twenty_steps_end_a_conversation():
     assert BENCHMARK.ask(row, [step] * 20)[-1]["role"] == "environment"
     assert BENCHMARK.ask(row, [step] * 21) is None
     grade = BENCHMARK.grade(row, [step] * 21, None)
-    assert grade.score == 0.0 and "more than 20 steps" in grade.detail["reason"]
+    assert grade.score == 0.0 and grade.detail["reason"] == "turn 0: more than 20 steps"
+    assert BENCHMARK.grade(row, [step], None).detail["reason"] == "turn 0: not asked to its end"
 
 
 def test_a_call_that_never_ends_is_stopped_and_wrong(monkeypatch):

@@ -54,7 +54,8 @@ def grade(row: dict, answers: list[str]) -> Grade:
     turns = _turns(row, answers)
     wanted = len(row["ground_truth"])
     if len(turns) < wanted:
-        return Grade(score=0.0, detail={"reason": f"turn {len(turns) - 1}: more than {STEPS} steps"})
+        why = f"more than {STEPS} steps" if len(turns[-1]) > STEPS else "not asked to its end"
+        return Grade(score=0.0, detail={"reason": f"turn {len(turns) - 1}: {why}"})
     _, verdict = _run(row, turns[:wanted], row["ground_truth"])
     return Grade(score=float(verdict["right"]), detail={"reason": verdict["reason"]})
 
