@@ -157,9 +157,9 @@ SEVERAL_BOXES = {
 
 
 MISREAD = {
-    ("Algebra", 574): "the truth's $21a^5 - 7a^4 - 16a^2 + 32a$ with spaces around it",
+    ("Algebra", 574): "$ 21a^5 - 7a^4 - 16a^2 + 32a $, whose last letter is taken off as an article",
     ("Counting & Probability", 396): "the sign of money in $-\\$0.50$ ends the formula",
-    ("Intermediate Algebra", 287): "the letter a, which is taken off as an article",
+    ("Intermediate Algebra", 287): "$ a $, which is taken off as an article",
     ("Intermediate Algebra", 865): "the list 1,2,-2,-3, of which the parser of LaTeX reads the 1",
 }
 """Where lm-eval's metrics find a truth wrong, or another answer right."""
