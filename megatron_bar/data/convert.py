@@ -4,7 +4,9 @@ A function a kind; each takes a row of the set and returns one of ours, or raise
 say what the row means. `check_line` then reads the very line that is written as a stage will read it.
 """
 
+import datetime
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ COLUMNS = {
     "preference": (("chosen",), ("rejected",)),
     "text": (("text",),),
     "fim": (("text", "prefix"),),
+    "rows": (),
 }
 """Of each kind, columns of which the set must have one each."""
 
@@ -186,12 +189,34 @@ def _fim(row: dict, wanted: FromHub) -> dict:
     return dict(zip(FIM, pieces[2::2], strict=True))
 
 
+def _row(row: dict, wanted: FromHub) -> dict:
+    """Returns the row with values that JSON has."""
+    for name in wanted.columns:
+        if name not in row:
+            raise Refused(f"expected a column {name}, got {', '.join(map(str, row)) or 'none'}")
+    return _plain(row)
+
+
+def _plain(value):
+    match value:
+        case dict():
+            return {key: _plain(entry) for key, entry in value.items()}
+        case list():
+            return [_plain(entry) for entry in value]
+        case float() if not math.isfinite(value):
+            return None  # what tables write where there is nothing
+        case datetime.date():
+            return value.isoformat()
+    return value
+
+
 CONVERTERS: dict[str, Callable[[dict, FromHub], dict]] = {
     "chat": _chat,
     "task": _task,
     "preference": _preference,
     "text": _text,
     "fim": _fim,
+    "rows": _row,
 }
 
 
@@ -217,6 +242,8 @@ class NoTokenizer:
 def check_line(line: bytes, wanted: FromHub, chats: ChatFormat, where: str) -> int:
     """Reads a line as a stage does, which lays its chats out by ``chats``; returns the tokens of a task's
     prompt, else 0."""
+    if wanted.convert == "rows":
+        return 0
     row = parse(line, "text" if wanted.convert == "fim" else wanted.convert, where)
     options = {"tools": row.get("tools"), "where": where}
     if wanted.convert == "chat":

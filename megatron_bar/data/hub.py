@@ -1,11 +1,11 @@
-"""Public data sets: what of one becomes a file of a recipe's data, and where its files come from.
+"""Public data sets: what of one becomes a file of ours, and where its files come from.
 
 That is the Hugging Face hub, asked by huggingface_hub, or a mirror for machines without a network: a folder
 in which ID/FILES lie as on the hub. Either lists a set's files and hands them out one by one.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,8 @@ from megatron_bar.errors import BarError
 
 READABLE = re.compile(r"\.(parquet|jsonl|jsonl?\.(gz|zst))$")
 """Names of files with rows; a plain .json beside them tells about the set."""
+TABLE = r".*\.(parquet|jsonl|csv|tsv|jsonl?\.(gz|zst))"
+"""Names of files with the rows of a benchmark."""
 SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)(\..+)")
 
 
@@ -35,21 +37,31 @@ class HubSet:
 
 @dataclass(frozen=True, kw_only=True)
 class FromHub:
-    """A file of a recipe's data, and the rows of a public set that become it."""
+    """A file of a recipe's or a benchmark's data, and the rows of a public set that become it."""
 
     path: Path = field(metadata=IS_NAME)
-    """Of the file, below the recipe's data: what a `Source` names."""
+    """Of the file, below the data folder: what a `Source` names."""
     hub: HubSet
     files: str = "*"
     """Which of the set's files are read, in the order of their names; a * matches slashes too."""
+    pattern: str = TABLE
+    """Of kind rows: a regular expression that the names of files match besides; its named groups become
+    columns."""
     column: str = ""
     """The column that says which rows are taken, those with one of ``values``; empty: all."""
     values: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    """Of kind rows: what every row must have."""
+    filled: tuple[str, ...] = ()
+    """Of kind rows: columns without a value in rows that are left out."""
     sample: int | None = None
     """Rows taken of ``rows``, as the authors' mixer draws them: NumPy's RandomState(42), without
     replacement. Here they stay in the order of the set."""
-    convert: Literal["chat", "task", "preference", "text", "fim"]
-    """The kind of rows, which says how they are made into ours (convert.py)."""
+    convert: Literal["chat", "task", "preference", "text", "fim", "rows"]
+    """The kind of rows, which says how they are made into ours (convert.py); rows stay as they are."""
+    join: Callable[[dict[str, Path]], Iterable[dict]] | None = None
+    """Of kind rows, where they stand in several files: makes them of the files by their names. Such a set
+    is read whole, and for this alone."""
     verifier: str = ""
     """Of tasks whose rows name no data set."""
     longest_prompt: int | None = None
@@ -77,7 +89,15 @@ class FromHub:
 
     def reads(self, file: str) -> bool:
         """Returns whether ``file`` of the set is read for this."""
-        return fnmatchcase(file, self.files)
+        if not fnmatchcase(file, self.files):
+            return False
+        if self.convert != "rows":
+            return READABLE.search(file) is not None
+        return re.fullmatch(self.pattern, file) is not None
+
+    def labels(self, file: str) -> dict[str, str]:
+        """Returns the columns that rows get from the name of their file."""
+        return re.fullmatch(self.pattern, file).groupdict() if self.convert == "rows" else {}
 
 
 @dataclass(frozen=True)
@@ -189,12 +209,11 @@ def list_files(origin: Origin, source: HubSet, wanted: Sequence[FromHub]) -> lis
     """
     found: dict[str, HubFile] = {}
     for folder in sorted({_folder(row.files) for row in wanted}):
-        found |= {file.name: file for file in origin.files(source, folder) if READABLE.search(file.name)}
+        found |= {file.name: file for file in origin.files(source, folder)}
     for row in wanted:
         if not any(row.reads(name) for name in found):
-            raise BarError(
-                f"{source.id}: expected JSONL or Parquet files {row.files} for {row.path}, found none"
-            )
+            named = row.files if row.pattern == TABLE else row.pattern
+            raise BarError(f"{source.id}: expected JSONL or Parquet files {named} for {row.path}, found none")
     read = {name: found[name] for name in sorted(found) if any(row.reads(name) for row in wanted)}
     for name in read:
         if shard := SHARD.fullmatch(name):

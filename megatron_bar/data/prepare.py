@@ -1,4 +1,4 @@
-"""Public sets to the files of a recipe: each set is read once, file by file, into all that is made of it.
+"""Public sets to files of a recipe or of benchmarks: a set is read once, file by file, into all that is made of it.
 
 What is unfinished lies in OUT/.prepare, a folder a set: the files so far, and state.json with what they hold
 after the last whole file of the set. A run that was killed goes on behind that file and ends with the same
@@ -23,6 +23,7 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.convert import COLUMNS, NoTokenizer, check_line, convert, reason
 from megatron_bar.data.hub import FromHub, HubFile, HubSet, Mirror, NotFetched, Origin, list_files
 from megatron_bar.data.sources import Source, raw_rows
+from megatron_bar.data.tables import SUFFIXES, table_rows
 from megatron_bar.errors import BarError, writing
 from megatron_bar.weights.json_file import loads, no_duplicates, read_object, why
 from megatron_bar.weights.whole import write_whole
@@ -31,6 +32,8 @@ WORK = ".prepare"
 MANIFEST = "manifest.json"
 REFUSED = "refused.jsonl"
 MIXER_SEED = 42
+OF_ROWS = ("pattern", "columns", "filled", "join")
+"""Fields of a `FromHub` that other kinds do without."""
 GROWTH = {".parquet": 2.0, ".gz": 3.0, ".zst": 3.0}
 """Bytes of JSONL for a byte of such a file, rather too few: only disks that are surely too small are
 refused."""
@@ -142,8 +145,12 @@ def _made(row: FromHub, rules: Rules) -> dict:
     """Returns all of the table and the rules that a file's bytes depend on, besides the set's files."""
     told = ("hub", "licence", "note")
     made = {key: str(v) if key == "path" else v for key, v in asdict(row).items() if key not in told}
-    made["values"] = list(row.values)
+    made |= {key: list(value) for key, value in made.items() if isinstance(value, tuple)}
     made["hub"] = row.hub.id
+    if row.convert != "rows":
+        made = {key: value for key, value in made.items() if key not in OF_ROWS}
+    elif row.join:
+        made["join"] = row.join.__name__
     if row.convert in ("chat", "task", "preference"):
         made["template"] = rules.chats.name
     if row.longest_prompt is not None:
@@ -249,13 +256,17 @@ def _read(
     say: Say,
 ) -> None:
     """Reads what is left of the set; after every file the state holds all that is made so far."""
+    if reading.wanted[0].join:
+        _read_joined(reading, origin, work, state, parts[0])
+        say(f"{reading.hub.id}: {len(reading.files)} files, {parts[0].state['kept']:,} rows kept")
+        return
     for number, file in enumerate(reading.files, 1):
         if number <= len(state["read"]):
             continue
         path = origin.fetch(reading.hub, file, work / "download")
         digest = _sha256(path)
         takers = [part for part in parts if part.row.reads(file.name)]
-        rows = _read_file(path, f"{reading.hub.id}/{file.name}", takers)
+        rows = _read_file(path, file.name, reading.hub.id, takers)
         for part in parts:
             part.sync()
             _check_so_far(part, rules)
@@ -268,6 +279,25 @@ def _read(
         say(f"{reading.hub.id}: {number} of {len(reading.files)} files, {read:,} rows read, {kept:,} kept")
 
 
+def _read_joined(reading: Reading, origin: Origin, work: Path, state: dict, part: "_Part") -> None:
+    """Reads all files of the set together."""
+    if state["read"]:
+        return
+    paths = {file.name: origin.fetch(reading.hub, file, work / "download") for file in reading.files}
+    digests = {name: _sha256(path) for name, path in paths.items()}
+    rows = 0
+    for rows, row in enumerate(part.row.join(paths), 1):
+        if part.takes(row):
+            part.add(row, f"{reading.hub.id}:{rows}")
+    part.sync()
+    state["read"] = [
+        {"name": file.name, "bytes": file.size, "sha256": digests[file.name]} for file in reading.files
+    ]
+    state["parts"] = {str(part.row.path): part.state}
+    _write_state(work, state)
+    shutil.rmtree(work / "download", ignore_errors=True)
+
+
 def _sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -276,11 +306,14 @@ def _sha256(path: Path) -> str:
         raise BarError(f"{path}: expected a file that can be read, got {error.strerror}") from None
 
 
-def _read_file(path: Path, name: str, parts: list["_Part"]) -> int:
+def _read_file(path: Path, name: str, hub: str, parts: list["_Part"]) -> int:
     """Gives every row to the parts that take it; returns how many there are."""
     count = 0
-    for where, row in _objects(path, name):
+    labels = parts[0].row.labels(name)
+    for where, row in _objects(path, f"{hub}/{name}"):
         count += 1
+        if labels and isinstance(row, dict):
+            row = labels | row
         if count == 1 and isinstance(row, dict):
             for part in parts:
                 part.check_columns(row, where)
@@ -294,7 +327,8 @@ def _objects(path: Path, name: str) -> Iterator[tuple[str, dict | BarError]]:
     """Yields where a row stands and its values, or why it cannot be read; in a file's last row that is an
     error, for the file was cut."""
     unread = None
-    for at, raw in raw_rows(Source(path=path, kind="text"), Path()):
+    rows = table_rows(path) if path.suffix in SUFFIXES else raw_rows(Source(path=path, kind="text"), Path())
+    for at, raw in rows:
         if unread is not None:
             yield unread
         where = f"{name}:{at.rpartition(':')[2]}"
@@ -306,13 +340,13 @@ def _objects(path: Path, name: str) -> Iterator[tuple[str, dict | BarError]]:
         raise BarError(f"{unread[0]}: {unread[1]}; it is the last line, so the file was cut")
 
 
-def _object(raw: bytes | dict) -> dict | BarError:
-    if isinstance(raw, dict):
-        return raw
-    try:
-        row = loads(raw.decode("utf-8").removeprefix("\ufeff"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        return BarError(f"not a JSON row: {why(error)}")
+def _object(raw: object) -> dict | BarError:
+    row = raw
+    if isinstance(raw, bytes):
+        try:
+            row = loads(raw.decode("utf-8").removeprefix("\ufeff"), object_pairs_hook=no_duplicates)
+        except (ValueError, RecursionError) as error:
+            return BarError(f"not a JSON row: {why(error)}")
     return row if isinstance(row, dict) else BarError(f"expected an object, got {type(row).__name__}")
 
 
@@ -347,6 +381,8 @@ class _Part:
     def takes(self, row: dict) -> bool:
         """Returns whether the table wants the row; counts it then."""
         if self.row.column and row.get(self.row.column) not in self.row.values:
+            return False
+        if any(row.get(name) in (None, "") for name in self.row.filled):
             return False
         self.state["found"] += 1
         return self._sample is None or self.state["found"] - 1 in self._sample

@@ -25,8 +25,12 @@ class Decoding:
 class JudgeModel(Protocol):
     """A model that judges answers, behind a server. Its failures are BarErrors, never scores."""
 
-    def complete(self, prompt: str, *, max_tokens: int) -> str:
-        """Returns the greedy continuation of a raw ``prompt``."""
+    model: str
+    """Name that its server has for it, to be recorded."""
+
+    def complete[Found](self, prompt: str, *, max_tokens: int, read: Callable[[str], Found] = str) -> Found:
+        """Returns what ``read`` makes of the greedy continuation of a raw ``prompt``. It raises ValueError
+        for one that says nothing; then the model is asked again, some times."""
 
     def chat(self, messages: Messages, *, max_tokens: int) -> str:
         """Returns the greedy answer to a chat."""
