@@ -212,8 +212,9 @@ def list_files(origin: Origin, source: HubSet, wanted: Sequence[FromHub]) -> lis
         found |= {file.name: file for file in origin.files(source, folder)}
     for row in wanted:
         if not any(row.reads(name) for name in found):
-            named = row.files if row.pattern == TABLE else row.pattern
-            raise BarError(f"{source.id}: expected JSONL or Parquet files {named} for {row.path}, found none")
+            raise BarError(
+                f"{source.id}: expected JSONL or Parquet files {row.files} for {row.path}, found none"
+            )
     read = {name: found[name] for name in sorted(found) if any(row.reads(name) for row in wanted)}
     for name in read:
         if shard := SHARD.fullmatch(name):

@@ -1,4 +1,4 @@
-"""Public sets to files of a recipe or of benchmarks: a set is read once, file by file, into all that is made of it.
+"""Public sets to files of ours: each set is read once, file by file, into all that is made of it.
 
 What is unfinished lies in OUT/.prepare, a folder a set: the files so far, and state.json with what they hold
 after the last whole file of the set. A run that was killed goes on behind that file and ends with the same

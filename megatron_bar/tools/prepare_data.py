@@ -1,8 +1,10 @@
-"""Makes the files of a recipe's data out of public data sets, from the Hugging Face hub or from a mirror.
+"""Makes the files of a recipe's data, or of the published benchmarks (bar19), out of public data sets, from
+the Hugging Face hub or from a mirror.
 
-Each set is read once and file by file into all that is made of it; killed and started again it goes on. Rows
-become ours (chats, tasks with a verifier, texts), each is checked as the stages check it, and what cannot be
-used is counted by reason and listed in OUT/refused.jsonl. OUT/manifest.json says what came from where.
+Each set is read once and file by file into all that is made of it; killed and started again it goes on. A
+recipe's rows become ours (chats, tasks with a verifier, texts), each is checked as the stages check it, and
+what cannot be used is counted by reason and listed in OUT/refused.jsonl; a benchmark's stay as they are, and
+all of them must be there. OUT/manifest.json says what came from where.
 """
 
 import argparse
@@ -15,13 +17,16 @@ EXAMPLES = (
     "{program} olmo2_7b --out /data --tokenizer BAR-7B",
     "{program} olmo2_7b --out /data --only sft/general rlvr/math/omega",
     "{program} olmo2_7b --out /data --from /mirror",
+    "{program} bar19 --out /bar19",
 )
+BENCHMARKS = "bar19"
 
 
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
-    parser.add_argument("recipe", help="olmo2_7b or another of its data, module:function or file.py:function")
-    parser.add_argument("--out", type=Path, metavar="DATA", help="the recipe's data folder")
+    about = "olmo2_7b or another of its data, module:function or file.py:function; bar19: the benchmarks"
+    parser.add_argument("recipe", help=about)
+    parser.add_argument("--out", type=Path, metavar="DATA", help="the data folder")
     parser.add_argument("--list", action="store_true", help="print what would be read, and download nothing")
     parser.add_argument(
         "--only",
@@ -29,7 +34,7 @@ def parse(call: Call) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="PATH",
-        help="only these files or folders of the list (default: all that the recipe's stages read)",
+        help="only these files or folders of the list (default: all that a recipe's stages read)",
     )
     about = "a folder of hub files laid out as ID/FILES, in the place of the hub"
     parser.add_argument("--from", dest="mirror", type=Path, metavar="MIRROR", help=about)
@@ -37,13 +42,15 @@ def parse(call: Call) -> argparse.Namespace:
         "a folder with the recipe's tokenizer, to leave out prompts that are too long (default: the anchor)"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="HF", help=about)
-    about = "share of a file's rows that may be unusable (default 0.05)"
-    parser.add_argument("--max-refused", type=float, default=0.05, metavar="SHARE", help=about)
+    about = "share of a file's rows that may be unusable (default 0.05; bar19: none)"
+    parser.add_argument("--max-refused", type=float, metavar="SHARE", help=about)
     about = "take a set that has more or fewer rows than expected"
     parser.add_argument("--accept-counts", action="store_true", help=about)
     args = parser.parse_args(call.arguments)
     if args.out is None and not args.list:
         parser.error("--out: expected a folder to write to, or --list")
+    if args.max_refused is None:
+        args.max_refused = 0.0 if args.recipe == BENCHMARKS else 0.05
     return args
 
 
@@ -51,9 +58,8 @@ def main(call: Call) -> None:
     args = parse(call)
     from megatron_bar.data.hub import Hub, Mirror
     from megatron_bar.data.prepare import Rules, prepare
-    from megatron_bar.recipes import load_recipe
 
-    recipe = load_recipe(args.recipe)
+    recipe = _recipe(args.recipe)
     wanted = _wanted(recipe, args.only)
     mirror = args.mirror and Mirror(args.mirror)
     if args.list:
@@ -72,21 +78,31 @@ def main(call: Call) -> None:
         say(line)
 
 
-def _wanted(recipe, only: list[str]) -> list:
-    """Returns the rows of the recipe's table: of what its stages read, or what ``only`` names."""
-    from megatron_bar.errors import BarError
+def _recipe(name: str):
+    """Returns the recipe; None for the benchmarks, which have none."""
+    from megatron_bar.recipes import load_recipe
 
-    if not recipe.from_hub:
+    return None if name == BENCHMARKS else load_recipe(name)
+
+
+def _wanted(recipe, only: list[str]) -> list:
+    """Returns the rows of the table: of what the recipe's stages read, of all benchmarks, or what ``only``
+    names."""
+    from megatron_bar.errors import BarError
+    from megatron_bar.evaluation.benchmarks.hub_data import BENCHMARK_DATA
+
+    table = recipe.from_hub if recipe else BENCHMARK_DATA
+    if not table:
         raise BarError(f"recipe {recipe.name}: expected one with public data, as olmo2_7b, got none in it")
     if not only:
-        read = {source.place for source in recipe.sources}
-        return [row for row in recipe.from_hub if row.path in read]
+        read = {source.place for source in recipe.sources} if recipe else {row.path for row in table}
+        return [row for row in table if row.path in read]
     names = [name.strip("/").removesuffix(".jsonl") for name in only]
     for name in names:
-        if not any(_is_below(row, name) for row in recipe.from_hub):
-            known = ", ".join(row.name for row in recipe.from_hub)
+        if not any(_is_below(row, name) for row in table):
+            known = ", ".join(row.name for row in table)
             raise BarError(f"--only {name}: expected a file of {known}, or a folder of them")
-    return [row for row in recipe.from_hub if any(_is_below(row, name) for name in names)]
+    return [row for row in table if any(_is_below(row, name) for name in names)]
 
 
 def _is_below(row, name: str) -> bool:
@@ -100,6 +116,8 @@ def _chats(recipe, tokenizer: Path | None):
     from megatron_bar.data.tokenizer import load_tokenizer
     from megatron_bar.errors import BarError
 
+    if recipe is None:
+        return ChatFormat(NoTokenizer(), "chatml")  # no chat is laid out
     folder = tokenizer or recipe.anchor
     found = tokenizer is not None or (folder is not None and folder.is_dir())
     if recipe.chat_template == "own" and not found:

@@ -52,7 +52,6 @@ MAX_TOKENS = 128
 FAILURES = (
     OSError,
     HTTPException,
-    OverflowError,
     RecursionError,
     ValueError,
     LookupError,
@@ -165,8 +164,9 @@ class Judge:
                     break
             except FAILURES as error:
                 problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        name = "judge" if options is None else f"judge {self.model}"
         raise BarError(
-            f"{self.url}: judge {self.model} expected a reply of an OpenAI-like server to /v1/{what}, got "
+            f"{self.url}: {name} expected a reply of an OpenAI-like server to /v1/{what}, got "
             f"{problem:.300} ({attempt + 1} times)"
         )
 
