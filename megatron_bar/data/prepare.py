@@ -371,7 +371,8 @@ class _Part:
             self._sample = set(drawn.tolist())
 
     def check_columns(self, row: dict, where: str) -> None:
-        for names in (*COLUMNS[self.row.convert], *([(self.row.column,)] if self.row.column else [])):
+        single = (*self.row.columns, *([self.row.column] if self.row.column else []))
+        for names in (*COLUMNS[self.row.convert], *((name,) for name in single)):
             if not set(names) & row.keys():
                 raise BarError(
                     f"{where}: {self.row.path} expected a column {' or '.join(names)}, "
