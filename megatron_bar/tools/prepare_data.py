@@ -80,9 +80,11 @@ def main(call: Call) -> None:
 
 def _recipe(name: str):
     """Returns the recipe; None for the benchmarks, which have none."""
-    from megatron_bar.recipes import load_recipe
+    if name == BENCHMARKS:
+        return None
+    from megatron_bar.recipes import load_recipe  # here: it takes seconds
 
-    return None if name == BENCHMARKS else load_recipe(name)
+    return load_recipe(name)
 
 
 def _wanted(recipe, only: list[str]) -> list:
