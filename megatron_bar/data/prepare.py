@@ -285,10 +285,10 @@ def _read_joined(reading: Reading, origin: Origin, work: Path, state: dict, part
         return
     paths = {file.name: origin.fetch(reading.hub, file, work / "download") for file in reading.files}
     digests = {name: _sha256(path) for name, path in paths.items()}
-    rows = 0
-    for rows, row in enumerate(part.row.join(paths), 1):
-        if part.takes(row):
-            part.add(row, f"{reading.hub.id}:{rows}")
+    for number, joined in enumerate(part.row.join(paths), 1):
+        row = _object(joined)
+        if isinstance(row, BarError) or part.takes(row):
+            part.add(row, f"{reading.hub.id}:{number}")
     part.sync()
     state["read"] = [
         {"name": file.name, "bytes": file.size, "sha256": digests[file.name]} for file in reading.files

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def data(mirror, tmp_path_factory) -> Path:
     return out
 
 
+@cache
 def rows_of(data: Path, name: str) -> list[dict]:
     return [json.loads(line) for line in (data / f"{name}.jsonl").read_text("utf-8").splitlines()]
 

@@ -34,7 +34,7 @@ def alpaca_eval(files: dict[str, Path]) -> Iterable[dict]:
     if BASELINE not in files:
         raise BarError(f"tatsu-lab/alpaca_eval: expected {BASELINE}, got {', '.join(files)}")
     rows = [row for _, row in table_rows(files[BASELINE])]
-    if GAMED not in files:
+    if GAMED not in files or not all(isinstance(row, dict) for row in rows):
         return rows
     try:
         return with_gamed(rows, (line for _, line in table_rows(files[GAMED])))
