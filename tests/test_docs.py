@@ -54,6 +54,7 @@ NOT_RUN = {
     ".venv/bin/torchrun --nproc-per-node 8 examples/pretrain_bar.py olmo2_7b --out runs/bar "
     "--set base=/models/OLMo-2-1124-7B anchor=/models/OLMo-2-1124-7B-SFT data=/data": GPU,
     ".venv/bin/python tools/prepare_data.py olmo2_7b --out /data --tokenizer /models/OLMo-2-1124-7B-SFT": NETWORK,
+    ".venv/bin/python tools/prepare_data.py bar19 --out /bar19": NETWORK,
     ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out "
     "runs/bar19.json": NETWORK,
     "make .venv-vllm/.ready": NETWORK,
