@@ -2,13 +2,17 @@
 reasoning-gym).
 
 truth = {"dataset": name, "entry": {"question", "answer", "metadata"}}, an item of that data set as JSON. The
-answer is the text in the last <answer> tags, or without any the whole text. The score is the data set's own;
-quirks: many give a little for a near miss (0.01 for anything, or the share of an answer that is right), and
-several compare text exactly.
+answer is the text in the last <answer> tags, or without any the whole text. The score is 1 where the data
+set's own scorer gives full marks, else 0: what it gives for less pays any text a little (0.01, 0.05), the
+length of an answer ("None" holds "on"), or what is nearly as wrong as most (0.99 for a board of other cells).
+A text that holds the whole question answers nothing. Quirk: several scorers compare text exactly, several
+read the first number or move and leave the rest.
 
 Left out: data sets whose scorers evaluate the answer or the entry as Python, which no text of a model may
-reach; they are named in EVALUATED. Scorers run in a process that ends within a second; one that fails or
-takes longer gives 0.
+reach; they are named in EVALUATED. And those found by a probe (gym_child.py), of entries that the data set
+makes and of each entry that is checked: the scorer gives full marks to texts that answer nothing, or less to
+the entry's own answer. Scorers run in a process that ends within a second; one that fails or takes longer
+gives 0.
 """
 
 import functools
@@ -18,6 +22,7 @@ import json
 
 from megatron_bar.errors import BarError
 from megatron_bar.verifiers.sandbox import fork_server
+from megatron_bar.verifiers.text import visible
 
 EVALUATED = frozenset(
     """binary_matrix bitwise_arithmetic composite countdown intermediate_integration n_queens number_sorting
@@ -30,20 +35,29 @@ LONGEST = 20_000
 def verify(response: str, truth) -> float:
     dataset, entry = _parse_truth(truth)
     answer = answer_in(response)
-    score = fork_server.server("gym_child").ask(dataset, answer, entry) if len(answer) <= LONGEST else None
-    return min(max(score, 0.0), 1.0) if score is not None and score == score else 0.0
+    is_any = len(answer) <= LONGEST and visible(answer) and str(entry["question"]) not in answer
+    return float(bool(is_any) and _ask("is_right", dataset, answer, entry) is True)
 
 
 def check(truth):
-    """Raises also if the scorer gives the entry's own answer nothing. Some data sets have entries without
-    one."""
+    """Raises also if the scorer is wrong about this entry."""
     dataset, entry = _parse_truth(truth)
-    answer = entry["answer"]
-    if isinstance(answer, str) and not fork_server.server("gym_child").ask(dataset, answer, entry):
+    flaw = _ask("flaw_with", dataset, entry)
+    if flaw != "":
         raise BarError(
-            "reasoning_gym truth: expected an entry whose own answer scores, "
-            f"found {entry!r:.200} of {dataset}"
+            f"reasoning_gym truth: expected an entry that the scorer of {dataset} can judge, which "
+            f"{flaw or 'fails or takes longer than a second'}; found {entry!r:.200}"
         )
+
+
+def _ask(asked: str, dataset: str, *rest):
+    return fork_server.server("gym_child").ask(asked, dataset, *rest)
+
+
+@functools.cache
+def _flaw(dataset: str) -> str:
+    """Returns what is wrong with a scorer, "" for nothing; found by a probe, once in a process."""
+    return _ask("flaw", dataset) or ""
 
 
 def answer_in(response: str) -> str:
@@ -69,6 +83,10 @@ def _parse_truth(truth) -> tuple[str, dict]:
         )
     if dataset not in _datasets():
         raise BarError(f"reasoning_gym truth: expected a data set of reasoning-gym, found {dataset!r:.100}")
+    if flaw := _flaw(dataset):
+        raise BarError(
+            f"reasoning_gym truth: expected a data set whose scorer can judge, found {dataset}, which {flaw}"
+        )
     if not isinstance(entry, dict) or not {"question", "answer", "metadata"} <= entry.keys():
         raise BarError(
             f"reasoning_gym truth: expected an entry with question, answer and metadata, found {entry!r:.200}"

@@ -451,7 +451,7 @@ def test_an_error_of_one_reaches_the_caller_of_many():
         verify_many([("exact", "a", "a"), ("exact", "a", 1)])
 
 
-def test_gym_scores_as_the_data_sets_themselves():
+def test_gym_scores_full_marks_of_the_data_sets_alone():
     reasoning_gym = pytest.importorskip("reasoning_gym")
     for name in (
         "spell_backward",
@@ -465,16 +465,51 @@ def test_gym_scores_as_the_data_sets_themselves():
         for entry in reasoning_gym.create_dataset(name, size=3, seed=5):
             truth = {"dataset": name, "entry": json.loads(json.dumps(entry))}
             check_task("reasoning_gym", truth, "here")
-            for answer in (entry["answer"], entry["answer"] + "x", "7", "no"):
-                assert verify("reasoning_gym", f"So <answer>{answer}</answer>", truth) == score(answer, entry)
+            for answer in (entry["answer"], entry["answer"] + "x", "x" + entry["answer"], "7", "no", "None"):
+                full = score(answer, entry) > 1 - 1e-6
+                assert verify("reasoning_gym", f"So <answer>{answer}</answer>", truth) == full
 
 
 def test_gym_entry_that_cannot_be_scored_is_found_before():
     pytest.importorskip("reasoning_gym")
-    with pytest.raises(
-        BarError, match="here: reasoning_gym truth: expected an entry whose own answer scores"
-    ):
+    with pytest.raises(BarError, match="here: .*graph_color can judge, which does not give its own"):
         check_task("reasoning_gym", puzzle("graph_color", "x"), "here")
+
+
+PAYING = {
+    "game_of_life_halting": "gives ' ' full marks",
+    "complex_arithmetic": "gives 'nan' full marks",
+    "coin_flip": "gives '0' full marks",
+    "propositional_logic": "gives '.*' full marks",
+    "arc_agi": "does not give its own entry's answer full marks",
+    "rearc": "does not give its own entry's answer full marks",
+}
+"""Of version 0.1.25."""
+NOTHING = ["", " ", "nan", "0", "inf", "[]", "{}", "None", "I do not know", "lorem ipsum dolor", "x" * 20_000]
+
+
+def test_gym_scorers_that_pay_nonsense_are_refused_by_name(record_property):
+    gym = pytest.importorskip("reasoning_gym")
+    from reasoning_gym.factory import DATASETS
+
+    paid = asked = 0
+    for name in sorted(DATASETS.keys() - reasoning_gym.EVALUATED):
+        entries = [json.loads(json.dumps(entry)) for entry in gym.create_dataset(name, size=3, seed=23)]
+        for entry in entries:
+            truth = {"dataset": name, "entry": entry}
+            if name in PAYING:
+                with pytest.raises(BarError, match=f"here: .*found {name}, which {PAYING[name]}"):
+                    check_task("reasoning_gym", truth, "here")
+                continue
+            check_task("reasoning_gym", truth, "here")
+            if entry["answer"] is not None:
+                assert verify("reasoning_gym", f"<answer>{entry['answer']}</answer>", truth) == 1, truth
+            for text in [*NOTHING, entry["question"]]:
+                right = str(entry["answer"]) in (text, f"{text}.0")
+                paid += verify("reasoning_gym", text, truth) > 0 and not right
+                asked += 1
+    assert paid == 0
+    record_property("figure", f"nonsense to reasoning-gym's scorers: {paid} of {asked} paid")
 
 
 def test_gym_scorers_that_evaluate_are_left_out():
