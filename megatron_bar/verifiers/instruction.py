@@ -11,8 +11,8 @@ literal:
 ``{"constraints": any of these, "reward": "fraction"}`` scores the share, as open-instruct does; lm-eval asks
 for all.
 
-Characters that nobody sees never count. An answer of those alone obeys nothing, though it has no forbidden
-word; an answer of more than ``LONGEST`` characters neither. White space around counts in the published
+Characters that nobody sees never count. An answer without a letter or digit obeys nothing, though it has no
+forbidden word; an answer of more than ``LONGEST`` characters neither. White space around counts in the published
 constraints alone.
 """
 
@@ -29,7 +29,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.verifiers import if_rlvr, ifeval
 from megatron_bar.verifiers.constraints import CONSTRAINTS
 from megatron_bar.verifiers.rlvr_ifeval import FUNCTIONS
-from megatron_bar.verifiers.text import seen, visible
+from megatron_bar.verifiers.text import says_something, seen, visible
 
 LONGEST = 20_000
 PUBLISHED = ifeval.IFEVAL | if_rlvr.IF_RLVR
@@ -40,7 +40,7 @@ NAMES: dict[str, Callable[..., bool]] = CONSTRAINTS | PUBLISHED
 def verify(response: str, truth) -> float:
     constraints, wanted = _read(truth)
     answer = visible(response[: LONGEST + 1])
-    if not answer or len(response) > LONGEST:
+    if len(response) > LONGEST or not says_something(answer):
         return 0.0
     written = seen(response)
     held = [NAMES[kind](written if kind in PUBLISHED else answer, **fields) for kind, fields in constraints]

@@ -1,6 +1,7 @@
 """What a reader sees of a text: the verifiers judge that, so that invisible characters earn nothing."""
 
 import re
+import unicodedata
 
 UNSEEN = re.compile(
     # controls but white space, soft hyphen, joiners and fillers, directions, selectors of variants, tags
@@ -33,4 +34,5 @@ def spoken(text: str) -> str:
 
 
 def says_something(text: str) -> bool:
-    return any(character.isalnum() for character in text)
+    """Returns whether a text has a letter or digit; signs that change a letter are none."""
+    return any(sign.isalnum() and unicodedata.category(sign) != "Lm" for sign in text)

@@ -3,19 +3,22 @@
 truth = {"name": ..., "arguments": {...}, "optional": [...]} or a list of them. The answer calls them as a
 chat template writes it: objects of name and arguments (or parameters; as an object or its text; alone or as
 the ``function`` of an OpenAI-like call, with an ``id``), or calls by keyword, ``f(x=1)``. Names may have dots
-and dashes, values are literals of JSON or of Python. Calls stand inside <function_calls> or <tool_call> tags
-or a fence, up to the closing one outside of a string, or are all of the answer; objects may stand anywhere.
-Every call made counts: one too many is wrong. An optional argument may be missing; given, it must equal the
+and dashes, values are literals of JSON or of Python. Or they are spelled ``<function=f>`` ... ``</function>``
+around an object of arguments (Llama) or ``<parameter=x>`` ... ``</parameter>`` for each (Qwen3-Coder), whose
+text is a text or a literal as the truth's value is. Calls stand inside <function_calls> or <tool_call> tags
+or a fence, up to the closing one outside of a string, or are all of the answer; objects and <function=f> may
+stand anywhere. Every call made counts: one too many is wrong. An optional argument may be missing; given, it must equal the
 truth's value if the truth has one.
 
 What cannot be read makes the whole answer wrong, for it may be one more call: another object among the calls,
 a key given twice, a brace that opens no object, or in the text around what looks like a call in another
-spelling (``g(1)``, ``g (y=1)``, ``<invoke name="g">``, ``Action: g``). Prose may name a function that is
-called (``f()``).
+spelling (``g(1)``, ``g[y=1]``, ``<invoke name="g">``, ``Action: g``, ``$ g --y 1``, ``to=functions.g``).
+Prose may name a function and an argument of a call that is made (``f()``, ``x=1``).
 
 Values compare as JSON does: 1 = 1.0, true is not 1, lists have an order, objects none. Nothing is run.
 """
 
+import html
 import json
 import re
 import sys
@@ -26,7 +29,10 @@ from megatron_bar.verifiers.text import seen
 LONGEST = 50_000
 """Characters of an answer; a longer one is no call."""
 DEEPEST = 100
-OPENING = re.compile(r"<(function_calls?|tool_calls?)>|```(?:\w*\n)?|\{")
+OPENING = re.compile(r"<(function_calls?|tool_calls?)>|```(?:\w*\n)?|\{|<function=")
+TAG = re.compile(r"<function=([^\s<>]+)>\s*")
+PARAMETER = re.compile(r"<parameter=([^\s<>]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
+TAG_END = re.compile(r"</function>")
 BETWEEN = re.compile(r"(?:[\s,;\[\]]|(?<!`)`(?!`))*")
 FUNCTION = re.compile(r"([^\s()\[\]{}=,;'\"`<>]+)[ \t]*\(")
 ARGUMENT = re.compile(r"\s*([^\s()\[\]{}=,;'\"`]+)\s*=")
@@ -44,13 +50,26 @@ WORD = re.compile(r"\w+")
 WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 MENTION = re.compile(r"(?<![\w.-])([\w.-]++)\(\)")
 SPELLED = re.compile(
-    r"\w\((?!s\))|\(\s*[\w.-]+\s*=|</?[a-z_][^<>\n]*>|<\W?(?:function|tool|action|call)\b|[\"']name[\"']\s*:"
-    r"|^[ \t]*(?:action(?: input)?[ \t]*:[ \t]*\w|(?:arguments|parameters|args)[ \t]*[:=])",
+    r"\w[(\[](?!s\))|\(\s*[\w.-]+\s*=|</?[a-z_][^<>\n]*>|<[|\uff5c]|<\W?(?:function|tool|action|call)\b"
+    r"|[a-z_]\w{0,40}[ \t]{0,4}:?=(?!=)\s*\S|\w(?:::|->|=>)|(?:^|[\s`])--?[a-z]|\bfunctions?\.\w|\[tool_\w+\]\s*\w"
+    r"|[\"']name[\"']\s*:|^[ \t]*action input[ \t]*:[ \t]*\w|^[ \t]*(?:arguments|parameters|args)[ \t]*[:=]"
+    r"|^\W*(?:action|tool|tool[ _](?:name|call|use)|function|call|recipient|command|name)[ \t]*:\W*\w"
+    r"|^\W*(?:tool|function|call|invoke|exec|execute|run)[ \t]+(?!(?:the|an?|it|this|that|these|my|to|for)\b)"
+    r"[\w.-]+(?:[ \t]+\S+){0,2}(?<![.!?:])[ \t]*$|^[\s`]*(?:\$|>>>)[ \t`]*[a-z]|^[\s`]*[@/!%][a-z]"
+    r"|^[ \t]*\([a-z_][\w.-]*(?:[ \t]+(?::\w+|\"[^\"\n]*\"|'[^'\n]*'|[-\d.]+))+\)",
     re.MULTILINE | re.IGNORECASE,
 )
-"""What in the text around may be a call."""
+"""What in the text around may be a call: a name and what is given to it, in the ways of programming languages,
+shells and chat templates."""
+TOKENS = re.compile(r"<\|(?:python_tag|im_end|eot_id|eom_id|end_of_text|endoftext)\|>|https?://\S+")
+"""What may stand around calls."""
+GIVEN = re.compile(r"\b([\w.-]{1,60})[ \t]{0,4}=\s*([\"'`]?)([\w.-]+)\2")
 WIDE = str.maketrans("\uff08\uff09\uff1d\uff1c\uff1a", "()=<:")
 Call = tuple[str, dict]
+
+
+class _Raw(str):
+    """An argument's text, of a type that only the truth tells."""
 
 
 class _Unreadable(ValueError):
@@ -86,17 +105,26 @@ def _anywhere(text: str) -> list[Call]:
         if opening[0] == "{":
             value, at = _value(text, opening.start())
             calls.append(_object_call(value))
+        elif opening[0] == "<function=":
+            call, at = _tagged_call(text, opening.start())
+            calls.append(call)
         else:
             found, at = _calls(text, opening.end(), f"</{opening[1]}>" if opening[1] else "```")
             calls += found
-    _refuse_others(" ".join([*beside, text[at:]]), {name for name, _ in calls})
+    _refuse_others(" ".join([*beside, text[at:]]), calls)
     return calls
 
 
-def _refuse_others(beside: str, called: set[str]) -> None:
+def _refuse_others(beside: str, calls: list[Call]) -> None:
     """Raises if the text around the calls has what may be another one."""
-    for line in seen(beside).translate(WIDE).split("\n"):
-        left = MENTION.sub(lambda match: "" if match[1] in called else match[0], line)
+    called = {name for name, _ in calls}
+    given = {(key, str(value).lower()) for _, arguments in calls for key, value in arguments.items()}
+
+    def unmade(match: re.Match) -> str:
+        return "" if (match[1], match[3].rstrip(".").lower()) in given else match[0]
+
+    for line in TOKENS.sub("", html.unescape(seen(beside))).translate(WIDE).split("\n"):
+        left = GIVEN.sub(unmade, MENTION.sub(lambda match: "" if match[1] in called else match[0], line))
         # A function's name with nothing around is no mention but a call.
         if SPELLED.search(left if re.search(r"[^\W\d_]{2}", left) else line):
             raise _Unreadable("what may be a call beside the calls")
@@ -114,7 +142,7 @@ def _calls(text: str, at: int, end: str) -> tuple[list[Call], int]:
             value, at = _value(text, at)
             calls.append(_object_call(value))
         else:
-            call, at = _keyword_call(text, at)
+            call, at = (_tagged_call if TAG.match(text, at) else _keyword_call)(text, at)
             calls.append(call)
     return calls, at
 
@@ -123,6 +151,21 @@ def _keyword_call(text: str, at: int) -> tuple[Call, int]:
     function = _match(FUNCTION, text, at)
     arguments, at = _until(text, function.end(), ")", _argument)
     return (function[1], _dict(arguments)), at
+
+
+def _tagged_call(text: str, at: int) -> tuple[Call, int]:
+    function = _match(TAG, text, at)
+    at = function.end()
+    if text[at : at + 1] == "{":
+        arguments, at = _value(text, at)
+        at = _space(text, at)
+    else:
+        pairs = []
+        while parameter := PARAMETER.match(text, at):
+            pairs.append((parameter[1], _Raw(parameter[2])))
+            at = parameter.end()
+        arguments = _dict(pairs)
+    return (function[1], arguments), _match(TAG_END, text, at).end()
 
 
 def _argument(text: str, at: int, depth: int) -> tuple[tuple[str, object], int]:
@@ -274,6 +317,14 @@ def _fits(call: Call, wanted: tuple[str, dict, frozenset]) -> bool:
 
 
 def _equal(a, b) -> bool:
+    """Compares what was given with what is wanted."""
+    if isinstance(a, _Raw) and not isinstance(b, str):
+        text = a.strip()
+        try:
+            value, end = _value(text, 0)
+        except ValueError:
+            return False
+        return end == len(text) and _equal(value, b)
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, int | float) and isinstance(b, int | float):
@@ -282,7 +333,7 @@ def _equal(a, b) -> bool:
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return type(a) is type(b) and a == b
+    return a == b and (isinstance(a, str) or type(a) is type(b))
 
 
 def check(truth) -> list[tuple[str, dict, frozenset]]:

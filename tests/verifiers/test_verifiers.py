@@ -472,7 +472,7 @@ def test_gym_scores_full_marks_of_the_data_sets_alone():
 
 def test_gym_entry_that_cannot_be_scored_is_found_before():
     pytest.importorskip("reasoning_gym")
-    with pytest.raises(BarError, match="here: .*graph_color can judge, which does not give its own"):
+    with pytest.raises(BarError, match=r"here: .*graph_color can judge, which does not give its own"):
         check_task("reasoning_gym", puzzle("graph_color", "x"), "here")
 
 
