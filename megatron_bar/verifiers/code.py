@@ -32,7 +32,7 @@ import math
 import re
 import symtable
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 
@@ -47,6 +47,7 @@ LIMITS = sandbox.Limits(cpu_s=1)
 for a second; the wall clock is looser, for a busy machine must not turn right answers into wrong ones."""
 START_S = 0.05
 """Seconds of processor time besides for each run of a program, the start and the imports."""
+IMPORT = re.compile(r"^(?:import\s+[\w.]+(?:\s+as\s+\w+)?|from\s+[\w.]+\s+import\s+[\w, ]+)$", re.MULTILINE)
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,99}(?:\.[0-9]{0,99})?|\.[0-9]{1,99})(?:[eE][-+]?[0-9]{1,3})?")
 NUMPY = """
 def _stand_in():
@@ -139,11 +140,30 @@ def _judged(names: list[str], failures: int, *, given: str = "", prompt: str = "
     task = encode({"names": names, "failures": failures, "given": given, **tests}, _plain)
 
     def right(response: str, limits: sandbox.Limits) -> int:
-        blocks = [list(block) for block in fences.defining(response, names)]
+        blocks = [[text, defined] for text, defined in fences.defining(response, names)]
+        unused = _unused_imports("\n".join(text for text, _ in blocks))
+        blocks = [[unused.sub("pass", text), defined] for text, defined in blocks]
         answer = encode({"given": given, "prompt": prompt, "blocks": blocks}, _plain)
         return sandbox.judge(answer, task, limits=limits).stdout.count(b"1")
 
     return right
+
+
+def _unused_imports(program: str) -> re.Pattern:
+    """Returns what matches the imports, by lines of their own, of packages that the sandbox does not hold and
+    whose names occur nowhere else: habit, and no reason to fail."""
+    unused = []
+    for line in set(IMPORT.findall(program)):
+        package, names = re.fullmatch(r"(?:from|import)\s+(\w+)\S*\s*(?:import\s+)?(.*)", line).groups()
+        bound = [part.split()[-1] for part in names.removeprefix("as ").split(",") if part.strip()] or [
+            package
+        ]
+        once = program.replace(line, "")
+        if package not in sys.stdlib_module_names and not any(
+            name == "*" or re.search(rf"\b{re.escape(name)}\b", once) for name in bound
+        ):
+            unused.append(re.escape(line))
+    return re.compile(rf"^(?:{'|'.join(unused)})$", re.MULTILINE) if unused else re.compile(r"(?!)")
 
 
 def _plain(value):
@@ -234,7 +254,7 @@ def _whole(program: str) -> str:
 
 def _requires(program: str) -> bool:
     """Returns whether a program has anything by which it could fail a right-looking answer."""
-    for node in ast.walk(_parsed(program)):
+    for node in _heard(_parsed(program)):
         name = getattr(node, "attr", None) or getattr(node, "id", None) or ""
         if isinstance(node, ast.Assert | ast.Raise) or name.startswith(("assert", "fail", "exit", "check")):
             return True
@@ -247,7 +267,36 @@ def _numpy(program: str) -> str:
 
 @functools.lru_cache(256)
 def _holds_assert(text: str) -> bool:
-    return any(isinstance(node, ast.Assert) for node in ast.walk(_parsed(text)))
+    return any(isinstance(node, ast.Assert) for node in _heard(_parsed(text)))
+
+
+def _heard(node: ast.AST) -> Iterator[ast.AST]:
+    """Yields what can make a test fail: all but the bodies of try statements that let an AssertionError pass
+    unnoticed."""
+    yield node
+    for field, value in ast.iter_fields(node):
+        if (
+            field == "body"
+            and isinstance(node, ast.Try | ast.TryStar)
+            and any(map(_is_silent, node.handlers))
+        ):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _heard(child)
+
+
+def _is_silent(handler: ast.ExceptHandler) -> bool:
+    caught = "" if handler.type is None else ast.unparse(handler.type)
+    fails = any(
+        isinstance(node, ast.Raise | ast.Assert)
+        or re.search("exit|fail", getattr(node, "attr", getattr(node, "id", "")))
+        for below in handler.body
+        for node in ast.walk(below)
+    )
+    return not fails and (
+        not caught or re.search(r"\b(?:Base)?Exception\b|\bAssertionError\b", caught) is not None
+    )
 
 
 def _parsed(text: str) -> ast.Module:
@@ -271,6 +320,8 @@ def _tested(program: str) -> tuple[list[str], list]:
     free = {name for name in free - modules if not name.startswith("__")}
     for module, names in STANDARD.items():
         known = free.intersection(names.split())
+        if module == "math":
+            known |= {name for name in free & set(dir(math)) if _is_in_expected_alone(tree, name)}
         if known and known < free:
             free -= known
             imports += [f"from {module} import {', '.join(sorted(known))}"]
@@ -289,6 +340,20 @@ def _is_used_alone(tree: ast.Module, name: str) -> bool:
     dotted = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
     return any(id(node) not in dotted for node in uses)
+
+
+def _is_in_expected_alone(tree: ast.Module, name: str) -> bool:
+    """Returns whether ``name`` stands nowhere but right of a comparison."""
+    expected = {
+        id(below)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for value in node.comparators
+        for below in ast.walk(value)
+    }
+    return all(
+        id(node) in expected for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name
+    )
 
 
 def _calls_below(call: ast.Call) -> bool:
@@ -336,6 +401,7 @@ def _of_stdin(tests, enough: float):
 
     def right(response: str, limits: sandbox.Limits) -> int:
         program = fences.running(response)
+        program = _unused_imports(program).sub("pass", program)
         passed = 0
         may_fail = _may_fail(len(tests), enough)
         cpu_s = limits.cpu_s + len(tests) * START_S

@@ -1,4 +1,4 @@
-"""Exact match: equal up to case, white space and one final full stop.
+"""Exact match: equal up to case, white space, one final full stop, and Markdown or quotation marks around it.
 
 truth = a text. The answer is what stands in the last pair of <answer> tags, else all of the response. Quirk:
 the sets whose verifier is called string_matcher (open-instruct) ask for the tags, and their own grader gives
@@ -6,11 +6,24 @@ nothing without them and also drops articles and all punctuation; here tags are 
 commas count.
 """
 
+import re
+
 from megatron_bar.errors import BarError
+
+LAYERS = 3
+WRAPPED = re.compile(
+    r"(\*\*|\*|__|_|`)(?!\s)((?:(?!\1).)+)(?<!\s)\1|\"([^\"]+)\"|\u201c([^\u201c\u201d]+)\u201d", re.DOTALL
+)
 
 
 def verify(response: str, truth) -> float:
-    return float(normalise(tagged(response)) == normalise(check(truth)))
+    wanted, answer = normalise(check(truth)), normalise(tagged(response))
+    for _ in range(LAYERS):
+        wrapped = WRAPPED.fullmatch(answer)
+        if answer == wanted or not wrapped:
+            break
+        answer = normalise(wrapped[2] or wrapped[3] or wrapped[4])
+    return float(answer == wanted)
 
 
 def check(truth) -> str:

@@ -3,7 +3,8 @@
 A fence is three or more backticks or tildes, indented as it may be (the indentation is taken off the
 block's lines), or one with a language behind other words; its block ends at the same fence or a longer one
 alone on a line, but not within a string in three quotes (a docstring with an example), or with the text: a
-cut-off answer. Text without fences is one block. Thoughts that it begins with are none of it.
+cut-off answer. Text without fences is one block, without the lines that are prose (a capitalised word and
+another). Thoughts that it begins with are none of it.
 
 Blocks named Python count, and those without a name. For tests of names (functions, classes) the program is
 every block up to the last that defines one of them, run one after another: what is defined twice is what
@@ -28,6 +29,10 @@ LONGEST = 100_000
 LINES = 200
 """Of a docstring behind a fence in it, within which it must end."""
 PYTHON = re.compile(r"\{?\.?(?:python|py)(?:[0-9.]+)?\b", re.IGNORECASE)
+PROSE = re.compile(
+    r"[A-Z][\w'\u2019-]*+(?:[!:.]|[,.!:;]? +(?!(?:if|and|or|else|for)\b)[\w'\u2019`*\"\u201c][^=]*)"
+)
+"""A line at the margin that is a sentence, and not Python."""
 READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*(?:0|['\"]/dev/stdin)")
 DEFINES = re.compile(r"(?:(?:def|async|class|import|from)\b|[@#)\]}]|['\"]{3}|[A-Za-z_][\w, ]*(?::[^=]*)?=)")
 """How a line at the margin starts in a block that only defines."""
@@ -37,7 +42,7 @@ def blocks(answer: str) -> list[tuple[str, str]]:
     """Returns (language, text) of the blocks of ``answer`` that may be Python, in their order; the whole of
     it if it has no block at all."""
     answer = spoken(answer)[-LONGEST:].replace("\r\n", "\n")
-    found = list(_fenced(answer.split("\n"))) or [("", answer)]
+    found = list(_fenced(answer.split("\n"))) or [("", _without_prose(answer))]
     return [(language, text) for language, text in found if not language or PYTHON.match(language)]
 
 
@@ -62,6 +67,16 @@ def running(answer: str) -> str:
             break
     texts = [text for _, text in found]
     return "\n".join([*filter(_only_defines, texts[: max(places)]), texts[max(places)]]) if found else ""
+
+
+def _without_prose(text: str) -> str:
+    kept = []
+    quotes = 0
+    for line in text.split("\n"):
+        if quotes % 2 or not PROSE.fullmatch(line.rstrip()):
+            kept.append(line)
+            quotes += line.count('"""') + line.count("'''")
+    return "\n".join(kept)
 
 
 def _definition(name: str) -> re.Pattern:

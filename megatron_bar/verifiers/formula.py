@@ -45,6 +45,25 @@ def equal(one: str, other: str) -> bool | None:
     return True if verdicts.count(True) >= min(ENOUGH, len(points)) else None
 
 
+def same_equation(one: str, other: str) -> bool | None:
+    """Returns whether two equations in the same two or more variables say the same: one is a multiple of the
+    other ("y = 2x + 1", "2y = 4x + 2"). None if that is left open."""
+    if not one.count("=") == other.count("=") == 1:
+        return None
+    try:
+        sides = [[_Reader(side).all() for side in text.split("=")] for text in (one, other)]
+        differences = [("+", left, ("*", ("number", Fraction(-1)), right)) for left, right in sides]
+        names = sorted(_names(differences[0]))
+        if len(names) < 2 or names != sorted(_names(differences[1])):
+            return None
+        values = [[_value(tree, at) for tree in differences] for at in _points(names, one + other)]
+    except (Undecided, RecursionError, DecimalException):
+        return None
+    if not all(isinstance(value, Fraction) for pair in values for value in pair):
+        return None
+    return all(a and b and a * values[0][1] == b * values[0][0] for a, b in values)
+
+
 def _points(names: list[str], seed: str) -> list[dict[str, Fraction]]:
     """Returns values for variables. They depend on the texts: no answer can be made to agree there."""
     draw = random.Random(seed).randint

@@ -12,8 +12,8 @@ literal:
 for all.
 
 Characters that nobody sees never count. An answer without a letter or digit obeys nothing, though it has no
-forbidden word; an answer of more than ``LONGEST`` characters neither. White space around counts in the published
-constraints alone.
+forbidden word; an answer of more than ``LONGEST`` characters neither. White space around counts in the
+published constraints alone.
 """
 
 import ast
@@ -32,6 +32,8 @@ from megatron_bar.verifiers.rlvr_ifeval import FUNCTIONS
 from megatron_bar.verifiers.text import says_something, seen, visible
 
 LONGEST = 20_000
+ASKED_FOR = ("contains", "starts_with", "ends_with", "repeat")
+"""Constraints whose text, if it has no letter or digit, is an answer without one."""
 PUBLISHED = ifeval.IFEVAL | if_rlvr.IF_RLVR
 PACKAGES = ifeval.PACKAGES | if_rlvr.PACKAGES
 NAMES: dict[str, Callable[..., bool]] = CONSTRAINTS | PUBLISHED
@@ -40,7 +42,9 @@ NAMES: dict[str, Callable[..., bool]] = CONSTRAINTS | PUBLISHED
 def verify(response: str, truth) -> float:
     constraints, wanted = _read(truth)
     answer = visible(response[: LONGEST + 1])
-    if len(response) > LONGEST or not says_something(answer):
+    signs = [fields["text"] for kind, fields in constraints if kind in ASKED_FOR]
+    asked_for = any(text in answer and not says_something(text) for text in signs)
+    if len(response) > LONGEST or not (says_something(answer) or asked_for):
         return 0.0
     written = seen(response)
     held = [NAMES[kind](written if kind in PUBLISHED else answer, **fields) for kind, fields in constraints]

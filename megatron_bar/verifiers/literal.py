@@ -45,9 +45,17 @@ IN_TEXT = re.compile(
 """A number in running text: the minus of "10-3" is no sign, the 2 of "H2" or of "\\sqrt{2}" no number."""
 APPLIED = re.compile(
     r"\\(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|pi|times|cdot|div|pm|ne|neq|[lg]eq?|lt|gt)(?:_\{?\w+\}?)?\s*\Z"
-    r"|\w\(\s*\Z|(?:\b[A-Za-z]|[)}\]])\s*[-+*/]\s*\Z"
+    r"|\w\(\s*\Z|(?:\b[A-Za-z]|[)}\]])\s*[-+*/]\s*\Z|(?<!<)(?<!</)\b\w{1,20}\s*[<>]=?\s*\Z|[\u2248~]\s*\Z"
+    r"|\bbetween\s+\S{1,20}\s+and\s*\Z",
+    re.IGNORECASE,
 )
 """What is done to a number in running text."""
+ASIDE = re.compile(r"(?<=[\w*)%}])\s*\((?!\s*(?:mod|base|or|and|not|to)\b)[^()]*[\s%][^()]*\)[\s.*]*\Z")
+"""What a text adds to its number: "72 clips (48 in April and 24 in May)"."""
+STEP = re.compile(
+    r"(?:^|\n)[ \t*#_]*(?:(?:step|part|case|question|problem|example|note)\s*)?\Z", re.IGNORECASE
+)
+"""Before a number that counts lines, if a colon, full stop or bracket and words follow."""
 LONGEST = 300
 """Characters; no honest number is longer, and Python refuses to read integers of more than 4300 digits."""
 
@@ -87,9 +95,16 @@ def units_differ(one: str, other: str) -> bool:
     return None not in measures and (measures[0] != measures[1] or (all(powers) and powers[0] != powers[1]))
 
 
+def is_in_cents(text: str) -> bool:
+    return _measure(_spelled(text).split("=")[-1]) == ["cent"]
+
+
 def last_number(text: str) -> str:
     """Returns the last number of running text; "" if there is none, or words or numbers beside it change
     it."""
+    aside = ASIDE.search(text[-LONGEST:])
+    if aside and re.search("[0-9]", text[-LONGEST:][: aside.start()].rsplit("\n", 1)[-1]):
+        text = text[-LONGEST:][: aside.start()]
     ends = [match.end() for match in re.finditer("[0-9]", text)]
     if not ends:
         return ""
@@ -98,6 +113,8 @@ def last_number(text: str) -> str:
     if not matches or len(matches[-1][0]) > LONGEST:
         return ""
     start, end = matches[-1].span()
+    if STEP.search(text[:start]) and re.match(r"[*_]*[:.)][*_]*\s+[A-Za-z]", text[end:]):
+        return ""
     sentence = re.split(r"[.!?]\s|\n", text[:start])[-1]
     sentence = sentence.lower()
     clause = re.split(r"[0-9]|\b(?:is|are|was|equals|gives|makes|leaves)\b", sentence)[-1]
@@ -123,7 +140,7 @@ def without_lead(text: str) -> str:
 def without_units(text: str) -> str:
     """Takes off the units behind an expression."""
     wrapped = re.search(r"\s*\\text\{([^{}]*)\}(?:\^\s*(?:[0-9]|\{[^{}]*\}))?\s*\Z", text)
-    if wrapped and wrapped.start() and _are_units(wrapped[1]):
+    if wrapped and wrapped.start() and text[wrapped.start() - 1] != "_" and _are_units(wrapped[1]):
         return text[: wrapped.start()]
     words = re.search(r"(?:\s+[A-Za-z]{2,}\.?)+(?:\^\s*[23])?\s*\Z", text)
     return text[: words.start()] if words and words.start() and _is_unit(words[0]) else text

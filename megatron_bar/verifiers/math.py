@@ -72,9 +72,18 @@ TOWER = re.compile(r"\^\s*\{?\s*[0-9.]+\s*\^|\^\s*\{?\s*[-+]?[0-9]{5}|!\s*!|[0-9
 CHOICE = re.compile(
     r"(?:option|choice)?\s*(?:\(\s*([A-J])\s*\)(?=[\s.:]|\Z)|([A-J])\s*(?:[).:]|\Z))", re.IGNORECASE
 )
-SECOND_CHOICE = re.compile(r"\([A-J]\)|\b[A-J][).:]|^[\W]*(?:and|or)?\W*\b[A-J]\W*$|^\W*(?:and|or|not)\b")
+SECOND_CHOICE = re.compile(
+    r"^\W*is(?:n't|\s+(?:not|wrong|incorrect|false))\b|\([A-J]\)|\b[A-J][).:]|^[\W]*(?:and|or)?\W*\b[A-J]\W*$|^\W*(?:and|or|not)\b"
+)
 WORDS = re.compile(r"[^\W\d_]{2,}(?:['-][^\W\d_]{2,}|\s+[^\W\d_]+)*")
-BASE = re.compile(r"([0-9][0-9A-Z]*)\s*_\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
+BASES = "two three four five six seven eight nine ten eleven twelve".split()
+BASE = re.compile(
+    rf"([0-9][0-9A-Z]*)\s*_\s*(?:\{{\s*\(?\s*([0-9]+|{'|'.join(BASES)})\s*\)?\s*\}}|([0-9])|({'|'.join(BASES)}))"
+)
+MONEY = re.compile(r"\\\$\s*[0-9.]|^[^$]*\$\s*[0-9.][^$]*$")
+"""A dollar sign that opens no formula."""
+CHAIN = re.compile(r"([^<>]+?)\s*(<|\\le)\s*[A-Za-z]\s*(<|\\le)\s*([^<>]+)")
+BOUND = re.compile(r"[A-Za-z]\s*([<>]|\\[lg]e)\s*([^<>]+)")
 PARTS = re.compile(r"([0-9]+)\s*((?::\s*[0-9]+)+)\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
 
 
@@ -86,6 +95,8 @@ def verify(response: str, truth) -> float:
     else:
         answer = extract.last_formula(extract.unmarked(response)) if marked is None else marked
     if not answer or len(answer) > LONGEST:
+        return 0.0
+    if MONEY.search(answer) and literal.is_in_cents(wanted):
         return 0.0
     return float(_same(wanted, plain(extract.formula(answer))))
 
@@ -122,6 +133,7 @@ def _same(truth: str, answer: str) -> bool:
     if wanted is not None:
         names = {name for name in (named(truth)[0], named(answer)[0]) if name and len(name) == 1}
         same = wanted in (literal.number(answer), _exact(answer)) and len(names) < 2
+        same = same or _is_same_ratio(truth, answer)
         return (same and not literal.units_differ(truth, answer)) or _is_same_list(truth, answer)
     choice = None if truth.islower() else _choice(truth)
     if choice:
@@ -152,6 +164,28 @@ def _is_same_list(truth: str, answer: str) -> bool:
     return len(parts) > 1 and ", " in answer and parts == [literal.number(part) for part in truth.split(",")]
 
 
+def _is_same_ratio(truth: str, answer: str) -> bool:
+    """Returns whether a fraction is the ratio of the same two numbers: 3/4 and 3:4."""
+    parts = re.fullmatch(r"([0-9]+)\s*:\s*([0-9]+)", answer)
+    return bool(parts) and _squeezed(truth) in (
+        f"{parts[1]}/{parts[2]}",
+        rf"\frac{{{parts[1]}}}{{{parts[2]}}}",
+    )
+
+
+def _interval(text: str) -> str:
+    """Writes an inequality of one letter as the interval that it is."""
+    chain, bound = CHAIN.fullmatch(text), BOUND.fullmatch(text)
+    if chain and not re.search(r"\\[lg]e", chain[1] + chain[4]):
+        return f"{'[('[chain[2] == '<']}{chain[1]}, {chain[4]}{'])'[chain[3] == '<']}"
+    if bound and not re.search(r"\\[lg]e|,", bound[2]):
+        below, closed = bound[1] in ("<", r"\le"), "e" in bound[1]
+        if below:
+            return rf"(-\infty, {bound[2]}{')]'[closed]}"
+        return rf"{'(['[closed]}{bound[2]}, \infty)"
+    return text
+
+
 def _choice(text: str) -> str | None:
     """Returns the letter of a choice, alone or before the option's text."""
     text = unwrapped(text)
@@ -171,7 +205,8 @@ def _exact(text: str) -> object | None:
         return text.lstrip("+")
     based, parts = BASE.fullmatch(text), PARTS.fullmatch(text)
     if based:
-        digits, base = based[1].lstrip("0") or "0", based[2] or based[3]
+        digits, base = based[1].lstrip("0") or "0", based[2] or based[3] or based[4]
+        base = str(BASES.index(base) + 2) if base in BASES else base
         return Fraction(digits) if base == "10" and digits.isdigit() else (digits, base)
     if parts:
         return [int(part) for part in (parts[1] + parts[2]).split(":")], (parts[3] or "").lower()
@@ -180,12 +215,20 @@ def _exact(text: str) -> object | None:
 
 
 def _may_be_product(truth: str, answer: str) -> bool:
-    r"""Returns whether letters without a sign between them meet an answer with signs: "xy", "x \cdot y"."""
-    return bool(re.fullmatch(r"[A-Za-z]{2,4}", truth)) and not re.fullmatch(r"[A-Za-z\s]*", unwrapped(answer))
+    r"""Returns whether letters without a sign between them meet an answer with signs: "xy", "x \cdot y".
+
+    Capitals, and letters of which one occurs twice, are a word unless the answer keeps their order."""
+    if not re.fullmatch(r"[A-Za-z]{2,4}", truth) or re.fullmatch(r"[A-Za-z\s]*", unwrapped(answer)):
+        return False
+    letters = re.sub("[^A-Za-z]", "", COMMAND.sub("", unwrapped(answer)))
+    return letters == truth or (truth.islower() and len(set(truth)) == len(truth))
 
 
 def _same_parts(truth: str, answer: str) -> bool:
     """Compares two texts element by element, each alone if it is no list, set, point or interval."""
+    same_equation = formula.same_equation(*map(_askable, (truth, answer)))
+    if same_equation is not None:
+        return same_equation
     (name, truth), (other, answer) = named(truth), named(answer)
     if name and other and name != other:
         if top_level(truth, ",;")[1:] or top_level(answer, ",;")[1:]:
@@ -195,6 +238,8 @@ def _same_parts(truth: str, answer: str) -> bool:
     if INEQUALITY.search(truth) and all(joined) and joined[0] != joined[1]:
         return False
     (brackets, wanted), (enclosing, given) = elements(truth), elements(answer)
+    if len(wanted) == 2 and brackets not in ("", "{}") and len(given) == 1:
+        enclosing, given = elements(_interval(answer.strip()))
     if len(wanted) == 1 and brackets == "" and enclosing not in ("", "{}") and INEQUALITY.search(truth):
         enclosing, given = "", [answer]  # math-verify knows which interval it is
     if len(wanted) != len(given) or not all(given):

@@ -50,6 +50,7 @@ WRAPPED = re.compile(r"\\text\{([^{}]*)\}")
 def plain(text: str) -> str:
     r"""Returns ``text`` without ornaments (Markdown, money, spacing, sizes), with \frac{a}{b} for every kind
     of fraction, \text{...} for every kind of roman type, and LaTeX for Unicode and for sqrt(x), pi."""
+    text = re.sub(r"\A[\s$(*]*~(?=\s*[\w$])", r"\\approx ", text)
     text = RAISED.sub(lambda found: "^{" + found[0].translate(LOWERED) + "}", text).translate(TABLE)
     for pattern, replacement in RULES:
         text = pattern.sub(replacement, text)

@@ -7,8 +7,8 @@ and dashes, values are literals of JSON or of Python. Or they are spelled ``<fun
 around an object of arguments (Llama) or ``<parameter=x>`` ... ``</parameter>`` for each (Qwen3-Coder), whose
 text is a text or a literal as the truth's value is. Calls stand inside <function_calls> or <tool_call> tags
 or a fence, up to the closing one outside of a string, or are all of the answer; objects and <function=f> may
-stand anywhere. Every call made counts: one too many is wrong. An optional argument may be missing; given, it must equal the
-truth's value if the truth has one.
+stand anywhere. Every call made counts: one too many is wrong. An optional argument may be missing; given,
+it must equal the truth's value if the truth has one.
 
 What cannot be read makes the whole answer wrong, for it may be one more call: another object among the calls,
 a key given twice, a brace that opens no object, or in the text around what looks like a call in another
@@ -51,7 +51,8 @@ WORDS = {"true": True, "True": True, "false": False, "False": False, "null": Non
 MENTION = re.compile(r"(?<![\w.-])([\w.-]++)\(\)")
 SPELLED = re.compile(
     r"\w[(\[](?!s\))|\(\s*[\w.-]+\s*=|</?[a-z_][^<>\n]*>|<[|\uff5c]|<\W?(?:function|tool|action|call)\b"
-    r"|[a-z_]\w{0,40}[ \t]{0,4}:?=(?!=)\s*\S|\w(?:::|->|=>)|(?:^|[\s`])--?[a-z]|\bfunctions?\.\w|\[tool_\w+\]\s*\w"
+    r"|[a-z_]\w{0,40}[ \t]{0,4}:?=(?!=)\s*\S|\w(?:::|->|=>)|(?:^|[\s`])--?[a-z]|\bfunctions?\.\w"
+    r"|\[tool_\w+\]\s*\w"
     r"|[\"']name[\"']\s*:|^[ \t]*action input[ \t]*:[ \t]*\w|^[ \t]*(?:arguments|parameters|args)[ \t]*[:=]"
     r"|^\W*(?:action|tool|tool[ _](?:name|call|use)|function|call|recipient|command|name)[ \t]*:\W*\w"
     r"|^\W*(?:tool|function|call|invoke|exec|execute|run)[ \t]+(?!(?:the|an?|it|this|that|these|my|to|for)\b)"
@@ -59,8 +60,8 @@ SPELLED = re.compile(
     r"|^[ \t]*\([a-z_][\w.-]*(?:[ \t]+(?::\w+|\"[^\"\n]*\"|'[^'\n]*'|[-\d.]+))+\)",
     re.MULTILINE | re.IGNORECASE,
 )
-"""What in the text around may be a call: a name and what is given to it, in the ways of programming languages,
-shells and chat templates."""
+"""What in the text around may be a call: a name and what is given to it, in the ways of programming
+languages, shells and chat templates."""
 TOKENS = re.compile(r"<\|(?:python_tag|im_end|eot_id|eom_id|end_of_text|endoftext)\|>|https?://\S+")
 """What may stand around calls."""
 GIVEN = re.compile(r"\b([\w.-]{1,60})[ \t]{0,4}=\s*([\"'`]?)([\w.-]+)\2")
