@@ -47,7 +47,13 @@ LIMITS = sandbox.Limits(cpu_s=1)
 for a second; the wall clock is looser, for a busy machine must not turn right answers into wrong ones."""
 START_S = 0.05
 """Seconds of processor time besides for each run of a program, the start and the imports."""
-IMPORT = re.compile(r"^(?:import\s+[\w.]+(?:\s+as\s+\w+)?|from\s+[\w.]+\s+import\s+[\w, ]+)$", re.MULTILINE)
+IMPORT = re.compile(
+    r"^(?:import[ \t]+(?P<package>\w+)[\w.]*(?:[ \t]+as[ \t]+(?P<alias>\w+))?"
+    r"|from[ \t]+(?P<source>\w+)[\w.]*[ \t]+import[ \t]+(?P<names>[\w, ]+))$",
+    re.MULTILINE,
+)
+IMPORTS = 20
+"""Names that are looked for: each takes a look at the whole program."""
 NUMBER = re.compile(r"[-+]?(?:[0-9]{1,99}(?:\.[0-9]{0,99})?|\.[0-9]{1,99})(?:[eE][-+]?[0-9]{1,3})?")
 NUMPY = """
 def _stand_in():
@@ -153,16 +159,17 @@ def _unused_imports(program: str) -> re.Pattern:
     """Returns what matches the imports, by lines of their own, of packages that the sandbox does not hold and
     whose names occur nowhere else: habit, and no reason to fail."""
     unused = []
-    for line in set(IMPORT.findall(program)):
-        package, names = re.fullmatch(r"(?:from|import)\s+(\w+)\S*\s*(?:import\s+)?(.*)", line).groups()
-        bound = [part.split()[-1] for part in names.removeprefix("as ").split(",") if part.strip()] or [
-            package
-        ]
-        once = program.replace(line, "")
-        if package not in sys.stdlib_module_names and not any(
-            name == "*" or re.search(rf"\b{re.escape(name)}\b", once) for name in bound
-        ):
-            unused.append(re.escape(line))
+    left = IMPORTS
+    for line in IMPORT.finditer(program):
+        names = (line["names"] or line["alias"] or line["package"]).split(",")
+        bound = [name.split()[-1] for name in names if name.strip()]
+        left -= len(bound)
+        if left < 0:
+            break
+        rest = program.replace(line[0], "")
+        known = (line["source"] or line["package"]) in sys.stdlib_module_names
+        if bound and not known and not any(re.search(rf"\b{name}\b", rest) for name in bound):
+            unused.append(re.escape(line[0]))
     return re.compile(rf"^(?:{'|'.join(unused)})$", re.MULTILINE) if unused else re.compile(r"(?!)")
 
 

@@ -12,7 +12,7 @@ from megatron_bar.errors import BarError
 
 LAYERS = 3
 WRAPPED = re.compile(
-    r"(\*\*|\*|__|_|`)(?!\s)((?:(?!\1).)+)(?<!\s)\1|\"([^\"]+)\"|\u201c([^\u201c\u201d]+)\u201d", re.DOTALL
+    r"(\*{1,3}|__|_|`)(?!\s)((?:(?!\1).)+)(?<!\s)\1|\"([^\"]+)\"|\u201c([^\u201c\u201d]+)\u201d", re.DOTALL
 )
 
 

@@ -46,14 +46,16 @@ IN_TEXT = re.compile(
 APPLIED = re.compile(
     r"\\(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|pi|times|cdot|div|pm|ne|neq|[lg]eq?|lt|gt)(?:_\{?\w+\}?)?\s*\Z"
     r"|\w\(\s*\Z|(?:\b[A-Za-z]|[)}\]])\s*[-+*/]\s*\Z|(?<!<)(?<!</)\b\w{1,20}\s*[<>]=?\s*\Z|[\u2248~]\s*\Z"
-    r"|\bbetween\s+\S{1,20}\s+and\s*\Z",
+    r"|\bup\s+to\s*\Z|\bbetween\s+\S{1,20}\s+and\s*\Z",
     re.IGNORECASE,
 )
 """What is done to a number in running text."""
 ASIDE = re.compile(r"(?<=[\w*)%}])\s*\((?!\s*(?:mod|base|or|and|not|to)\b)[^()]*[\s%][^()]*\)[\s.*]*\Z")
 """What a text adds to its number: "72 clips (48 in April and 24 in May)"."""
 STEP = re.compile(
-    r"(?:^|\n)[ \t*#_]*(?:(?:step|part|case|question|problem|example|note)\s*)?\Z", re.IGNORECASE
+    r"(?:^|\n)[ \t*#_]*"
+    r"(?:(?:step|part|case|question|problem|example|exercise|section|chapter|task|note)\s*)?\Z",
+    re.IGNORECASE,
 )
 """Before a number that counts lines, if a colon, full stop or bracket and words follow."""
 LONGEST = 300
@@ -154,7 +156,7 @@ def _ornaments_off(text: str) -> str:
 
 def _is_changed(after: str) -> bool:
     """Returns whether what follows a number in running text makes it another one: a word, a factor."""
-    if re.match(r"\s*(?:[\^!_]|\\(?!text|mathrm|mbox|q?quad|circ|degree|[ ,;%]))|\(|[A-Za-z]", after):
+    if re.match(r"-ish\b|\s*(?:[\^!_]|\\(?!text|mathrm|mbox|q?quad|circ|degree|[ ,;%]))|\(|[A-Za-z]", after):
         adjacent = re.match(r"[A-Za-z]+", after)
         return not adjacent or not _is_unit(adjacent[0])
     word = re.match(r"[\s*%}\])-]*([A-Za-z]*)", after)[1].lower()

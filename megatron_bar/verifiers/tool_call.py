@@ -50,11 +50,11 @@ WORD = re.compile(r"\w+")
 WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 MENTION = re.compile(r"(?<![\w.-])([\w.-]++)\(\)")
 SPELLED = re.compile(
-    r"\w[(\[](?!s\))|\(\s*[\w.-]+\s*=|</?[a-z_][^<>\n]*>|<[|\uff5c]|<\W?(?:function|tool|action|call)\b"
+    r"\w[(\[](?!s\))|\(\s*[\w.-]+\s*=|</?[a-z_][^<>\n]*>|<[|\uff5c<]|<\W?(?:function|tool|action|call)\b"
     r"|[a-z_]\w{0,40}[ \t]{0,4}:?=(?!=)\s*\S|\w(?:::|->|=>)|(?:^|[\s`])--?[a-z]|\bfunctions?\.\w"
     r"|\[tool_\w+\]\s*\w"
     r"|[\"']name[\"']\s*:|^[ \t]*action input[ \t]*:[ \t]*\w|^[ \t]*(?:arguments|parameters|args)[ \t]*[:=]"
-    r"|^\W*(?:action|tool|tool[ _](?:name|call|use)|function|call|recipient|command|name)[ \t]*:\W*\w"
+    r"|^\W*(?:action|tool|tool (?:name|call|use)|function|call|recipient|command|name)\w*[ \t]*:\W*\w"
     r"|^\W*(?:tool|function|call|invoke|exec|execute|run)[ \t]+(?!(?:the|an?|it|this|that|these|my|to|for)\b)"
     r"[\w.-]+(?:[ \t]+\S+){0,2}(?<![.!?:])[ \t]*$|^[\s`]*(?:\$|>>>)[ \t`]*[a-z]|^[\s`]*[@/!%][a-z]"
     r"|^[ \t]*\([a-z_][\w.-]*(?:[ \t]+(?::\w+|\"[^\"\n]*\"|'[^'\n]*'|[-\d.]+))+\)",
@@ -65,7 +65,7 @@ languages, shells and chat templates."""
 TOKENS = re.compile(r"<\|(?:python_tag|im_end|eot_id|eom_id|end_of_text|endoftext)\|>|https?://\S+")
 """What may stand around calls."""
 GIVEN = re.compile(r"\b([\w.-]{1,60})[ \t]{0,4}=\s*([\"'`]?)([\w.-]+)\2")
-WIDE = str.maketrans("\uff08\uff09\uff1d\uff1c\uff1a", "()=<:")
+WIDE = str.maketrans("\uff08\uff09\uff1d\uff1c\uff1a\u207d\u207e\u208d\u208e", "()=<:()()")
 Call = tuple[str, dict]
 
 

@@ -52,15 +52,15 @@ MEASURES = {
 }  # fmt: skip
 """Units that are compared where truth and answer both have one."""
 CHANGED_BEFORE = frozenset(
-    """about above almost and anything approximately around at barely below beside besides between
-    beyond but by exceeding exceeds except excluding from half hardly least less minus more most
-    nearly negative neither never no nor not nothing or other over per plus than times to under
+    """about above almost and anything approx approximately around at barely below beside besides between
+    beyond but by circa exceeding exceeds except excluding from half hardly least less minus more most
+    nearly negative neither never no nor not nothing or other over per plus roughly than times to under
     unless unlike until versus vs without wrong""".split()
 )
 CHANGED_AFTER = frozenset(
     """am and base billion billions choose crore crores cubed divided dozen dozens eighth eighths factorial
     fifth fifths gross half halves hundred hundreds hundredth hundredths lakh lakhs log million millions
-    minus mod modulo nine nines or pairs percentage plus pm point power quarter quarters root score scores
+    minus mod modulo nine nines off or pairs percentage plus pm point power quarter quarters root score scores
     sixth sixths squared tens tenth tenths third thirds thousand thousands thousandth thousandths times to
     trillion trillions twelfths""".split()
 )
