@@ -77,7 +77,7 @@ def test_no_text_ends_a_run_or_is_paid(record_property):
     seen = Counter()
     longest = 0.0
 
-    @settings(max_examples=600, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(texts | repeated)
     def judge(text):
         nonlocal longest
