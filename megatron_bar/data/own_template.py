@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Lock
 
 from megatron_bar.data.template_child import MEMORY, SECONDS
 from megatron_bar.errors import BarError
@@ -19,13 +20,18 @@ CHILD = Path(__file__).with_name("template_child.py")
 
 
 class Renderer:
-    """A child and the one conversation with it; it ends with this process."""
+    """A child and the one conversation with it, of any number of threads; it ends with this process."""
 
     def __init__(self):
         self.child: subprocess.Popen | None = None
+        self._speaking = Lock()
 
     def ask(self, **chat) -> str:
         """Returns the text; raises BarError with what the template failed at."""
+        with self._speaking:
+            return self._ask(**chat)
+
+    def _ask(self, **chat) -> str:
         if self.child is None:
             self.child = subprocess.Popen(
                 [sys.executable, "-P", str(CHILD)],

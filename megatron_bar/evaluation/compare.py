@@ -153,7 +153,7 @@ def compare(
     if results is not None:
         on_rank_zero(lambda: _check_results(results, old, new))
         limit = results[0]["limit"]
-    tests = tuple(b.by for b in TOY.choose(() if results is None else results[0]["tests"]))
+    tests = TOY.choose(() if results is None else results[0]["tests"])
     guarded = _guarded(tests, changed)
     rows = read_tests(tests, root, limit=limit)
     if results is not None:

@@ -105,7 +105,7 @@ class Sampler:
         max_new_tokens: int | Sequence[int],
         temperature: float = 1.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         slots: int = 64,
         stop: Callable[[list[int]], bool] | None = None,
         on_token: Callable[[int, int], None] | None = None,
@@ -114,7 +114,8 @@ class Sampler:
         Collective.
 
         ``max_new_tokens``: one number, or one per prompt. ``temperature`` 0 is greedy. ``top_p`` draws from
-        the most likely tokens that together have that probability. Data-parallel ranks share the prompts out;
+        the most likely tokens that together have that probability. ``seed``: one number, or one per prompt;
+        then what is drawn for a prompt depends on no other. Data-parallel ranks share the prompts out;
         ``slots`` are at work at a time on each. ``stop``: whether an answer ends with the ids so far (see
         `stop_at`). ``on_token`` is told the number of a prompt and a token of its answer as soon as that is
         drawn, on the ranks that write the answer; of a single prompt rank 0 is one.
@@ -125,7 +126,10 @@ class Sampler:
         size = parallel_state.get_data_parallel_world_size()
         # Alike lengths together: prompts that come in together are filled up to the longest.
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-        answers = [_Answer(n, prompts[n], limits[n], uniforms(seed, n, limits[n])) for n in order[rank::size]]
+        seeds = [(seed, n) for n in range(len(prompts))] if isinstance(seed, int) else [(0, s) for s in seed]
+        answers = [
+            _Answer(n, prompts[n], limits[n], uniforms(*seeds[n], limits[n])) for n in order[rank::size]
+        ]
         if prompts:
             count = min(slots, -(-len(prompts) // size))
             with evaluating(self.model):

@@ -1,26 +1,33 @@
-"""Scores a Hugging Face folder on the toy's tests, or on the published nineteen benchmarks.
+"""Scores a Hugging Face folder on the toy's tests, or on the nineteen published benchmarks.
 
-The toy's are answered by our sampler and judged by our verifiers, the published ones run by lm-eval.
+The toy's are answered by our sampler and judged by our verifiers. The published ones are answered by our
+sampler or by a server of the folder, and then scored: answers are kept, so the same command goes on where it
+was ended, several of them share the work, and scoring can be repeated without a model.
 """
 
 import argparse
 from datetime import timedelta
 from pathlib import Path
 
-from megatron_bar.cli import Call, active_experts, command_parser
+from megatron_bar.cli import Call, active_experts, add_tensor, command_parser
 
 EXAMPLES = (
     "{program} runs/tiny/final --suite toy --out final.json",
     "torchrun --nproc-per-node 2 {script} runs/tiny/final --suite toy --tensor 2 --active-experts 3",
-    "{program} HF --suite bar19 --limit 50 --out bar19.json",
-    "{program} HF --suite bar19 --task gsm8k --task math --server http://localhost:8000",
+    "{program} HF --suite bar19 --data DATA --limit 50 --out bar19.json",
+    "{program} HF --suite bar19 --data DATA --server http://localhost:8000 --out bar19.json",
+    "{program} HF --suite bar19 --data DATA --score-only --judge wildguard=http://localhost:8001 "
+    "--out bar19.json",
+    "{program} HF --suite bar19-lm-eval --task gsm8k --server http://localhost:8000",
 )
 
 
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument("folder", type=Path, metavar="HF", help="a folder with tokenizer and chat template")
-    parser.add_argument("--suite", required=True, help="toy or bar19")
+    parser.add_argument(
+        "--suite", required=True, help="toy, bar19 or, to compare with, what lm-eval has: bar19-lm-eval"
+    )
     parser.add_argument(
         "--task",
         dest="tasks",
@@ -29,50 +36,51 @@ def parse(call: Call) -> argparse.Namespace:
         metavar="NAME",
         help="only this one of the suite; may be repeated",
     )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="at most N items of every test (bar19: of every lm-eval task)"
+    about = (
+        "at most N items of every test (bar19: spread evenly over its file; bar19-lm-eval: of every lm-eval "
+        "task)"
     )
+    parser.add_argument("--limit", type=int, metavar="N", help=about)
     parser.add_argument(
         "--active-experts",
         metavar="K",
         help="experts of a token; K,K,... or FILE.json: layer by layer (default: as the folder says)",
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="prompts at a time (default 64)")
+    add_tensor(parser)
+    about = "toy: folder of test_SKILL.jsonl (default: world beside HF); bar19: what `bar prepare bar19` made"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=about)
+    about = (
+        "an OpenAI-like server of the judge wildguard, grader or pairwise; MODEL where it has several; may be "
+        "repeated. toy: wildguard judges safety in the place of phrase lists"
+    )
+    parser.add_argument(
+        "--judge", dest="judges", action="append", default=[], metavar="NAME=URL[,MODEL]", help=about
+    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
         help="where the results are written, every answer with its score; replaced if there",
     )
-    toy = parser.add_argument_group("toy")
-    toy.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of test_SKILL.jsonl (default: world beside HF)"
-    )
-    toy.add_argument(
-        "--tensor", type=int, default=1, metavar="N", help="tensor parallelism, under torchrun (default 1)"
-    )
-    toy.add_argument(
-        "--judge",
-        metavar="URL",
-        help="an OpenAI-like server of WildGuard, which judges safety in the place of phrase lists",
-    )
-    toy.add_argument(
-        "--judge-model",
-        metavar="NAME",
-        default="allenai/wildguard",
-        help="the server's name for it (default allenai/wildguard)",
-    )
     bar19 = parser.add_argument_group("bar19")
-    bar19.add_argument(
-        "--server",
-        metavar="URL",
-        help="an OpenAI-like server of this folder (vLLM); default: transformers here",
-    )
+    about = "published (default): each benchmark's own sampling; greedy: the likeliest tokens, one answer"
+    bar19.add_argument("--protocol", metavar="NAME", help=about)
+    about = "an OpenAI-like server of this folder (vLLM); default: our sampler, or transformers for lm-eval"
+    bar19.add_argument("--server", metavar="URL", help=about)
+    about = "requests under way at the server (default 32)"
+    bar19.add_argument("--requests", type=int, metavar="N", help=about)
+    about = "time for one reply of the server (default 600); then it is asked again, some times"
+    bar19.add_argument("--patience", type=float, metavar="SECONDS", help=about)
+    about = "folder of the answers, which a later run goes on with (default: OUT with .answers)"
+    bar19.add_argument("--answers", type=Path, metavar="DIR", help=about)
+    about = "score the answers that are there, and ask for none"
+    bar19.add_argument("--score-only", action="store_true", help=about)
     bar19.add_argument(
         "--tasks-dir",
         type=Path,
         metavar="DIR",
-        help="lm-eval tasks (YAML), in the place of those of their names",
+        help="bar19-lm-eval: lm-eval tasks (YAML), in the place of those of their names",
     )
     return parser.parse_args(call.arguments)
 
@@ -81,18 +89,19 @@ def main(call: Call) -> None:
     options = vars(parse(call))
     out = options.pop("out")
     active = options.pop("active_experts")
-    url = options.pop("judge")
-    model = options.pop("judge_model")
+    texts = options.pop("judges")
+    if options["suite"] == "bar19" and options["answers"] is None and out is not None:
+        options["answers"] = out.with_suffix(".answers")
     from megatron_bar.evaluation.benchmarks.folder import evaluate_folder
+    from megatron_bar.evaluation.benchmarks.judges import read_judges
     from megatron_bar.evaluation.benchmarks.table import table
     from megatron_bar.evaluation.results import write_results
     from megatron_bar.parallel.state import distributed, is_rank_zero
-    from megatron_bar.verifiers.judge import Judge
 
-    judge = Judge(url=url, model=model)
+    judges = read_judges(texts, options["answers"])
     with distributed(timeout=timedelta(hours=2)):
         results = evaluate_folder(
-            **options, judge=judge, active_experts=None if active is None else active_experts(active)
+            **options, judges=judges, active_experts=None if active is None else active_experts(active)
         )
         if is_rank_zero():
             print(*table(results), sep="\n")

@@ -1,19 +1,18 @@
-"""Public benchmarks on a Hugging Face folder by EleutherAI's lm-evaluation-harness: in transformers, or on an
-OpenAI-like server.
+"""Public benchmarks on a Hugging Face folder by EleutherAI's lm-evaluation-harness, in transformers or on an
+OpenAI-like server: seven of the nineteen, to compare our own with.
 
-Every benchmark of a suite gets an entry: a score, or why there is none (its data cannot be reached, its task
-needs a package, it is measured elsewhere). Decoding is greedy, zero-shot, with the folder's chat template.
-What a model wrote is never run in this process: tasks that lm-eval marks as unsafe are left out. Offline,
-tasks come from a folder of YAML files; they take the place of those of the same name. Everything runs in one
-process; lm-eval is imported when it is used, since it is an optional part.
+Every benchmark gets an entry: a score, or why there is none (its data cannot be reached, its task needs a
+package). Decoding is greedy, zero-shot, with the folder's chat template; prompts and what is taken for the
+answer are lm-eval's own, so scores are near the published ones, and no category is averaged. What a model
+wrote is never run in this process: tasks that lm-eval marks as unsafe are left out. Offline, tasks come from
+a folder of YAML files; they take the place of those of the same name. Everything runs in one process; lm-eval
+is imported when it is used, since it is an optional part.
 """
 
-import json
 import sys
-import urllib.request
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,17 +20,48 @@ from tempfile import TemporaryDirectory
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.benchmarks.suite import Benchmark, LmEval, Suite, category_means, overall
+from megatron_bar.evaluation.benchmarks.completions import CompletionServer
+from megatron_bar.evaluation.benchmarks.suite import Suite
 from megatron_bar.evaluation.results import hash_items, new_results
 from megatron_bar.parallel import cpu
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.receipts import Proven
 
+MAX_NEW_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEvalBenchmark:
+    name: str
+    category: str
+    task: str
+    """Id of lm-eval's task or group of tasks; its score is their plain mean."""
+    metric: str
+    """Metric and filter, as lm-eval names them."""
+
+
+EXTRACTED = "exact_match,flexible-extract"
+LM_EVAL = Suite(
+    name="bar19-lm-eval",
+    benchmarks=tuple(
+        LmEvalBenchmark(category=category, name=name, task=task, metric=metric)
+        for category, name, task, metric in (
+            ("knowledge", "mmlu", "mmlu_flan_cot_zeroshot", EXTRACTED),
+            ("reasoning", "bbh", "bbh_cot_zeroshot", EXTRACTED),
+            ("reasoning", "gpqa", "gpqa_main_cot_zeroshot", EXTRACTED),
+            ("reasoning", "agieval_english", "agieval_en", "acc,none"),
+            ("chat", "ifeval", "ifeval", "prompt_level_loose_acc,none"),
+            ("math", "math", "hendrycks_math", "exact_match,none"),
+            ("math", "gsm8k", "gsm8k_cot_zeroshot", EXTRACTED),
+        )
+    ),
+)
+
 
 def run_suite(
     folder: Path,
     chats: ChatFormat,
-    suite: Suite,
+    suite: Suite[LmEvalBenchmark],
     *,
     names: Iterable[str] = (),
     limit: int | None = None,
@@ -41,11 +71,10 @@ def run_suite(
     batch: int = 32,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Returns results (see `results`) of ``suite`` on ``folder``, with benchmarks, categories and overall
-    (scores from 0 to 1).
+    """Returns results (see `results`) of ``suite`` on ``folder``, with an entry for each benchmark (scores from
+    0 to 1).
 
-    ``names``: only these benchmarks; none: all. The averages are those of the whole suite, and say what is
-    missing. ``limit``: most items of every lm-eval task, so of every part of a group. ``server``:
+    ``names``: only these benchmarks; none: all. ``limit``: most items of every lm-eval task, so of every part of a group. ``server``:
     http://HOST:PORT, which serves this folder; None: transformers here, on ``batch`` prompts at a time.
     ``tasks_dir``: lm-eval tasks that take the place of those of the same name. Raises BarError where nothing
     could be measured.
@@ -53,16 +82,16 @@ def run_suite(
     require_lm_eval()
     config = Folder.open(folder).config
     results = new_results(folder, suite.name, active_experts=active_experts, limit=limit)
-    served = _served_model(server) if server else None
+    served = CompletionServer.at(server) if server else None
     # A prompt needs room too: OLMo 2's 4096 positions are as many as an answer may have.
-    new_tokens = min(suite.max_new_tokens, config.max_positions // 2)
+    new_tokens = min(MAX_NEW_TOKENS, config.max_positions // 2)
     entries = {b.name: {"category": b.category, "not_measured": "not asked for"} for b in suite.benchmarks}
     chosen = suite.choose(names)
     with redirect_stdout(sys.stderr):  # lm-eval's tasks print
         manager = _manager(tasks_dir, chosen)
         tasks = _load_all(suite, chosen, manager, entries)
-        if server:
-            model = _server(server, served, folder, config.max_positions)
+        if served:
+            model = _server(served, folder, config.max_positions)
         else:
             model = _transformers(folder, chats, batch, active_experts)
         for benchmark in chosen:
@@ -70,19 +99,13 @@ def run_suite(
             if name not in tasks:
                 continue
             evaluated = _evaluate(model, tasks[name], manager, limit, new_tokens, server)
-            entry, docs, items = _score(benchmark.by, evaluated)
+            entry, docs, items = _score(benchmark, evaluated)
             results["tests"][name] = {"hash": hash_items(docs), "items": len(items)}
             results["scores"][name] = items
             entries[name] |= entry
             say(f"  {name}: {100 * entry['score']:.1f} of {entry['items']} items")
-    scores = {name: entry["score"] for name, entry in entries.items() if "score" in entry}
-    categories = category_means(suite, scores)
-    return results | {
-        "settings": {"through": "server" if server else "transformers", "max_new_tokens": new_tokens},
-        "benchmarks": entries,
-        "categories": {name: asdict(average) for name, average in categories.items()},
-        "overall": asdict(overall(categories)),
-    }
+    settings = {"through": "server" if server else "transformers", "max_new_tokens": new_tokens}
+    return results | {"settings": settings, "benchmarks": entries}
 
 
 def require_lm_eval() -> None:
@@ -93,26 +116,18 @@ def require_lm_eval() -> None:
         )
 
 
-def _named(benchmark: Benchmark) -> dict[str, str | dict]:
-    """Returns the benchmark's lm-eval tasks by name."""
-    tasks = benchmark.by.tasks if isinstance(benchmark.by, LmEval) else ()
-    return {task if isinstance(task, str) else task["task"]: task for task in tasks}
-
-
-def _manager(tasks_dir: Path | None, chosen: tuple[Benchmark, ...]):
+def _manager(tasks_dir: Path | None, chosen: tuple[LmEvalBenchmark, ...]):
     """Returns lm-eval's index of tasks. Its own are thousands of files, read only where ``tasks_dir`` lacks
     some of ``chosen``."""
     from lm_eval.tasks import TaskManager
 
-    wanted = {
-        name for benchmark in chosen for name, task in _named(benchmark).items() if isinstance(task, str)
-    }
+    wanted = {benchmark.task for benchmark in chosen}
     folder = str(tasks_dir) if tasks_dir else None
     few = TaskManager(include_path=folder, include_defaults=False)
     return few if wanted <= set(few.all_tasks) else TaskManager(include_path=folder)
 
 
-def _load_all(suite: Suite, chosen: tuple[Benchmark, ...], manager, entries: dict[str, dict]) -> dict:
+def _load_all(suite: Suite, chosen: tuple[LmEvalBenchmark, ...], manager, entries: dict[str, dict]) -> dict:
     """Returns the lm-eval tasks of each benchmark that can be measured here; ``entries`` says of the others
     why not. Raises BarError where there is none."""
     tasks = {}
@@ -129,20 +144,13 @@ def _load_all(suite: Suite, chosen: tuple[Benchmark, ...], manager, entries: dic
     return tasks
 
 
-def _load(benchmark: Benchmark, manager) -> list:
+def _load(benchmark: LmEvalBenchmark, manager) -> list:
     """Returns the lm-eval tasks of a benchmark, their data loaded."""
-    if not isinstance(benchmark.by, LmEval):
-        raise BarError(str(benchmark.by))
-    named = _named(benchmark)
-    # One of ours has given way to one of the same name too, if there is one.
-    wanted = [name if name in manager.all_tasks else task for name, task in named.items()]
     try:
-        loaded = manager.load(wanted)["tasks"]
+        loaded = manager.load([benchmark.task])["tasks"]
     except Exception as error:  # noqa: BLE001  a task's own Python: data or a package may be missing
         told = next(iter(str(error).splitlines()), "")
-        raise BarError(
-            f"lm-eval cannot load task {next(iter(named))}: {type(error).__name__}: {told}"
-        ) from None
+        raise BarError(f"lm-eval cannot load task {benchmark.task}: {type(error).__name__}: {told}") from None
     if unsafe := [task for task, value in loaded.items() if value.config.unsafe_code]:
         raise BarError(
             f"lm-eval runs model-written code of task {unsafe[0]} in its own process; "
@@ -172,7 +180,7 @@ def _evaluate(model, tasks: list, manager, limit, max_new_tokens: int, server: s
         raise BarError(f"{server}: expected completions, got {type(error).__name__}: {error}") from None
 
 
-def _score(by: LmEval, evaluated: dict) -> tuple[dict, list, list[dict]]:
+def _score(by: LmEvalBenchmark, evaluated: dict) -> tuple[dict, list, list[dict]]:
     """Returns the benchmark's entry, what its test's hash is of, and the score of every item."""
     metric, filtered = by.metric.split(",")
     means = []
@@ -189,15 +197,14 @@ def _score(by: LmEval, evaluated: dict) -> tuple[dict, list, list[dict]]:
         hashes = ("doc_hash", "prompt_hash", "target_hash")
         docs += [[task, *(sample[name] for name in hashes)] for sample in samples]
         items += [_item(sample, score) for sample, score in zip(samples, scores, strict=True)]
-    entry = {
+    return {
         "score": sum(means) / len(means),
         "metric": by.metric,
         "items": len(items),
         "harness": "lm-eval",
         "version": version("lm_eval"),
         "task_versions": {task: evaluated["versions"].get(task) for task in sorted(evaluated["samples"])},
-    }
-    return entry | ({"differs": by.differs} if by.differs else {}), docs, items
+    }, docs, items
 
 
 def _item(sample: dict, score: float) -> dict:
@@ -228,25 +235,14 @@ def _transformers(folder: Path, chats: ChatFormat, batch: int, active_experts: i
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=positions)
 
 
-def _served_model(url: str) -> str:
-    """Returns the name of the model that the server has."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/models", timeout=30) as answer:
-            return json.load(answer)["data"][0]["id"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise BarError(
-            f"{url}: expected an OpenAI-like server that lists its model at /v1/models, got {error}"
-        ) from None
-
-
-def _server(url: str, name: str, folder: Path, max_positions: int):
+def _server(server: CompletionServer, folder: Path, max_positions: int):
     """Returns a server's completions as a model; prompts are laid out and tokenised here, by the folder's
     tokenizer."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     return LocalCompletionsAPI(
-        base_url=f"{url.rstrip('/')}/v1/completions",
-        model=name,
+        base_url=f"{server.url}/v1/completions",
+        model=server.model,
         tokenizer=str(folder),
         tokenizer_backend="huggingface",
         max_length=max_positions,
