@@ -1,7 +1,8 @@
 """Did an upgrade break anything? Compares two models on the same tests: what each domain gained, and how far
 the others' answers moved.
 
-Gains are NEW - OLD per item, with a 95 % bootstrap interval. KL(OLD || NEW) compares the whole next-token
+Gains are NEW - OLD per item, with a 95 % bootstrap interval; a benchmark whose score is no plain mean of its
+items (a mean by subject, an F1) gains the mean over items all the same. KL(OLD || NEW) compares the whole next-token
 distributions, in nats per token, over prompts followed by OLD's own greedy answers, the last position
 included: the mean of each text, then the mean over texts. Answers are tokenised again from their text: what
 no text spells (the end token) is not among them, and bytes that are not UTF-8 are read as replacement
@@ -41,13 +42,15 @@ class Comparison:
     """Number of items, by domain."""
     gains: dict[str, Estimate]
     """Gain in points (percent), by domain."""
+    guarded: tuple[str, ...]
+    """The domains that were not changed."""
     divergence: dict[str, Estimate]
-    """KL(OLD || NEW) in nats per token, by domain that was not changed."""
+    """KL(OLD || NEW) in nats per token, by guarded domain; none of published benchmarks."""
 
     def regressed(self, tolerance: float) -> list[str]:
         """Returns the unchanged domains that lost more than ``tolerance`` points, by the whole of the
         interval."""
-        return [domain for domain in self.divergence if self.gains[domain].high < -tolerance]
+        return [domain for domain in self.guarded if self.gains[domain].high < -tolerance]
 
     def as_json(self) -> dict:
         return {
@@ -154,7 +157,7 @@ def compare(
         on_rank_zero(lambda: _check_results(results, old, new))
         limit = results[0]["limit"]
     tests = TOY.choose(() if results is None else results[0]["tests"])
-    guarded = _guarded(tests, changed)
+    guarded = _guarded([test.name for test in tests], changed)
     rows = read_tests(tests, root, limit=limit)
     if results is not None:
         _check_rows(results[0], rows, root)
@@ -175,7 +178,31 @@ def compare(
         new=str(new),
         items={name: len(scores) for name, scores in answered.items()},
         gains=gains(*results),
+        guarded=tuple(guarded),
         divergence={name: mean_interval([divergence(first, second, texts[name])]) for name in guarded},
+    )
+
+
+def compare_results(
+    old: Path, new: Path, results: tuple[dict, dict], *, changed: Iterable[str] = ()
+) -> Comparison:
+    """Compares two models by their results of any suite alone, item by item. Raises BarError unless those are
+    of the models, and of the same items asked and judged in the same way."""
+    for of_model, folder in zip(results, (old, new), strict=True):
+        require_of(of_model, folder)
+    require_same_tests(*results)
+    for key in ("protocol", "judges"):
+        asked = [of_model.get("settings", {}).get(key) for of_model in results]
+        if asked[0] != asked[1]:
+            raise BarError(f"{new}: expected results of the {key} {asked[0]}, as of {old}, got {asked[1]}")
+    scores = results[0]["scores"]
+    return Comparison(
+        old=str(old),
+        new=str(new),
+        items={name: len(items) for name, items in scores.items()},
+        gains=gains(*results),
+        guarded=tuple(_guarded(list(scores), list(changed))),
+        divergence={},
     )
 
 
@@ -219,8 +246,7 @@ def _check_rows(results: dict, rows: dict[str, list[Row]], root: Path) -> None:
             raise BarError(f"{root}: test {name} expected the items that the results are of, got others")
 
 
-def _guarded(tests: tuple[TestSet, ...], changed: list[str]) -> list[str]:
-    known = [test.name for test in tests]
+def _guarded(known: list[str], changed: list[str]) -> list[str]:
     if unknown := [name for name in changed if name not in known]:
         raise BarError(f"changed domain {unknown[0]}: expected one of {', '.join(known)}")
     guarded = [name for name in known if name not in changed]
@@ -244,10 +270,8 @@ def lines(comparison: Comparison, tolerance: float) -> list[str]:
     regressed = comparison.regressed(tolerance)
     for domain, gain in comparison.gains.items():
         kl = comparison.divergence.get(domain)
-        if kl is None:
-            moved = ["-", "-", "changed"]
-        else:
-            moved = [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}", ""]
+        moved = ["-", "-"] if kl is None else [f"{kl.mean:.4f}", f"{kl.low:.4f} to {kl.high:.4f}"]
+        moved.append("" if domain in comparison.guarded else "changed")
         if domain in regressed:
             moved[-1] = "REGRESSED"
         interval = f"{gain.low:+.1f} to {gain.high:+.1f}"

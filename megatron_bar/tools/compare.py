@@ -15,6 +15,7 @@ from megatron_bar.errors import BarError
 EXAMPLES = (
     "{program} runs/tiny/final runs/up/final --data runs/tiny/world --changed math",
     "{program} old new --data world --results-old old.json --results-new new.json --tolerance 2",
+    "{program} old new --results-old old-bar19.json --results-new new-bar19.json",
 )
 
 
@@ -23,7 +24,10 @@ def parse(call: Call) -> argparse.Namespace:
     parser.add_argument("old", type=Path, metavar="OLD", help="the model before")
     parser.add_argument("new", type=Path, metavar="NEW", help="the model after; with OLD's tokenizer")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="FOLDER", help="of the toy's test_SKILL.jsonl"
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="of the toy's test_SKILL.jsonl; results of another suite are compared by themselves",
     )
     parser.add_argument(
         "--changed", nargs="+", default=[], metavar="DOMAIN", help="what was changed on purpose: not guarded"
@@ -62,23 +66,28 @@ def main(call: Call) -> None:
         raise BarError("--results-old and --results-new: expected both or neither, got one")
     if args.limit is not None and None not in files:
         raise BarError(f"--limit {args.limit}: expected none where results are given; theirs is used")
-    from megatron_bar.evaluation.compare import compare, lines, require_no_regression
+    from megatron_bar.evaluation.compare import compare, compare_results, lines, require_no_regression
     from megatron_bar.evaluation.results import read_results
     from megatron_bar.parallel.state import ParallelConfig, distributed, is_rank_zero
 
     layout = ParallelConfig(tensor=args.tensor, pipeline=args.pipeline, expert=args.expert)
     results = None if None in files else tuple(map(read_results, files))
     with distributed(timeout=timedelta(hours=2)):
-        found = compare(
-            args.old,
-            args.new,
-            args.data,
-            changed=args.changed,
-            results=results,
-            limit=args.limit,
-            layout=layout,
-            slots=args.batch,
-        )
+        if args.data is None and results is None:
+            raise BarError("expected --data FOLDER, or results of both models that need none, got neither")
+        if args.data is None:
+            found = compare_results(args.old, args.new, results, changed=args.changed)
+        else:
+            found = compare(
+                args.old,
+                args.new,
+                args.data,
+                changed=args.changed,
+                results=results,
+                limit=args.limit,
+                layout=layout,
+                slots=args.batch,
+            )
         if is_rank_zero():
             print(*lines(found, args.tolerance), sep="\n", flush=True)
             if args.json:

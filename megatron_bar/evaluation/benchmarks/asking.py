@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from queue import SimpleQueue
 
+from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.answers import Answer, AnswerFile, Turn, Unit
 from megatron_bar.evaluation.benchmarks.completions import CompletionServer
 from megatron_bar.evaluation.benchmarks.items import Items
@@ -72,33 +73,36 @@ def ask_server(work: Work, server: CompletionServer, *, requests: int) -> None:
     give_up = threading.Event()
     todo: SimpleQueue = SimpleQueue()
     done: SimpleQueue = SimpleQueue()
+    under_way = threading.Semaphore(requests)
+    # As many threads again have their next prompt ready, so that the server never waits for one.
+    count = 2 * requests
 
     def answer() -> None:
         while (asked := todo.get()) is not None:
             items, file, unit = asked
             try:
-                done.put((file, unit, _converse(items, server, unit, give_up)))
+                done.put((file, unit, _converse(items, server, unit, under_way, give_up)))
             except Exception as error:  # noqa: BLE001  raised below
                 done.put((file, unit, error))
 
-    for _ in range(requests):
+    for _ in range(count):
         threading.Thread(target=answer, daemon=True).start()
     try:
-        _keep_busy(work, requests, todo, done, give_up)
+        _keep_busy(work, count, todo, done, give_up)
     finally:
-        for _ in range(requests):
+        for _ in range(count):
             todo.put(None)
 
 
 def _keep_busy(
-    work: Work, requests: int, todo: SimpleQueue, done: SimpleQueue, give_up: threading.Event
+    work: Work, count: int, todo: SimpleQueue, done: SimpleQueue, give_up: threading.Event
 ) -> None:
-    """Keeps so many ``requests`` under way, and stores what comes back."""
+    """Gives ``count`` threads what they are to ask, and stores what they come back with."""
     under_way = 0
     problem = None
     while True:
         if problem is None:
-            claimed = _claim(work, requests - under_way)
+            claimed = _claim(work, count - under_way)
             for asked in claimed:
                 todo.put(asked)
             under_way += len(claimed)
@@ -128,11 +132,19 @@ def _claim(work: Work, most: int) -> list[tuple[Items, AnswerFile, Unit]]:
     return claimed
 
 
-def _converse(items: Items, server: CompletionServer, unit: Unit, give_up: threading.Event) -> Answer:
-    """Returns all turns of an answer."""
+def _converse(
+    items: Items,
+    server: CompletionServer,
+    unit: Unit,
+    under_way: threading.Semaphore,
+    give_up: threading.Event,
+) -> Answer:
+    """Returns all turns of an answer; ``under_way`` is held while the server is at one."""
     row = items.by_index[unit[0]]
     turns: tuple[Turn, ...] = ()
     while (prompt := items.prompt(row, unit[1], turns)) is not None and prompt.room:
-        turn = server.answer(prompt, items.decoding, items.chats.stop_ids, give_up)
-        turns += (turn,)
+        with under_way:
+            if give_up.is_set():
+                raise BarError("not asked any more")
+            turns += (server.answer(prompt, items.decoding, items.chats.stop_ids, give_up),)
     return Answer(turns=turns, too_long=prompt is not None)
