@@ -51,7 +51,7 @@ def test_the_toy_is_scored_alike_on_any_layout(place, tmp_path):
 
 
 BAD = {
-    "unknown suite": ("MODEL --suite helm", r"suite helm: expected one of toy, bar19"),
+    "unknown suite": ("MODEL --suite helm", r"suite helm: expected one of toy, bar19, bar19-lm-eval"),
     "unknown task": (
         "MODEL --suite toy --task cooking",
         r"task cooking: expected one of suite toy's: knowledge, ",
@@ -61,13 +61,13 @@ BAD = {
         r"task arc: expected one of suite bar19's: mmlu, ",
     ),
     "limit 0": ("MODEL --suite toy --limit 0", r"limit expected at least 1, got 0"),
-    "batch 0": ("MODEL --suite bar19 --batch 0", r"batch expected at least 1, got 0"),
+    "batch 0": ("MODEL --suite bar19-lm-eval --batch 0", r"batch expected at least 1, got 0"),
     "four of three experts": (
         "MODEL --suite toy --active-experts 4",
         r"active experts expected from 1 to 3, got 4",
     ),
     "four of three, by lm-eval": (
-        "MODEL --suite bar19 --active-experts 4",
+        "MODEL --suite bar19-lm-eval --active-experts 4",
         r"active experts expected from 1 to 3, got 4",
     ),
     "not there": ("NOWHERE --suite toy", r"config\.json: not found; expected"),
@@ -93,14 +93,51 @@ BAD = {
         "MODEL --suite bar19 --server http://127.0.0.1:9",
         r"http://127\.0\.0\.1:9: expected an OpenAI-like",
     ),
+    "no server for lm-eval": (
+        "MODEL --suite bar19-lm-eval --server http://127.0.0.1:9",
+        r"http://127\.0\.0\.1:9: expected an OpenAI-like",
+    ),
+    "no data for bar19": ("MODEL --suite bar19", r"suite bar19 expected --data DIR, got none"),
+    "data of bar19 that are not there": (
+        "MODEL --suite bar19 --data NOWHERE",
+        r"nowhere: not found; expected a folder of NAME\.jsonl \(bar prepare bar19 --out DIR\)",
+    ),
+    "no file of bar19": (
+        "MODEL --suite bar19 --data WORLD",
+        r"suite bar19: nothing can be measured here; mmlu: .*mmlu\.jsonl not found; make it by",
+    ),
+    "another protocol": (
+        "MODEL --suite bar19 --data WORLD --protocol lucky",
+        r"protocol expected one of published, greedy, got 'lucky'",
+    ),
+    "requests without a server": (
+        "MODEL --suite bar19 --data WORLD --requests 4",
+        r"suite bar19 without --server has no use for --requests, got 4",
+    ),
+    "no patience": (
+        "MODEL --suite bar19 --data WORLD --server http://127.0.0.1:9 --patience 0",
+        r"server: patience expected above 0 seconds, got 0",
+    ),
+    "a judge without a name": (
+        "MODEL --suite toy --judge http://127.0.0.1:9",
+        r"--judge http://127\.0\.0\.1:9: expected wildguard, grader, pairwise before a = and a URL",
+    ),
+    "answers of the toy": ("MODEL --suite toy --answers WORLD", r"suite toy has no use for --answers"),
+    "only scores of lm-eval": (
+        "MODEL --suite bar19-lm-eval --score-only",
+        r"suite bar19-lm-eval has no use for --score-only",
+    ),
     "a server for the toy": (
         "MODEL --suite toy --server http://127.0.0.1:9",
         r"suite toy has no use for --server",
     ),
-    "data for bar19": ("MODEL --suite bar19 --data WORLD", r"suite bar19 has no use for --data"),
-    "tensor 2 for bar19": ("MODEL --suite bar19 --tensor 2", r"suite bar19 has no use for --tensor, got 2"),
+    "data for lm-eval": ("MODEL --suite bar19-lm-eval --data WORLD", r"suite bar19-lm-eval has no use for --data"),
+    "tensor 2 for lm-eval": (
+        "MODEL --suite bar19-lm-eval --tensor 2",
+        r"suite bar19-lm-eval has no use for --tensor, got 2",
+    ),
     "no tasks": (
-        "MODEL --suite bar19 --tasks-dir NOWHERE",
+        "MODEL --suite bar19-lm-eval --tasks-dir NOWHERE",
         r"nowhere: not found; expected a folder of lm-eval tasks",
     ),
     "tensor 2 on one process": (
@@ -130,7 +167,7 @@ def paths(place):
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(name, paths, inline):
-    if "bar19" in name and importlib.util.find_spec("lm_eval") is None:
+    if "lm-eval" in name and importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm-eval is not installed")
     words, message = BAD[name]
     line = refused(
@@ -142,7 +179,7 @@ def test_bad_input_is_one_line(name, paths, inline):
 
 def test_without_lm_eval_it_says_how_to_install_it(paths, inline, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
-    line = refused(inline("evaluate", paths["MODEL"], "--suite", "bar19"))
+    line = refused(inline("evaluate", paths["MODEL"], "--suite", "bar19-lm-eval"))
     assert "lm-eval is not installed" in line and "pip install -e '.[eval]'" in line
 
 

@@ -1,5 +1,4 @@
-"""lm-eval for real, offline, on local files and a tiny folder: scores against transformers, programs in the
-sandbox, a server."""
+"""lm-eval for real, offline, on local files and a tiny folder: scores against transformers, a server."""
 
 import json
 import threading
@@ -15,10 +14,8 @@ from evaluation.tiny_chat import QUESTIONS, answers, save_chat_hf
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.benchmarks.harness import run_suite
-from megatron_bar.evaluation.benchmarks.suite import BAR19, Benchmark, LmEval, Suite
+from megatron_bar.evaluation.benchmarks.harness import LM_EVAL, run_suite
 from megatron_bar.evaluation.benchmarks.table import table
-from megatron_bar.evaluation.benchmarks.tasks import HUMANEVAL_PLUS, MATH
 from megatron_bar.evaluation.results import read_results, write_results
 
 pytest.importorskip("lm_eval")
@@ -105,7 +102,7 @@ def chats(folder: Path) -> ChatFormat:
 
 def test_scores_are_those_of_transformers_and_the_rest_is_told(folder, tasks, tmp_path):
     found = run_suite(
-        folder, chats(folder), BAR19, names=["gsm8k", "agieval_english", "popqa"], tasks_dir=tasks
+        folder, chats(folder), LM_EVAL, names=["gsm8k", "agieval_english"], tasks_dir=tasks
     )
     assert [item["answer"] for item in found["scores"]["gsm8k"]] == answers(folder, new=NEW)
     assert [item["score"] for item in found["scores"]["gsm8k"]] == [1.0, 1.0, 0.0, 0.0]
@@ -121,73 +118,23 @@ def test_scores_are_those_of_transformers_and_the_rest_is_told(folder, tasks, tm
         "harness": "lm-eval",
         "version": None,
         "task_versions": {"gsm8k_cot_zeroshot": 1.0},
-        "differs": found["benchmarks"]["gsm8k"]["differs"],
     }
-    assert found["categories"]["math"] == {"mean": 0.5, "measured": 1, "of": 2, "partial": True}
-    assert found["overall"]["measured"] == 2 and found["overall"]["partial"]
+    assert found["benchmarks"]["mmlu"] == {"category": "knowledge", "not_measured": "not asked for"}
     write_results(tmp_path / "r.json", found)
     assert read_results(tmp_path / "r.json") == found
     lines = table(found)
     assert ["math", "gsm8k", "50.0", "4", "exact_match,flexible-extract"] in [line.split() for line in lines]
-    assert any(line.startswith("popqa: not measured: lm-eval has no such task") for line in lines)
-    assert any("partial: 1 of 2 benchmarks" in line for line in lines)
+    assert ["knowledge", "mmlu", "-", "-", "not", "asked", "for"] in [line.split() for line in lines]
 
 
 def test_fewer_items_and_fewer_active_experts(folder, tasks):
     found = run_suite(
-        folder, chats(folder), BAR19, names=["gsm8k"], tasks_dir=tasks, limit=3, active_experts=1
+        folder, chats(folder), LM_EVAL, names=["gsm8k"], tasks_dir=tasks, limit=3, active_experts=1
     )
     assert [item["answer"] for item in found["scores"]["gsm8k"]] == answers(
         folder, new=NEW, num_experts_per_tok=1
     )[:3]
     assert (found["limit"], found["active_experts"], found["tests"]["gsm8k"]["items"]) == (3, 1, 3)
-
-
-def local(task: dict, path: Path, rows: list[dict]) -> dict:
-    return {key: value for key, value in task.items() if key != "dataset_name"} | write_json(path, rows)
-
-
-def suite_of(*configs: dict, metric: str) -> Suite:
-    by = LmEval(tasks=configs, metric=metric)
-    return Suite(name="bar19", benchmarks=(Benchmark(name="it", category="code", by=by),))
-
-
-def test_programs_are_graded_in_the_sandbox(folder, tmp_path):
-    prompt = {"prompt": "def add(a, b):\n", "entry_point": "add"}
-    rows = [
-        prompt
-        | {
-            "test": "def check(candidate):\n    assert candidate(1, 2) == 0"
-        },  # a program that cannot be read passes nothing
-        prompt | {"test": f"def check(candidate):\n    open({str(tmp_path / 'escaped')!r}, 'w')"},
-    ]
-    found = run_suite(
-        folder,
-        chats(folder),
-        suite_of(local(HUMANEVAL_PLUS, tmp_path / "h.jsonl", rows), metric="pass_at_1,none"),
-    )
-    assert [item["score"] for item in found["scores"]["it"]] == [0.0, 0.0] and not (
-        tmp_path / "escaped"
-    ).exists()
-    assert "def add(a, b):" in found["scores"]["it"][0]["prompt"]
-    grade = HUMANEVAL_PLUS["process_results"]
-    assert grade(rows[0], ["def add(a, b): return 0"]) == {"pass_at_1": 1.0}
-    assert (
-        grade(rows[1], ["def add(a, b): return 0"]) == {"pass_at_1": 0.0}
-        and not (tmp_path / "escaped").exists()
-    )
-
-
-def test_math_is_graded_by_our_verifier():
-    grade = MATH[0]["process_results"]
-    for solution, answer, score in (
-        (r"So it is $\boxed{\frac{1}{2}}$.", r"It is \boxed{\frac12}.", 1.0),
-        (r"So it is $\fbox{17}$.", "Answer: 17", 1.0),
-        (r"So it is $\boxed{17}$.", "Answer: 18", 0.0),
-        (r"So $\boxed{\sum_{i=1}^n i}$.", r"\boxed{\sum_{i=1}^n i}", 1.0),
-        (r"So $\boxed{\sum_{i=1}^n i}$.", r"\boxed{n}", 0.0),
-    ):
-        assert grade({"solution": solution, "problem": "p"}, [answer]) == {"math": score}
 
 
 def test_what_cannot_be_loaded_or_would_run_programs_is_not_measured(folder, tasks, tmp_path):
@@ -200,18 +147,18 @@ def test_what_cannot_be_loaded_or_would_run_programs_is_not_measured(folder, tas
     config["dataset_kwargs"]["data_files"]["test"] = str(tmp_path / "nowhere.jsonl")
     write_task(tasks, "gpqa_main_cot_zeroshot", config | {"doc_to_target": "{{a}}"})
     found = run_suite(
-        folder, chats(folder), BAR19, names=["gsm8k", "ifeval", "gpqa"], tasks_dir=tasks, limit=1
+        folder, chats(folder), LM_EVAL, names=["gsm8k", "ifeval", "gpqa"], tasks_dir=tasks, limit=1
     )
     reasons = {name: entry.get("not_measured", "") for name, entry in found["benchmarks"].items()}
     assert "runs model-written code of task ifeval in its own process" in reasons["ifeval"]
     assert "lm-eval cannot load task gpqa_main_cot_zeroshot: FileNotFoundError" in reasons["gpqa"]
     assert reasons["mmlu"] == "not asked for" and found["scores"].keys() == {"gsm8k"}
     with pytest.raises(
-        BarError, match=r"suite bar19: nothing can be measured here; popqa: lm-eval has no such task"
+        BarError, match=r"suite bar19-lm-eval: nothing can be measured here; ifeval: lm-eval runs"
     ):
-        run_suite(folder, chats(folder), BAR19, names=["popqa", "bfcl"])
-    gsm = next(b for b in BAR19.benchmarks if b.name == "gsm8k")
-    other = replace(BAR19, benchmarks=(replace(gsm, by=replace(gsm.by, metric="exact_match,strict-match")),))
+        run_suite(folder, chats(folder), LM_EVAL, names=["ifeval", "gpqa"], tasks_dir=tasks)
+    gsm = next(b for b in LM_EVAL.benchmarks if b.name == "gsm8k")
+    other = replace(LM_EVAL, benchmarks=(replace(gsm, metric="exact_match,strict-match"),))
     with pytest.raises(
         BarError, match=r"metric expected exact_match,strict-match, got exact_match,flexible-extract"
     ):
@@ -259,7 +206,7 @@ def server():
 
 def test_a_server_answers_the_prompts_that_the_chat_template_gives(folder, tasks, server):
     url, asked = server
-    found = run_suite(folder, chats(folder), BAR19, names=["gsm8k"], tasks_dir=tasks, server=url)
+    found = run_suite(folder, chats(folder), LM_EVAL, names=["gsm8k"], tasks_dir=tasks, server=url)
     prompts = [chats(folder).prompt([{"role": "user", "content": question}]) for question in QUESTIONS]
     assert sorted(ids for request in asked for ids in request["prompt"]) == sorted(prompts)
     assert {(request["model"], request["max_tokens"], request["temperature"]) for request in asked} == {
@@ -271,4 +218,4 @@ def test_a_server_answers_the_prompts_that_the_chat_template_gives(folder, tasks
 
 def test_a_server_that_is_not_there_is_told(folder, tasks):
     with pytest.raises(BarError, match=r"http://127\.0\.0\.1:9: expected an OpenAI-like server .*refused"):
-        run_suite(folder, chats(folder), BAR19, names=["gsm8k"], tasks_dir=tasks, server="http://127.0.0.1:9")
+        run_suite(folder, chats(folder), LM_EVAL, names=["gsm8k"], tasks_dir=tasks, server="http://127.0.0.1:9")
