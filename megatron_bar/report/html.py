@@ -14,7 +14,16 @@ from pathlib import Path
 
 from megatron_bar.report import wording
 from megatron_bar.report.plot import Line, Point, chart, expert_colour, line_chart
-from megatron_bar.report.report import Estimate, Lens, Report, RoutingShares, Row, SweepResult, UpgradeResult
+from megatron_bar.report.report import (
+    Estimate,
+    Lens,
+    Report,
+    RoutingShares,
+    Row,
+    SweepResult,
+    Table,
+    UpgradeResult,
+)
 from megatron_bar.report.wording import OVERALL, percent
 
 PAGE = Path(__file__).parent / "page"
@@ -28,6 +37,7 @@ def html(report: Report) -> str:
     sections = {
         "Results": ("Results", _results(report)),
         "Claims": ("The published claims", _claims(report)),
+        "Benchmarks": ("Published benchmarks", "".join(map(_shown, report.tables))),
         "Changes": ("One thing changed", "".join(map(_comparison, report.comparisons))),
         "Sweeps": ("One choice varied", _grid(_sweep(sweep) for sweep in report.sweeps)),
         "Learning": (
@@ -135,6 +145,17 @@ def _row(row: Row, best: dict[str, str], usual: int) -> str:
             f'<td data-tip="{tip}"{bar}>{mean} <small>±{wording.half_width(score)}{more}</small></td>'
         )
     return f'<tr><th scope="row">{escape(row.model)}</th>{"".join(cells)}</tr>'
+
+
+def _shown(table: Table) -> str:
+    head, *rows = table.rows
+    body = (
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    title = f"<h3>{escape(table.title)}</h3>"
+    return title + _table(list(map(escape, head)), body, label=table.title) + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def _claims(report: Report) -> str:

@@ -12,6 +12,7 @@ from megatron_bar.report.report import (
     Report,
     RoutingShares,
     SweepResult,
+    Table,
     UpgradeResult,
 )
 
@@ -21,6 +22,8 @@ def markdown(report: Report) -> str:
     parts = [f"# {_plain(report.title)}", *_results(report)]
     if report.claims:
         parts += ["## The published claims", _claims(report.claims)]
+    for table in report.tables:
+        parts += [f"## {_plain(table.title)}", _shown(table)]
     if report.comparisons:
         parts.append("## One thing changed")
         parts.append(
@@ -84,6 +87,11 @@ def _claims(claims: tuple[ClaimResult, ...]) -> str:
         [claim.verdict, _plain(claim.text), _plain(claim.evidence), _plain(claim.source)] for claim in claims
     ]
     return f"{wording.tally(claims)}.\n\n" + _table(["verdict", "claim", "evidence", "source"], rows, left=4)
+
+
+def _shown(table: Table) -> str:
+    head, *rows = [[_plain(cell) for cell in row] for row in table.rows]
+    return "\n".join([_table(head, rows, left=len(head)), "", *(f"- {_plain(note)}" for note in table.notes)])
 
 
 def _comparison(comparison: UpgradeResult) -> str:

@@ -149,6 +149,20 @@ class ClaimResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table as it is shown, of what no step of the recipe measures: published benchmarks, say."""
+
+    title: str
+    rows: tuple[tuple[str, ...], ...]
+    """The first is the head."""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if len({len(row) for row in self.rows}) != 1:
+            raise BarError(f"table {self.title}: expected rows of one length, at least a head")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     date: str
     commit: str
@@ -173,6 +187,7 @@ class Report:
     lens: Lens | None = None
     costs: tuple[CostRow, ...] = ()
     claims: tuple[ClaimResult, ...] = ()
+    tables: tuple[Table, ...] = ()
 
     def __post_init__(self):
         if not self.rows:

@@ -40,6 +40,7 @@ def test_a_domain_regressed_where_its_whole_interval_is_below(high, tolerance, t
         new="b",
         items={"math": 9, "code": 9},
         gains={"math": lost, "code": lost},
+        guarded=("code",),
         divergence={"code": lost},
     )
     assert found.regressed(tolerance) == ["code"] * told  # what was changed is not guarded

@@ -68,7 +68,24 @@ def test_results_take_the_place_of_generation(place, measured, inline):
     assert inline(*asked, *given, "--tolerance", 100)[0] == 0
 
 
+def test_results_of_another_suite_are_compared_by_themselves(place, measured, tmp_path, inline):
+    files = [tmp_path / "old.json", tmp_path / "new.json"]
+    settings = {"protocol": "published", "judges": {}}
+    for name, file in zip(("old", "new"), files, strict=True):
+        edited = json.loads(measured[name].read_text()) | {"suite": "bar19", "settings": settings}
+        file.write_text(json.dumps(edited))
+    given = ("--results-old", files[0], "--results-new", files[1])
+    status, out, err = inline("compare", place / "old", place / "new", *given, "--changed", "math")
+    assert status == 1 and out.count("REGRESSED") == 6 and "0.0" not in out
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("math")] == ["-100.0"]
+    edited["settings"]["protocol"] = "greedy"
+    files[1].write_text(json.dumps(edited))
+    line = refused(inline("compare", place / "old", place / "new", *given))
+    assert "expected results of the protocol published, as of" in line and "got greedy" in line
+
+
 BAD = {
+    "neither data nor results": ("OLD NEW", "expected --data FOLDER, or results of both models"),
     "not there": ("OLD NOWHERE --data WORLD", r"nowhere/config.json: not found; expected"),
     "no data": ("OLD NEW --data NOWHERE", "nowhere: not found; expected a folder of test_SKILL.jsonl"),
     "unknown domain": (

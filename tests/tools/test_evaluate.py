@@ -116,7 +116,7 @@ BAD = {
     ),
     "no patience": (
         "MODEL --suite bar19 --data WORLD --server http://127.0.0.1:9 --patience 0",
-        r"server: patience expected above 0 seconds, got 0",
+        r"patience expected above 0 seconds, got 0",
     ),
     "a judge without a name": (
         "MODEL --suite toy --judge http://127.0.0.1:9",

@@ -40,8 +40,6 @@ class CompletionServer:
     def __post_init__(self):
         require_at_least("server", self, 1, "attempts")
         require_at_least("server", self, 0, "pause")
-        if not self.patience > 0:
-            raise BarError(f"server: patience expected above 0 seconds, got {self.patience}")
 
     @classmethod
     def at(cls, url: str, **options) -> "CompletionServer":

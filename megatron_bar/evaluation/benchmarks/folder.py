@@ -54,6 +54,8 @@ def evaluate_folder(
     for name, value in (("limit", limit), ("batch", batch), ("requests", requests)):
         if value is not None and value < 1:
             raise BarError(f"{name} expected at least 1, got {value}")
+    if patience is not None and not patience > 0:
+        raise BarError(f"patience expected above 0 seconds, got {patience}")
     opened = Folder.open(folder)
     chats = ChatFormat(load_tokenizer(folder), "own")
     if active_experts is not None and server is not None:

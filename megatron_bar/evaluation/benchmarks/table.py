@@ -1,9 +1,11 @@
 """Results as lines for a terminal."""
 
 from megatron_bar.cli import aligned
+from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.bar19.paper import COLUMNS, PUBLISHED
 from megatron_bar.evaluation.benchmarks.suite import TOY
 from megatron_bar.report.bootstrap import Estimate, mean_interval, overall_interval
+from megatron_bar.report.report import Table
 
 
 def table(results: dict) -> list[str]:
@@ -18,6 +20,19 @@ def table(results: dict) -> list[str]:
     if "categories" in results:
         return [about, *_settings(results), *_benchmarks(results), "", *_beside_the_paper(results)]
     return [about, *(_benchmarks(results) if "benchmarks" in results else _tests(results))]
+
+
+def shown_tables(results: dict) -> tuple[Table, ...]:
+    """Returns results of published benchmarks as tables of a report."""
+    if "categories" not in results:
+        raise BarError(f"results of {results['model']}: expected the suite bar19, got {results['suite']}")
+    benchmarks, notes = _rows(results)
+    about = [*_settings(results)]
+    if results["limit"]:
+        about.append(f"at most {results['limit']} items of each benchmark")
+    named = {"title": f"Published benchmarks: {results['model']}", "rows": tuple(map(tuple, benchmarks))}
+    beside = {"title": f"Beside the paper: {results['model']}", "rows": tuple(map(tuple, _paper(results)))}
+    return Table(**named, notes=(*about, *notes)), Table(**beside)
 
 
 def _tests(results: dict) -> list[str]:
@@ -41,6 +56,12 @@ def _settings(results: dict) -> list[str]:
 
 
 def _benchmarks(results: dict) -> list[str]:
+    rows, notes = _rows(results)
+    return aligned(rows) + notes
+
+
+def _rows(results: dict) -> tuple[list[list[str]], list[str]]:
+    """Returns the table with its head, and what a reader of its scores must know."""
     rows = [["category", "benchmark", "percent", "95 % interval", "items", "metric"]]
     notes = []
     entries = results["benchmarks"]
@@ -54,7 +75,7 @@ def _benchmarks(results: dict) -> list[str]:
             rows.append([category, "mean", *_average(results["categories"][category], "benchmarks")])
     if "overall" in results:
         rows.append(["overall", "mean", *_average(results["overall"], "categories")])
-    return aligned(rows) + notes
+    return rows, notes
 
 
 def _entry(entry: dict) -> list[str]:
@@ -87,12 +108,17 @@ def _average(average: dict, parts: str) -> list[str]:
 
 
 def _beside_the_paper(results: dict) -> list[str]:
+    rows = _paper(results)
+    partial = any("(partial)" in cell for cell in rows[1])
+    return aligned(rows) + (["(partial): of the benchmarks that were measured"] if partial else [])
+
+
+def _paper(results: dict) -> list[list[str]]:
+    """Returns the model's averages above the published rows."""
     averages = {"overall": results["overall"], **results["categories"]}
     mine = [_cell(averages.get(column)) for column in COLUMNS]
     rows = [["percent", *COLUMNS], [results["model"], *mine]]
-    rows += [[f"{name} (published)", *map(str, numbers)] for name, numbers in PUBLISHED.items()]
-    partial = any(average["partial"] for average in averages.values())
-    return aligned(rows) + (["(partial): of the benchmarks that were measured"] if partial else [])
+    return rows + [[f"{name} (published)", *map(str, numbers)] for name, numbers in PUBLISHED.items()]
 
 
 def _cell(average: dict | None) -> str:
