@@ -1,7 +1,8 @@
-"""Evaluation by generation: our sampler against lm-eval's transformers backend, on the same folder and chats.
+"""Evaluation by generation: our sampler, as it answers published benchmarks, against lm-eval's transformers
+backend, on the same folder and chats.
 
 168 prompts, 24 of each of the toy's tests, greedy, at most 64 new tokens, both end to end: chat template,
-tokens, answers, text. The folder is runs/tiny/final where the demo has made it, else a random model of the
+tokens, answers, text; ours are stored too. The folder is runs/tiny/final where the demo has made it, else a random model of the
 same shape with five experts. lm-eval takes the batch size that is fastest for it out of 64 and all at once;
 ours has the tool's 64 slots. fp32, one process, one thread; alternated, medians. The share of equal answers
 is shown and checked.
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from side_by_side import figure
+from toy_items import toy_items
 
 EACH, NEW, ROUNDS = 24, 64, 5
 BATCHES = (64, 168)
@@ -29,10 +31,12 @@ def main() -> None:
 
     from megatron_bar.data.chat import ChatFormat
     from megatron_bar.data.tokenizer import load_tokenizer
-    from megatron_bar.evaluation.benchmarks.suite import TOY
-    from megatron_bar.evaluation.generative import load_model, read_tests
+    from megatron_bar.evaluation.benchmarks.answers import AnswerFile
+    from megatron_bar.evaluation.benchmarks.asking import ask_sampler
+    from megatron_bar.evaluation.generative import load_model
     from megatron_bar.models.sampler import Sampler
     from megatron_bar.parallel.state import ParallelConfig, distributed
+    from megatron_bar.weights.hf_config import read_config
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -40,9 +44,9 @@ def main() -> None:
         folder, world = (
             (RUN / "final", RUN / "world") if (RUN / "final").is_dir() else random_run(Path(temporary))
         )
-        tests = read_tests(tuple(benchmark.by for benchmark in TOY.benchmarks), world, limit=EACH)
-        rows = [row["messages"] for test in tests.values() for _, row in test]
         chats = ChatFormat(load_tokenizer(folder), "own")
+        items = toy_items(chats, world, each=EACH, new=NEW, positions=read_config(folder).max_positions)
+        rows = [row["messages"] for row in items.rows]
         sampler = Sampler(
             load_model(folder, ParallelConfig()), eos_ids=chats.stop_ids, pad_id=chats.tokenizer.pad_id
         )
@@ -50,10 +54,11 @@ def main() -> None:
         theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=64)
 
         def ours() -> list[str]:
-            done = sampler.generate(
-                [chats.prompt(row) for row in rows], max_new_tokens=NEW, temperature=0.0, slots=64
-            )
-            return [chats.tokenizer.decode(completion.ids) for completion in done]
+            with tempfile.TemporaryDirectory() as place:
+                file = AnswerFile(Path(place) / "toy.jsonl", {}, items.units, each=1, write=True)
+                ask_sampler([(items, file)], sampler, slots=64)
+                file.close()
+            return [file.found[unit].turns[0].text for unit in items.units]
 
         def lm_eval(batch: int) -> list[str]:
             theirs.batch_size_per_gpu = batch

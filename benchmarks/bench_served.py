@@ -1,7 +1,7 @@
 """Answers through a server: our client, which lays prompts out, stores every answer and has 32 requests under
 way, against a bare client that posts the same requests, 32 under way too.
 
-The prompts are 256 of the toy's tests, of the folder runs/tiny/final (or the second argument's), which the
+The prompts are some 256 of the toy's tests, of the folder runs/tiny/final (or the second argument's), which the
 server at the first argument (http://HOST:PORT) has. Greedy, at most 64 new tokens; alternated, the median of
 the rounds' ratios.
 """
@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from side_by_side import alternate, figure, over
+from toy_items import toy_items
 
 EACH, NEW, ROUNDS, REQUESTS = 37, 64, 7, 32
 
@@ -21,33 +22,16 @@ def main() -> None:
     from megatron_bar.data.tokenizer import load_tokenizer
     from megatron_bar.evaluation.benchmarks.answers import AnswerFile
     from megatron_bar.evaluation.benchmarks.asking import ask_server
-    from megatron_bar.evaluation.benchmarks.benchmark import Decoding, Grade, PublishedBenchmark
     from megatron_bar.evaluation.benchmarks.completions import CompletionServer
-    from megatron_bar.evaluation.benchmarks.items import Items
-    from megatron_bar.evaluation.benchmarks.suite import TOY
-    from megatron_bar.evaluation.generative import read_tests
+    from megatron_bar.weights.hf_config import read_config
 
     url = sys.argv[1]
     folder = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/tiny/final")
-    tests = read_tests(TOY.benchmarks, folder.parent / "world", limit=EACH)
-    rows = [{"index": n, "row": row} for n, (_, row) in enumerate(row for t in tests.values() for row in t)]
-    decoding = Decoding(temperature=0.0, top_p=1.0, max_new_tokens=NEW)
-    benchmark = PublishedBenchmark(
-        name="toy",
-        category="toy",
-        rows=len(rows),
-        columns=("row",),
-        ask=lambda row, answers: None if answers else row["row"]["messages"],
-        tools=lambda row: row["row"].get("tools"),
-        grade=lambda row, answers, judge: Grade(score=0.0),
-        decoding=decoding,
-    )
     chats = ChatFormat(load_tokenizer(folder), "own")
     server = CompletionServer.at(url)
-    items = Items(
-        benchmark=benchmark, rows=rows, decoding=decoding, chats=chats, positions=server.positions or 512
-    )
-    prompts = [items.prompt(row, 0, ()) for row in rows]
+    positions = server.positions or read_config(folder).max_positions
+    items = toy_items(chats, folder.parent / "world", each=EACH, new=NEW, positions=positions)
+    prompts = [items.prompt(row, 0, ()) for row in items.rows]
 
     def ours(place: Path) -> list[str]:
         file = AnswerFile(place / "toy.jsonl", {}, items.units, each=1, write=True)
@@ -76,7 +60,7 @@ def main() -> None:
 
     seconds = alternate({"ours": ours_anew, "a bare client": bare_client}, ROUNDS)
     same = sum(one == other for one, other in zip(answers["ours"], answers["bare"], strict=True))
-    print(f"served: {len(rows)} prompts, {same} answers are the same in the last round")
+    print(f"served: {len(prompts)} prompts, {same} answers are the same in the last round")
     for name, spent in seconds.items():
         print(f"served: {name}: seconds {' '.join(f'{s:.2f}' for s in spent)}")
     figure("served_over_bare_client", over(seconds["a bare client"], seconds["ours"]), 0.9)

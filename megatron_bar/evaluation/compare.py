@@ -1,10 +1,10 @@
 """Did an upgrade break anything? Compares two models on the same tests: what each domain gained, and how far
 the others' answers moved.
 
-Gains are NEW - OLD per item, with a 95 % bootstrap interval; a benchmark whose score is no plain mean of its
-items (a mean by subject, an F1) gains the mean over items all the same. KL(OLD || NEW) compares the whole next-token
-distributions, in nats per token, over prompts followed by OLD's own greedy answers, the last position
-included: the mean of each text, then the mean over texts. Answers are tokenised again from their text: what
+Gains are NEW - OLD per item, with a 95 % bootstrap interval; where a benchmark's score is no plain mean of
+its items (a mean by subject, an F1) they are that of the items all the same. KL(OLD || NEW) compares the
+whole next-token distributions, in nats per token, over prompts followed by OLD's own greedy answers, the last
+position included: the mean of each text, then the mean over texts. Answers are tokenised again from their text: what
 no text spells (the end token) is not among them, and bytes that are not UTF-8 are read as replacement
 characters. Texts longer than a model's positions are cut. Left out: models that do not fit side by side.
 """
@@ -21,7 +21,7 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.suite import TOY
-from megatron_bar.evaluation.generative import Row, TestSet, load_beside, load_model, measure, read_tests
+from megatron_bar.evaluation.generative import Row, load_beside, load_model, measure, read_tests
 from megatron_bar.evaluation.results import hash_items, require_of, require_same_tests
 from megatron_bar.models.passes import through_stages
 from megatron_bar.parallel import cpu

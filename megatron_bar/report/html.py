@@ -149,13 +149,17 @@ def _row(row: Row, best: dict[str, str], usual: int) -> str:
 
 def _shown(table: Table) -> str:
     head, *rows = table.rows
-    body = (
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
+    body = []
+    for name, *cells in rows:
+        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     title = f"<h3>{escape(table.title)}</h3>"
-    return title + _table(list(map(escape, head)), body, label=table.title) + (f"<ul>{notes}</ul>" if notes else "")
+    return (
+        title
+        + _table(list(map(escape, head)), body, label=table.title)
+        + (f"<ul>{notes}</ul>" if notes else "")
+    )
 
 
 def _claims(report: Report) -> str:

@@ -26,7 +26,7 @@ def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument("folder", type=Path, metavar="HF", help="a folder with tokenizer and chat template")
     parser.add_argument(
-        "--suite", required=True, help="toy, bar19 or, to compare with, what lm-eval has: bar19-lm-eval"
+        "--suite", required=True, help="toy, bar19 or, to compare with, lm-eval's: bar19-lm-eval"
     )
     parser.add_argument(
         "--task",

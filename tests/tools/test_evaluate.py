@@ -131,7 +131,10 @@ BAD = {
         "MODEL --suite toy --server http://127.0.0.1:9",
         r"suite toy has no use for --server",
     ),
-    "data for lm-eval": ("MODEL --suite bar19-lm-eval --data WORLD", r"suite bar19-lm-eval has no use for --data"),
+    "data for lm-eval": (
+        "MODEL --suite bar19-lm-eval --data WORLD",
+        r"suite bar19-lm-eval has no use for --data",
+    ),
     "tensor 2 for lm-eval": (
         "MODEL --suite bar19-lm-eval --tensor 2",
         r"suite bar19-lm-eval has no use for --tensor, got 2",

@@ -44,7 +44,14 @@ def test_published_benchmarks_are_shown_where_results_are_given(inline, tmp_path
         "scores": {"gsm8k": [{"score": 0.5}]},
         "settings": {"protocol": "greedy", "through": "sampler", "judges": {}},
         "benchmarks": {
-            "gsm8k": {"category": "math", "score": 0.5, "low": 0.25, "high": 0.75, "items": 1, "metric": "accuracy"},
+            "gsm8k": {
+                "category": "math",
+                "score": 0.5,
+                "low": 0.25,
+                "high": 0.75,
+                "items": 1,
+                "metric": "accuracy",
+            },
             "harmbench": {"category": "safety", "not_measured": "needs --judge wildguard=URL"},
         },
         "categories": {"math": average, "safety": none},
@@ -55,9 +62,19 @@ def test_published_benchmarks_are_shown_where_results_are_given(inline, tmp_path
     assert inline("report", tmp_path, "--benchmarks", file)[0] == 0
     for name, mine in (("report.md", r"\<b\>mine"), ("report.html", "&lt;b&gt;mine")):
         text = (tmp_path / name).read_text(encoding="utf-8")
-        for part in ("50.0 (partial)", "25.0 to 75.0", mine, "as released (published)", "56.2", "needs --judge"):
+        for part in (
+            "50.0 (partial)",
+            "25.0 to 75.0",
+            mine,
+            "as released (published)",
+            "56.2",
+            "needs --judge",
+        ):
             assert part in text, (name, part)
         assert "<b>mine" not in text.replace(mine, "")
-    assert inline("report", tmp_path)[0] == 0 and "as released (published)" in (tmp_path / "report.md").read_text()
+    assert (
+        inline("report", tmp_path)[0] == 0
+        and "as released (published)" in (tmp_path / "report.md").read_text()
+    )
     file.write_text(json.dumps({key: value for key, value in results.items() if key != "categories"}))
     assert "expected the suite bar19, got bar19" in refused(inline("report", tmp_path, "--benchmarks", file))

@@ -95,10 +95,7 @@ class AnswerFile:
 
     def add(self, answers: Mapping[Unit, Answer]) -> None:
         """Appends answers to units that this process holds, and lets go of those."""
-        lines = [
-            {"item": unit[0], "answer": unit[1], **asdict(answer)}
-            for unit, answer in answers.items()
-        ]
+        lines = [{"item": unit[0], "answer": unit[1], **asdict(answer)} for unit, answer in answers.items()]
         self._append(lines)
         self._refresh()
         for unit in answers:

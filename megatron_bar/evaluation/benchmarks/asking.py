@@ -36,12 +36,10 @@ def ask_sampler(work: Work, sampler: Sampler, *, slots: int) -> None:
             time.sleep(WAIT)
 
 
-def _sample(
-    items: Items, file: AnswerFile | None, sampler: Sampler, units: list[Unit], slots: int
-) -> None:
+def _sample(items: Items, file: AnswerFile | None, sampler: Sampler, units: list[Unit], slots: int) -> None:
     """Answers ``units``, all of them a turn at a time; an answer is stored when nothing more is asked."""
     rows = items.by_index
-    turns: dict[Unit, tuple[Turn, ...]] = {unit: () for unit in units}
+    turns: dict[Unit, tuple[Turn, ...]] = dict.fromkeys(units, ())
     while units:
         prompts = {unit: items.prompt(rows[unit[0]], unit[1], turns[unit]) for unit in units}
         units = [unit for unit, prompt in prompts.items() if prompt is not None and prompt.room]

@@ -71,11 +71,12 @@ def run_suite(
     batch: int = 32,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Returns results (see `results`) of ``suite`` on ``folder``, with an entry for each benchmark (scores from
-    0 to 1).
+    """Returns results (see `results`) of ``suite`` on ``folder``, with an entry for each benchmark (scores
+    from 0 to 1).
 
-    ``names``: only these benchmarks; none: all. ``limit``: most items of every lm-eval task, so of every part of a group. ``server``:
-    http://HOST:PORT, which serves this folder; None: transformers here, on ``batch`` prompts at a time.
+    ``names``: only these benchmarks; none: all. ``limit``: most items of every lm-eval task, so of every part
+    of a group. ``server``: http://HOST:PORT, which serves this folder; None: transformers here, on ``batch``
+    prompts at a time.
     ``tasks_dir``: lm-eval tasks that take the place of those of the same name. Raises BarError where nothing
     could be measured.
     """
@@ -197,14 +198,18 @@ def _score(by: LmEvalBenchmark, evaluated: dict) -> tuple[dict, list, list[dict]
         hashes = ("doc_hash", "prompt_hash", "target_hash")
         docs += [[task, *(sample[name] for name in hashes)] for sample in samples]
         items += [_item(sample, score) for sample, score in zip(samples, scores, strict=True)]
-    return {
-        "score": sum(means) / len(means),
-        "metric": by.metric,
-        "items": len(items),
-        "harness": "lm-eval",
-        "version": version("lm_eval"),
-        "task_versions": {task: evaluated["versions"].get(task) for task in sorted(evaluated["samples"])},
-    }, docs, items
+    return (
+        {
+            "score": sum(means) / len(means),
+            "metric": by.metric,
+            "items": len(items),
+            "harness": "lm-eval",
+            "version": version("lm_eval"),
+            "task_versions": {task: evaluated["versions"].get(task) for task in sorted(evaluated["samples"])},
+        },
+        docs,
+        items,
+    )
 
 
 def _item(sample: dict, score: float) -> dict:

@@ -44,7 +44,9 @@ def read_items(benchmark: PublishedBenchmark, path: Path) -> tuple[list[dict], d
         raise BarError(f"{path}: expected the file that {MANIFEST} beside it is of, got other bytes")
     rows = [_row(line, f"{path}:{n}", benchmark) for n, line in enumerate(data.split(b"\n"), 1) if line]
     if len(rows) != benchmark.rows:
-        raise BarError(f"{path}: expected the {benchmark.rows:,} rows of the published set, got {len(rows):,}")
+        raise BarError(
+            f"{path}: expected the {benchmark.rows:,} rows of the published set, got {len(rows):,}"
+        )
     origin = {key: made[key] for key in ("commit", "licence") if made.get(key)} if made else {}
     return [row | {"index": index} for index, row in enumerate(rows)], origin
 
@@ -72,7 +74,7 @@ def spread(rows: list[dict], limit: int | None) -> list[dict]:
 def said(text: str) -> str:
     """Returns what is graded of an answer: what stands behind its last thoughts, without the tags of an
     answer; nothing where the thoughts were cut off."""
-    thoughts, closed, rest = text.rpartition("</think>")
+    _thoughts, closed, rest = text.rpartition("</think>")
     if not closed and text.lstrip().startswith("<think>"):
         return ""
     return re.sub("</?answer>", "", rest).strip()

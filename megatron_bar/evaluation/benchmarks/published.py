@@ -45,7 +45,7 @@ class Asking:
     """Answers that a server is asked for at a time."""
     slots: int = 64
     """Answers that our sampler is at work at a time."""
-    layout: ParallelConfig = ParallelConfig()
+    layout: ParallelConfig = ParallelConfig()  # noqa: RUF009  a value
     active_experts: Active | None = None
     score_only: bool = False
     """Whether nothing more is to be answered."""

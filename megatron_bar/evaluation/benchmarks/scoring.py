@@ -30,7 +30,9 @@ def score(items: Items, answers: Mapping[Unit, Answer], judge: JudgeModel | None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    of_items = [_mean_of([grades[row["index"], n] for n in range(items.decoding.answers)]) for row in items.rows]
+    of_items = [
+        _mean_of([grades[row["index"], n] for n in range(items.decoding.answers)]) for row in items.rows
+    ]
     estimate = _estimate(items, of_items)
     entry = {
         "score": estimate.mean,
@@ -39,13 +41,13 @@ def score(items: Items, answers: Mapping[Unit, Answer], judge: JudgeModel | None
         "metric": benchmark.metric,
         "items": len(items.rows),
         "answers": items.decoding.answers,
-        "cut": sum(not answer.too_long and not answer.turns[-1].finished for answer in map(answers.get, units)),
+        "cut": sum(
+            not answer.too_long and not answer.turns[-1].finished for answer in map(answers.get, units)
+        ),
         "too_long": sum(answers[unit].too_long for unit in units),
         "differs": _differs(items),
     }
-    scored = [
-        _scored(items, row, answers, grade) for row, grade in zip(items.rows, of_items, strict=True)
-    ]
+    scored = [_scored(items, row, answers, grade) for row, grade in zip(items.rows, of_items, strict=True)]
     return entry, scored
 
 

@@ -1,5 +1,5 @@
-"""A suite, the toy's, and means over a suite: a category is the mean of its benchmarks, Overall the mean of the
-categories (arXiv 2604.18473)."""
+"""A suite, the toy's, and means over a suite: a category is the mean of its benchmarks, Overall the mean of
+the categories (arXiv 2604.18473)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

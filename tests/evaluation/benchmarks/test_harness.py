@@ -101,9 +101,7 @@ def chats(folder: Path) -> ChatFormat:
 
 
 def test_scores_are_those_of_transformers_and_the_rest_is_told(folder, tasks, tmp_path):
-    found = run_suite(
-        folder, chats(folder), LM_EVAL, names=["gsm8k", "agieval_english"], tasks_dir=tasks
-    )
+    found = run_suite(folder, chats(folder), LM_EVAL, names=["gsm8k", "agieval_english"], tasks_dir=tasks)
     assert [item["answer"] for item in found["scores"]["gsm8k"]] == answers(folder, new=NEW)
     assert [item["score"] for item in found["scores"]["gsm8k"]] == [1.0, 1.0, 0.0, 0.0]
     chosen = [item["answer"].strip() for item in found["scores"]["agieval_english"]]
@@ -218,4 +216,6 @@ def test_a_server_answers_the_prompts_that_the_chat_template_gives(folder, tasks
 
 def test_a_server_that_is_not_there_is_told(folder, tasks):
     with pytest.raises(BarError, match=r"http://127\.0\.0\.1:9: expected an OpenAI-like server .*refused"):
-        run_suite(folder, chats(folder), LM_EVAL, names=["gsm8k"], tasks_dir=tasks, server="http://127.0.0.1:9")
+        run_suite(
+            folder, chats(folder), LM_EVAL, names=["gsm8k"], tasks_dir=tasks, server="http://127.0.0.1:9"
+        )

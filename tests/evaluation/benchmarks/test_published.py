@@ -104,7 +104,9 @@ def test_macro_means_are_by_the_column(folder, place):
     groups = {group: [s for n, s in enumerate(scores) if group_of(n) == group] for group in "ab"}
     expected = sum(sum(values) / len(values) for values in groups.values()) / 2
     assert found["benchmarks"]["turns"]["score"] == pytest.approx(expected)
-    assert (len(groups["a"]), len(groups["b"])) == (5, ROWS - 5) and expected != pytest.approx(sum(scores) / ROWS)
+    assert (len(groups["a"]), len(groups["b"])) == (5, ROWS - 5) and expected != pytest.approx(
+        sum(scores) / ROWS
+    )
 
 
 def test_a_server_gets_the_templates_prompts_with_their_seeds_and_room(folder, place):
@@ -125,7 +127,10 @@ def test_a_server_gets_the_templates_prompts_with_their_seeds_and_room(folder, p
 
 def test_a_prompt_that_is_too_long_is_an_empty_answer_and_told(folder, place):
     """plain's prompts have 19 to 50 tokens or so, a second turn's twice as many."""
-    lengths = [len(chats(folder).prompt([{"role": "user", "content": f"{QUESTIONS[n % 4]} {n}"}])) for n in range(ROWS)]
+    lengths = [
+        len(chats(folder).prompt([{"role": "user", "content": f"{QUESTIONS[n % 4]} {n}"}]))
+        for n in range(ROWS)
+    ]
     positions = sorted(lengths)[ROWS // 2]
     with served(positions=positions) as (url, state):
         found = run(folder, place, ("plain",), server=url)
@@ -141,17 +146,19 @@ ONCE = {
     "status 429": lambda n: 429 if n % 3 == 0 else None,
     "reset": lambda n: "reset" if n % 3 == 0 else None,
     "no choice": lambda n: {"model": "the-model", "choices": []} if n % 3 == 0 else None,
-    "nothing written": lambda n: {
-        "choices": [{"text": "", "finish_reason": "stop"}],
-        "usage": {"completion_tokens": 0},
-    }
-    if n % 3 == 0
-    else None,
+    "nothing written": lambda n: (
+        {
+            "choices": [{"text": "", "finish_reason": "stop"}],
+            "usage": {"completion_tokens": 0},
+        }
+        if n % 3 == 0
+        else None
+    ),
     "no text": lambda n: {"choices": [{"text": None, "finish_reason": "stop"}]} if n % 3 == 0 else None,
     "aborted": lambda n: {"choices": [{"text": "wrong", "finish_reason": "abort"}]} if n % 3 == 0 else None,
-    "another model": lambda n: {"model": "other", "choices": [{"text": "wrong", "finish_reason": "stop"}]}
-    if n % 3 == 0
-    else None,
+    "another model": lambda n: (
+        {"model": "other", "choices": [{"text": "wrong", "finish_reason": "stop"}]} if n % 3 == 0 else None
+    ),
     "no object": lambda n: [] if n % 3 == 0 else None,
 }
 
@@ -186,7 +193,7 @@ def test_a_server_that_fails_for_good_is_one_line_and_no_answer_is_lost(fault, t
 
 def test_a_slow_server_is_asked_many_at_a_time(folder, place, whole):
     most = 0
-    with served(seconds=0.05) as (url, state):
+    with served(seconds=0.05) as (url, _state):
         began = time.monotonic()
         assert table(run(folder, place, server=url, requests=32)) == whole
         most = time.monotonic() - began
@@ -196,7 +203,9 @@ def test_a_slow_server_is_asked_many_at_a_time(folder, place, whole):
 def start(folder: Path, place: Path, url: str = "") -> subprocess.Popen:
     environment = ENV | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-m", "evaluation.invented", folder, place, *([url] if url else [])]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def lines_of(place: Path) -> int:
@@ -230,7 +239,7 @@ def test_two_processes_share_the_work(folder, place, whole):
 
 
 def test_what_a_killed_process_had_claimed_is_taken_by_the_other(folder, place, whole):
-    with served(seconds=0.3) as (url, state):
+    with served(seconds=0.3) as (url, _state):
         pair = [start(folder, place, url) for _ in range(2)]
         while lines_of(place) < 10:
             time.sleep(0.005)
@@ -292,17 +301,24 @@ def test_without_judge_or_data_it_is_not_measured(folder, place):
         found = run(folder, place, (), server=url, limit=4)
     lines = table(found)
     assert "judged: not measured: needs --judge wildguard=URL; its answers are there" in lines
-    expected = f"plain: not measured: {place}/data/plain.jsonl not found; make it by `bar prepare bar19 --out "
+    expected = (
+        f"plain: not measured: {place}/data/plain.jsonl not found; make it by `bar prepare bar19 --out "
+    )
     assert any(line.startswith(expected) for line in lines)
     assert found["categories"]["math"]["partial"] and found["categories"]["safety"]["mean"] is None
-    judge = type("Judge", (), {"model": "j", "complete": lambda self, prompt, *, max_tokens: "no " + prompt})()
+    judge = type(
+        "Judge", (), {"model": "j", "complete": lambda self, prompt, *, max_tokens: "no " + prompt}
+    )()
     again = run(folder, place, ("judged",), limit=4, score_only=True, judges={"wildguard": judge})
     assert again["benchmarks"]["judged"]["score"] == 1.0 and again["settings"]["judges"] == {"wildguard": "j"}
 
 
 BAD_DATA = {
     "a row less": (lambda text: text.split("\n", 1)[1], r"plain\.jsonl: expected the 24 rows .*, got 23"),
-    "a column less": (lambda text: text.replace('"truth"', '"gold"'), r"plain\.jsonl:1: expected a column truth"),
+    "a column less": (
+        lambda text: text.replace('"truth"', '"gold"'),
+        r"plain\.jsonl:1: expected a column truth",
+    ),
     "no JSON": (lambda text: text[:-9] + "\n", r"plain\.jsonl:24: not readable as JSON"),
 }
 
@@ -319,7 +335,9 @@ def test_other_data_are_refused_before_anything_is_asked(change, told, folder, p
 def test_a_file_that_its_manifest_is_not_of_is_refused(folder, place):
     made = {"files": {"plain.jsonl": {"blake3": "00", "commit": "abc", "licence": "MIT"}}}
     (place / "data" / "manifest.json").write_text(json.dumps(made))
-    with pytest.raises(BarError, match=r"plain\.jsonl: expected the file that manifest\.json beside it is of"):
+    with pytest.raises(
+        BarError, match=r"plain\.jsonl: expected the file that manifest\.json beside it is of"
+    ):
         run(folder, place)
 
 
