@@ -4,9 +4,10 @@ the others' answers moved.
 Gains are NEW - OLD per item, with a 95 % bootstrap interval; where a benchmark's score is no plain mean of
 its items (a mean by subject, an F1) they are that of the items all the same. KL(OLD || NEW) compares the
 whole next-token distributions, in nats per token, over prompts followed by OLD's own greedy answers, the last
-position included: the mean of each text, then the mean over texts. Answers are tokenised again from their text: what
-no text spells (the end token) is not among them, and bytes that are not UTF-8 are read as replacement
-characters. Texts longer than a model's positions are cut. Left out: models that do not fit side by side.
+position included: the mean of each text, then the mean over texts. Answers are tokenised again from
+their text: what no text spells (the end token) is not among them, and bytes that are not UTF-8 are read as
+replacement characters. Texts longer than a model's positions are cut. Left out: models that do not fit side
+by side.
 """
 
 from collections.abc import Callable, Iterable

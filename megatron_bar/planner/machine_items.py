@@ -29,7 +29,7 @@ FALLBACKS = {
 OPTIONAL = {
     "transformer-engine": "stages with attention=transformer_engine are refused; "
     "attention=torch, which is the default, needs nothing (one against the other: not measured)",
-    "lm-eval": "no benchmarks of lm-eval (bar evaluate --suite bar19-lm-eval); bar19 without IFEval needs none",
+    "lm-eval": "no benchmarks of lm-eval (bar evaluate --suite bar19-lm-eval); bar19 has its own",
     "reasoning-gym": "no tasks of the verifier reasoning_gym",
 }
 """Optional package -> what is missing without it."""

@@ -48,11 +48,11 @@ def parse(call: Call) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="prompts at a time (default 64)")
     add_tensor(parser)
-    about = "toy: folder of test_SKILL.jsonl (default: world beside HF); bar19: what `bar prepare bar19` made"
+    about = "toy: folder of test_SKILL.jsonl (default: world beside HF); bar19: of `bar prepare bar19`"
     parser.add_argument("--data", type=Path, metavar="DIR", help=about)
     about = (
-        "an OpenAI-like server of the judge wildguard, grader or pairwise; MODEL where it has several; may be "
-        "repeated. toy: wildguard judges safety in the place of phrase lists"
+        "an OpenAI-like server of the judge wildguard, grader or pairwise; MODEL where it has several; may "
+        "be repeated. toy: wildguard judges safety in the place of phrase lists"
     )
     parser.add_argument(
         "--judge", dest="judges", action="append", default=[], metavar="NAME=URL[,MODEL]", help=about
