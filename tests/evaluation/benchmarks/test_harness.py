@@ -152,7 +152,7 @@ def test_what_cannot_be_loaded_or_would_run_programs_is_not_measured(folder, tas
     assert "lm-eval cannot load task gpqa_main_cot_zeroshot: FileNotFoundError" in reasons["gpqa"]
     assert reasons["mmlu"] == "not asked for" and found["scores"].keys() == {"gsm8k"}
     with pytest.raises(
-        BarError, match=r"suite bar19-lm-eval: nothing can be measured here; ifeval: lm-eval runs"
+        BarError, match=r"suite bar19-lm-eval: nothing can be measured here; gpqa: lm-eval cannot"
     ):
         run_suite(folder, chats(folder), LM_EVAL, names=["ifeval", "gpqa"], tasks_dir=tasks)
     gsm = next(b for b in LM_EVAL.benchmarks if b.name == "gsm8k")
