@@ -3,7 +3,8 @@
 Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and
 waits; init (pid 1) builds a root that has nothing but a small scratch disk and a place for extension modules,
 gives up every capability and waits, or, where there are tests to judge, is their judge (judge.py); the worker
-runs the program. When the worker ends, init ends (a judge ends when it is done), and the kernel kills
+runs the program. A judge loads no code that a program could have written: the worker's root lies below its
+own, with a place for extension modules of its own; the scratch disk is both's. When the worker ends, init ends (a judge ends when it is done), and the kernel kills
 whatever else is left. There is no exec between them, so no interpreter, shell, /proc, /dev or host file is
 needed inside, and none is there: the standard library comes from an image in memory (library.py). No process
 of them can start another, or open another's memory or files, and only the system calls of calls.py are
@@ -29,8 +30,10 @@ import library
 NOBODY = 65534
 INSIDE_ID = 1000
 SCRATCH = "/scratch"
+BELOW = "/program"
+"""The worker's root, where init is a judge."""
 FILES = 256
-"""Inodes of the scratch disk, and of the library's place."""
+"""Inodes of the scratch disk, and of a place of the library."""
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -115,14 +118,20 @@ def mount_tmpfs(path, options, flags=MS_NOEXEC):
     call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV | flags, options.encode())
 
 
-def build_root(disk_bytes, library_bytes):
-    """Makes a root with a scratch disk and a place for the library's extensions; unmounts the host's."""
+def build_root(disk_bytes, library_bytes, roots):
+    """Makes a root with a scratch disk and a place for the library's extensions, and another such of each of
+    ``roots`` but the first, with the same disk; unmounts the host's."""
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount_tmpfs("/tmp", "size=64k,mode=755")  # any folder of the host will do as a place to stand
-    for place in (SCRATCH, library.PLACE):
-        os.makedirs("/tmp/jail" + place)
+    for root in roots:
+        for place in (SCRATCH, library.PLACE):
+            os.makedirs(f"/tmp/jail{root}{place}")
+        options = f"size={library_bytes},nr_inodes={FILES},mode=700"
+        mount_tmpfs(f"/tmp/jail{root}{library.PLACE}", options, flags=0)
     mount_tmpfs("/tmp/jail" + SCRATCH, f"size={disk_bytes},nr_inodes={FILES},mode=700")
-    mount_tmpfs("/tmp/jail" + library.PLACE, f"size={library_bytes},nr_inodes={FILES},mode=700", flags=0)
+    for root in roots[1:]:
+        places = f"/tmp/jail{SCRATCH}".encode(), f"/tmp/jail{root}{SCRATCH}".encode()
+        call("mount", *places, None, MS_BIND, None)
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
     call("mount", None, b"/tmp", None, flags, None)
     os.chdir("/tmp")
@@ -208,7 +217,7 @@ def run_judge(main, worker, status, task, to_answer, to_judge, longest, cpu_s):
     os._exit(0)
 
 
-def launch(status, disk_bytes, library_bytes):
+def launch(status, *root):
     """Returns in init only; the launcher waits for it, says what time it took, and exits as it did."""
     leave_root()
     die_with_parent()  # only now: a change of user cancels it
@@ -222,7 +231,7 @@ def launch(status, disk_bytes, library_bytes):
         exit_as(ended)
     die_with_parent()
     os.setsid()  # kill(0, ...) would otherwise reach the process group of the host
-    build_root(disk_bytes, library_bytes)
+    build_root(*root)
 
 
 def exit_as(wait_status):
@@ -239,16 +248,19 @@ def main():
         if os.getppid() != parent:
             os._exit(1)
         modules = library.Library(image)
-        launch(status, disk_bytes, len(modules.image))
-        drop_privileges()
+        launch(status, disk_bytes, len(modules.image), ["", BELOW] if sides else [""])
         call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
         pipes = [os.pipe() for _ in sides]
         worker = os.fork()
+        if sides and not worker:
+            os.chroot(BELOW)
+            os.chdir(SCRATCH)
+        drop_privileges()
         if worker and not sides:
             os.close(status)
             exit_as(os.waitpid(worker, 0)[1])
         share_one_heap()
-        library.use(modules)
+        library.use(modules, *([] if worker else [""]))
         set_limits(cpu_s, memory_bytes + len(modules.image), *limits)
         filter_calls(modules.filters[1 if worker else 0])
     except (OSError, AttributeError, KeyError, ValueError) as error:

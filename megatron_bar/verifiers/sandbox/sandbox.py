@@ -181,6 +181,7 @@ class _Watch:
         self.heard = {pipe: bytearray() for pipe in (child.stdout, child.stderr, ready_pipe)}
         self.ready_at = 0.0
         self.idle_s = 0.0
+        self.idle = _Idle(child.pid)
         self.ended = os.pidfd_open(child.pid)
 
     def __enter__(self):
@@ -213,7 +214,7 @@ class _Watch:
                 return "time"
             if now >= look:
                 look = now + LOOK_S
-                self.idle_s = max(self.idle_s, now - self.ready_at - _busy(self.child.pid))
+                self.idle_s = self.idle.seconds(now - self.ready_at)
                 if self.idle_s > self.limits.idle_s:
                     return "sleep"
             events = self.selector.select(min(deadline, look) - now)
@@ -236,18 +237,41 @@ class _Watch:
             self.selector.unregister(pipe)
 
 
-def _busy(pid: int) -> float:
-    """Returns the seconds in which ``pid`` and its descendants worked, or waited for a core to work on."""
-    seconds = 0.0
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            used = stat.read().rpartition(b")")[2].split()[11:13]
-        seconds += sum(map(int, used)) / TICKS
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as schedule:
-                seconds += int(schedule.read().split()[1]) / 1e9
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
-                seconds += sum(map(_busy, map(int, children.read().split())))
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it ended meanwhile
-    return seconds
+class _Idle:
+    """The time in which a process and its descendants neither worked nor waited for a core to work on."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self.waited = {}
+        """Seconds that threads waited, by their ids, those that ended too: the kernel forgets them."""
+        self.until = 0.0
+        self.busy = 0.0
+        self.now = 0.0
+        self.most = 0.0
+
+    def seconds(self, until: float) -> float:
+        """Returns the seconds without work of the first ``until``.
+
+        What several threads worked at once is no credit for a later sleep: it counts for ``LOOK_S`` of it at
+        most, by which what the kernel says may be late.
+        """
+        busy = self._worked(self.pid) + sum(self.waited.values())
+        self.now = max(self.now + until - self.until - (busy - self.busy), self.most - LOOK_S)
+        self.most = max(self.most, self.now)
+        self.until, self.busy = until, busy
+        return self.most
+
+    def _worked(self, pid: int) -> float:
+        seconds = 0.0
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                used = stat.read().rpartition(b")")[2].split()[11:13]
+            seconds += sum(map(int, used)) / TICKS
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as schedule:
+                    self.waited[thread] = int(schedule.read().split()[1]) / 1e9
+                with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
+                    seconds += sum(map(self._worked, map(int, children.read().split())))
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it ended meanwhile
+        return seconds
