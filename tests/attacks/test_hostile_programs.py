@@ -116,5 +116,5 @@ def test_a_program_cannot_speak_for_the_launcher():
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_programs_do_not_notice(name):
     program, wanted = HONEST[name]
-    outcome = sandbox.run(program, limits=LIMITS)
+    outcome = sandbox.run(program, stdin=b"1 2", limits=LIMITS)
     assert (outcome.stdout.decode(), outcome.exit_code) == (wanted, 0), outcome.stderr

@@ -11,8 +11,8 @@ of them can start another, or open another's memory or files, and only the syste
 answered. So the whole tree is two processes that cannot become more, each bounded by its own limits.
 
 Arguments: the parent's pid, the fd on which "ready" or the reason of a failure is reported and, at the end,
-the tree's processor time; the fd of the library's image, of the judge's task or -1, and the limits. Standard
-input: without a judge the program's length, the program, its input; else the answer's blocks (answer.py).
+the tree's processor time; the fds of the library's image and of the program or the judge's task, whether there
+is a judge, and the limits. Standard input: the program's, or the answer's blocks (answer.py).
 """
 
 # Not the public modules: signal loads enum, ctypes makes types, which takes a third of the start.
@@ -173,7 +173,7 @@ def filter_calls(program):
     call("prctl", PR_SET_SECCOMP, 2, rules, 0, 0)
 
 
-def read_exactly(count, fd=0):
+def read_exactly(count, fd):
     parts = []
     while count > 0:
         parts.append(os.read(fd, count))
@@ -182,8 +182,9 @@ def read_exactly(count, fd=0):
     return b"".join(parts)
 
 
-def run_program(status):
-    program = read_exactly(int.from_bytes(read_exactly(8), "little"))
+def run_program(status, given):
+    program = read_exactly(os.fstat(given).st_size, given)
+    os.close(given)
     os.write(status, b"ready")
     os.close(status)
     builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "")
@@ -195,7 +196,7 @@ def run_answer(main, status, task, to_answer, to_judge, longest):
     for fd in (task, to_answer[1], to_judge[0]):
         os.close(fd)
     os.dup2(2, 1)  # verdicts are the judge's to write
-    text = read_exactly(os.fstat(0).st_size).decode()
+    text = read_exactly(os.fstat(0).st_size, 0).decode()
     os.close(status)
     os.write(to_judge[1], b"r")
     main(to_answer[0], to_judge[1], longest, text)
@@ -240,10 +241,11 @@ def exit_as(wait_status):
 
 
 def main():
-    parent, status, image, task, longest, disk_bytes, cpu_s, memory_bytes, *limits = map(int, sys.argv[1:])
+    parent, status, image, given, judged, *limits = map(int, sys.argv[1:])
+    longest, disk_bytes, cpu_s, memory_bytes, *limits = limits
     sys.argv = ["<program>"]
     # While the files are in sight.
-    sides = [__import__(side).main for side in ("answer", "judge")] if task >= 0 else []
+    sides = [__import__(side).main for side in ("answer", "judge")] if judged else []
     try:
         if os.getppid() != parent:
             os._exit(1)
@@ -271,11 +273,11 @@ def main():
         os.write(status, f"{trace.tb_frame.f_code.co_name}: {type(error).__name__}: {error}".encode())
         os._exit(1)
     if not sides:
-        run_program(status)
+        run_program(status, given)
     elif worker:
-        run_judge(sides[1], worker, status, task, *pipes, longest, cpu_s)
+        run_judge(sides[1], worker, status, given, *pipes, longest, cpu_s)
     else:
-        run_answer(sides[0], status, task, *pipes, longest)
+        run_answer(sides[0], status, given, *pipes, longest)
 
 
 main()
