@@ -7,6 +7,7 @@ number, as libc and Python may lack the call.
 LIBC = """
 import ctypes, os, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
 def call(number, *args):
     result = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in args])
     if result < 0:
@@ -63,9 +64,8 @@ CALLS = {
     "memory moved far away": "call(25, call(9, 0, 4096, 3, 0x22, -1, 0), 4096, 4096, 3, 1 << 40)",
     "pages merged with another's": "call(28, call(9, 0, 4096, 3, 0x22, -1, 0), 4096, 12)",
     "pages written out": "call(28, call(9, 0, 4096, 3, 0x22, -1, 0), 4096, 21)",
-    "a byte out of band": "__import__('socket').socketpair()[0].send(b'x', 1)",
-    "a byte that was out of band": "__import__('socket').socketpair()[0].recv(1, 0x41)",
-    "the library's file": "[os.pwrite(fd, b'x', 0) for fd in range(3, 32) if os.fstat(fd).st_size > 1 << 20]",
+    "a byte out of band": "(lambda pair: pair[0].send(b'x', 1))(__import__('socket').socketpair())",
+    "the library's file": "os.pwrite(3, b'', 0)",
     "a signal's target with an upper half": "call(62, (1 << 32) + 1, 0)",
     "a command with an upper half": "call(72, 1, (1 << 32) + 1031, 1 << 20)",
     "a thread with a namespace": "call(56, 0x40010900, 0, 0, 0, 0)",
