@@ -132,7 +132,7 @@ WASTERS = {
     "signals unheard": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nsignal.pthread_sigmask(0, range(1, 65))\nwhile True: pass",
     "sleep": "time.sleep(5.7)",
     "sleep in pieces": "while True: time.sleep(.01)",
-    "sleep after work of threads": "import hashlib, threading\ndata = bytes(1 << 20)\ndef work():\n    while time.process_time() < .8: hashlib.sha256(data).digest()\nall_ = [threading.Thread(target=work) for _ in range(5)]\n[one.start() for one in all_]; [one.join() for one in all_]\ntime.sleep(20)",
+    "sleep after work of threads": "import hashlib, threading\ndata = bytes(1 << 20)\ndef work():\n    while time.process_time() < .8: hashlib.sha256(data).digest()\n    time.sleep(20)\nall_ = [threading.Thread(target=work) for _ in range(5)]\n[one.start() for one in all_]; [one.join() for one in all_]",
     "page tables": "import ctypes\nmap_ = ctypes.CDLL(None).mmap\nmap_.restype = ctypes.c_long\nfor n in range(65000): map_(ctypes.c_long((1 << 40) + (n << 30)), ctypes.c_long(4096), 3, 0x8032, -1, ctypes.c_long(0))\ntime.sleep(1)",
     "a stop": "os.kill(os.getpid(), 19)",
     "signals that wait": "import signal\nsignal.pthread_sigmask(0, range(34, 64))\nwhile True: os.kill(os.getpid(), 40)",
