@@ -113,8 +113,8 @@ def _fenced(lines: list[str]) -> Iterable[tuple[str, str]]:
 
 
 def _end(closing: list[tuple[int, str]], quotes: list[int], start: int, fence: str) -> int:
-    """Returns the line of the fence that closes, or the number of lines; ``closing``: lines with fences alone,
-    ``quotes``: how many stand before each line."""
+    """Returns the line of the fence that closes, or the number of lines; ``closing``: lines with fences
+    alone, ``quotes``: how many stand before each line."""
     first = len(quotes) - 1
     for number in range(bisect_left(closing, (start, "")), len(closing)):
         place, mark = closing[number]

@@ -11,8 +11,8 @@ EPERM = 1
 ENOSYS = 38
 ENOTSUP = 95
 
-# What an argument may be: one of several numbers, or made of some bits only, or with a bit set, or with an upper
-# half from one number to another.
+# What an argument may be: one of several numbers, or made of some bits only, or with a bit set, or with an
+# upper half from one number to another.
 ONE_OF, WITHIN, WITH, UPPER = "one of", "within", "with", "upper half"
 
 F_SETFL = 4
@@ -28,13 +28,13 @@ MAP_FLAGS = 0x12C833
 """mmap: shared, private, fixed, anonymous, without reserve, filled at once, and three that say nothing; no
 memory that is locked or of the host's huge pages."""
 NEAR = ((0, 0), (0x2A00, 0x2BFF), (0x7E00, 0x7FFF))
-"""Upper halves of x86_64's addresses: no wish, and where the kernel itself puts memory, in its old order and in
-today's. A page far from others takes two more of the kernel's, which no limit counts."""
+"""Upper halves of x86_64's addresses: no wish, and where the kernel itself puts memory, in its old order and
+in today's. A page far from others takes two more of the kernel's, which no limit counts."""
 MOVES = 1
 """mremap: MREMAP_MAYMOVE, to where the kernel likes."""
 ADVICE = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)
-"""madvise: how it is read, DONTNEED, FREE, whether in huge pages, whether dumped; nothing that merges pages with
-another's or writes them out."""
+"""madvise: how it is read, DONTNEED, FREE, whether in huge pages, whether dumped; nothing that merges pages
+with another's or writes them out."""
 MESSAGE_FLAGS = 0x4162
 """MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL; nothing out of band."""
 CLONE_THREAD = 0x10000
@@ -87,7 +87,8 @@ BY_ARGUMENT = {
     "prlimit64": (302, 261, [{0: (ONE_OF, (0,))}]),
     "setrlimit": (160, 164, [{}]),
 }
-"""Name: number on x86_64, on aarch64 (-1: not there), and what its arguments may be: all of one of the tables."""
+"""Name: number on x86_64, on aarch64 (-1: not there), and what its arguments may be: all of one of the
+tables."""
 
 REFUSED_AS = {
     # Its flags lie in memory, out of a filter's sight; libc falls back to clone.

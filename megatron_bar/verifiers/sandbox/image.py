@@ -73,9 +73,8 @@ def _image_of(pid: int) -> int:
         start = out.tell()
         filters = filter_of(WORKER), filter_of(JUDGE, WORKER)
         out.write(marshal.dumps((entries, filters)) + start.to_bytes(8, "little"))
-    fcntl.fcntl(
-        file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    )
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
     return file
 
 

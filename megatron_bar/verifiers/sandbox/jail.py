@@ -3,16 +3,18 @@
 Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and
 waits; init (pid 1) builds a root that has nothing but a small scratch disk and a place for extension modules,
 gives up every capability and waits, or, where there are tests to judge, is their judge (judge.py); the worker
-runs the program. A judge loads no code that a program could have written: the worker's root lies below its
-own, with a place for extension modules of its own; the scratch disk is both's. When the worker ends, init ends (a judge ends when it is done), and the kernel kills
+runs the program. When the worker ends, init ends (a judge ends when it is done), and the kernel kills
 whatever else is left. There is no exec between them, so no interpreter, shell, /proc, /dev or host file is
 needed inside, and none is there: the standard library comes from an image in memory (library.py). No process
 of them can start another, or open another's memory or files, and only the system calls of calls.py are
 answered. So the whole tree is two processes that cannot become more, each bounded by its own limits.
 
+A judge loads no code that a program could have written: it imports from the image alone, and the worker's
+root lies below its own, with another place for extension modules; the scratch disk is both's.
+
 Arguments: the parent's pid, the fd on which "ready" or the reason of a failure is reported and, at the end,
-the tree's processor time; the fds of the library's image and of the program or the judge's task, whether there
-is a judge, and the limits. Standard input: the program's, or the answer's blocks (answer.py).
+the tree's processor time; the fds of the library's image and of the program or the judge's task, whether
+there is a judge, and the limits. Standard input: the program's, or the answer's blocks (answer.py).
 """
 
 # Not the public modules: signal loads enum, ctypes makes types, which takes a third of the start.

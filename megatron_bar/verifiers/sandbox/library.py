@@ -22,7 +22,7 @@ class Library:
     """Finds and loads the modules of an image, which also has the filters of a program and of a judge."""
 
     def __init__(self, fd):
-        copy = os.dup(fd)  # the lowest free number, which the map gives its own copy
+        copy = os.dup(fd)  # the lowest free number, which the map's own copy gets
         os.close(copy)
         self.image = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
         os.dup2(0, copy, inheritable=False)  # every other sandbox has the same file

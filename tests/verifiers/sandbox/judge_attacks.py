@@ -55,7 +55,10 @@ TARGETS = {
         "program": "import unittest\nclass Tests(unittest.TestCase):\n    def test_it(self):\n"
         "        self.assertEqual(attack(1), 42)\n        self.assertAlmostEqual(attack(2), 42.5)\nunittest.main()\n"
     },
-    "modules that are not there": ["import pandas\nassert attack(1) == 42", "import numpy.testing\nassert attack(2) == 43"],
+    "modules that are not there": [
+        "import pandas\nassert attack(1) == 42",
+        "import numpy.testing\nassert attack(2) == 43",
+    ],
     "modules of the library": ["import copy, decimal, random\nassert attack(1) == decimal.Decimal(42)"],
     "in a context": ["with attack(1) as found:\n    assert found == 42"],
     "a callback": ["seen = []\nattack(seen.append)\nassert seen == [42]"],
@@ -221,7 +224,9 @@ ATTACKS = {
     "a tuple that is asked for item by item": _replying('{"tuple":{"mine":0}}'),
     "a fraction of many digits": _replying('{"fractions.Fraction":["1e99999999"]}'),
     "lists without content": _replying("[" + "[]," * 2_600_000 + "[]]"),
-    "an exit of a class of its own": _replying('[{"error":[9,"E",{"error":[8,"F",{"type":"SystemExit"}]}]},[0],""]', "!"),
+    "an exit of a class of its own": _replying(
+        '[{"error":[9,"E",{"error":[8,"F",{"type":"SystemExit"}]}]},[0],""]', "!"
+    ),
     "an exception of no class": _replying('[{"mine":0},{"mine":0},""]', "!"),
     "requests without end": PEER + "def attack(*_):\n    while True: send(b'?', '[\"call\",1]')",
     "a module by its name": _replying('{"os.system":["true"]}'),
