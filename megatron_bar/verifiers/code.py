@@ -417,7 +417,11 @@ def _of_stdin(tests, enough: float):
             outcome = sandbox.run(
                 program,
                 stdin=given.encode("utf-8", "replace"),
-                limits=replace(limits, idle_s=max(idle_s, sandbox.LOOK_S)),
+                limits=replace(
+                    limits,
+                    idle_s=max(idle_s, sandbox.LOOK_S),
+                    output_bytes=max(limits.output_bytes, 2 * len(wanted)),
+                ),
             )
             cpu_s -= outcome.cpu_s
             idle_s -= outcome.idle_s

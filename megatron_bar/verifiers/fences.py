@@ -18,7 +18,9 @@ definition counts in both.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 from megatron_bar.verifiers.text import spoken
 
@@ -93,6 +95,9 @@ def _only_defines(text: str) -> bool:
 
 def _fenced(lines: list[str]) -> Iterable[tuple[str, str]]:
     """Yields (language, text) of each block."""
+    quotes = [0, *accumulate(line.count('"""') + line.count("'''") for line in lines)]
+    found = ((place, FENCE.match(line)) for place, line in enumerate(lines))
+    closing = [(place, match[2]) for place, match in found if match and not match[3].strip()]
     place = 0
     while place < len(lines):
         opening = FENCE.match(lines[place])
@@ -101,25 +106,24 @@ def _fenced(lines: list[str]) -> Iterable[tuple[str, str]]:
         if not opening and not behind:
             continue
         indent, fence, language = opening.groups() if opening else ("", *behind.groups())
-        end = _end(lines, place, fence)
+        end = _end(closing, quotes, place, fence)
         taken = [_without(line, len(indent)) for line in lines[place:end]]
         yield language.strip(), "\n".join([*taken, ""])
         place = end + 1
 
 
-def _end(lines: list[str], start: int, fence: str) -> int:
-    """Returns the line of the fence that closes, or the number of lines."""
-    first = len(lines)
-    quotes = 0
-    for place in range(start, len(lines)):
-        closing = FENCE.match(lines[place])
-        if closing and not closing[3].strip() and closing[2].startswith(fence):
-            if quotes % 2 == 0:
+def _end(closing: list[tuple[int, str]], quotes: list[int], start: int, fence: str) -> int:
+    """Returns the line of the fence that closes, or the number of lines; ``closing``: lines with fences
+    alone, ``quotes``: how many stand before each line."""
+    first = len(quotes) - 1
+    for number in range(bisect_left(closing, (start, "")), len(closing)):
+        place, mark = closing[number]
+        if place > first + LINES:
+            break
+        if mark.startswith(fence):
+            if (quotes[place] - quotes[start]) % 2 == 0:
                 return place
             first = min(first, place)
-        if place - first > LINES:
-            break
-        quotes += lines[place].count('"""') + lines[place].count("'''")
     return first
 
 

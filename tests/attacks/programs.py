@@ -7,6 +7,7 @@ number, as libc and Python may lack the call.
 LIBC = """
 import ctypes, os, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
 def call(number, *args):
     result = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in args])
     if result < 0:
@@ -57,6 +58,18 @@ CALLS = {
     "memory in a file": "call(319, b'm', 0)",
     "secret memory": "call(447, 0)",
     "locked memory": "call(149, ctypes.addressof(ctypes.create_string_buffer(8192)), 4096)",
+    "memory that is locked as it is mapped": "call(9, 0, 4096, 3, 0x2022, -1, 0)",
+    "memory that grows down": "call(9, 0, 4096, 3, 0x122, -1, 0)",
+    "memory far from all other": "call(9, 1 << 40, 4096, 3, 0x22, -1, 0)",
+    "memory moved far away": "call(25, call(9, 0, 4096, 3, 0x22, -1, 0), 4096, 4096, 3, 1 << 40)",
+    "pages merged with another's": "call(28, call(9, 0, 4096, 3, 0x22, -1, 0), 4096, 12)",
+    "pages written out": "call(28, call(9, 0, 4096, 3, 0x22, -1, 0), 4096, 21)",
+    "a byte out of band": "(lambda pair: pair[0].send(b'x', 1))(__import__('socket').socketpair())",
+    "the library's file": "os.pwrite(3, b'', 0)",
+    "a signal's target with an upper half": "call(62, (1 << 32) + 1, 0)",
+    "a command with an upper half": "call(72, 1, (1 << 32) + 1031, 1 << 20)",
+    "a thread with a namespace": "call(56, 0x40010900, 0, 0, 0, 0)",
+    "a process with the thread's bit above": "call(56, (0x10000 << 32) + 17, 0, 0, 0, 0)",
     "a key": "call(248, b'user', b'k', b'v', 1, -3)",
     "a key's store": "call(250, 0, -3, 1)",
     "a program of the kernel": "call(321, 0, ctypes.create_string_buffer(120), 120)",
@@ -119,6 +132,12 @@ WASTERS = {
     "signals unheard": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nsignal.pthread_sigmask(0, range(1, 65))\nwhile True: pass",
     "sleep": "time.sleep(5.7)",
     "sleep in pieces": "while True: time.sleep(.01)",
+    "sleep after work of threads": "import hashlib, threading\ndata = bytes(1 << 20)\ndef work():\n    while time.process_time() < .8: hashlib.sha256(data).digest()\n    time.sleep(20)\nall_ = [threading.Thread(target=work) for _ in range(5)]\n[one.start() for one in all_]; [one.join() for one in all_]",
+    "page tables": "import ctypes\nmap_ = ctypes.CDLL(None).mmap\nmap_.restype = ctypes.c_long\nfor n in range(65000): map_(ctypes.c_long((1 << 40) + (n << 30)), ctypes.c_long(4096), 3, 0x8032, -1, ctypes.c_long(0))\ntime.sleep(1)",
+    "a stop": "os.kill(os.getpid(), 19)",
+    "signals that wait": "import signal\nsignal.pthread_sigmask(0, range(34, 64))\nwhile True: os.kill(os.getpid(), 40)",
+    "epolls in epolls": "import select\nall_ = [select.epoll() for _ in range(20)]\nfor n, one in enumerate(all_):\n    for other in all_[:n]:\n        try: one.register(other.fileno())\n        except OSError: pass\nr, w = os.pipe()\nwhile True:\n    for one in all_: one.register(r); one.unregister(r)",
+    "deep folders": "for _ in range(200): os.mkdir('d' * 200); os.chdir('d' * 200)\nwhile True:\n    try: os.getcwd()\n    except OSError: pass",
     "waiting for itself": "import threading\nthreading.Event().wait()",
     "waiting for a pipe": "r, w = os.pipe()\nos.read(r, 1)",
     "waiting for a socket": "import socket\na, b = socket.socketpair()\na.recv(1)",
@@ -141,6 +160,11 @@ WASTERS = {
 """Programs that want time, memory or the kernel's."""
 
 HONEST = {
+    "its input again": (
+        "import mmap, sys\nfirst = sys.stdin.read()\nsys.stdin.seek(0)\n"
+        "print(sys.stdin.read() == first, mmap.mmap(0, 0, access=mmap.ACCESS_READ)[:])",
+        "True b'1 2'\n",
+    ),
     "asyncio": (
         "import asyncio\nasync def f(x):\n    await asyncio.sleep(.01)\n    return await asyncio.to_thread(abs, x)\n"
         "async def main(): print(await asyncio.gather(f(-1), f(2)))\nasyncio.run(main())",

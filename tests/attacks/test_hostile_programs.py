@@ -116,5 +116,11 @@ def test_a_program_cannot_speak_for_the_launcher():
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_programs_do_not_notice(name):
     program, wanted = HONEST[name]
-    outcome = sandbox.run(program, limits=LIMITS)
+    outcome = sandbox.run(program, stdin=b"1 2", limits=LIMITS)
     assert (outcome.stdout.decode(), outcome.exit_code) == (wanted, 0), outcome.stderr
+
+
+def test_as_much_is_printed_as_is_expected():
+    wanted = "x" * (3 << 20)
+    assert verify_many([("code", f"print('x' * {len(wanted)})", {"stdin_tests": [["", wanted]]})]) == [1]
+    assert verify_many([("code", f"print('x' * {3 * len(wanted)})", {"stdin_tests": [["", wanted]]})]) == [0]

@@ -11,8 +11,9 @@ EPERM = 1
 ENOSYS = 38
 ENOTSUP = 95
 
-# What an argument may be: one of several numbers, or made of some bits only, or with a bit set.
-ONE_OF, WITHIN, WITH = "one of", "within", "with"
+# What an argument may be: one of several numbers, or made of some bits only, or with a bit set, or with an
+# upper half from one number to another.
+ONE_OF, WITHIN, WITH, UPPER = "one of", "within", "with", "upper half"
 
 F_SETFL = 4
 COMMANDS = (0, 1, 2, 3, 1030)
@@ -23,14 +24,27 @@ STATUS_FLAGS = 0x8C03
 """O_APPEND, O_NONBLOCK, O_LARGEFILE and the access mode, without O_DIRECT, by which a pipe keeps packets."""
 PIPE_FLAGS = 0x80800
 """O_CLOEXEC and O_NONBLOCK."""
+MAP_FLAGS = 0x12C833
+"""mmap: shared, private, fixed, anonymous, without reserve, filled at once, and three that say nothing; no
+memory that is locked or of the host's huge pages."""
+NEAR = ((0, 0), (0x2A00, 0x2BFF), (0x7E00, 0x7FFF))
+"""Upper halves of x86_64's addresses: no wish, and where the kernel itself puts memory, in its old order and
+in today's. A page far from others takes two more of the kernel's, which no limit counts."""
+MOVES = 1
+"""mremap: MREMAP_MAYMOVE, to where the kernel likes."""
+ADVICE = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)
+"""madvise: how it is read, DONTNEED, FREE, whether in huge pages, whether dumped; nothing that merges pages
+with another's or writes them out."""
+MESSAGE_FLAGS = 0x4162
+"""MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL; nothing out of band."""
 CLONE_THREAD = 0x10000
 SIGKILL = 9
 OWN = "own"
 """Stands for the processes that may be signalled: a program's own, and a judge's program."""
 
 ALLOWED = """
-read 0 63, write 1 64, close 3 57, fstat 5 80, newfstatat 262 79, lseek 8 62, mmap 9 222, mprotect 10 226,
-munmap 11 215, brk 12 214, mremap 25 216, madvise 28 233, msync 26 227, pread64 17 67, pwrite64 18 68,
+read 0 63, write 1 64, close 3 57, fstat 5 80, newfstatat 262 79, lseek 8 62, mprotect 10 226,
+munmap 11 215, brk 12 214, msync 26 227, pread64 17 67, pwrite64 18 68,
 readv 19 65, writev 20 66, futex 202 98, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139,
 sigaltstack 131 132, rt_sigpending 127 136, rt_sigtimedwait 128 137, restart_syscall 219 128, exit 60 93,
 exit_group 231 94, getrandom 318 278, openat 257 56, open 2 -, creat 85 -, stat 4 -, lstat 6 -, statx 332 291,
@@ -40,7 +54,7 @@ unlinkat 263 35, rename 82 -, renameat 264 38, renameat2 316 276, link 86 -, lin
 symlinkat 266 36, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utime 132 -, utimes 235 -,
 utimensat 280 88, truncate 76 45, ftruncate 77 46, fsync 74 82, fdatasync 75 83, statfs 137 43,
 fstatfs 138 44, umask 95 166, dup 32 23, dup2 33 -, dup3 292 24, close_range 436 436, pipe 22 -,
-sendto 44 206, recvfrom 45 207, shutdown 48 210,
+shutdown 48 210,
 poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21,
 epoll_wait 232 -, epoll_pwait 281 22, epoll_pwait2 441 441,
 nanosleep 35 101, clock_nanosleep 230 115, pause 34 -, alarm 37 -, getitimer 36 102, setitimer 38 103,
@@ -57,6 +71,12 @@ BY_ARGUMENT = {
     "fcntl": (72, 25, [{1: (ONE_OF, COMMANDS)}, {1: (ONE_OF, (F_SETFL,)), 2: (WITHIN, STATUS_FLAGS)}]),
     "ioctl": (16, 29, [{1: (ONE_OF, REQUESTS)}]),
     "pipe2": (293, 59, [{1: (WITHIN, PIPE_FLAGS)}]),
+    "mmap": (9, -1, [{0: (UPPER, near), 3: (WITHIN, MAP_FLAGS)} for near in NEAR]),
+    "mmap of aarch64": (-1, 222, [{3: (WITHIN, MAP_FLAGS)}]),
+    "mremap": (25, 216, [{3: (WITHIN, MOVES)}]),
+    "madvise": (28, 233, [{2: (ONE_OF, ADVICE)}]),
+    "sendto": (44, 206, [{3: (WITHIN, MESSAGE_FLAGS)}]),
+    "recvfrom": (45, 207, [{3: (WITHIN, MESSAGE_FLAGS)}]),
     # A pair (AF_UNIX) alone: what asyncio wakes itself by. No socket can be connected or bound.
     "socketpair": (53, 199, [{0: (ONE_OF, (1,))}]),
     # Threads alone.
@@ -67,7 +87,8 @@ BY_ARGUMENT = {
     "prlimit64": (302, 261, [{0: (ONE_OF, (0,))}]),
     "setrlimit": (160, 164, [{}]),
 }
-"""Name: number on x86_64, on aarch64, and what its arguments may be: all of one of the tables."""
+"""Name: number on x86_64, on aarch64 (-1: not there), and what its arguments may be: all of one of the
+tables."""
 
 REFUSED_AS = {
     # Its flags lie in memory, out of a filter's sight; libc falls back to clone.
@@ -84,6 +105,8 @@ MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 LOAD = 0x20
 EQUAL = 0x15
+ABOVE = 0x25
+AT_LEAST = 0x35
 ANY_BIT = 0x45
 GIVE = 0x06
 KILL = 0x80000000
@@ -107,6 +130,8 @@ def filter_of(*own: int) -> bytes:
     for *numbers, error in REFUSED_AS.values():
         rules += [(EQUAL, 0, 1, numbers[column]), (GIVE, 0, 0, ERROR | error)]
     for *numbers, tables in BY_ARGUMENT.values():
+        if numbers[column] < 0:
+            continue
         body = [rule for table in tables for rule in _table(table, own)]
         rules += [(EQUAL, 0, len(body) + 1, numbers[column]), *body, (GIVE, 0, 0, ERROR | EPERM)]
     rules.append((GIVE, 0, 0, ERROR | EPERM))
@@ -126,7 +151,9 @@ def _table(table, own):
             ]
         elif kind == WITHIN:
             checks = [(ANY_BIT, left, 0, ~value & 0xFFFFFFFF)]
+        elif kind == UPPER:
+            checks = [(AT_LEAST, 0, left + 1, value[0]), (ABOVE, left, 0, value[1])]
         else:
             checks = [(ANY_BIT, 0, left, value)]
-        rules = [(LOAD, 0, 0, 16 + 8 * argument), *checks, *rules]
+        rules = [(LOAD, 0, 0, 16 + 8 * argument + 4 * (kind == UPPER)), *checks, *rules]
     return rules

@@ -1,6 +1,7 @@
 """Makes the image of the standard library that programs in the sandbox import from (library.py), with the
 filters of their system calls."""
 
+import fcntl
 import functools
 import importlib.machinery
 import importlib.util
@@ -72,6 +73,8 @@ def _image_of(pid: int) -> int:
         start = out.tell()
         filters = filter_of(WORKER), filter_of(JUDGE, WORKER)
         out.write(marshal.dumps((entries, filters)) + start.to_bytes(8, "little"))
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
     return file
 
 

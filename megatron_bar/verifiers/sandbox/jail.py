@@ -9,9 +9,12 @@ needed inside, and none is there: the standard library comes from an image in me
 of them can start another, or open another's memory or files, and only the system calls of calls.py are
 answered. So the whole tree is two processes that cannot become more, each bounded by its own limits.
 
+A judge loads no code that a program could have written: it imports from the image alone, and the worker's
+root lies below its own, with another place for extension modules; the scratch disk is both's.
+
 Arguments: the parent's pid, the fd on which "ready" or the reason of a failure is reported and, at the end,
-the tree's processor time; the fd of the library's image, of the judge's task or -1, and the limits. Standard
-input: without a judge the program's length, the program, its input; else the answer's blocks (answer.py).
+the tree's processor time; the fds of the library's image and of the program or the judge's task, whether
+there is a judge, and the limits. Standard input: the program's, or the answer's blocks (answer.py).
 """
 
 # Not the public modules: signal loads enum, ctypes makes types, which takes a third of the start.
@@ -29,8 +32,10 @@ import library
 NOBODY = 65534
 INSIDE_ID = 1000
 SCRATCH = "/scratch"
+BELOW = "/program"
+"""The worker's root, where init is a judge."""
 FILES = 256
-"""Inodes of the scratch disk, and of the library's place."""
+"""Inodes of the scratch disk, and of a place of the library."""
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -115,14 +120,20 @@ def mount_tmpfs(path, options, flags=MS_NOEXEC):
     call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV | flags, options.encode())
 
 
-def build_root(disk_bytes, library_bytes):
-    """Makes a root with a scratch disk and a place for the library's extensions; unmounts the host's."""
+def build_root(disk_bytes, library_bytes, roots):
+    """Makes a root with a scratch disk and a place for the library's extensions, and another such of each of
+    ``roots`` but the first, with the same disk; unmounts the host's."""
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     mount_tmpfs("/tmp", "size=64k,mode=755")  # any folder of the host will do as a place to stand
-    for place in (SCRATCH, library.PLACE):
-        os.makedirs("/tmp/jail" + place)
+    for root in roots:
+        for place in (SCRATCH, library.PLACE):
+            os.makedirs(f"/tmp/jail{root}{place}")
+        options = f"size={library_bytes},nr_inodes={FILES},mode=700"
+        mount_tmpfs(f"/tmp/jail{root}{library.PLACE}", options, flags=0)
     mount_tmpfs("/tmp/jail" + SCRATCH, f"size={disk_bytes},nr_inodes={FILES},mode=700")
-    mount_tmpfs("/tmp/jail" + library.PLACE, f"size={library_bytes},nr_inodes={FILES},mode=700", flags=0)
+    for root in roots[1:]:
+        places = f"/tmp/jail{SCRATCH}".encode(), f"/tmp/jail{root}{SCRATCH}".encode()
+        call("mount", *places, None, MS_BIND, None)
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
     call("mount", None, b"/tmp", None, flags, None)
     os.chdir("/tmp")
@@ -164,7 +175,7 @@ def filter_calls(program):
     call("prctl", PR_SET_SECCOMP, 2, rules, 0, 0)
 
 
-def read_exactly(count, fd=0):
+def read_exactly(count, fd):
     parts = []
     while count > 0:
         parts.append(os.read(fd, count))
@@ -173,8 +184,9 @@ def read_exactly(count, fd=0):
     return b"".join(parts)
 
 
-def run_program(status):
-    program = read_exactly(int.from_bytes(read_exactly(8), "little"))
+def run_program(status, given):
+    program = read_exactly(os.fstat(given).st_size, given)
+    os.close(given)
     os.write(status, b"ready")
     os.close(status)
     builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "")
@@ -186,7 +198,7 @@ def run_answer(main, status, task, to_answer, to_judge, longest):
     for fd in (task, to_answer[1], to_judge[0]):
         os.close(fd)
     os.dup2(2, 1)  # verdicts are the judge's to write
-    text = read_exactly(os.fstat(0).st_size).decode()
+    text = read_exactly(os.fstat(0).st_size, 0).decode()
     os.close(status)
     os.write(to_judge[1], b"r")
     main(to_answer[0], to_judge[1], longest, text)
@@ -208,7 +220,7 @@ def run_judge(main, worker, status, task, to_answer, to_judge, longest, cpu_s):
     os._exit(0)
 
 
-def launch(status, disk_bytes, library_bytes):
+def launch(status, *root):
     """Returns in init only; the launcher waits for it, says what time it took, and exits as it did."""
     leave_root()
     die_with_parent()  # only now: a change of user cancels it
@@ -222,7 +234,7 @@ def launch(status, disk_bytes, library_bytes):
         exit_as(ended)
     die_with_parent()
     os.setsid()  # kill(0, ...) would otherwise reach the process group of the host
-    build_root(disk_bytes, library_bytes)
+    build_root(*root)
 
 
 def exit_as(wait_status):
@@ -231,24 +243,28 @@ def exit_as(wait_status):
 
 
 def main():
-    parent, status, image, task, longest, disk_bytes, cpu_s, memory_bytes, *limits = map(int, sys.argv[1:])
+    parent, status, image, given, judged, *limits = map(int, sys.argv[1:])
+    longest, disk_bytes, cpu_s, memory_bytes, *limits = limits
     sys.argv = ["<program>"]
     # While the files are in sight.
-    sides = [__import__(side).main for side in ("answer", "judge")] if task >= 0 else []
+    sides = [__import__(side).main for side in ("answer", "judge")] if judged else []
     try:
         if os.getppid() != parent:
             os._exit(1)
         modules = library.Library(image)
-        launch(status, disk_bytes, len(modules.image))
-        drop_privileges()
+        launch(status, disk_bytes, len(modules.image), ["", BELOW] if sides else [""])
         call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
         pipes = [os.pipe() for _ in sides]
         worker = os.fork()
+        if sides and not worker:
+            os.chroot(BELOW)
+            os.chdir(SCRATCH)
+        drop_privileges()
         if worker and not sides:
             os.close(status)
             exit_as(os.waitpid(worker, 0)[1])
         share_one_heap()
-        library.use(modules)
+        library.use(modules, *([] if worker else [""]))
         set_limits(cpu_s, memory_bytes + len(modules.image), *limits)
         filter_calls(modules.filters[1 if worker else 0])
     except (OSError, AttributeError, KeyError, ValueError) as error:
@@ -259,11 +275,11 @@ def main():
         os.write(status, f"{trace.tb_frame.f_code.co_name}: {type(error).__name__}: {error}".encode())
         os._exit(1)
     if not sides:
-        run_program(status)
+        run_program(status, given)
     elif worker:
-        run_judge(sides[1], worker, status, task, *pipes, longest, cpu_s)
+        run_judge(sides[1], worker, status, given, *pipes, longest, cpu_s)
     else:
-        run_answer(sides[0], status, task, *pipes, longest)
+        run_answer(sides[0], status, given, *pipes, longest)
 
 
 main()

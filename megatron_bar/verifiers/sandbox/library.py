@@ -22,7 +22,10 @@ class Library:
     """Finds and loads the modules of an image, which also has the filters of a program and of a judge."""
 
     def __init__(self, fd):
+        copy = os.dup(fd)  # the lowest free number, which the map's own copy gets
+        os.close(copy)
         self.image = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        os.dup2(0, copy, inheritable=False)  # every other sandbox has the same file
         size = len(self.image)
         start = int.from_bytes(self.image[size - 8 :], "little")
         self.entries, self.filters = marshal.loads(self.image[start : size - 8])  # noqa: S302  image.py wrote it
@@ -89,8 +92,8 @@ class Library:
         return place
 
 
-def use(library):
-    """Makes ``library`` the place that modules come from, besides the working directory."""
-    sys.path[:] = [""]
+def use(library, *folders):
+    """Makes ``library`` and ``folders`` the places that modules come from."""
+    sys.path[:] = folders
     sys.path_importer_cache.clear()
     sys.meta_path.insert(-1, library)

@@ -87,19 +87,14 @@ class Outcome:
 def run(code: str, *, stdin: bytes = b"", limits: Limits | None = None) -> Outcome:
     """Runs ``code`` as a script with ``stdin`` and waits for it. Safe in threads."""
     _require()
-    return _run(_as_script(code) + stdin, None, limits or Limits())
+    return _run(stdin, code.encode("utf-8", "replace"), limits or Limits(), judged=False)
 
 
 def judge(answer: str, task: str, *, limits: Limits | None = None) -> Outcome:
     """Runs ``answer`` and ``task``, the encoded inputs of answer.py and judge.py, side by side; ``stdout``
     holds the verdicts. Safe in threads."""
     _require()
-    return _run(answer.encode(), task.encode(), limits or Limits())
-
-
-def _as_script(code: str) -> bytes:
-    program = code.encode("utf-8", "replace")
-    return len(program).to_bytes(8, "little") + program
+    return _run(answer.encode(), task.encode(), limits or Limits(), judged=True)
 
 
 @functools.cache
@@ -115,24 +110,22 @@ def _require() -> None:
             "model-written code is not run"
         )
     try:
-        outcome = _run(_as_script("print(1)"), None, Limits())
+        outcome = _run(b"", b"print(1)", Limits(), judged=False)
     except BarError as error:
         raise BarError(f"{error}; {ADVICE}") from None
     assert outcome.stdout == b"1\n", outcome
 
 
-def _run(data: bytes, task: bytes | None, limits: Limits) -> Outcome:
+def _run(data: bytes, given: bytes, limits: Limits, *, judged: bool) -> Outcome:
     began = time.monotonic()
     ready, status = os.pipe()
     with open(ready, "rb", buffering=0) as ready_pipe:
         try:
-            with _file(data) as stdin, _file(task or b"") as tests:
-                given = -1 if task is None else tests.fileno()
-                passed = (status, image()) if task is None else (status, image(), given)
+            with _file(data) as stdin, _file(given) as other:
                 child = subprocess.Popen(
-                    _command(status, given, limits), stdin=stdin, stdout=subprocess.PIPE,
+                    _command(status, other.fileno(), judged, limits), stdin=stdin, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE, bufsize=0, env={}, cwd="/", start_new_session=True,
-                    pass_fds=passed,
+                    pass_fds=(status, image(), other.fileno()),
                 )  # fmt: skip
         finally:
             os.close(status)
@@ -163,8 +156,8 @@ def _file(data: bytes):
         return open(f"/proc/self/fd/{file}", "rb")
 
 
-def _command(status: int, task: int, limits: Limits) -> list[str]:
-    numbers = [os.getpid(), status, image(), task, limits.value_bytes, limits.disk_bytes]
+def _command(status: int, given: int, judged: bool, limits: Limits) -> list[str]:
+    numbers = [os.getpid(), status, image(), given, int(judged), limits.value_bytes, limits.disk_bytes]
     numbers += [limits.cpu_s, limits.memory_bytes, limits.file_bytes, limits.processes, limits.open_files]
     # An import reads cached bytecode, a script would not.
     start = "import sys; sys.path.append(sys.argv.pop(1)); import jail"
@@ -181,6 +174,7 @@ class _Watch:
         self.heard = {pipe: bytearray() for pipe in (child.stdout, child.stderr, ready_pipe)}
         self.ready_at = 0.0
         self.idle_s = 0.0
+        self.idle = _Idle(child.pid)
         self.ended = os.pidfd_open(child.pid)
 
     def __enter__(self):
@@ -213,7 +207,7 @@ class _Watch:
                 return "time"
             if now >= look:
                 look = now + LOOK_S
-                self.idle_s = max(self.idle_s, now - self.ready_at - _busy(self.child.pid))
+                self.idle_s = self.idle.seconds(now - self.ready_at)
                 if self.idle_s > self.limits.idle_s:
                     return "sleep"
             events = self.selector.select(min(deadline, look) - now)
@@ -236,18 +230,41 @@ class _Watch:
             self.selector.unregister(pipe)
 
 
-def _busy(pid: int) -> float:
-    """Returns the seconds in which ``pid`` and its descendants worked, or waited for a core to work on."""
-    seconds = 0.0
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            used = stat.read().rpartition(b")")[2].split()[11:13]
-        seconds += sum(map(int, used)) / TICKS
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as schedule:
-                seconds += int(schedule.read().split()[1]) / 1e9
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
-                seconds += sum(map(_busy, map(int, children.read().split())))
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it ended meanwhile
-    return seconds
+class _Idle:
+    """The time in which a process and its descendants neither worked nor waited for a core to work on."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self.waited = {}
+        """Seconds that threads waited, by their ids, those that ended too: the kernel forgets them."""
+        self.until = 0.0
+        self.busy = 0.0
+        self.now = 0.0
+        self.most = 0.0
+
+    def seconds(self, until: float) -> float:
+        """Returns the seconds without work of the first ``until``.
+
+        What several threads worked at once is no credit for a later sleep: it counts for ``LOOK_S`` of it at
+        most, by which what the kernel says may be late.
+        """
+        busy = self._worked(self.pid) + sum(self.waited.values())
+        self.now = max(self.now + until - self.until - (busy - self.busy), self.most - LOOK_S)
+        self.most = max(self.most, self.now)
+        self.until, self.busy = until, busy
+        return self.most
+
+    def _worked(self, pid: int) -> float:
+        seconds = 0.0
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                used = stat.read().rpartition(b")")[2].split()[11:13]
+            seconds += sum(map(int, used)) / TICKS
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as schedule:
+                    self.waited[thread] = int(schedule.read().split()[1]) / 1e9
+                with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
+                    seconds += sum(map(self._worked, map(int, children.read().split())))
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it ended meanwhile
+        return seconds

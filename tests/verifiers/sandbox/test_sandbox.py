@@ -187,6 +187,20 @@ def test_cpu_limit_ends_a_spin_before_the_wall_does():
     assert (outcome.stopped, outcome.exit_code) == ("", 128 + signal.SIGKILL)
 
 
+def test_work_of_threads_is_no_credit_for_sleep():
+    """Threads that wait for a core do so at once, each a second in a second."""
+    code = """
+import hashlib, threading, time
+def work():
+    while time.process_time() < 0.5: hashlib.sha256(bytes(1 << 20)).digest()
+    time.sleep(1.8)
+threads = [threading.Thread(target=work) for _ in range(5)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    assert sandbox.run(code).stopped == "sleep"
+
+
 def test_what_a_program_finds_inside():
     code = (
         "import os, sys; print(*sorted(os.listdir('/')), *os.environ, os.getcwd(), sys.argv, "
