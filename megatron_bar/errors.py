@@ -10,6 +10,10 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 and ends of lines."""
 
 
+_LONGEST = 1500
+"""Characters of a line about bad input, which may quote some of it."""
+
+
 def shown(text: str) -> str:
     """Returns ``text`` with control characters as Python spells them."""
     return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
@@ -23,7 +27,8 @@ class BarError(ValueError):
     """
 
     def __str__(self) -> str:
-        return shown(super().__str__())
+        text = super().__str__()
+        return shown(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ Any layout's checkpoint is read; what is written has whole tensors, the vocabula
 which every layout loads.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from megatron_bar.conversion.dist_files import (
 from megatron_bar.conversion.parameters import DTYPES
 from megatron_bar.errors import BarError
 from megatron_bar.weights import writer
-from megatron_bar.weights.card import CARD
+from megatron_bar.weights.card import CARD, LONGEST_CARD
 from megatron_bar.weights.describe import checkpoint_config
 from megatron_bar.weights.folder import Folder, Progress, require_tokenizer, silent
 from megatron_bar.weights.hashes import Units, config_hash, hashed, require_units, units_of
@@ -37,6 +36,7 @@ from megatron_bar.weights.hf_config import ModelConfig, num_parameters, tensor_s
 from megatron_bar.weights.locks import OutputLock, check_out, locked_output
 from megatron_bar.weights.manifest import MANIFEST, Manifest, has_manifest, read_manifest
 from megatron_bar.weights.receipts import Proven
+from megatron_bar.weights.regular import read_regular, require_inside
 from megatron_bar.weights.safetensors_io import ITEMSIZE
 
 LogitsCheck = Callable[[Path, ModelConfig, Folder, Path], float]
@@ -75,7 +75,8 @@ def import_folder(
             _compare(lock.path, out, config, units, progress)
         writer.copy_companions(source, lock.path)
         if (source / CARD).is_file():  # the licence and the like of what is exported again
-            shutil.copyfile(source / CARD, lock.path / CARD)
+            require_inside(source / CARD)
+            (lock.path / CARD).write_bytes(read_regular(source / CARD, LONGEST_CARD))
         receipt = {"tensors": units, "config_hash": config_hash(config)}
         replace(manifest, config=config.to_hf(), **receipt).write(lock.path)
         lock.publish()

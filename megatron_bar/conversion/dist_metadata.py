@@ -14,7 +14,7 @@ import torch
 
 from megatron_bar.conversion.opcodes import LONGEST, Made, Name, plain
 from megatron_bar.errors import BarError
-from megatron_bar.weights.regular import read_regular
+from megatron_bar.weights.regular import read_regular, require_inside
 
 _TORCH = "torch.distributed.checkpoint."
 _KNOWN = re.compile(
@@ -63,6 +63,7 @@ def read_metadata(folder: Path) -> dict[str, Described]:
     Raises where ``.metadata`` contains anything but descriptions of tensors; nothing in it is executed.
     """
     path = folder / ".metadata"
+    require_inside(path)
     try:
         metadata = _state(plain(read_regular(path, LONGEST), _KNOWN), "metadata.Metadata")
         places = _places(folder, metadata["storage_data"])
@@ -125,6 +126,7 @@ def _places(folder: Path, storage) -> dict[tuple[str, Numbers], tuple[Path, int,
         if name not in sizes:
             if not file.is_file():
                 raise BarError(f"{key!r:.200} expected in {name}, got no such file")
+            require_inside(file)
             sizes[name] = file.stat().st_size
         if start < 0 or length <= 0 or start + length >= 2**63:
             got = (

@@ -7,41 +7,37 @@ Format: the opcodes of CPython's pickletools. Left out: the opcodes that no desc
 import pickletools
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 
 from megatron_bar.errors import BarError
 
 LONGEST = 64 << 20
-"""Bytes of a pickle that are read; a description of 300,000 parts of tensors has half of that."""
+"""Bytes of a pickle that are read."""
+MOST_OPCODES = 1 << 23
+"""Opcodes that are followed, in six seconds; a part of a tensor is described by 68."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Name:
     """A class or function that a pickle names, module and all."""
 
     text: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stored:
     """What a pickle says lies elsewhere in its archive."""
 
     key: object
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Made:
     """What a pickle would make by a call of ``by``. It equals itself alone: no key is hashed deeply."""
 
     by: str
     given: tuple
     state: object = field(default=None)
-
-
-class _Mark:
-    """Where on the stack a group of values begins."""
-
-
-_MARK = _Mark()
 
 
 def plain(data: bytes, known: re.Pattern) -> object:
@@ -64,10 +60,12 @@ class _Stack:
     def __init__(self, known: re.Pattern):
         self.known = known
         self.values: list = []
+        self.marks: list[int] = []
+        """Where on the stack groups of values begin."""
         self.memo: dict[int, object] = {}
 
     def follow(self, data: bytes) -> object:
-        for opcode, given, _ in pickletools.genops(data):
+        for opcode, given, _ in islice(pickletools.genops(data), MOST_OPCODES):
             name = opcode.name
             if name == "STOP":
                 (value,) = self.values
@@ -84,18 +82,18 @@ class _Stack:
                 _STEPS[name](self, given)
             elif name not in ("PROTO", "FRAME"):
                 raise BarError(f"expected a description, got the opcode {name}")
-        raise BarError("expected a whole pickle, got its beginning")
+        raise BarError(f"expected a whole pickle of at most {MOST_OPCODES} opcodes, got no end")
 
     def _take(self, count: int) -> list:
-        taken = self.values[-count:]
-        if len(taken) < count or _MARK in taken:
+        if len(self.values) - count < (self.marks[-1] if self.marks else 0):
             raise BarError("expected values on the stack, got none")
+        taken = self.values[-count:]
         del self.values[-count:]
         return taken
 
     def _since_mark(self) -> list:
-        start = len(self.values) - 1 - self.values[::-1].index(_MARK)
-        taken = self.values[start + 1 :]
+        start = self.marks.pop()
+        taken = self.values[start:]
         del self.values[start:]
         return taken
 
@@ -134,7 +132,7 @@ class _Stack:
         made.state = state
 
 
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _AS_THEY_STAND = frozenset(
     (
         *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
@@ -144,6 +142,7 @@ _AS_THEY_STAND = frozenset(
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _STEPS = {
+    "MARK": lambda s, _: s.marks.append(len(s.values)),
     "TUPLE": lambda s, _: s.values.append(tuple(s._since_mark())),
     "APPEND": lambda s, _: s._extend(s._take(1)),
     "APPENDS": lambda s, _: s._extend(s._since_mark()),

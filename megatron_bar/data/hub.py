@@ -219,12 +219,11 @@ def list_files(origin: Origin, source: HubSet, wanted: Sequence[FromHub]) -> lis
     for name in read:
         if shard := SHARD.fullmatch(name):
             start, number, count, end = shard.groups()
-            names = [f"{start}-{n:0{len(number)}d}-of-{count}{end}" for n in range(int(count))]
-            missing = [name for name in names if name not in read]
-            if missing:
+            names = (f"{start}-{n:0{len(number)}d}-of-{count}{end}" for n in range(int(count)))
+            if missing := next((name for name in names if name not in read), None):
+                there = sum(other.startswith(f"{start}-") for other in read)
                 raise BarError(
-                    f"{source.id}: {missing[0]} is missing; expected {len(names)} files {start}-*, "
-                    f"got {len(names) - len(missing)}"
+                    f"{source.id}: {missing} is missing; expected {int(count)} files {start}-*, got {there}"
                 )
     return list(read.values())
 

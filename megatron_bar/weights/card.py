@@ -6,6 +6,7 @@ where a source is a snapshot of the Hub. A card is replaced only where its marke
 """
 
 import re
+import shlex
 from pathlib import Path
 
 import yaml
@@ -14,7 +15,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 from megatron_bar.weights.manifest import ARTIFACT, Manifest
-from megatron_bar.weights.regular import read_regular
+from megatron_bar.weights.regular import read_regular, require_inside
 from megatron_bar.weights.whole import write_whole
 
 CARD = "README.md"
@@ -22,8 +23,10 @@ MARKER = "<!-- written by megatron_bar, which may replace it; remove this line t
 Scores = dict[str, tuple[float, int]]
 """Test -> mean score from 0 to 1, and number of items."""
 
-_LONGEST = 1 << 20
+LONGEST_CARD = 1 << 20
 """Bytes of a card that is looked at."""
+_LONGEST_FRONT = 1 << 16
+"""Characters of its front matter that are."""
 _FRONT = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
@@ -31,12 +34,21 @@ _KNOWN = {"license": _WORD, "language": _WORD, "datasets": _REPOSITORY, "base_mo
 """Entries that a card takes over from its source's, and what a value looks like."""
 
 
+class _Unmerged(yaml.SafeLoader):
+    """Merges no mappings, whose entries double with every line that merges two."""
+
+    def flatten_mapping(self, node) -> None:
+        pass
+
+
 def known_of(folder: Path | str) -> dict[str, list[str]]:
     """Returns what the card in ``folder`` says of `_KNOWN`; nothing where there is none that can be read."""
     try:
-        match = _FRONT.match(read_regular(Path(folder) / CARD, _LONGEST).decode("utf-8"))
-        front = yaml.safe_load(match[1]) if match else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        require_inside(Path(folder) / CARD)
+        text = read_regular(Path(folder) / CARD, LONGEST_CARD).decode("utf-8")
+        match = _FRONT.match(text, 0, _LONGEST_FRONT)
+        front = yaml.load(match[1], Loader=_Unmerged) if match else None  # noqa: S506
+    except Exception:  # noqa: BLE001  the library raises anything
         return {}
     found = {}
     for key, form in _KNOWN.items() if isinstance(front, dict) else ():
@@ -79,7 +91,7 @@ def require_ours(folder: Path | str) -> None:
     """Raises BarError for a card that somebody else wrote."""
     path = Path(folder) / CARD
     try:
-        text = read_regular(path, _LONGEST).decode("utf-8")
+        text = read_regular(path, LONGEST_CARD).decode("utf-8")
     except FileNotFoundError:
         return
     except BarError:
@@ -145,10 +157,10 @@ def _what(config: ModelConfig, manifest: Manifest) -> str:
         f"- class {config.form.architecture}, model type {config.model_type}, {config.dtype}",
         f"- {num_parameters(config):,} parameters{active}{layers}",
         "- method: Branch-Adapt-Route ([arXiv 2604.18473](https://arxiv.org/abs/2604.18473))",
-        f"- written by stage {_line(manifest.stage or 'unknown')}, megatron_bar {manifest.tool_version}",
+        f"- written by stage {_line(manifest.stage or 'unknown')}, megatron_bar {_line(manifest.tool_version)}",
     ]
     lines += [
-        f"- from {_line(one.role)}: {_line(one.name)} (hash {one.hash[:16]})" for one in manifest.sources
+        f"- from {_line(one.role)}: {_line(one.name)} (hash {_line(one.hash[:16])})" for one in manifest.sources
     ]
     return "\n".join(lines)
 
@@ -171,7 +183,7 @@ def _hashes(manifest: Manifest) -> str:
     frozen = manifest.frozen
     lines = [f"- hash of all tensors (BLAKE3): {folder_hash(manifest.tensors)}"]
     if manifest.anchor_hash:
-        lines.append(f"- anchor hash of the branch: {manifest.anchor_hash}")
+        lines.append(f"- anchor hash of the branch: {_line(manifest.anchor_hash)}")
     if frozen:
         units = f"{frozen.units} tensors and router rows"
         lines.append(f"- frozen by policy {_line(frozen.policy)} and bit-identical: {units}")
@@ -182,7 +194,7 @@ def _hashes(manifest: Manifest) -> str:
 
 def _use(config: ModelConfig, manifest: Manifest) -> str:
     if manifest.kind == ARTIFACT:
-        name = _line(manifest.experts[1].name)
+        name = shlex.quote(manifest.experts[1].name)
         return f"""```bash
 bar expert add --model MERGED --expert {name}=THIS_FOLDER --out NEW
 bar merge --anchor BRANCHED --expert {name}=THIS_FOLDER --expert ... --out MERGED
@@ -210,5 +222,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _line(text: str) -> str:
-    """Returns the text on one line and without what would end a cell or begin HTML."""
-    return " ".join(text.split()).replace("|", "/").replace("<", "&lt;")
+    """Returns the text on one line and without what would end a cell or begin HTML or an image."""
+    return " ".join(text.split()).replace("|", "/").replace("<", "&lt;").replace("![", "!&#91;")

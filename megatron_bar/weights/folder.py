@@ -27,7 +27,8 @@ from megatron_bar.weights.hf_config import (
     tensor_shapes,
     zeros_beside,
 )
-from megatron_bar.weights.json_file import read_object
+from megatron_bar.weights.json_file import LARGEST, read_object
+from megatron_bar.weights.regular import open_regular, require_inside
 from megatron_bar.weights.safetensors_io import ITEMSIZE, read_blocks, read_header
 from megatron_bar.weights.whole import write_json
 
@@ -232,6 +233,7 @@ def _read_index(path: Path) -> dict[str, str]:
 def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """Returns the files to read and the index, None for a single file. Raises where there are other weights,
     which would be another model's."""
+    require_inside(path / INDEX)
     weight_map = _read_index(path / INDEX) if (path / INDEX).exists() else None
     names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
     present = sorted(file.name for file in path.glob("model*.safetensors"))
@@ -244,7 +246,10 @@ def _model_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise BarError(
                 f"{path / file}: surplus weights: expected only {names[0]} to {names[-1]}, got this file too"
             )
-    return [path / name for name in names], weight_map
+    files = [path / name for name in names]
+    for file in files:
+        require_inside(file)
+    return files, weight_map
 
 
 def read_tensors(path: Path, config: ModelConfig) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -373,15 +378,12 @@ def require_same_config(reference: Folder, folder: Folder, fields: Iterable[str]
 def companions(path: Path | str) -> list[Path]:
     """Returns tokenizer, chat template and generation config: the files that travel with the weights.
 
-    Raises BarError for one that is a link out of the folder, for what it leads to would be copied; the files
-    of a snapshot of the Hub are links to what its repository keeps beside.
+    Raises BarError for one that is a link out of the folder, or larger than a vocabulary.
     """
     found = [Path(path) / name for name in COMPANIONS if (Path(path) / name).is_file()]
-    home = Path(path).resolve()
-    home = home.parent.parent if home.parent.name == "snapshots" else home
     for file in found:
-        if not file.resolve().is_relative_to(home):
-            raise BarError(f"{file}: expected a file of this folder, got a link to {file.resolve()}")
+        require_inside(file)
+        open_regular(file, LARGEST).close()
     return found
 
 

@@ -19,6 +19,7 @@ from megatron_bar.weights.hf_fields import (
     read_family,
 )
 from megatron_bar.weights.json_file import read_object
+from megatron_bar.weights.regular import require_inside
 from megatron_bar.weights.rope import Llama3Rope, read_rope, rope_entries
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,6 +34,8 @@ _LARGEST = {
 }
 """Bounds far above any model: what exceeds one is a mistake, and found before memory is asked for."""
 _MOST_EXPERTS = 2**10
+_MOST_FFNS = 2**16
+"""Experts of all layers together."""
 ROUTER = ".mlp.gate.weight"
 """What follows a layer's name in that of its router."""
 
@@ -136,6 +139,9 @@ class ModelConfig:
                 raise BarError(
                     f"config: num_experts must be from 2 to {_MOST_EXPERTS}, got {self.num_experts}"
                 )
+            if self.num_layers * self.num_experts > _MOST_FFNS:
+                got = self.layers_in_words
+                raise BarError(f"config: num_experts must be at most {_MOST_FFNS} in all layers, got {got}")
             if not 1 <= self.experts_per_token <= self.num_experts:
                 raise BarError(
                     f"config: num_experts_per_tok must be between 1 and num_experts {self.num_experts}, "
@@ -335,6 +341,7 @@ def read_config(folder: Path | str) -> ModelConfig:
 def read_config_and_tie(folder: Path | str) -> tuple[ModelConfig, bool]:
     """Returns the config, as `read_config` does, and whether the head's weights are the embedding's."""
     path = Path(folder) / "config.json"
+    require_inside(path)
     config = read_object(path, expected="a Hugging Face model folder")
     return ModelConfig.from_hf(config, source=str(path)), is_tied(config, str(path))
 

@@ -11,6 +11,10 @@ LARGEST = 40 << 20
 """Bytes of a file: the largest vocabularies have 35 MB, and parsing takes up to 24 times that."""
 
 
+MOST_CONTAINERS = 3 << 20
+"""Objects and lists of a text: each takes up to 192 bytes, and three characters to write."""
+
+
 def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
     """Raises for a key that is there twice: readers take different ones. An ``object_pairs_hook``."""
     seen = dict(pairs)
@@ -21,7 +25,10 @@ def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 
 def loads(text: str, **options) -> object:
-    """Calls `json.loads` and refuses halves of surrogate pairs, which no text that can be written has."""
+    """Calls `json.loads`; refuses more containers than memory is for, and halves of surrogate pairs, which no
+    text that can be written has."""
+    if (count := text.count("{") + text.count("[")) > MOST_CONTAINERS:
+        raise ValueError(f"expected at most {MOST_CONTAINERS} objects and lists, got {count} brackets")
     value = json.loads(text, **options)
     if "\\ud" in text.lower():
         json.dumps(value, ensure_ascii=False).encode()

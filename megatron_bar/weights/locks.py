@@ -146,9 +146,11 @@ def lock_output(out: Path | str, nbytes: int = 0, *, job: dict | None = None) ->
         free = shutil.disk_usage(out.parent).free
         if nbytes - there > free:
             raise BarError(f"{out}: not enough space: expected {nbytes - there} bytes free, got {free}")
-    except (BarError, OSError):
+    except (BarError, OSError) as error:
         lock.leave() if lock.has_finished_files else lock.abort()
-        raise
+        if isinstance(error, BarError):
+            raise
+        raise BarError(f"{lock.home}: expected files of our own, got {error}") from None
     return lock
 
 

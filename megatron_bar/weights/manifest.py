@@ -17,11 +17,15 @@ from pathlib import Path
 from blake3 import blake3
 
 import megatron_bar
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, shown
 from megatron_bar.weights.families import FAMILY_OF
 from megatron_bar.weights.json_file import read_object
+from megatron_bar.weights.regular import require_inside
 
 MANIFEST = "manifest.json"
+_LONGEST_TEXT = 2000
+_LARGEST = 2**63
+_MOST_EXPERTS = 2**10
 FORMAT = "megatron_bar/1"
 ARTIFACT = "artifact"
 KINDS = ("dense", "branched", "expert", "merged", "routed", ARTIFACT)
@@ -169,6 +173,10 @@ class Manifest:
         indices = [expert.index for expert in self.experts]
         if indices != list(range(len(indices))):
             raise BarError(f"experts expected with index 0, 1, ... in order, got {indices}")
+        if len(indices) > _MOST_EXPERTS:
+            raise BarError(f"experts expected at most {_MOST_EXPERTS}, got {len(indices)}")
+        if self.kind == ARTIFACT and len(indices) != 2:
+            raise BarError(f"experts expected two of an {ARTIFACT}, got {len(indices)}")
 
     def after(
         self,
@@ -209,9 +217,13 @@ class Manifest:
 
 
 def _typed(value, kind: type, where: str):
-    """Returns ``value`` if it is a ``kind``; bool is not an int."""
+    """Returns ``value`` if it is a ``kind``; bool is not an int, and a text is one line that can be shown."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise BarError(f"{where} expected {kind.__name__}, got {value!r}")
+        raise BarError(f"{where} expected {kind.__name__}, got {value!r:.200}")
+    if isinstance(value, str) and (len(value) > _LONGEST_TEXT or "\n" in value or shown(value) != value):
+        raise BarError(f"{where} expected a line of at most {_LONGEST_TEXT} characters, got {value!r:.200}")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise BarError(f"{where} expected a number of at most {_LARGEST}, got a larger one")
     return value
 
 
@@ -322,6 +334,7 @@ def has_manifest(folder: Path | str) -> bool:
 
 def read_manifest(folder: Path | str) -> Manifest:
     path = Path(folder) / MANIFEST
+    require_inside(path)
     value = read_object(path, expected="a folder made by this project's tools or training")
     try:
         return _parse(value)

@@ -1,4 +1,5 @@
-"""Files that anyone may have written: regular ones alone, and no larger than what they are for."""
+"""Files that anyone may have written: regular ones alone, inside their folder, and no larger than what they are
+for."""
 
 import os
 import stat
@@ -6,6 +7,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_bar.errors import BarError
+
+
+def require_inside(file: Path) -> None:
+    """Raises BarError for a link out of the folder that ``file`` is named in, for what it leads to would be read
+    and copied; the files of a snapshot of the Hub are links to what its repository keeps beside."""
+    folder = Path(os.path.realpath(file.parent))
+    in_hub = folder.parent.name == "snapshots" and "--" in folder.parent.parent.name
+    found = Path(os.path.realpath(file))
+    if not found.is_relative_to(folder.parent.parent if in_hub else folder):
+        raise BarError(f"{file}: expected a file of this folder, got a link to {found}")
 
 
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:

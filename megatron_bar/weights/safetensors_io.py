@@ -33,7 +33,7 @@ Header = dict[str, tuple[str, tuple[int, ...], int]]
 
 
 def _is_size(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], int, int]:
@@ -49,7 +49,8 @@ def _parse_entry(path: Path, name: str, entry) -> tuple[str, tuple[int, ...], in
         raise BarError(
             f"{path}: tensor {name!r}: dtype expected one of {', '.join(_CODES)}, got {dtype!r:.200}"
         )
-    if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(map(_is_size, shape)):
+    few = isinstance(shape, list) and 1 <= len(shape) <= _MOST_AXES
+    if not few or not all(map(_is_size, shape)) or 0 in shape:
         raise BarError(f"{path}: tensor {name!r}: shape expected a list of sizes, got {shape!r:.200}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise BarError(
