@@ -30,7 +30,8 @@ import pyarrow.parquet
 from megatron_bar.config.names import IS_NAME
 from megatron_bar.data.indexed import read_indexed
 from megatron_bar.errors import BarError
-from megatron_bar.weights.json_file import loads, no_duplicates, why
+from megatron_bar.weights.json_file import loads, no_duplicates, read_object, why
+from megatron_bar.weights.regular import bounded_memory, open_regular, require_inside
 
 Kind = Literal["text", "fim", "chat", "task", "preference", "tokens"]
 KEYS: dict[str, dict[str, type]] = {
@@ -66,7 +67,9 @@ BATCH = 16
 LONGEST_ROW = 16 << 20
 """Bytes of a row's line; a book has 1 MB."""
 MOST_COMPRESSED = 200
-"""Bytes of a column that one compressed byte may stand for."""
+"""Bytes of a column or of lines that one compressed byte may stand for."""
+MEMORY = 768 << 20
+"""Bytes that a few rows of Parquet or Arrow take when they are read, besides their file."""
 RESULTS = ("tool", "environment")
 """Roles whose messages are what a call gave."""
 _LINES = re.compile(r"\.jsonl?(\.gz|\.zst)?$")
@@ -341,7 +344,12 @@ def _is_saved(path: Path) -> bool:
 
 def _files(path: Path) -> list[Path]:
     """Returns the files of a folder that hold its rows, in their order."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    try:
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    except (OSError, RecursionError) as error:
+        raise BarError(f"{path}: expected a folder of data, got one that cannot be read: {error}") from None
+    for file in files:
+        require_inside(file, path)
     if _is_saved(path):
         return files
     return [file for file in files if file.suffix == ".parquet" or _LINES.search(file.name)]
@@ -349,9 +357,12 @@ def _files(path: Path) -> list[Path]:
 
 def _folder_rows(path: Path) -> Iterator[Raw]:
     if _is_saved(path):
+        _check_saved(path)
         from datasets import load_from_disk  # here: it takes a second, and few sources need it
 
-        yield from _dataset_rows(_library(path, partial(load_from_disk, str(path))), str(path))
+        with bounded_memory(MEMORY):  # compressed batches are read at once
+            dataset = _library(path, partial(load_from_disk, str(path)))
+        yield from _dataset_rows(dataset, str(path))
         return
     files = _files(path)
     if not files:
@@ -360,6 +371,20 @@ def _folder_rows(path: Path) -> Iterator[Raw]:
         )
     for file in files:
         yield from _rows(file, file.name)
+
+
+def _check_saved(path: Path) -> None:
+    """Raises unless what `datasets` would open is in the folder: its library follows any name, and a URL."""
+    if (path / "dataset_dict.json").is_file():
+        raise BarError(f"{path}: expected one split, got a folder of them; name the folder of the split")
+    files = {file.name: file.stat().st_size for file in _files(path) if file.parent == path}
+    state = read_object(path / "state.json", expected="a saved data set")
+    read_object(path / "dataset_info.json", expected="a saved data set's description")
+    for key in ("_data_files", "_indices_data_files"):
+        entries = state.get(key) or []
+        names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in entries]
+        if wrong := [name for name in names if not isinstance(name, str) or name not in files]:
+            raise BarError(f"{path}: {key} expected files of this folder, got {wrong[0]!r:.200}")
 
 
 def _hub_dataset(name: str):
@@ -374,7 +399,7 @@ def _library(name: Path | str, load):
         return load()
     except Exception as error:  # noqa: BLE001  the library raises anything
         raise BarError(
-            f"{name}: datasets cannot load it: {type(error).__name__}: {str(error).splitlines()[0]:.200}"
+            f"{name}: datasets cannot load it: {type(error).__name__}: {' '.join(str(error).split()):.200}"
         ) from None
 
 
@@ -385,10 +410,24 @@ def _dataset_rows(dataset, name: str) -> Iterator[Raw]:
         raise BarError(f"{name}: expected one split, got {', '.join(dataset)}; name the folder of the split")
     number = 0
     # As Arrow keeps them: a picture or a sound would be decoded, from wherever the row says that it lies.
-    for table in dataset.with_format("arrow").iter(batch_size=BATCH):
-        for row in table.to_pylist():
+    tables = dataset.with_format("arrow").iter(batch_size=BATCH)
+    while rows := _library(name, partial(_next_rows, tables, MEMORY)):
+        for row in rows:
             number += 1
             yield f"{name}:{number}", row
+
+
+def _next_rows(batches: Iterator, most: int) -> list[dict]:
+    """Returns the rows of the next table or batch, none at the end; ``most``: bytes that they may take.
+
+    What Arrow reads may be far larger than its file, and may point anywhere.
+    """
+    with bounded_memory(most):
+        batch = next(batches, None)
+        if batch is None:
+            return []
+        batch.validate(full=True)
+        return batch.to_pylist()
 
 
 def _require_honest_sizes(path: Path, metadata: pyarrow.parquet.FileMetaData) -> None:
@@ -408,19 +447,28 @@ def _require_honest_sizes(path: Path, metadata: pyarrow.parquet.FileMetaData) ->
 def _parquet_rows(path: Path) -> Iterator[Raw]:
     number = 0
     try:
+        open_regular(path).close()
         with pyarrow.parquet.ParquetFile(path) as file:
             _require_honest_sizes(path, file.metadata)
-            for batch in file.iter_batches(batch_size=BATCH):
-                for row in batch.to_pylist():
+            batches = file.iter_batches(batch_size=BATCH, use_threads=False)
+            left = max(BATCH * LONGEST_ROW, MOST_COMPRESSED * path.stat().st_size)
+            while rows := _next_rows(batches, MEMORY + 2 * path.stat().st_size):
+                for row in rows:
                     number += 1
                     texts = sum(len(text) for text in row.values() if isinstance(text, str))
-                    if max(texts, batch.nbytes // BATCH) > LONGEST_ROW:
-                        raise BarError(
-                            f"{path}:{number}: expected a row of at most {LONGEST_ROW} bytes, got more"
-                        )
+                    left -= texts
+                    if texts > LONGEST_ROW or left < 0:
+                        most = f"{LONGEST_ROW}, and {MOST_COMPRESSED} of a compressed one"
+                        raise BarError(f"{path}:{number}: expected a row of at most {most} bytes, got more")
                     yield f"{path}:{number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        problem = str(error).splitlines()[0]
+    except MemoryError:
+        raise BarError(
+            f"{path}:{number + 1}: expected {BATCH} rows of at most {MEMORY} bytes, got more"
+        ) from None
+    except BarError:
+        raise
+    except Exception as error:  # noqa: BLE001  the library raises anything
+        problem = " ".join(str(error).split())
         raise BarError(
             f"{path}: expected Parquet, got a file that is not readable after row {number}: {problem:.200}"
         ) from None
@@ -428,9 +476,16 @@ def _parquet_rows(path: Path) -> Iterator[Raw]:
 
 def _line_rows(path: Path) -> Iterator[Raw]:
     number = 0
+    left = max(BATCH * LONGEST_ROW, MOST_COMPRESSED * path.stat().st_size)
     try:
+        open_regular(path).close()
         with _open(path) as file:
             for number, line in enumerate(iter(partial(file.readline, LONGEST_ROW + 1), b""), 1):
+                left -= len(line)
+                if left < 0:
+                    raise BarError(
+                        f"{path}:{number}: expected at most {MOST_COMPRESSED} bytes of a compressed one, got more"
+                    )
                 if len(line) > LONGEST_ROW:
                     raise BarError(
                         f"{path}:{number}: expected a row of at most {LONGEST_ROW} bytes, got more"

@@ -13,8 +13,8 @@ SECONDS = 2
 """Processor time of one chat."""
 MEMORY = 512 << 20
 """Bytes of data, all of the process's."""
-LONGEST = 64 << 20
-"""Characters of a chat."""
+MORE = 1 << 20
+"""Characters of a text, besides four times those of its chat and template."""
 
 
 def main() -> None:
@@ -30,7 +30,9 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal nobody handles: the kernel ends us
         try:
             ((text,), _) = render_jinja_template(**given)
-            reply = {"text": text} if len(text) <= LONGEST else {"error": f"it made {len(text)} characters"}
+            text.encode()  # no half of a surrogate pair
+            few = len(text) <= MORE + 4 * len(line)
+            reply = {"text": text} if few else {"error": f"it made {len(text)} characters"}
         except Exception as error:  # noqa: BLE001  a template can raise anything
             reply = {"error": str(error).splitlines()[0][:200] if str(error) else type(error).__name__}
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -6,6 +6,7 @@ where a row or its source says so (`pieces`). The trained tokenizer is a byte-le
 own splitting rule: one digit per token, and tags such as <|user|> or <functions> whole.
 """
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -31,6 +32,12 @@ LONGEST_TEMPLATE = 1 << 20
 """Bytes of a chat template."""
 MOST_GROWTH = 1000
 """Times that a tokenizer may make a text longer before it cuts it."""
+MOST_PARTS = 100
+"""Normalizers, splitters, processors and decoders of a tokenizer, and ids that it puts around a text."""
+LONGEST_PIECE = 4096
+"""Characters of a piece of the vocabulary."""
+MOST_ADDED = 1 << 20
+"""Characters of all added tokens together."""
 Pieces = str | list[str | int]
 """A text, or its parts: texts, and special tokens by their ids."""
 _PIECES = r"<\|[a-z]+\|>|</?[a-z_]+>|\n *|'[a-z]+| ?\p{L}+|_\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}<]+|<|\s+"
@@ -156,14 +163,15 @@ class SentencePieceText(_Text):
 
 
 def _called(path: Path, function: Callable, *given, **options):
-    """Returns the library's result; what it panics at (a bug, of a tokenizer's making) is an error that names
-    the tokenizer."""
+    """Returns the library's result; what it fails or panics at (a bug, of a tokenizer's making) is an error
+    that names the tokenizer."""
     try:
         return function(*given, **options)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # which is no Exception
+        # A panic is no Exception.
+        if type(error).__name__ != "PanicException" and not isinstance(error, Exception):
             raise
-        raise BarError(f"{path}: the tokenizer fails: {str(error).splitlines()[0]:.200}") from None
+        raise BarError(f"{path}: the tokenizer fails: {' '.join(str(error).split()):.200}") from None
 
 
 def load_tokenizer(path: Path | str) -> BpeText | SentencePieceText:
@@ -182,13 +190,12 @@ def load_tokenizer(path: Path | str) -> BpeText | SentencePieceText:
 
 def _load_bpe(file: Path) -> BpeText:
     spec = read_object(file, expected="a tokenizer")
+    _require_modest(file, spec)
     _require_modest_growth(file, spec)
     try:
-        tokenizer = _called(file, Tokenizer.from_str, json.dumps(spec))
-    except BarError:
-        raise
+        tokenizer = Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
-        raise BarError(f"{file}: not a readable tokenizer.json: {str(error).splitlines()[0]}") from None
+        raise BarError(f"{file}: not a readable tokenizer.json: {' '.join(str(error).split()):.200}") from None
     added = tokenizer.get_added_tokens_decoder().items()
     special = {token.content: number for number, token in added if token.special}
     plain = {token.content: number for number, token in added if not token.special}
@@ -221,6 +228,57 @@ def _load_bpe(file: Path) -> BpeText:
     )
 
 
+def _require_modest(file: Path, spec: dict) -> None:
+    """Raises for sizes that no tokenizer has and that the library takes gigabytes for, or its stack."""
+    model = spec["model"] if isinstance(spec.get("model"), dict) else {}
+    vocab = model["vocab"] if isinstance(model.get("vocab"), dict | list) else ()
+    added = spec["added_tokens"] if isinstance(spec.get("added_tokens"), list) else ()
+    pieces = [piece[0] if isinstance(piece, list) and piece else piece for piece in vocab]
+    contents = [token.get("content") for token in added if isinstance(token, dict)]
+    longest = max((len(piece) for piece in pieces if isinstance(piece, str)), default=0)
+    written = sum(len(content) for content in contents if isinstance(content, str))
+    parts, around = 0, 0
+    pending = [spec.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+    while pending:
+        part = pending.pop()
+        parts += isinstance(part, dict) and "type" in part
+        if isinstance(part, dict) and isinstance(part.get("single"), list):
+            around += _around(part)
+        elif isinstance(part, dict | list):
+            pending += part.values() if isinstance(part, dict) else part
+    for what, most, found in (
+        ("parts", MOST_PARTS, parts),
+        ("ids around a text", MOST_PARTS, around),
+        ("characters in a piece", LONGEST_PIECE, longest),
+        ("characters in added tokens", MOST_ADDED, written),
+    ):
+        if found > most:
+            raise BarError(f"{file}: expected at most {most} {what}, got {found}")
+
+
+def _around(template: dict) -> int:
+    """Returns the number of ids that a template puts around a text, and how often more than once the text."""
+    known = template.get("special_tokens")
+    ids = {
+        name: len(token["ids"]) if isinstance(token, dict) and isinstance(token.get("ids"), list) else 0
+        for name, token in (known.items() if isinstance(known, dict) else ())
+    }
+    entries = [entry for entry in template["single"] if isinstance(entry, dict)]
+    special = [entry["SpecialToken"] for entry in entries if isinstance(entry.get("SpecialToken"), dict)]
+    texts = sum("Sequence" in entry for entry in entries)
+    return sum(ids.get(str(token.get("id")), 0) for token in special) + MOST_PARTS * max(0, texts - 1)
+
+
+def _longest_mapped(part: dict) -> int:
+    """Returns the most bytes that SentencePiece's map writes for a character: its size, a trie, then texts,
+    each with a NUL behind it."""
+    try:
+        data = base64.b64decode(part["precompiled_charsmap"])
+    except (KeyError, TypeError, ValueError):
+        return 1
+    return max(map(len, data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")))
+
+
 def _require_modest_growth(file: Path, spec: dict) -> None:
     """Raises where the parts of a tokenizer that rewrite text could make much of little: each writes up to so
     many characters for one, and they follow one another."""
@@ -234,6 +292,10 @@ def _require_modest_growth(file: Path, spec: dict) -> None:
             written = part.get("content") or part.get("prepend") or ""
             if part.get("type") in ("Replace", "Prepend") and isinstance(written, str):
                 growth *= max(1, len(written) + (part["type"] == "Prepend"))
+            elif part.get("type") in ("ByteLevel", "Metaspace"):
+                growth *= 2
+            elif part.get("type") == "Precompiled":
+                growth *= max(1, _longest_mapped(part))
     if growth > MOST_GROWTH:
         raise BarError(f"{file}: expected a text to grow {MOST_GROWTH} times at most, got {growth:.3g}")
 

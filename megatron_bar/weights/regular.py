@@ -2,21 +2,41 @@
 for."""
 
 import os
+import resource
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from megatron_bar.errors import BarError
 
 
-def require_inside(file: Path) -> None:
-    """Raises BarError for a link out of the folder that ``file`` is named in, for what it leads to would be read
+def require_inside(file: Path, folder: Path | None = None) -> None:
+    """Raises BarError for a link out of ``folder`` (None: that of ``file``), for what it leads to would be read
     and copied; the files of a snapshot of the Hub are links to what its repository keeps beside."""
-    folder = Path(os.path.realpath(file.parent))
-    in_hub = folder.parent.name == "snapshots" and "--" in folder.parent.parent.name
+    if not os.path.islink(file):  # False, too, for a path that no file can have
+        return
+    home = Path(os.path.realpath(folder or file.parent))
+    repositories = (path.parent for path in home.parents if path.name == "snapshots" and "--" in path.parent.name)
     found = Path(os.path.realpath(file))
-    if not found.is_relative_to(folder.parent.parent if in_hub else folder):
+    if not found.is_relative_to(next(repositories, home)):
         raise BarError(f"{file}: expected a file of this folder, got a link to {found}")
+
+
+@contextmanager
+def bounded_memory(most: int) -> Iterator[None]:
+    """Lets the block take ``most`` bytes: a library that asks for more raises MemoryError. It holds for the
+    process, and so for other threads meanwhile."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[5]) * resource.getpagesize()
+    within = [taken + most, *(limit for limit in limits if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(within), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:
