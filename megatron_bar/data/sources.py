@@ -68,6 +68,8 @@ LONGEST_ROW = 16 << 20
 """Bytes of a row's line; a book has 1 MB."""
 MOST_COMPRESSED = 200
 """Bytes of a column or of lines that one compressed byte may stand for."""
+MOST_BLANK = 1 << 20
+"""Blank lines that follow one another."""
 MEMORY = 768 << 20
 """Bytes that a few rows of Parquet or Arrow take when they are read, besides their file."""
 RESULTS = ("tool", "environment")
@@ -376,7 +378,9 @@ def _folder_rows(path: Path) -> Iterator[Raw]:
 def _check_saved(path: Path) -> None:
     """Raises unless what `datasets` would open is in the folder: its library follows any name, and a URL."""
     if (path / "dataset_dict.json").is_file():
-        raise BarError(f"{path}: expected one split, got a folder of them; name the folder of the split")
+        splits = read_object(path / "dataset_dict.json", expected="splits").get("splits")
+        got = ", ".join(map(str, splits)) if isinstance(splits, list) else "none"
+        raise BarError(f"{path}: expected one split, got {got}; name the folder of the split")
     files = {file.name: file.stat().st_size for file in _files(path) if file.parent == path}
     state = read_object(path / "state.json", expected="a saved data set")
     read_object(path / "dataset_info.json", expected="a saved data set's description")
@@ -475,7 +479,7 @@ def _parquet_rows(path: Path) -> Iterator[Raw]:
 
 
 def _line_rows(path: Path) -> Iterator[Raw]:
-    number = 0
+    number = blank = 0
     left = max(BATCH * LONGEST_ROW, MOST_COMPRESSED * path.stat().st_size)
     try:
         open_regular(path).close()
@@ -490,7 +494,10 @@ def _line_rows(path: Path) -> Iterator[Raw]:
                     raise BarError(
                         f"{path}:{number}: expected a row of at most {LONGEST_ROW} bytes, got more"
                     )
-                if not line.isspace():
+                blank = blank + 1 if line.isspace() else 0
+                if blank > MOST_BLANK:
+                    raise BarError(f"{path}:{number}: expected at most {MOST_BLANK} blank lines, got more")
+                if not blank:
                     yield f"{path}:{number}", line
     except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__

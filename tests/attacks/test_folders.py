@@ -17,9 +17,11 @@ from strangers import require_refused, tool
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from megatron_bar.conversion.convert import import_folder
+from megatron_bar.weights.card import known_of
 from megatron_bar.weights.folder import Folder
 
 INSPECT = ("inspect_model", "{}")
+CARD = ("card", "{}")
 EXPORT = ("export_hf", "--checkpoint", "{}", "--out", "out")
 IMPORT = ("import_hf", "--hf", "{}", "--out", "out")
 
@@ -51,6 +53,46 @@ def link(name: str, target: str) -> Callable[[Path], None]:
     def make(place: Path) -> None:
         (place / name).unlink(missing_ok=True)
         (place / name).symlink_to(target)
+
+    return make
+
+
+def elsewhere(name: str) -> Callable[[Path], None]:
+    """The same file, but outside of the folder and linked."""
+
+    def make(place: Path) -> None:
+        outside = place.parent.with_name(f"{place.parent.name}-{name}")
+        (place / name).rename(outside)
+        (place / name).symlink_to(outside)
+
+    return make
+
+
+def hole(name: str, size: int) -> Callable[[Path], None]:
+    """A file of nothing, which takes no room before it is copied."""
+
+    def make(place: Path) -> None:
+        (place / name).touch()
+        os.truncate(place / name, size)
+
+    return make
+
+
+def written(place: Path, header: dict, data: bytes) -> None:
+    text = json.dumps(header).encode()
+    (place / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def said(*path, value) -> Callable[[Path], None]:
+    """Another value in the manifest."""
+
+    def make(place: Path) -> None:
+        manifest = json.loads((place / "manifest.json").read_text())
+        part = manifest
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = value
+        (place / "manifest.json").write_text(json.dumps(manifest))
 
     return make
 
@@ -156,6 +198,30 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a million layers": (lambda p: edit_json(p / "config.json", num_hidden_layers=10**6), IMPORT),
     "a linked vocabulary": (link("merges.txt", "/etc/passwd"), IMPORT),
     "a linked template": (link("chat_template.jinja", "../../../../../../etc/passwd"), IMPORT),
+    "a size of no axis": (header("[]"), INSPECT),
+    "a tensor of a million characters": (
+        lambda p: written(p, {"a" * 10**6: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+        INSPECT,
+    ),
+    "a million kinds of layers": (
+        lambda p: edit_json(p / "config.json", layer_types=[1] * 10**6),
+        INSPECT,
+    ),
+    "an index of 5,000,000 objects": (
+        text_of("model.safetensors.index.json", '{"weight_map":[' + '{"":0},' * 5_000_000 + "{}]}"),
+        INSPECT,
+    ),
+    "a config of 9,000,000 lists": (text_of("config.json", '{"a":[' + "[0]," * 9_000_000 + "[]]}"), INSPECT),
+    "a linked README": (link("README.md", "/etc/passwd"), IMPORT),
+    "a linked config": (link("config.json", "/etc/passwd"), IMPORT),
+    "linked weights": (elsewhere("model.safetensors"), IMPORT),
+    "a vocabulary of 3 GB": (hole("vocab.json", 3 << 30), IMPORT),
+    "1,024 layers of 1,024 experts": (
+        lambda p: edit_json(
+            p / "config.json", num_hidden_layers=1024, num_experts=1024, num_experts_per_tok=2, layer_types=None
+        ),
+        INSPECT,
+    ),
     "an adapter": (text_of("adapter_config.json", "{}"), IMPORT),
 }
 CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
@@ -179,6 +245,33 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
             config=json.loads((p / "manifest.json").read_text())["config"] | {"num_experts": 10**6},
         ),
         EXPORT,
+    ),
+    "a linked description": (elsewhere(".metadata"), EXPORT),
+    "linked values": (elsewhere("__0_0.distcp"), EXPORT),
+    "60,000,000 opcodes": (raw(b"\x80\x02" + b"N" * 60_000_000 + b"."), EXPORT),
+    "60,000,000 dictionaries": (raw(b"\x80\x02" + b"}" * 60_000_000 + b"."), EXPORT),
+    "a million groups above a million values": (
+        raw(b"\x80\x02" + b"N" * 10**6 + b"(t" * 10**6 + b"."),
+        EXPORT,
+    ),
+    "1,024 layers of 1,024 experts in the manifest": (
+        lambda p: edit_json(
+            p / "manifest.json",
+            config=json.loads((p / "manifest.json").read_text())["config"]
+            | {"num_hidden_layers": 1024, "num_experts": 1024, "layer_types": None},
+        ),
+        INSPECT,
+    ),
+    "lines in a stage's name": (said("stage", value="x\nrouter: trained"), INSPECT),
+    "a colour in a recipe's name": (said("recipe", value="\x1b[31m"), INSPECT),
+    "a version that is HTML, and lines": (said("tool_version", value="<img>\n# Safe"), CARD),
+    "20,000 experts in the manifest": (
+        said("experts", value=[{"index": n, "name": f"e{n}"} for n in range(20_000)]),
+        ("cost", "{}"),
+    ),
+    "an artifact of no experts": (
+        lambda p: (said("kind", value="artifact")(p), said("experts", value=[])(p)),
+        CARD,
     ),
     "a pipe as manifest": (pipe("manifest.json"), EXPORT),
     "items that inflate": (items(inflating), EXPORT),
@@ -239,3 +332,20 @@ def test_a_model_is_loaded_by_a_config_of_our_own(good, tmp_path):
     assert "evil.py" not in linked and "model.safetensors" in linked
     config = json.loads((tmp_path / "clean/config.json").read_text())
     assert not config.keys() & {"attn_implementation", "auto_map"}
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "a0: &a0 {x: 1}\n" + "\n".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 40)),
+        "a: " + "1:" * 400_000 + "1",
+        "\n".join(f"k{n}: [a, b, c]" for n in range(45_000)),
+        "a: !!bool x",
+        "? [a]\n: b",
+        "a: &a [*a]",
+    ],
+    ids=["merged", "base 60", "long", "no truth", "a list as key", "itself"],
+)
+def test_a_front_matter_that_takes_the_readers_time_says_nothing(front, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
+    assert known_of(tmp_path) == {}
