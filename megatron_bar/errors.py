@@ -28,7 +28,8 @@ class BarError(ValueError):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return shown(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
+        half = _LONGEST // 2
+        return shown(text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}")
 
 
 @contextmanager

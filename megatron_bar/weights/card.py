@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, shown
 from megatron_bar.weights.hashes import folder_hash
 from megatron_bar.weights.hf_config import ModelConfig, num_parameters
 from megatron_bar.weights.manifest import ARTIFACT, Manifest
@@ -223,4 +223,4 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _line(text: str) -> str:
     """Returns the text on one line and without what would end a cell or begin HTML or an image."""
-    return " ".join(text.split()).replace("|", "/").replace("<", "&lt;").replace("![", "!&#91;")
+    return shown(" ".join(text.split())).replace("|", "/").replace("<", "&lt;").replace("![", "!&#91;")
