@@ -4,6 +4,7 @@ What the pickle would build becomes a `Made` that says so; who reads it looks fo
 Format: the opcodes of CPython's pickletools. Left out: the opcodes that no description of tensors has.
 """
 
+import gc
 import pickletools
 import re
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from megatron_bar.errors import BarError
 
 LONGEST = 64 << 20
 """Bytes of a pickle that are read."""
-MOST_OPCODES = 1 << 23
-"""Opcodes that are followed, in six seconds; a part of a tensor is described by 68."""
+MOST_OPCODES = 6 << 20
+"""Opcodes that are followed: a part of a tensor is described by 68, and each may make an object of 100 bytes."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -48,12 +49,17 @@ def plain(data: bytes, known: re.Pattern) -> object:
     """
     if len(data) > LONGEST:
         raise BarError(f"expected a pickle of at most {LONGEST} bytes, got {len(data)}")
+    collects = gc.isenabled()
+    gc.disable()  # it would look through millions of objects again and again
     try:
         return _Stack(known).follow(data)
     except BarError:
         raise
     except Exception as error:  # noqa: BLE001  bytes that are no pickle raise anything
         raise BarError(f"expected a pickle of plain values, got {type(error).__name__}: {error}") from None
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Stack:
