@@ -45,6 +45,8 @@ def why(error: Exception) -> str:
         return f"expected characters, got {error.object[error.start]!r}, half of a surrogate pair"
     if isinstance(error, RecursionError):
         return "expected fewer levels of nesting, got more than can be read"
+    if isinstance(error, OSError):
+        return f"expected a file that can be read, got {error.strerror or error}"
     return str(error) if "expected" in str(error) else f"expected JSON, got {error}"
 
 
