@@ -15,7 +15,8 @@ from megatron_bar.errors import BarError
 LONGEST = 64 << 20
 """Bytes of a pickle that are read."""
 MOST_OPCODES = 6 << 20
-"""Opcodes that are followed: a part of a tensor is described by 68, and each may make an object of 100 bytes."""
+"""Opcodes that are followed: a part of a tensor is described by 68, and each may make an object of 100
+bytes."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -488,7 +488,8 @@ def _line_rows(path: Path) -> Iterator[Raw]:
                 left -= len(line)
                 if left < 0:
                     raise BarError(
-                        f"{path}:{number}: expected at most {MOST_COMPRESSED} bytes of a compressed one, got more"
+                        f"{path}:{number}: expected at most {MOST_COMPRESSED} bytes of a compressed one, "
+                        "got more"
                     )
                 if len(line) > LONGEST_ROW:
                     raise BarError(

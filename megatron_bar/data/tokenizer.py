@@ -195,7 +195,9 @@ def _load_bpe(file: Path) -> BpeText:
     try:
         tokenizer = Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # noqa: BLE001  the library raises a bare Exception for a bad file
-        raise BarError(f"{file}: not a readable tokenizer.json: {' '.join(str(error).split()):.200}") from None
+        raise BarError(
+            f"{file}: not a readable tokenizer.json: {' '.join(str(error).split()):.200}"
+        ) from None
     added = tokenizer.get_added_tokens_decoder().items()
     special = {token.content: number for number, token in added if token.special}
     plain = {token.content: number for number, token in added if not token.special}

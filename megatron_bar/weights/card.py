@@ -47,7 +47,7 @@ def known_of(folder: Path | str) -> dict[str, list[str]]:
         require_inside(Path(folder) / CARD)
         text = read_regular(Path(folder) / CARD, LONGEST_CARD).decode("utf-8")
         match = _FRONT.match(text, 0, _LONGEST_FRONT)
-        front = yaml.load(match[1], Loader=_Unmerged) if match else None  # noqa: S506
+        front = yaml.load(match[1], Loader=_Unmerged) if match else None
     except Exception:  # noqa: BLE001  the library raises anything
         return {}
     found = {}
@@ -157,10 +157,12 @@ def _what(config: ModelConfig, manifest: Manifest) -> str:
         f"- class {config.form.architecture}, model type {config.model_type}, {config.dtype}",
         f"- {num_parameters(config):,} parameters{active}{layers}",
         "- method: Branch-Adapt-Route ([arXiv 2604.18473](https://arxiv.org/abs/2604.18473))",
-        f"- written by stage {_line(manifest.stage or 'unknown')}, megatron_bar {_line(manifest.tool_version)}",
+        f"- written by stage {_line(manifest.stage or 'unknown')}, "
+        f"megatron_bar {_line(manifest.tool_version)}",
     ]
     lines += [
-        f"- from {_line(one.role)}: {_line(one.name)} (hash {_line(one.hash[:16])})" for one in manifest.sources
+        f"- from {_line(one.role)}: {_line(one.name)} (hash {_line(one.hash[:16])})"
+        for one in manifest.sources
     ]
     return "\n".join(lines)
 

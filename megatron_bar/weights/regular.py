@@ -1,5 +1,5 @@
-"""Files that anyone may have written: regular ones alone, inside their folder, and no larger than what they are
-for."""
+"""Files that anyone may have written: regular ones alone, inside their folder, and no larger than what they
+are for."""
 
 import os
 import resource
@@ -13,12 +13,13 @@ from megatron_bar.errors import BarError
 
 
 def require_inside(file: Path, folder: Path | None = None) -> None:
-    """Raises BarError for a link out of ``folder`` (None: that of ``file``), for what it leads to would be read
-    and copied; the files of a snapshot of the Hub are links to what its repository keeps beside."""
+    """Raises BarError for a link out of ``folder`` (None: that of ``file``), for what it leads to would be
+    read and copied; the files of a snapshot of the Hub are links to what its repository keeps beside."""
     if not os.path.islink(file):  # False, too, for a path that no file can have
         return
     home = Path(os.path.realpath(folder or file.parent))
-    repositories = (path.parent for path in home.parents if path.name == "snapshots" and "--" in path.parent.name)
+    snapshots = (path for path in home.parents if path.name == "snapshots")
+    repositories = (path.parent for path in snapshots if "--" in path.parent.name)
     found = Path(os.path.realpath(file))
     if not found.is_relative_to(next(repositories, home)):
         raise BarError(f"{file}: expected a file of this folder, got a link to {found}")

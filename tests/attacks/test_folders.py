@@ -218,7 +218,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a vocabulary of 3 GB": (hole("vocab.json", 3 << 30), IMPORT),
     "1,024 layers of 1,024 experts": (
         lambda p: edit_json(
-            p / "config.json", num_hidden_layers=1024, num_experts=1024, num_experts_per_tok=2, layer_types=None
+            p / "config.json",
+            num_hidden_layers=1024,
+            num_experts=1024,
+            num_experts_per_tok=2,
+            layer_types=None,
         ),
         INSPECT,
     ),

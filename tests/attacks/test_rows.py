@@ -229,7 +229,9 @@ def test_a_tokenizer_of_sizes_that_none_has_is_refused(name, folder, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     TOKENIZERS[name](tmp_path)
-    with pytest.raises(BarError, match=r"tokenizer\.json: (?:expected at most|expected a text|the tokenizer)"):
+    with pytest.raises(
+        BarError, match=r"tokenizer\.json: (?:expected at most|expected a text|the tokenizer)"
+    ):
         load_tokenizer(tmp_path).encode_text("unheard")
 
 
