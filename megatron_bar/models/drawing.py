@@ -4,14 +4,16 @@ generator gave.
 Legend: r rows (answers), v vocabulary, 1 a single column.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def uniforms(seed: int, number: int, count: int) -> list[float]:
     """Returns ``count`` uniform numbers from 0 to 1, given by the seed and a prompt's number alone."""
-    generator = torch.Generator().manual_seed((seed << 32) + number)
-    return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    # Philox (Salmon et al. 2011): torch's generator on a CPU looks at 32 bits of a seed alone.
+    generator = np.random.Generator(np.random.Philox(key=[seed, number]))
+    return generator.random(count).tolist()
 
 
 def draw(logits_rv: Tensor, uniforms_r: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

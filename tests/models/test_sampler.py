@@ -1,16 +1,19 @@
 """The sampler against the trainer's own forward pass and against transformers' generate, on every layout."""
 
+import numpy as np
 import pytest
 import torch
 from distributed import run_distributed
 from folders import LLAMA3, save_hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.generative import load_model
+from megatron_bar.models.drawing import uniforms
 from megatron_bar.models.sampler import Sampler, draw, stop_at
 from megatron_bar.parallel.state import ParallelConfig
 
@@ -209,3 +212,14 @@ def test_a_stop_string_ends_an_answer(folder):
     free, cut, finished = run_distributed(stopped, 1, folder)[0]
     assert len(free) == NEW and finished
     assert cut == free[: free.index(free[2]) + 1]
+
+
+def test_each_seed_and_prompt_has_numbers_of_its_own():
+    """Rounds of RLVR differ in their seed alone."""
+    seeds = [0, 1, 2, 2**31, 2**32, 2**32 + 1, 2**40]
+    numbers = [0, 1, 2, 63, 2**32 + 1, 2**48]
+    drawn = {(seed, number): tuple(uniforms(seed, number, 4)) for seed in seeds for number in numbers}
+    assert len(set(drawn.values())) == len(drawn)
+    assert uniforms(3, 4, 9)[:5] == uniforms(3, 4, 5)
+    many = np.array([uniforms(seed, 5, 1)[0] for seed in range(4000)])
+    assert stats.kstest(many, "uniform").pvalue > 1e-3
