@@ -6,6 +6,7 @@ was ended, several of them share the work, and scoring can be repeated without a
 """
 
 import argparse
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -101,7 +102,10 @@ def main(call: Call) -> None:
     judges = read_judges(texts, options["answers"])
     with distributed(timeout=timedelta(hours=2)):
         results = evaluate_folder(
-            **options, judges=judges, active_experts=None if active is None else active_experts(active)
+            **options,
+            judges=judges,
+            active_experts=None if active is None else active_experts(active),
+            say=lambda line: print(line, file=sys.stderr, flush=True) if is_rank_zero() else None,
         )
         if is_rank_zero():
             print(*table(results), sep="\n")

@@ -70,6 +70,10 @@ class AnswerFile:
             self._refresh()
 
     @property
+    def units(self) -> int:
+        return len(self._wanted)
+
+    @property
     def complete(self) -> bool:
         return not self._missing
 

@@ -1,7 +1,7 @@
 """Runs a suite on a Hugging Face folder, whatever measures it: what is asked is checked before a model is
 loaded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from megatron_bar.data.chat import ChatFormat
@@ -40,13 +40,14 @@ def evaluate_folder(
     answers: Path | None = None,
     score_only: bool = False,
     tasks_dir: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Returns results (see `results`) of ``suite``, or of its benchmarks ``tasks``. Collective.
 
     ``batch``: prompts at a time here, ``tensor``: tensor parallelism. ``judges``: by kind. The toy: ``data``
     holds test_SKILL.jsonl (None: the folder ``world`` beside ``folder``); a judge wildguard decides in the
     place of the verifier safety. Others: see `published.Asking` and `harness.run_suite`; ``patience`` is in
-    seconds. Raises BarError for what cannot be.
+    seconds. ``say`` is told how far it is. Raises BarError for what cannot be.
     """
     if suite not in SUITES:
         raise BarError(f"suite {suite}: expected one of {', '.join(SUITES)}")
@@ -76,7 +77,9 @@ def evaluate_folder(
         root = _tests_folder(folder, data)
         layout.check(opened.config, world_size())
         tests = TOY.choose(tasks)
-        return measure_folder(folder, layout, chats, tests, root, slots=batch, judge=judge, **options)[1]
+        return measure_folder(
+            folder, layout, chats, tests, root, slots=batch, judge=judge, say=say, **options
+        )[1]
     if suite == LM_EVAL.name:
         _refuse(suite, data=data, tensor=tensor if tensor > 1 else None, **asked, **ours)
         _refuse(suite, judge=next(iter(judges or {}), None))
@@ -85,7 +88,7 @@ def evaluate_folder(
         if tasks_dir is not None and not tasks_dir.is_dir():
             raise BarError(f"{tasks_dir}: not found; expected a folder of lm-eval tasks")
         options |= {"server": server, "tasks_dir": tasks_dir, "batch": batch}
-        return run_suite(folder, chats, LM_EVAL, names=names, **options)
+        return run_suite(folder, chats, LM_EVAL, names=names, say=say, **options)
     _refuse(suite, **{"tasks-dir": tasks_dir})
     served = None
     if server is not None:
@@ -109,7 +112,7 @@ def evaluate_folder(
         judges=judges or {},
         **options,
     )
-    return run_published(folder, chats, BAR19, asking, names=names)
+    return run_published(folder, chats, BAR19, asking, names=names, say=say)
 
 
 def _tests_folder(folder: Path, data: Path | None) -> Path:

@@ -5,9 +5,11 @@ where it was ended, and several of them share the work. Scoring needs no model. 
 or whose judge is not there, is not measured, and says so; averages over what is not whole say partial.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 
 from blake3 import blake3
 
@@ -26,6 +28,9 @@ from megatron_bar.models.sampler import Sampler
 from megatron_bar.parallel.state import ParallelConfig, on_rank_zero
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import Active
+
+TELL_S = 15.0
+"""Seconds between two lines on how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +83,30 @@ def run_published(
     run = _Run(folder, chats, suite, asking, names)
     try:
         if not asking.score_only:
-            run.ask()
+            with _telling(run.files, say):
+                run.ask()
         return on_rank_zero(lambda: run.results(say))
     finally:
         run.close()
+
+
+@contextmanager
+def _telling(files: Sequence[AnswerFile | None], say: Callable[[str], None]) -> Iterator[None]:
+    """Says now and then how many answers are there, other processes' among them."""
+    there = [file for file in files if file is not None]  # none on ranks other than 0
+    total = sum(file.units for file in there)
+    ended = Event()
+
+    def tell() -> None:
+        while not ended.wait(TELL_S):
+            say(f"  {sum(len(file.found) for file in there):,} of {total:,} answers")
+
+    if there:
+        Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class _Run:
