@@ -35,15 +35,22 @@ class Example:
     answer: str
     verifier: str
     truth: object
+    tools: list[dict] | None = None
+    """Functions that the chat template is given."""
 
     def chat(self, source: str) -> dict:
-        return {"messages": [*self.prompt, {"role": "assistant", "content": self.answer}], "source": source}
+        messages = [*self.prompt, {"role": "assistant", "content": self.answer}]
+        return {"messages": messages, "source": source} | self._told
 
     def preference(self, rejected: str) -> dict:
         return {"messages": list(self.prompt), "chosen": self.answer, "rejected": rejected}
 
     def task(self) -> dict:
-        return {"messages": list(self.prompt), "verifier": self.verifier, "truth": self.truth}
+        return {"messages": list(self.prompt), "verifier": self.verifier, "truth": self.truth} | self._told
+
+    @property
+    def _told(self) -> dict:
+        return {"tools": self.tools} if self.tools else {}
 
 
 @dataclass(frozen=True, kw_only=True)
