@@ -1,5 +1,5 @@
-"""The data of the recipe smollm2: four generated domains, items of published benchmarks to measure by, and the
-anchor's own answers as general data. Whatever of a benchmark is found in what is learnt is an error.
+"""The data of the recipe smollm2: four generated domains, items of published benchmarks to measure by, and
+the anchor's own answers as general data. Whatever of a benchmark is found in what is learnt is an error.
 
     python examples/real_data.py --anchor runs/real/anchor --packages runs/real/packages --out runs/real/data
 
@@ -39,7 +39,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--anchor", type=Path, required=True, metavar="HF", help="the instruct model")
-    parser.add_argument("--packages", type=Path, required=True, metavar="DIR", help="where they are installed")
+    parser.add_argument(
+        "--packages", type=Path, required=True, metavar="DIR", help="where they are installed"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DATA", help="the recipe's data folder")
     parser.add_argument("--small", action="store_true", help="for the small recipe, smollm2:small")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
@@ -99,7 +101,9 @@ def without_overlap(path: Path, items: Items) -> int:
         for text in [row["text"]] if "text" in row else [part["content"] for part in row["messages"]]:
             count += 1
             if found := items.found(text):
-                raise BarError(f"{path.name}:{number}: expected nothing of a test set, found item {found}: {text!r:.120}")
+                raise BarError(
+                    f"{path.name}:{number}: expected nothing of a test set, found item {found}: {text!r:.120}"
+                )
     return count
 
 
@@ -122,12 +126,21 @@ def answer(args: argparse.Namespace, size: smollm2.Size, items: Items) -> None:
             harmless = "harmless" in out.name
 
             def keep(answer: str, harmless: bool = harmless) -> bool:
-                return items.found(answer) is None and (not harmless or verify("safety", answer, "comply") == 1)
+                return items.found(answer) is None and (
+                    not harmless or verify("safety", answer, "comply") == 1
+                )
 
             model = blake3((args.anchor / "config.json").read_bytes()).hexdigest()
             drawing = Drawing(max_new_tokens=size.answer, seed=args.seed)
             write_answers(
-                sampler, chats, prompts, out, model=model, drawing=drawing, keep=keep, say=lambda line: print(line, flush=True)
+                sampler,
+                chats,
+                prompts,
+                out,
+                model=model,
+                drawing=drawing,
+                keep=keep,
+                say=lambda line: print(line, flush=True),
             )
 
 

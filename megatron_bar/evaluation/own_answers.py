@@ -1,10 +1,12 @@
 """A model's own answers to prompts as chats to learn: what a further trained model should go on saying.
 
-Answers are drawn, and kept where they ended by themselves and do not go round in circles. They are written as
+Answers are drawn, and kept where they are long enough and do not go round in circles; one that was cut off at
+the length limit ends with its last whole sentence, which teaches to be brief and no more. They are written as
 they come, batch by batch, so that the same call goes on where an earlier one stopped.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,13 +31,13 @@ class Drawing:
     slots: int = 32
     batch: int = 96
     """Prompts between writes."""
-    least_tokens: int = 8
+    least_words: int = 6
     least_new: float = 0.75
     """Share of an answer's runs of four words that are not there already."""
     seed: int = 0
 
     def __post_init__(self):
-        require_at_least("answers", self, 1, "max_new_tokens", "slots", "batch", "least_tokens")
+        require_at_least("answers", self, 1, "max_new_tokens", "slots", "batch", "least_words")
 
 
 def write_answers(
@@ -70,16 +72,19 @@ def write_answers(
             seed=drawing.seed + len(drawn),
             slots=drawing.slots,
         )
-        drawn += [[chats.tokenizer.decode(one.ids), len(one.ids), one.finished] for one in done]
+        drawn += [[chats.tokenizer.decode(one.ids), one.finished] for one in done]
         write_whole(partial, json.dumps({"identity": identity, "drawn": drawn}, ensure_ascii=False))
         say(f"  {out.name}: {len(drawn)} of {len(rows)} prompts answered")
+    answers = [text.strip() if finished else _whole_sentences(text) for text, finished in drawn]
     kept = [
-        row | {"messages": [*row["messages"], {"role": "assistant", "content": answer.strip()}]}
-        for row, (answer, tokens, finished) in zip(rows, drawn, strict=True)
-        if finished and tokens >= drawing.least_tokens and _new(answer) >= drawing.least_new and keep(answer)
+        row | {"messages": [*row["messages"], {"role": "assistant", "content": answer}]}
+        for row, answer in zip(rows, answers, strict=True)
+        if len(answer.split()) >= drawing.least_words and _new(answer) >= drawing.least_new and keep(answer)
     ]
     if not kept:
-        raise BarError(f"{out}: of {len(rows)} answers none is kept; the model does not answer in this template")
+        raise BarError(
+            f"{out}: of {len(rows)} answers none is kept; the model does not answer in this template"
+        )
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
     partial.unlink()
     say(f"{out.name}: {len(kept)} of {len(rows)} answers kept")
@@ -91,6 +96,12 @@ def _begun(partial: Path, identity: str) -> list[list]:
         return []
     found = read_object(partial, expected="answers drawn so far")
     return found["drawn"] if found["identity"] == identity else []
+
+
+def _whole_sentences(text: str) -> str:
+    """Returns the text up to its last end of a sentence; a number of a list ("2.") is none."""
+    ends = list(re.finditer(r"(?<=[^\W\d])[.!?]+[\"')]*(?=\s)", text))
+    return text[: ends[-1].end()].strip() if ends else ""
 
 
 def _new(answer: str) -> float:

@@ -7,8 +7,8 @@ safety.
 What trains in each stage is published; sizes and rates are for some 1.5 M training tokens on two CPU cores,
 and chosen for a model fifty times smaller. Base and anchor are the same model, since its base is in no
 package: mid-training starts from the instruct model. General data are the anchor's own answers
-(examples/real_data.py). Chats are laid out by `chatml`: SmolLM2's own template is ChatML too, but has no place
-for functions and calls, and puts in a system text about itself where there is none.
+(examples/real_data.py). Chats are laid out by `chatml`: SmolLM2's own template is ChatML too, but has no
+place for functions and calls, and puts in a system text about itself where there is none.
 """
 
 from dataclasses import dataclass, replace
@@ -78,7 +78,16 @@ FULL = Size(
 )
 SMALL = Size(
     data=SmolSizes(
-        midtrain=16, tool_use=24, math=24, code=24, safety=24, rlvr=16, general=24, harmless=12, validation=8, test=6
+        midtrain=16,
+        tool_use=24,
+        math=24,
+        code=24,
+        safety=24,
+        rlvr=16,
+        general=24,
+        harmless=12,
+        validation=8,
+        test=6,
     ),
     real=4,
     whole=(),
@@ -90,8 +99,7 @@ SMALL = Size(
 
 
 def chat(name: str, share: float = 1.0) -> Source:
-    domain = "safety" if name == "harmless" else name
-    return Source(path=Path(f"sft_{name}.jsonl"), kind="chat", domain=domain, share=share)
+    return Source(path=Path(f"sft_{name}.jsonl"), kind="chat", domain=name, share=share)
 
 
 GENERAL = chat("general")
@@ -112,7 +120,13 @@ CLAIMS = (
         )
         for name, end in ENDS.items()
     ),
-    Claim(text="so does the final model, on every domain", before="anchor", after="final", skills=DOMAINS, each=True),
+    Claim(
+        text="so does the final model, on every domain",
+        before="anchor",
+        after="final",
+        skills=DOMAINS,
+        each=True,
+    ),
     Claim(
         text="BFCL's simple calls, real ones, rise by at least 20 points",
         before="anchor",
@@ -140,7 +154,10 @@ CLAIMS = (
         for name, end in ENDS.items()
     ),
     Claim(
-        text="without router training the merged model falls short", before="merged", after="final", skills=DOMAINS
+        text="without router training the merged model falls short",
+        before="merged",
+        after="final",
+        skills=DOMAINS,
     ),
 )
 
@@ -180,7 +197,8 @@ def bar(name: str, size: Size, place: Path) -> Recipe:
         ),
         evaluation=Evaluation(
             tests=tuple(
-                TestSet(name=test, path=Path(f"test_{test}.jsonl"), max_new_tokens=most) for test, most in MOST.items()
+                TestSet(name=test, path=Path(f"test_{test}.jsonl"), max_new_tokens=most)
+                for test, most in MOST.items()
             ),
             slots=128,
         ),

@@ -60,11 +60,13 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
             start="anchor",
             runs=(parts.of_all("midtrain", *LEARNT), parts.of_all("sft", *DOMAINS), parts.rlvr(*LEARNT)),
         ),
-        ExpertSpec(
-            name="mixed", start="anchor", runs=(parts.of_all("sft", *DOMAINS, epochs=MIXED_EPOCHS),)
-        ),
+        ExpertSpec(name="mixed", start="anchor", runs=(parts.of_all("sft", *DOMAINS, epochs=MIXED_EPOCHS),)),
         *frozen,
-        MergeSpec(name="flex-merged", inputs={d: spec.end for d, spec in zip(DOMAINS, frozen, strict=True)}, how="bar"),
+        MergeSpec(
+            name="flex-merged",
+            inputs={d: spec.end for d, spec in zip(DOMAINS, frozen, strict=True)},
+            how="bar",
+        ),
         parts.route("flex", "flex-merged"),
     )
 
@@ -95,18 +97,50 @@ def _claim(text: str, before: str, after: str, *skills: str, **more) -> Claim:
 
 
 OF_THE_STUDY = (
-    _claim("BAR keeps up with continued post-training at equal tokens", "continued-rlvr", "final", *DOMAINS,
-           expect="not lower", margin=0.03),
-    _claim("BAR keeps up with one mixed SFT at equal tokens", "mixed-sft", "final", *DOMAINS,
-           expect="not lower", margin=0.03),
-    _claim("BAR keeps more general skill than continued post-training", "continued-rlvr", "final", *GENERAL_SKILLS),
-    _claim("freeing shared parameters stage by stage beats FlexOlmo's recipe", "flex-route", "final", *DOMAINS),
+    _claim(
+        "BAR keeps up with continued post-training at equal tokens",
+        "continued-rlvr",
+        "final",
+        *DOMAINS,
+        expect="not lower",
+        margin=0.03,
+    ),
+    _claim(
+        "BAR keeps up with one mixed SFT at equal tokens",
+        "mixed-sft",
+        "final",
+        *DOMAINS,
+        expect="not lower",
+        margin=0.03,
+    ),
+    _claim(
+        "BAR keeps more general skill than continued post-training",
+        "continued-rlvr",
+        "final",
+        *GENERAL_SKILLS,
+    ),
+    _claim(
+        "freeing shared parameters stage by stage beats FlexOlmo's recipe", "flex-route", "final", *DOMAINS
+    ),
     _claim("a better tool expert makes a better model at tool use", "v1-route", "final", "tool_use"),
-    _claim("and leaves the other domains alone", "v1-route", "final", "math", "code", "safety", expect="same",
-           margin=0.03),
-    _claim(f"{FEW} of {OF_ALL} active experts keep the score", "final", f"final@{FEW}", expect="not lower",
-           margin=0.01),
-)  # fmt: skip
+    _claim(
+        "and leaves the other domains alone",
+        "v1-route",
+        "final",
+        "math",
+        "code",
+        "safety",
+        expect="same",
+        margin=0.03,
+    ),
+    _claim(
+        f"{FEW} of {OF_ALL} active experts keep the score",
+        "final",
+        f"final@{FEW}",
+        expect="not lower",
+        margin=0.01,
+    ),
+)
 
 
 def recipe() -> Recipe:
@@ -126,7 +160,14 @@ def study(made: Recipe, name: str) -> Recipe:
             "one mixed SFT": "mixed-sft",
             "FlexOlmo (shared always frozen)": "flex-route",
         },
-        upgrades=(Upgrade(name="tool expert v1 to v2", before="v1-route", after="final", changed=("tool_use", "bfcl_simple", "bfcl_multiple")),),
+        upgrades=(
+            Upgrade(
+                name="tool expert v1 to v2",
+                before="v1-route",
+                after="final",
+                changed=("tool_use", "bfcl_simple", "bfcl_multiple"),
+            ),
+        ),
         sweeps=(
             Sweep(
                 name="router data",

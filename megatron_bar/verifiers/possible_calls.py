@@ -82,7 +82,9 @@ def _same(value, choice) -> bool:
         # The values of an object's keys are lists of possible ones again.
         return value.keys() <= choice.keys() and all(
             any(_same(value[key], one) for one in among) if key in value else "" in among
-            for key, among in ((key, found if isinstance(found, list) else [found]) for key, found in choice.items())
+            for key, among in (
+                (key, found if isinstance(found, list) else [found]) for key, found in choice.items()
+            )
         )
     if isinstance(value, list) and isinstance(choice, list):
         return len(value) == len(choice) and all(map(_same, value, choice))

@@ -1,5 +1,4 @@
-"""Code: small Python functions, asked for in a sentence, as a docstring to complete or with tests, and graded by
-tests.
+"""Code: small Python functions, asked for in a sentence, as a docstring to complete or with tests.
 
 A function of lists or words is put together: which elements count, what becomes of each, what is made of them
 all. The split is decided on that combination, so a held-out one was never written in training. The tests'
@@ -125,34 +124,102 @@ def combined(rng: Random) -> tuple[str, str, str, Callable, list]:
 def _digits(rng: Random) -> tuple:
     k = rng.randrange(2, 10)
     found = (
-        ("the sum of the digits of a non-negative integer", "return sum(int(d) for d in str(n))", lambda n: sum(map(int, str(n)))),
-        (f"how often the digit {k} occurs in a non-negative integer", f"return str(n).count('{k}')", lambda n: str(n).count(str(k))),
-        (f"the sum of the numbers from 1 to n that are divisible by {k}", f"return sum(i for i in range(1, n + 1) if i % {k} == 0)", lambda n: sum(i for i in range(1, n + 1) if i % k == 0)),
+        (
+            "the sum of the digits of a non-negative integer",
+            "return sum(int(d) for d in str(n))",
+            lambda n: sum(map(int, str(n))),
+        ),
+        (
+            f"how often the digit {k} occurs in a non-negative integer",
+            f"return str(n).count('{k}')",
+            lambda n: str(n).count(str(k)),
+        ),
+        (
+            f"the sum of the numbers from 1 to n that are divisible by {k}",
+            f"return sum(i for i in range(1, n + 1) if i % {k} == 0)",
+            lambda n: sum(i for i in range(1, n + 1) if i % k == 0),
+        ),
         (f"True if n is divisible by {k}, and False otherwise", f"return n % {k} == 0", lambda n: n % k == 0),
-        ("the number of divisors of a positive integer", "count = 0\nfor d in range(1, n + 1):\n    if n % d == 0:\n        count += 1\nreturn count", lambda n: sum(n % d == 0 for d in range(1, n + 1))),
-        (f"the product of n and {k}, plus the remainder of n by {k}", f"return n * {k} + n % {k}", lambda n: n * k + n % k),
-        (f"the list of the first n multiples of {k}", f"return [{k} * i for i in range(1, n + 1)]", lambda n: [k * i for i in range(1, n + 1)]),
+        (
+            "the number of divisors of a positive integer",
+            "count = 0\nfor d in range(1, n + 1):\n    if n % d == 0:\n        count += 1\nreturn count",
+            lambda n: sum(n % d == 0 for d in range(1, n + 1)),
+        ),
+        (
+            f"the product of n and {k}, plus the remainder of n by {k}",
+            f"return n * {k} + n % {k}",
+            lambda n: n * k + n % k,
+        ),
+        (
+            f"the list of the first n multiples of {k}",
+            f"return [{k} * i for i in range(1, n + 1)]",
+            lambda n: [k * i for i in range(1, n + 1)],
+        ),
         (f"the remainder of n squared by {k}", f"return n * n % {k}", lambda n: n * n % k),
-        ("True if n reads the same backwards, and False otherwise", "return str(n) == str(n)[::-1]", lambda n: str(n) == str(n)[::-1]),
-        (f"n counted down to 0 in steps of {k}, as a list", f"return list(range(n, -1, -{k}))", lambda n: list(range(n, -1, -k))),
-    )  # fmt: skip
+        (
+            "True if n reads the same backwards, and False otherwise",
+            "return str(n) == str(n)[::-1]",
+            lambda n: str(n) == str(n)[::-1],
+        ),
+        (
+            f"n counted down to 0 in steps of {k}, as a list",
+            f"return list(range(n, -1, -{k}))",
+            lambda n: list(range(n, -1, -k)),
+        ),
+    )
     return *rng.choice(found), [rng.randrange(2, 10), rng.randrange(10, 30), 1, 22, 33, rng.randrange(30, 50)]
 
 
 def _text(rng: Random) -> tuple:
     k, (a, b) = rng.randrange(2, 6), rng.sample("aeiorstn", 2)
     found = (
-        (f"how often the letter {a!r} occurs in a text, in either case", f"return s.lower().count('{a}')", lambda s: s.lower().count(a)),
-        (f"a text with every {a!r} replaced by {b!r}", f"return s.replace('{a}', '{b}')", lambda s: s.replace(a, b)),
-        (f"the first {k} characters of a text, in upper case", f"return s[:{k}].upper()", lambda s: s[:k].upper()),
+        (
+            f"how often the letter {a!r} occurs in a text, in either case",
+            f"return s.lower().count('{a}')",
+            lambda s: s.lower().count(a),
+        ),
+        (
+            f"a text with every {a!r} replaced by {b!r}",
+            f"return s.replace('{a}', '{b}')",
+            lambda s: s.replace(a, b),
+        ),
+        (
+            f"the first {k} characters of a text, in upper case",
+            f"return s[:{k}].upper()",
+            lambda s: s[:k].upper(),
+        ),
         (f"the last {k} characters of a text, backwards", f"return s[-{k}:][::-1]", lambda s: s[-k:][::-1]),
-        (f"a text without its characters {a!r} and {b!r}", f"return ''.join(c for c in s if c not in '{a}{b}')", lambda s: "".join(c for c in s if c not in (a, b))),
-        (f"every word of a text that has more than {k} letters, as a list", f"return [w for w in s.split() if len(w) > {k}]", lambda s: [w for w in s.split() if len(w) > k]),
-        (f"a text repeated {k} times, with a dash between", f"return '-'.join([s] * {k})", lambda s: "-".join([s] * k)),
-        (f"True if a text has more than {k} words, and False otherwise", f"return len(s.split()) > {k}", lambda s: len(s.split()) > k),
-        ("the number of vowels in a text", "return sum(c in 'aeiou' for c in s.lower())", lambda s: sum(c in "aeiou" for c in s.lower())),
-        (f"a dictionary from each word of a text with at least {k} letters to its length", f"return {{w: len(w) for w in s.split() if len(w) >= {k}}}", lambda s: {w: len(w) for w in s.split() if len(w) >= k}),
-    )  # fmt: skip
+        (
+            f"a text without its characters {a!r} and {b!r}",
+            f"return ''.join(c for c in s if c not in '{a}{b}')",
+            lambda s: "".join(c for c in s if c not in (a, b)),
+        ),
+        (
+            f"every word of a text that has more than {k} letters, as a list",
+            f"return [w for w in s.split() if len(w) > {k}]",
+            lambda s: [w for w in s.split() if len(w) > k],
+        ),
+        (
+            f"a text repeated {k} times, with a dash between",
+            f"return '-'.join([s] * {k})",
+            lambda s: "-".join([s] * k),
+        ),
+        (
+            f"True if a text has more than {k} words, and False otherwise",
+            f"return len(s.split()) > {k}",
+            lambda s: len(s.split()) > k,
+        ),
+        (
+            "the number of vowels in a text",
+            "return sum(c in 'aeiou' for c in s.lower())",
+            lambda s: sum(c in "aeiou" for c in s.lower()),
+        ),
+        (
+            f"a dictionary from each word of a text with at least {k} letters to its length",
+            f"return {{w: len(w) for w in s.split() if len(w) >= {k}}}",
+            lambda s: {w: len(w) for w in s.split() if len(w) >= k},
+        ),
+    )
     texts = [" ".join(rng.sample(WORDS, size)) for size in (1, 3, 4, 6)]
     return *rng.choice(found), [*texts, "Rain on the roof", ""]
 
@@ -184,11 +251,15 @@ def sample(rng: Random) -> Example:
     if form == 0:
         asked = rng.choice(PLAIN).format(name=name, argument=argument, text=text)
     elif form == 1:
-        shown = "\n".join(f"    >>> {call}\n    {run(value)!r}" for call, value in zip(calls, inputs, strict=False))
+        shown = "\n".join(
+            f"    >>> {call}\n    {run(value)!r}" for call, value in zip(calls, inputs, strict=False)
+        )
         head = f'def {name}({argument}):\n    """Return {text}.\n{shown}\n    """'
         asked = f"Complete the following function:\n```python\n{head}\n```"
     else:
-        shown = "\n".join(f"assert {call} == {run(value)!r}" for call, value in zip(calls, inputs, strict=False))
+        shown = "\n".join(
+            f"assert {call} == {run(value)!r}" for call, value in zip(calls, inputs, strict=False)
+        )
         asked = f"Write a function to return {text}.\nYour code should pass these tests:\n{shown}"
     lines = "\n".join(f"    {line}" for line in body.split("\n"))
     return Example(

@@ -1,4 +1,4 @@
-r"""Mathematics of grade school: word problems with worked solutions that end in \boxed, and arithmetic drills.
+r"""Mathematics of grade school: word problems with solutions that end in \boxed, and arithmetic drills.
 
 A problem is a template and its numbers, which the split is decided on: names and things are drawn besides.
 """
@@ -34,7 +34,9 @@ def buy(rng: Random) -> Problem:
 def boxes(rng: Random) -> Problem:
     a, b, c = rng.randrange(3, 15), rng.randrange(4, 25), rng.randrange(1, 30)
     who, what = rng.choice(NAMES), rng.choice(THINGS)
-    asked = f"There are {a} boxes with {b} {what} each. {who} gives away {c} of them. How many {what} are left?"
+    asked = (
+        f"There are {a} boxes with {b} {what} each. {who} gives away {c} of them. How many {what} are left?"
+    )
     steps = f"In all there are {a} * {b} = {a * b} {what}.\n{a * b} - {c} = {a * b - c} are left."
     return (a, b, c), asked, steps, a * b - c
 
@@ -49,7 +51,10 @@ def share(rng: Random) -> Problem:
         f"{who} has {total} {what} and gets {extra} more. All of them are shared equally among {k} friends. "
         f"How many {what} does each friend get?"
     )
-    steps = f"{who} then has {total} + {extra} = {total + extra} {what}.\nEach gets {total + extra} / {k} = {each}."
+    steps = (
+        f"{who} then has {total} + {extra} = {total + extra} {what}.\n"
+        f"Each gets {total + extra} / {k} = {each}."
+    )
     return (k, each, extra), asked, steps, each
 
 
@@ -80,7 +85,10 @@ def wages(rng: Random) -> Problem:
         f"{days} days?"
     )
     daily = rate * hours
-    steps = f"A day brings {rate} * {hours} = {daily} dollars.\n{days} days bring {daily} * {days} = {daily * days}."
+    steps = (
+        f"A day brings {rate} * {hours} = {daily} dollars.\n"
+        f"{days} days bring {daily} * {days} = {daily * days}."
+    )
     return (rate, hours, days), asked, steps, daily * days
 
 
@@ -92,7 +100,10 @@ def save_up(rng: Random) -> Problem:
         f"{who} wants a bicycle for ${price} and has ${have} already. {who} saves ${weekly} every week. "
         "After how many weeks is there enough money?"
     )
-    steps = f"{price} - {have} = {price - have} dollars are missing.\nThat takes {price - have} / {weekly} = {weeks} weeks."
+    steps = (
+        f"{price} - {have} = {price - have} dollars are missing.\n"
+        f"That takes {price - have} / {weekly} = {weeks} weeks."
+    )
     return (weekly, weeks, have), asked, steps, weeks
 
 
@@ -101,7 +112,9 @@ def percent(rng: Random) -> Problem:
     part = base * p // 100
     shop = rng.choice(SHOPS)
     asked = f"A coat at the {shop} costs ${base}. Its price falls by {p}%. What does it cost now, in dollars?"
-    steps = f"{p}% of {base} is {base} * {p} / 100 = {part}.\nThe new price is {base} - {part} = {base - part}."
+    steps = (
+        f"{p}% of {base} is {base} * {p} / 100 = {part}.\nThe new price is {base} - {part} = {base - part}."
+    )
     return (p, base), asked, steps, base - part
 
 
@@ -113,11 +126,10 @@ def fraction(rng: Random) -> Problem:
         return fraction(rng)
     name = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}[k]
     who, what = rng.choice(NAMES), rng.choice(THINGS)
-    asked = (
-        f"{who} has {total} {what}, sells {name} of them and then loses {away}. How many {what} remain?"
-    )
+    asked = f"{who} has {total} {what}, sells {name} of them and then loses {away}. How many {what} remain?"
     steps = (
-        f"{name.capitalize()} of {total} is {total} / {k} = {part}, so {total} - {part} = {total - part} are left.\n"
+        f"{name.capitalize()} of {total} is {total} / {k} = {part}, "
+        f"so {total} - {part} = {total - part} are left.\n"
         f"After the loss {total - part} - {away} = {left} remain."
     )
     return (k, part, away), asked, steps, left
@@ -130,7 +142,11 @@ def speed(rng: Random) -> Problem:
         f"{who} drives {h} hours at {v} km an hour and then {g} hours at {w} km an hour. How many kilometres "
         "is that?"
     )
-    steps = f"The first part is {v} * {h} = {v * h} km.\nThe second is {w} * {g} = {w * g} km.\nTogether {v * h} + {w * g} = {v * h + w * g} km."
+    steps = (
+        f"The first part is {v} * {h} = {v * h} km.\n"
+        f"The second is {w} * {g} = {w * g} km.\n"
+        f"Together {v * h} + {w * g} = {v * h + w * g} km."
+    )
     return (v, h, w, g), asked, steps, v * h + w * g
 
 
@@ -148,18 +164,23 @@ def area(rng: Random) -> Problem:
         f"A floor is {a} metres long and {b} metres wide. Tiles cost ${cost} per square metre. What do the "
         "tiles for the whole floor cost, in dollars?"
     )
-    steps = f"The floor has {a} * {b} = {a * b} square metres.\nThe tiles cost {a * b} * {cost} = {a * b * cost}."
+    steps = (
+        f"The floor has {a} * {b} = {a * b} square metres.\nThe tiles cost {a * b} * {cost} = {a * b * cost}."
+    )
     return (a, b, cost), asked, steps, a * b * cost
 
 
 def fence(rng: Random) -> Problem:
     a, b, gate = rng.randrange(5, 40), rng.randrange(5, 40), rng.randrange(1, 5)
     asked = (
-        f"A garden of {a} by {b} metres gets a fence all around, except for a gate of {gate} metres. How many "
-        "metres of fence are needed?"
+        f"A garden of {a} by {b} metres gets a fence all around, except for a gate of {gate} metres. "
+        "How many metres of fence are needed?"
     )
     around = 2 * (a + b)
-    steps = f"Around the garden it is 2 * ({a} + {b}) = {around} metres.\nWithout the gate {around} - {gate} = {around - gate}."
+    steps = (
+        f"Around the garden it is 2 * ({a} + {b}) = {around} metres.\n"
+        f"Without the gate {around} - {gate} = {around - gate}."
+    )
     return (a, b, gate), asked, steps, around - gate
 
 
@@ -171,7 +192,10 @@ def rate_of_work(rng: Random) -> Problem:
         f"after {minutes} more minutes?"
     )
     new = per * minutes
-    steps = f"In {minutes} minutes it packs {per} * {minutes} = {new}.\nIn all {new} + {already} = {new + already}."
+    steps = (
+        f"In {minutes} minutes it packs {per} * {minutes} = {new}.\n"
+        f"In all {new} + {already} = {new + already}."
+    )
     return (per, minutes, already), asked, steps, new + already
 
 
@@ -189,10 +213,14 @@ def two_prices(rng: Random) -> Problem:
     n, p, m, q = (rng.randrange(2, 12) for _ in range(4))
     shop, (what, other) = rng.choice(SHOPS), rng.sample(THINGS, 2)
     asked = (
-        f"At the {shop}, {what} cost ${p} each and {other} cost ${q} each. What do {n} {what} and {m} {other} "
-        "cost together, in dollars?"
+        f"At the {shop}, {what} cost ${p} each and {other} cost ${q} each. What do {n} {what} and "
+        f"{m} {other} cost together, in dollars?"
     )
-    steps = f"The {what} cost {n} * {p} = {n * p} dollars.\nThe {other} cost {m} * {q} = {m * q} dollars.\nTogether {n * p} + {m * q} = {n * p + m * q}."
+    steps = (
+        f"The {what} cost {n} * {p} = {n * p} dollars.\n"
+        f"The {other} cost {m} * {q} = {m * q} dollars.\n"
+        f"Together {n * p} + {m * q} = {n * p + m * q}."
+    )
     return (n, p, m, q), asked, steps, n * p + m * q
 
 
@@ -200,8 +228,13 @@ def unknown(rng: Random) -> Problem:
     k, x, b = rng.randrange(2, 12), rng.randrange(2, 30), rng.randrange(1, 50)
     result = k * x + b
     who = rng.choice(NAMES)
-    asked = f"{who} thinks of a number, multiplies it by {k} and adds {b}. The result is {result}. What was the number?"
-    steps = f"Before adding it was {result} - {b} = {result - b}.\nSo the number was {result - b} / {k} = {x}."
+    asked = (
+        f"{who} thinks of a number, multiplies it by {k} and adds {b}. The result is {result}. "
+        "What was the number?"
+    )
+    steps = (
+        f"Before adding it was {result} - {b} = {result - b}.\nSo the number was {result - b} / {k} = {x}."
+    )
     return (k, x, b), asked, steps, x
 
 
@@ -218,11 +251,15 @@ def per_day(rng: Random) -> Problem:
     daily, weeks, price = rng.randrange(2, 12), rng.randrange(2, 6), rng.randrange(2, 6)
     who = rng.choice(NAMES)
     asked = (
-        f"{who} sells {daily} jars of honey every day for ${price} a jar. How many dollars does {who} take in "
-        f"over {weeks} weeks?"
+        f"{who} sells {daily} jars of honey every day for ${price} a jar. How many dollars does {who} take "
+        f"in over {weeks} weeks?"
     )
     sold = daily * 7 * weeks
-    steps = f"In {weeks} weeks there are {weeks} * 7 = {7 * weeks} days.\n{who} sells {daily} * {7 * weeks} = {sold} jars.\nThey bring {sold} * {price} = {sold * price}."
+    steps = (
+        f"In {weeks} weeks there are {weeks} * 7 = {7 * weeks} days.\n"
+        f"{who} sells {daily} * {7 * weeks} = {sold} jars.\n"
+        f"They bring {sold} * {price} = {sold * price}."
+    )
     return (daily, weeks, price), asked, steps, sold * price
 
 
@@ -242,7 +279,11 @@ def total_of_three(rng: Random) -> Problem:
 def expression(rng: Random) -> Problem:
     a, b, c = rng.randrange(2, 60), rng.randrange(2, 13), rng.randrange(2, 13)
     if rng.random() < 0.5:
-        asked, steps, value = f"What is {a} + {b} * {c}?", f"{b} * {c} = {b * c}.\n{a} + {b * c} = {a + b * c}.", a + b * c
+        asked, steps, value = (
+            f"What is {a} + {b} * {c}?",
+            f"{b} * {c} = {b * c}.\n{a} + {b * c} = {a + b * c}.",
+            a + b * c,
+        )
     else:
         asked = f"Calculate ({a} + {b}) * {c}."
         steps, value = f"{a} + {b} = {a + b}.\n{a + b} * {c} = {(a + b) * c}.", (a + b) * c

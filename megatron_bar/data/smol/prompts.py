@@ -1,5 +1,5 @@
-"""Prompts of all kinds, for the anchor to answer: what it is to go on being able to do. And instructions whose
-obedience a program can check, which no stage learns.
+"""Prompts of all kinds, for the anchor to answer: what it is to go on being able to do. And instructions
+whose obedience a program can check, which no stage learns.
 """
 
 from random import Random
@@ -15,8 +15,10 @@ how computers store numbers|the Great Wall of China|sleep|coral reefs|coffee|the
 solar panels|how bees make honey|the stock market|earthquakes|the moon landing|the alphabet|good study habits|
 public libraries|learning an instrument|healthy breakfasts|small talk|saving money|growing tomatoes|
 travelling by train|remote work|morning routines""".replace("\n", "").split("|")
-PEOPLE = """Marie Curie|Leonardo da Vinci|Nelson Mandela|Ada Lovelace|Albert Einstein|Cleopatra|Charles Darwin|
-Frida Kahlo|Isaac Newton|Florence Nightingale|Galileo Galilei|Mozart""".replace("\n", "").split("|")
+PEOPLE = """Marie Curie|Leonardo da Vinci|Nelson Mandela|Ada Lovelace|Albert Einstein|Cleopatra|
+Charles Darwin|Frida Kahlo|Isaac Newton|Florence Nightingale|Galileo Galilei|Mozart""".replace(
+    "\n", ""
+).split("|")
 FORMS = (
     "Explain {topic} in simple words.",
     "What is important to know about {topic}?",
@@ -65,7 +67,9 @@ FIRST = "Ravi|Sofia|Tom|Yuki|Zoe|Emil|Nora|Sam".split("|")
 
 def general(rng: Random) -> Example:
     """Returns a prompt without an answer."""
-    pick = {name: rng.choice(CHOICES[name]) for name in ("country", "animal", "word", "room", "genre", "plant")}
+    pick = {
+        name: rng.choice(CHOICES[name]) for name in ("country", "animal", "word", "room", "genre", "plant")
+    }
     pick |= {name: rng.choice(CHOICES[name]) for name in ("activity", "subject")}
     food, other = rng.sample(CHOICES["ingredient"], 2)
     form = rng.choice(FORMS)
@@ -85,9 +89,12 @@ def general(rng: Random) -> Example:
 
 
 TASKS = (
-    "Write a short text about {}.", "Tell me about {}.", "Explain {}.", "Describe {} for a newspaper.",
+    "Write a short text about {}.",
+    "Tell me about {}.",
+    "Explain {}.",
+    "Describe {} for a newspaper.",
     "Write a letter to a friend about {}.",
-)  # fmt: skip
+)
 
 
 def _constraints(rng: Random) -> tuple[tuple[str, dict], ...]:
@@ -97,16 +104,28 @@ def _constraints(rng: Random) -> tuple[tuple[str, dict], ...]:
     ending = rng.choice(("That is all.", "Thank you for reading.", "Any questions?"))
     return (
         ("Use no commas.", {"kind": "punctuation:no_comma"}),
-        (f"Use at most {n} words.", {"kind": "length_constraints:number_words", "num_words": n + 1, "relation": "less than"}),
-        (f"Use at least {n} words.", {"kind": "length_constraints:number_words", "num_words": n, "relation": "at least"}),
+        (
+            f"Use at most {n} words.",
+            {"kind": "length_constraints:number_words", "num_words": n + 1, "relation": "less than"},
+        ),
+        (
+            f"Use at least {n} words.",
+            {"kind": "length_constraints:number_words", "num_words": n, "relation": "at least"},
+        ),
         (f"Use the words {word} and {other}.", {"kind": "keywords:existence", "keywords": [word, other]}),
         (f"Do not use the word {word}.", {"kind": "keywords:forbidden_words", "forbidden_words": [word]}),
-        (f"Give exactly {s} bullet points, each beginning with *.", {"kind": "detectable_format:number_bullet_lists", "num_bullets": s}),
+        (
+            f"Give exactly {s} bullet points, each beginning with *.",
+            {"kind": "detectable_format:number_bullet_lists", "num_bullets": s},
+        ),
         (f'End with the words "{ending}"', {"kind": "startend:end_checker", "end_phrase": ending}),
         ("Put the whole answer in double quotation marks.", {"kind": "startend:quotation"}),
         ("Give it a title in double angular brackets, as in <<title>>.", {"kind": "detectable_format:title"}),
-        (f"Mention {word} at least {w} times.", {"kind": "keywords:frequency", "keyword": word, "frequency": w, "relation": "at least"}),
-    )  # fmt: skip
+        (
+            f"Mention {word} at least {w} times.",
+            {"kind": "keywords:frequency", "keyword": word, "frequency": w, "relation": "at least"},
+        ),
+    )
 
 
 def instruction(rng: Random) -> Example:
@@ -115,4 +134,6 @@ def instruction(rng: Random) -> Example:
     kept = rng.sample(_constraints(rng), rng.choice((1, 1, 2)))
     asked = " ".join([rng.choice(TASKS).format(topic), *(words for words, _ in kept)])
     truth = [constraint for _, constraint in kept]
-    return Example(key=("instruction", asked), prompt=user(asked), answer="", verifier="instruction", truth=truth)
+    return Example(
+        key=("instruction", asked), prompt=user(asked), answer="", verifier="instruction", truth=truth
+    )

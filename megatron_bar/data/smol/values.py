@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-CITIES = """Oslo|Lisbon|Nairobi|Toronto|Kyoto|Denver|Valencia|Prague|Santiago|Austin|Helsinki|Mumbai|Cape Town|
-Buenos Aires|New Orleans|Salt Lake City|Edinburgh|Hanoi|Lagos|Melbourne|Portland|Krakow|Montreal|Seville|
+CITIES = """Oslo|Lisbon|Nairobi|Toronto|Kyoto|Denver|Valencia|Prague|Santiago|Austin|Helsinki|Mumbai|
+Cape Town|Buenos Aires|New Orleans|Salt Lake City|Edinburgh|Hanoi|Lagos|Melbourne|Portland|Krakow|Montreal|Seville|
 Geneva|Osaka|Tampa|Bristol|Leeds|Cairo""".replace("\n", "").split("|")
 FIRST = "Ada|Boris|Carla|Dmitri|Elena|Farid|Greta|Hugo|Ines|Jonas|Kira|Liam|Maya|Nils|Olga|Pedro".split("|")
 LAST = "Brandt|Castillo|Dvorak|Eriksen|Fontaine|Grant|Hayashi|Ivanov|Jansen|Keller|Lopez|Moreau".split("|")
@@ -81,8 +81,16 @@ LISTS = {
     "properties": ("density", "melting point", "atomic mass", "boiling point", "symbol"),
     "columns": ("name", "price", "city", "id", "date", "email"),
 }
-RANGES = {"number": (2, 120), "small": (2, 9), "money": (20, 5000), "big": (1000, 900_000), "year": (1850, 2023),
-          "id": (10_000, 99_999), "percent_whole": (5, 100), "tall": (140, 205)}  # fmt: skip
+RANGES = {
+    "number": (2, 120),
+    "small": (2, 9),
+    "money": (20, 5000),
+    "big": (1000, 900_000),
+    "year": (1850, 2023),
+    "id": (10_000, 99_999),
+    "percent_whole": (5, 100),
+    "tall": (140, 205),
+}
 
 
 @dataclass(frozen=True)
