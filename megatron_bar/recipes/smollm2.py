@@ -23,8 +23,21 @@ from megatron_bar.recipes.recipe import Evaluation, ExpertSpec, Recipe, Training
 from megatron_bar.recipes.study import Claim, Study
 from megatron_bar.rl.grpo import GRPOConfig
 from megatron_bar.training.optim import OptimConfig
+from megatron_bar.weights.hf_config import ModelConfig
 
 PLACE = Path("runs/real")
+SHAPE = ModelConfig(
+    family="llama",
+    vocab_size=49_152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    max_positions=8192,
+    rope_theta=100_000.0,
+    rms_norm_eps=1e-5,
+)
 TEMPLATE: Name = "chatml"
 ROW = 1024
 BATCH = {"sequence": ROW, "batch": 2, "micro_batch": 1, "save_every": 100}
@@ -185,6 +198,7 @@ def bar(name: str, size: Size, place: Path) -> Recipe:
     return Recipe(
         name=name,
         data=place / "data",
+        shape=SHAPE,
         base=PLACE / "anchor",
         anchor=PLACE / "anchor",
         chat_template=TEMPLATE,

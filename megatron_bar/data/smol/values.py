@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from random import Random
 
 CITIES = """Oslo|Lisbon|Nairobi|Toronto|Kyoto|Denver|Valencia|Prague|Santiago|Austin|Helsinki|Mumbai|
-Cape Town|Buenos Aires|New Orleans|Salt Lake City|Edinburgh|Hanoi|Lagos|Melbourne|Portland|Krakow|Montreal|Seville|
-Geneva|Osaka|Tampa|Bristol|Leeds|Cairo""".replace("\n", "").split("|")
+Cape Town|Buenos Aires|New Orleans|Salt Lake City|Edinburgh|Hanoi|Lagos|Melbourne|Portland|Krakow|
+Montreal|Seville|Geneva|Osaka|Tampa|Bristol|Leeds|Cairo""".replace("\n", "").split("|")
 FIRST = "Ada|Boris|Carla|Dmitri|Elena|Farid|Greta|Hugo|Ines|Jonas|Kira|Liam|Maya|Nils|Olga|Pedro".split("|")
 LAST = "Brandt|Castillo|Dvorak|Eriksen|Fontaine|Grant|Hayashi|Ivanov|Jansen|Keller|Lopez|Moreau".split("|")
 MONTHS = (
