@@ -157,12 +157,13 @@ CLAIMS = (
     ),
     *(
         Claim(
-            text=f"merging costs the {name} expert next to nothing on its own domain",
+            text=f"the final model keeps at least 90 % of the {name} expert's gain",
+            start="anchor",
             before=end,
             after="final",
             skills=(name,),
             expect="not lower",
-            margin=0.03,
+            keeps=0.9,
         )
         for name, end in ENDS.items()
     ),

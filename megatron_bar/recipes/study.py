@@ -133,6 +133,10 @@ class Claim:
     """Whether it is about every skill by itself; else about their mean."""
     margin: float = 0.0
     """A fraction: 0.03 are 3 points."""
+    start: str = ""
+    """Model that both are made from, if it is about what is left of a gain: then what is judged is after's
+    gain on it less the share ``keeps`` of before's."""
+    keeps: float = 1.0
     untestable: str = ""
     """Why no toy can speak to it; then nothing else is said."""
 
@@ -161,7 +165,9 @@ class Study:
         """All that it speaks of, each once."""
         upgrades = [model for upgrade in self.upgrades for model in (upgrade.before, upgrade.after)]
         sweeps = [model for sweep in self.sweeps for model in sweep.points.values()]
-        claims = [model for claim in self.claims for model in (claim.before, claim.after) if model]
+        claims = [
+            model for claim in self.claims for model in (claim.start, claim.before, claim.after) if model
+        ]
         return list(
             dict.fromkeys([*self.baselines.values(), *self.ablations.values(), *upgrades, *sweeps, *claims])
         )

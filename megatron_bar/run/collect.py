@@ -274,6 +274,9 @@ class RunFiles:
                 text=claim.text, source=SOURCE, verdict="not testable here", evidence=claim.untestable
             )
         gains = self.gains(claim.before, claim.after)
+        if claim.start:
+            pairs = zip(gains, self.gains(claim.start, claim.before), strict=True)
+            gains = [{test: more[test] + (1 - claim.keeps) * old[test] for test in old} for more, old in pairs]
         skills = claim.skills or self.skills
         looked_at = (
             {skill: self.mean(gains, (skill,)) for skill in skills}
@@ -285,6 +288,8 @@ class RunFiles:
         where = "" if claim.each else " on " + (", ".join(skills) if claim.skills else "all skills")
         within = "within" if claim.expect in ("same", "not lower") else "by more than"
         wanted = claim.expect + (f", {within} {100 * claim.margin:g} points" if claim.margin else "")
+        if claim.start:
+            wanted += f", than {100 * claim.keeps:g} % of the gain from {claim.start} to {claim.before}"
         return _judged(
             claim.text, holds, f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}"
         )

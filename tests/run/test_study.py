@@ -151,6 +151,29 @@ def test_runs_with_other_test_sets_are_refused(finished, tmp_path):
         file.write_text(whole)
 
 
+@pytest.mark.parametrize("left, verdict", [(0.75, "holds"), (0.5, "does not hold")])
+def test_a_share_of_a_gain_is_kept(finished, left, verdict):
+    """Nothing, then all, then a part of it, against the 70 % that are asked for."""
+    out, _, _ = finished
+    recipe = small_study.recipe()
+    folder = out / "runs/seed1/evaluation"
+    whole = {name: (folder / f"{name}.json").read_text() for name in ("anchor", "final@1", "final")}
+    try:
+        for (name, text), score in zip(whole.items(), (0.0, 1.0, left), strict=True):
+            results = json.loads(text)
+            for item in results["scores"]["math"]:
+                item["score"] = score
+            (folder / f"{name}.json").write_text(json.dumps(results))
+        kept = {"start": "anchor", "before": "final@1", "after": "final", "skills": ("math",)}
+        claim = Claim(text="kept", expect="not lower", keeps=0.7, **kept)
+        report = collect(replace(recipe, study=replace(recipe.study, claims=(claim,))), [out / "runs/seed1"])
+    finally:
+        for name, text in whole.items():
+            (folder / f"{name}.json").write_text(text)
+    assert report.claims[0].verdict == verdict
+    assert "than 70 % of the gain from anchor to final@1" in report.claims[0].evidence
+
+
 def test_the_study_is_a_recipe_that_survives_json():
     recipe = load_recipe("tiny_study")
     assert from_json(Recipe, to_json(recipe)) == recipe
