@@ -392,6 +392,10 @@ BAD_TRUTHS = [
     ("instruction", rule(None)), ("instruction", [None]), ("instruction", ["all_lowercase"]), ("instruction", None),
     ("instruction", rule("one_of", options=[])), ("instruction", rule("one_of", options=[1])),
     ("safety", "harmful"), ("safety", None), ("safety", ["refuse"]), ("safety", {}), ("exact", 42), ("exact", " . "),
+    ("possible_calls", None), ("possible_calls", {"functions": [], "calls": []}),
+    ("possible_calls", {"functions": [], "calls": [{"f": {"x": [1]}}]}),
+    ("possible_calls", {"functions": [{"name": "f", "parameters": {"properties": {"x": {"type": "int"}}}}], "calls": [{"f": {"x": [1]}}]}),
+    ("possible_calls", {"functions": [{"name": "f", "parameters": {"properties": {"x": {"type": "integer"}}}}], "calls": [{"f": {"x": 1}}]}),
 ]  # fmt: skip
 if HAS_GYM:
     BAD_TRUTHS += [

@@ -770,9 +770,34 @@ GYM = [
     ("olleh", KNIGHTS, 1),
     ("\ud800", KNIGHTS, 0),
 ]
+AREA = {
+    "name": "area",
+    "parameters": {
+        "properties": {"base": {"type": "float"}, "unit": {"type": "string"}, "of": {"type": "array", "items": {"type": "integer"}}},
+        "required": ["base"],
+    },
+}
+POSSIBLE = {"functions": [AREA], "calls": [{"area": {"base": [3.0], "unit": ["sq. cm", ""]}}]}
+TWICE = {"functions": [AREA], "calls": [{"area": {"base": [1.0]}}, {"area": {"base": [2.0], "of": [[1, 2]]}}]}
+POSSIBLE_CALLS = [
+    ("<function_calls>area(base=3.0)</function_calls>", POSSIBLE, 1),
+    ("area(base=3)", POSSIBLE, 1),
+    ("<function_calls>\narea(base=3, unit='SQ CM')\n</function_calls>", POSSIBLE, 1),
+    ("area(base=3, unit='m')", POSSIBLE, 0),
+    ("area(base='3')", POSSIBLE, 0),
+    ("area(unit='sq cm')", POSSIBLE, 0),
+    ("area(base=3, of=[1])", POSSIBLE, 0),
+    ("volume(base=3)", POSSIBLE, 0),
+    ("area(base=3)\narea(base=3)", POSSIBLE, 0),
+    ("It is area(base=3)", POSSIBLE, 0),
+    ("", POSSIBLE, 0),
+    ("area(base=2, of=[1, 2])\narea(base=1)", TWICE, 1),
+    ("area(base=1)", TWICE, 0),
+    ("area(base=2, of=[1, 2.0])\narea(base=1)", TWICE, 0),
+]
 TABLES = {
     "math": MATH, "numeric": NUMERIC, "code": CODE, "tool_call": TOOL_CALL, "instruction": INSTRUCTION, "safety": SAFETY,
-    "exact": EXACT,
+    "exact": EXACT, "possible_calls": POSSIBLE_CALLS,
 }  # fmt: skip
 if importlib.util.find_spec("reasoning_gym"):
     TABLES["reasoning_gym"] = GYM

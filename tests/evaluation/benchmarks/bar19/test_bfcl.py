@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.tokenizer import load_tokenizer, train_tokenizer
 from megatron_bar.errors import BarError
-from megatron_bar.evaluation.benchmarks.bar19.bfcl import BENCHMARK, calls, categories, rows, spelled, turns
+from megatron_bar.evaluation.benchmarks.bar19.bfcl import BENCHMARK, calls, categories, rows, turns
 from megatron_bar.evaluation.benchmarks.benchmark import Grade
+from megatron_bar.verifiers import spelled
 
 IMPOSSIBLE = {
     "simple_java_36": "an element of type any is a text, and the only possible value is True",

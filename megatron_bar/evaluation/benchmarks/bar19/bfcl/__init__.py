@@ -1,6 +1,6 @@
 """BFCL v3 (Patil et al. 2025): calls of functions, in single questions and in conversations."""
 
-from megatron_bar.evaluation.benchmarks.bar19.bfcl import calls, checker, prompt, turns
+from megatron_bar.evaluation.benchmarks.bar19.bfcl import calls, prompt, turns
 from megatron_bar.evaluation.benchmarks.bar19.bfcl.categories import CATEGORIES, of, overall
 from megatron_bar.evaluation.benchmarks.benchmark import (
     Decoding,
@@ -9,6 +9,7 @@ from megatron_bar.evaluation.benchmarks.benchmark import (
     Messages,
     PublishedBenchmark,
 )
+from megatron_bar.verifiers import possible_calls
 
 
 def ask(row: dict, answers: list[str]) -> Messages | None:
@@ -23,10 +24,10 @@ def grade(row: dict, answers: list[str], judge: JudgeModel | None) -> Grade:
         return turns.grade(row, answers)
     if category.kind == "none":
         return Grade(score=float(not calls.is_attempt(answers[0])))
-    made = calls.read(answers[0])
+    made = possible_calls.read(answers[0])
     if category.kind == "any":
         return Grade(score=float(bool(made)))
-    right = checker.right(made, row["function"], row["ground_truth"], category.language)
+    right = possible_calls.right(made, row["function"], row["ground_truth"], category.language)
     return Grade(score=float(right))
 
 

@@ -7,16 +7,10 @@ several, and an expression ("3 * 4") is no value.
 
 import re
 
-from megatron_bar.verifiers.tool_call import Call, calls_in
+from megatron_bar.verifiers.possible_calls import TAG, read
 
-TAG = re.compile(r"</?function_calls>")
 CALL = re.compile(r"[\[\s]*[A-Za-z_][\w.-]*\s*\(.*\)[\s\],;]*", re.DOTALL)
 """A line that is meant as a call, whatever stands in the brackets."""
-
-
-def read(answer: str) -> list[Call]:
-    """Returns the calls of an answer; none where anything else stands in it, or where one is unreadable."""
-    return calls_in(f"<function_calls>{TAG.sub('', answer)}</function_calls>")
 
 
 def is_attempt(answer: str) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.benchmarks.bar19.bfcl import prompt
-from megatron_bar.evaluation.benchmarks.bar19.bfcl.calls import read
 from megatron_bar.evaluation.benchmarks.bar19.bfcl.categories import NOT_MEASURED
 from megatron_bar.evaluation.benchmarks.bar19.bfcl.rows import LONG_CONTEXT, unpacked
 from megatron_bar.evaluation.benchmarks.benchmark import Grade, Messages
+from megatron_bar.verifiers.possible_calls import read
 from megatron_bar.verifiers.sandbox import sandbox
 from megatron_bar.verifiers.tool_call import Call
 
