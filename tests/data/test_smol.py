@@ -165,7 +165,8 @@ def call_of(truth: dict) -> str:
             return [first(part) for part in value]
         return {key: first(found[0]) for key, found in value.items()} if isinstance(value, dict) else value
 
-    given = {key: first(values[0]) for key, values in possible.items() if values[0] != "" or len(values) == 1}
+    there = {key: [value for value in values if value != ""] for key, values in possible.items()}
+    given = {key: first(values[0]) for key, values in there.items() if values}
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
 
