@@ -46,6 +46,9 @@ NOT_RUN = {
     "make reproduce SEEDS=1": LONG,
     'make reproduce SEEDS="1 2 3"': LONG,
     "make sparse": LONG,
+    "make real-small": NETWORK,
+    "make real": NETWORK,
+    "make real-study": NETWORK,
     ".venv/bin/python examples/reproduce.py --recipe tiny_prenorm --seeds 1 2 3 --out runs/prenorm --results docs/results/prenorm": LONG,
     ".venv/bin/python examples/tiny/sparse_routing.py --seeds 2 --drift-seeds": LONG,
     ".venv/bin/torchrun --standalone --nproc-per-node 2 examples/tiny/rl_freezing.py "
