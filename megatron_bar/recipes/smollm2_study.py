@@ -23,7 +23,7 @@ FEW = 2
 OF_ALL = 1 + len(DOMAINS)
 
 
-class Parts:
+class _Parts:
     """The runs of the recipe's stages, turned into those of the comparisons."""
 
     def __init__(self, recipe: Recipe):
@@ -44,7 +44,7 @@ class Parts:
         return ExpertSpec(name=name, start=start, runs=(replace(self.recipe.route, **changes),))
 
 
-def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
+def baselines(parts: _Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     frozen = [
         ExpertSpec(
             name=f"flex_{domain}",
@@ -71,7 +71,7 @@ def baselines(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     )
 
 
-def upgrade(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
+def upgrade(parts: _Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     """Returns an older tool expert, of a quarter of the data, and the model that was merged with it."""
     run = parts.runs["tool_use", "sft"]
     older = tuple(source if source == GENERAL else replace(source, share=0.25) for source in run.data)
@@ -82,7 +82,7 @@ def upgrade(parts: Parts) -> tuple[ExpertSpec | MergeSpec, ...]:
     )
 
 
-def router(parts: Parts) -> tuple[ExpertSpec, ...]:
+def router(parts: _Parts) -> tuple[ExpertSpec, ...]:
     route = parts.recipe.route
     return tuple(
         parts.route(
@@ -152,7 +152,7 @@ def small() -> Recipe:
 
 
 def study(made: Recipe, name: str) -> Recipe:
-    parts = Parts(made)
+    parts = _Parts(made)
     compared = replace(
         made.study,
         baselines={

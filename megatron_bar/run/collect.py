@@ -276,7 +276,8 @@ class RunFiles:
         gains = self.gains(claim.before, claim.after)
         if claim.start:
             pairs = zip(gains, self.gains(claim.start, claim.before), strict=True)
-            gains = [{test: more[test] + (1 - claim.keeps) * old[test] for test in old} for more, old in pairs]
+            rest = 1 - claim.keeps
+            gains = [{test: more[test] + rest * old[test] for test in old} for more, old in pairs]
         skills = claim.skills or self.skills
         looked_at = (
             {skill: self.mean(gains, (skill,)) for skill in skills}

@@ -22,8 +22,8 @@ def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument(
         "recipe",
-        help="tiny, tiny_study, tiny_prenorm, untagged, sparse, smoke, smollm2, smollm2_study, olmo2_1b, _7b, "
-        "_13b or _32b, qwen3_8b, llama31_8b, module:function or file.py:function",
+        help="tiny, tiny_study, tiny_prenorm, untagged, sparse, smoke, smollm2, smollm2_study, olmo2_1b, "
+        "_7b, _13b or _32b, qwen3_8b, llama31_8b, module:function or file.py:function",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--expert", help="only the steps of this expert")

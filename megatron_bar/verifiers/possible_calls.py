@@ -3,7 +3,9 @@ the declared types and one of the possible values.
 
 truth = {"functions": [BFCL's descriptions, in Python's types], "calls": [{name: {argument: [possible
 values]}}, ...]}, as its items have them. The answer is nothing but calls by keyword, in <function_calls> or
-bare. An argument may be missing where "" is among its possible values and the function does not require it. Types
+bare.
+
+An argument may be missing where "" is among its possible values and the function does not require it. Types
 are exact (True is no integer, 3 is a float), one level into lists. A value of another type counts where the
 possible values have that type: names of variables, as texts. Texts compare without case, spaces and
 ``,./-_*^``. Java's and JavaScript's values are texts that spell them (spelled.py).
@@ -49,7 +51,9 @@ def check(truth) -> tuple[list[dict], list[dict]]:
             if declared["type"] not in TYPES["python"]:
                 raise ValueError(f"type {declared['type']!r}")
             if declared["type"] in LISTS["python"]:
-                declared["items"]["type"]  # noqa: B018  it is looked up for every answer
+                inner = declared["items"]["type"]
+                if not isinstance(inner, str):
+                    raise ValueError(f"items of type {inner!r}")
         for name, possible in (item for call in wanted for item in call.items()):
             if name not in known or not all(isinstance(v, list) and v for v in possible.values()):
                 raise ValueError(f"{name} of {possible!r}")

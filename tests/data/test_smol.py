@@ -3,6 +3,7 @@ learnt; items of published benchmarks as tasks that their own solutions solve, a
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -47,7 +48,7 @@ def test_what_is_taught_is_right(domain):
     examples = drawn(5, "sft", domain, 150)
     assert verify_many([(e.verifier, e.answer, e.truth) for e in examples]) == [1.0] * len(examples)
     if domain != "safety":  # where one answer does for all
-        swapped = [(e.verifier, other.answer, e.truth) for e, other in zip(examples, examples[1:], strict=False)]
+        swapped = [(e.verifier, other.answer, e.truth) for e, other in pairwise(examples)]
         assert sum(verify_many(swapped)) < 0.05 * len(swapped)
 
 

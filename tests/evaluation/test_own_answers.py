@@ -86,5 +86,5 @@ def test_what_goes_round_in_circles_or_ends_in_the_middle(folder, prompts, tmp_p
     assert _whole_sentences("It rains. It is 3.5 degrees. Two thi") == "It rains. It is 3.5 degrees."
     assert _whole_sentences('1. One.\n2. Two!" And\n3. Thr') == '1. One.\n2. Two!"'
     assert _whole_sentences("no end") == ""
-    with pytest.raises(DistributedError, match="out.jsonl: of 4 answers none is kept"):
+    with pytest.raises(DistributedError, match=r"out\.jsonl: of 4 answers none is kept"):
         write(folder, prompts, tmp_path / "out.jsonl", drawing=Drawing(max_new_tokens=2, least_words=9))

@@ -34,7 +34,7 @@ STATED = " Note that the provided function is in Python 3 syntax."
 
 
 @dataclass(frozen=True)
-class Parameter:
+class FunctionParameter:
     name: str
     kind: str
     text: str
@@ -47,7 +47,7 @@ class Function:
     names: tuple[str, ...]
     text: str
     requests: tuple[str, ...]
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[FunctionParameter, ...]
 
 
 @cache
@@ -64,9 +64,9 @@ def _parts(line: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in line.split("|"))
 
 
-def _parameter(line: str) -> Parameter:
+def _parameter(line: str) -> FunctionParameter:
     name, kind, text, *said = (part.strip() for part in line.split(": "))
-    return Parameter(name.removesuffix("?"), kind, text, said[0] if name.endswith("?") else None)
+    return FunctionParameter(name.removesuffix("?"), kind, text, said[0] if name.endswith("?") else None)
 
 
 def of_side(seed: int, side: Side) -> list[Function]:
