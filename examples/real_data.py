@@ -18,7 +18,7 @@ from blake3 import blake3
 from megatron_bar import cli
 from megatron_bar.data import smol
 from megatron_bar.data.chat import ChatFormat
-from megatron_bar.data.overlap import Items
+from megatron_bar.data.overlap import KnownItems
 from megatron_bar.data.smol import PROMPTS, gym, real
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
@@ -50,7 +50,7 @@ def main() -> None:
     require_room(args.out, size.disk)
     if read_config(args.anchor).model_type != "llama":
         raise BarError(f"{args.anchor}: expected a Llama, got {read_config(args.anchor).model_type}")
-    items = Items()
+    items = KnownItems()
     for name, benchmark in real.REAL.items():
         items.add(name, map(benchmark.text, benchmark.items(args.packages)))
     if not (args.out / "overlap.json").is_file():
@@ -69,7 +69,7 @@ def require_room(out: Path, disk: int) -> None:
         raise BarError(f"expected {MEMORY} GB of memory, this machine has {memory:.1f}")
 
 
-def make(args: argparse.Namespace, size: smollm2.Size, items: Items) -> None:
+def make(args: argparse.Namespace, size: smollm2.Size, items: KnownItems) -> None:
     """Writes all but the answers, once none of it is found among the benchmarks' items."""
     partial = args.out.with_name(f".{args.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -93,7 +93,7 @@ def make(args: argparse.Namespace, size: smollm2.Size, items: Items) -> None:
         print("note: reasoning-gym is not installed; all tasks of mathematics come from templates")
 
 
-def without_overlap(path: Path, items: Items) -> int:
+def without_overlap(path: Path, items: KnownItems) -> int:
     """Returns the number of texts in a file; raises if one holds an item."""
     count = 0
     for number, line in enumerate(path.open(encoding="utf-8"), 1):
@@ -107,7 +107,7 @@ def without_overlap(path: Path, items: Items) -> int:
     return count
 
 
-def answer(args: argparse.Namespace, size: smollm2.Size, items: Items) -> None:
+def answer(args: argparse.Namespace, size: smollm2.Size, items: KnownItems) -> None:
     """Writes the anchor's answers to the prompts that have none yet; those with an item in them are left
     out."""
     missing = {

@@ -16,7 +16,7 @@ import pytest
 from packages import package
 from scripts import ROOT
 
-from megatron_bar.data.overlap import Items
+from megatron_bar.data.overlap import KnownItems
 from megatron_bar.errors import BarError
 from megatron_bar.recipes import smollm2
 
@@ -31,7 +31,7 @@ def real_data():
 
 def test_an_item_of_a_test_set_in_the_data_is_an_error(real_data, tmp_path, monkeypatch):
     """Nothing is left behind."""
-    items = Items()
+    items = KnownItems()
     items.add("gsm8k", ["How many marbles are in the nine boxes that Ann has?"])
 
     def build(out, **_):

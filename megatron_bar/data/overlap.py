@@ -17,7 +17,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass
-class Items:
+class KnownItems:
     """What must not be learnt: n-grams of test items, by the name of what they are from."""
 
     grams: dict[tuple[str, ...], str] = field(default_factory=dict)

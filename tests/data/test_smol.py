@@ -12,7 +12,7 @@ from packages import package
 from scripts import ROOT
 
 from megatron_bar.data import smol
-from megatron_bar.data.overlap import LENGTH, Items
+from megatron_bar.data.overlap import LENGTH, KnownItems
 from megatron_bar.data.smol import DOMAINS, PROMPTS, SmolSizes, build, drawn, gym, real, tool_use
 from megatron_bar.data.sources import Source, read_rows
 from megatron_bar.data.world.lexicon import Split
@@ -102,7 +102,7 @@ def test_every_task_can_be_used(folder):
 
 
 def test_an_item_is_found_whatever_is_around_it():
-    items = Items()
+    items = KnownItems()
     words = [f"w{n}" for n in range(20)]
     items.add("long", [" ".join(words)])
     items.add("short", ["What is the capital of Peru?", "No."])
