@@ -283,7 +283,7 @@ def test_a_recipe_is_found_by_name_module_or_file(file):
         (
             "huge",
             "recipe huge: not found; expected one of llama31_8b, olmo2_13b, olmo2_1b, olmo2_32b, olmo2_7b, "
-            "qwen3_8b, smoke, sparse, tiny",
+            "qwen3_8b, smoke, smollm2, smollm2_study, sparse, tiny",
         ),
         ("no.such.module:recipe", "recipe no.such.module:recipe: not found; expected one of"),
         ("tiny:recipes", "recipe tiny:recipes: not found"),  # with a function, the module is named in full

@@ -13,7 +13,7 @@ from megatron_bar.data.world.lexicon import Example, Split, user
 
 
 @dataclass(frozen=True)
-class Part:
+class Phrase:
     """``text`` in a sentence, ``code`` of an element x or of a list xs, and what that computes."""
 
     text: str
@@ -21,68 +21,68 @@ class Part:
     run: Callable
 
 
-def _keeps(n: int) -> tuple[Part, ...]:
+def _keeps(n: int) -> tuple[Phrase, ...]:
     return (
-        Part("", "", lambda x: True),
-        Part("even ", "x % 2 == 0", lambda x: x % 2 == 0),
-        Part("odd ", "x % 2 == 1", lambda x: x % 2 == 1),
-        Part("positive ", "x > 0", lambda x: x > 0),
-        Part("negative ", "x < 0", lambda x: x < 0),
-        Part(f"that are greater than {n}", f"x > {n}", lambda x: x > n),
-        Part(f"that are less than {n}", f"x < {n}", lambda x: x < n),
-        Part(f"that are divisible by {n}", f"x % {n} == 0", lambda x: x % n == 0),
+        Phrase("", "", lambda x: True),
+        Phrase("even ", "x % 2 == 0", lambda x: x % 2 == 0),
+        Phrase("odd ", "x % 2 == 1", lambda x: x % 2 == 1),
+        Phrase("positive ", "x > 0", lambda x: x > 0),
+        Phrase("negative ", "x < 0", lambda x: x < 0),
+        Phrase(f"that are greater than {n}", f"x > {n}", lambda x: x > n),
+        Phrase(f"that are less than {n}", f"x < {n}", lambda x: x < n),
+        Phrase(f"that are divisible by {n}", f"x % {n} == 0", lambda x: x % n == 0),
     )
 
 
-def _maps(k: int) -> tuple[Part, ...]:
+def _maps(k: int) -> tuple[Phrase, ...]:
     return (
-        Part("", "x", lambda x: x),
-        Part("squares", "x * x", lambda x: x * x),
-        Part("cubes", "x ** 3", lambda x: x**3),
-        Part("doubles", "2 * x", lambda x: 2 * x),
-        Part("absolute values", "abs(x)", abs),
-        Part(f"products with {k}", f"x * {k}", lambda x: x * k),
-        Part("negations", "-x", lambda x: -x),
+        Phrase("", "x", lambda x: x),
+        Phrase("squares", "x * x", lambda x: x * x),
+        Phrase("cubes", "x ** 3", lambda x: x**3),
+        Phrase("doubles", "2 * x", lambda x: 2 * x),
+        Phrase("absolute values", "abs(x)", abs),
+        Phrase(f"products with {k}", f"x * {k}", lambda x: x * k),
+        Phrase("negations", "-x", lambda x: -x),
     )
 
 
 OF_NUMBERS = (
-    Part("sum", "sum({})", sum),
-    Part("number", "len({})", len),
-    Part("largest", "max({}, default=0)", lambda xs: max(xs, default=0)),
-    Part("smallest", "min({}, default=0)", lambda xs: min(xs, default=0)),
-    Part("sorted list", "sorted({})", sorted),
-    Part("list", "{}", list),
-    Part("reversed list", "{}[::-1]", lambda xs: xs[::-1]),
-    Part("list without repetitions, in order,", "sorted(set({}))", lambda xs: sorted(set(xs))),
+    Phrase("sum", "sum({})", sum),
+    Phrase("number", "len({})", len),
+    Phrase("largest", "max({}, default=0)", lambda xs: max(xs, default=0)),
+    Phrase("smallest", "min({}, default=0)", lambda xs: min(xs, default=0)),
+    Phrase("sorted list", "sorted({})", sorted),
+    Phrase("list", "{}", list),
+    Phrase("reversed list", "{}[::-1]", lambda xs: xs[::-1]),
+    Phrase("list without repetitions, in order,", "sorted(set({}))", lambda xs: sorted(set(xs))),
 )
 OF_WORDS = (
-    Part("list", "{}", list),
-    Part("number", "len({})", len),
-    Part("sorted list", "sorted({})", sorted),
-    Part("text, joined by spaces,", "' '.join({})", " ".join),
-    Part("reversed list", "{}[::-1]", lambda xs: xs[::-1]),
+    Phrase("list", "{}", list),
+    Phrase("number", "len({})", len),
+    Phrase("sorted list", "sorted({})", sorted),
+    Phrase("text, joined by spaces,", "' '.join({})", " ".join),
+    Phrase("reversed list", "{}[::-1]", lambda xs: xs[::-1]),
 )
 WORDS = "tree|Lamp|river|Sky|otter|apple|Engine|moon|cat|Umbrella|stone|ink|Bee|window|echo".split("|")
 
 
-def _word_keeps(n: int, letter: str) -> tuple[Part, ...]:
+def _word_keeps(n: int, letter: str) -> tuple[Phrase, ...]:
     return (
-        Part("", "", lambda x: True),
-        Part(f"that have more than {n} letters", f"len(x) > {n}", lambda x: len(x) > n),
-        Part(f"that have at most {n} letters", f"len(x) <= {n}", lambda x: len(x) <= n),
-        Part(f"that contain the letter {letter!r}", f"{letter!r} in x", lambda x: letter in x),
-        Part("that begin with a capital letter", "x[0].isupper()", lambda x: x[0].isupper()),
-        Part(f"that end with {letter!r}", f"x.endswith({letter!r})", lambda x: x.endswith(letter)),
+        Phrase("", "", lambda x: True),
+        Phrase(f"that have more than {n} letters", f"len(x) > {n}", lambda x: len(x) > n),
+        Phrase(f"that have at most {n} letters", f"len(x) <= {n}", lambda x: len(x) <= n),
+        Phrase(f"that contain the letter {letter!r}", f"{letter!r} in x", lambda x: letter in x),
+        Phrase("that begin with a capital letter", "x[0].isupper()", lambda x: x[0].isupper()),
+        Phrase(f"that end with {letter!r}", f"x.endswith({letter!r})", lambda x: x.endswith(letter)),
     )
 
 
 WORD_MAPS = (
-    Part("", "x", lambda x: x),
-    Part("in upper case", "x.upper()", str.upper),
-    Part("in lower case", "x.lower()", str.lower),
-    Part("spelled backwards", "x[::-1]", lambda x: x[::-1]),
-    Part("cut to three letters", "x[:3]", lambda x: x[:3]),
+    Phrase("", "x", lambda x: x),
+    Phrase("in upper case", "x.upper()", str.upper),
+    Phrase("in lower case", "x.lower()", str.lower),
+    Phrase("spelled backwards", "x[::-1]", lambda x: x[::-1]),
+    Phrase("cut to three letters", "x[:3]", lambda x: x[:3]),
 )
 
 

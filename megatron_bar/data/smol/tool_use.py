@@ -43,7 +43,7 @@ class FunctionParameter:
 
 
 @dataclass(frozen=True)
-class Function:
+class ToolFunction:
     names: tuple[str, ...]
     text: str
     requests: tuple[str, ...]
@@ -51,11 +51,11 @@ class Function:
 
 
 @cache
-def functions() -> tuple[Function, ...]:
+def functions() -> tuple[ToolFunction, ...]:
     text = resources.files(__package__).joinpath("functions.txt").read_text(encoding="utf-8")
     blocks = [block.splitlines() for block in text.strip().split("\n\n")[1:]]
     return tuple(
-        Function(_parts(names), text, _parts(requests), tuple(map(_parameter, parameters)))
+        ToolFunction(_parts(names), text, _parts(requests), tuple(map(_parameter, parameters)))
         for names, text, requests, *parameters in blocks
     )
 
@@ -69,7 +69,7 @@ def _parameter(line: str) -> FunctionParameter:
     return FunctionParameter(name.removesuffix("?"), kind, text, said[0] if name.endswith("?") else None)
 
 
-def of_side(seed: int, side: Side) -> list[Function]:
+def of_side(seed: int, side: Side) -> list[ToolFunction]:
     """Returns the functions of one side of the split."""
     ordered = list(functions())
     Random(f"{seed}/functions").shuffle(ordered)
@@ -78,7 +78,7 @@ def of_side(seed: int, side: Side) -> list[Function]:
     return {"test": ordered[:tests], "validation": ordered[tests:unseen], "training": ordered[unseen:]}[side]
 
 
-def sample(rng: Random, offered: list[Function]) -> Example:
+def sample(rng: Random, offered: list[ToolFunction]) -> Example:
     """Returns a request for one of ``offered`` and its call."""
     more = 1 if rng.random() < SINGLE else rng.randrange(2, 4)
     chosen = rng.sample(offered, more)
@@ -102,7 +102,7 @@ def sample(rng: Random, offered: list[Function]) -> Example:
     )
 
 
-def _request(rng: Random, function: Function) -> tuple[str, dict, set[str]]:
+def _request(rng: Random, function: ToolFunction) -> tuple[str, dict, set[str]]:
     """Returns a request, its arguments and the names of those that could have been left out."""
     arguments = {}
     said = {}
@@ -123,7 +123,7 @@ def _request(rng: Random, function: Function) -> tuple[str, dict, set[str]]:
     return text, arguments, {p.name for p in function.parameters if p.said is not None} & arguments.keys()
 
 
-def _described(rng: Random, function: Function, name: str, given: set[str]) -> dict:
+def _described(rng: Random, function: ToolFunction, name: str, given: set[str]) -> dict:
     """Returns BFCL's description; a parameter that may be left out, and is, is not always told of."""
     told = [p for p in function.parameters if p.said is None or p.name in given or rng.random() < 0.7]
     properties = {p.name: KINDS[p.kind].schema | {"description": p.text} for p in told}
