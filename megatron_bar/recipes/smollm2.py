@@ -86,7 +86,7 @@ FULL = Size(
     whole=("bfcl_simple",),
     answer=200,
     rl=GRPOConfig(rounds=8, prompts=12, group=8, mini_batches=2, max_new_tokens=128, slots=96),
-    route=4,
+    route=3,
     disk=16,
 )
 SMALL = Size(

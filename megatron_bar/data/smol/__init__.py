@@ -32,7 +32,7 @@ class SmolSizes:
     code: int = 900
     safety: int = 500
     rlvr: int = 400
-    general: int = 700
+    general: int = 500
     """Prompts that the model answers itself."""
     harmless: int = 250
     """Requests that only sound harmful, likewise."""
