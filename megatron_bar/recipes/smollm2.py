@@ -87,7 +87,7 @@ FULL = Size(
     answer=200,
     rl=GRPOConfig(rounds=8, prompts=12, group=8, mini_batches=2, max_new_tokens=128, slots=96),
     route=3,
-    disk=16,
+    disk=20,
 )
 SMALL = Size(
     data=SmolSizes(
@@ -107,7 +107,7 @@ SMALL = Size(
     answer=128,
     rl=GRPOConfig(rounds=1, prompts=4, group=4, mini_batches=1, max_new_tokens=48, slots=16),
     route=1,
-    disk=16,
+    disk=20,
 )
 
 
