@@ -23,18 +23,20 @@ NUMBERS = {
 }
 """Type to its Python type, its pattern, and the letters that end it."""
 LONGEST = 4000
-"""Digits; Python reads no longer integer."""
+"""Characters that are read; Python reads no longer integer, and patterns take a time that grows with the square.
+"""
 AS_LIST = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\((.+?)\)\)")
-ADDED = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{\s*(.+?)\s*\}\}", re.DOTALL)
+ADDED = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{(.+?)\}\}", re.DOTALL)
 EMPTY_LIST = re.compile(r"new\s+ArrayList<\w*>\(\)")
 ARRAY = re.compile(r"new\s+\w+\[\]\s*\{(.*?)\}")
-MAP = re.compile(r"new\s+HashMap<.*?>\s*\(\)\s*\{\s*\{?\s*(.*?)\s*\}?\s*\}", re.DOTALL)
-PUT = re.compile(r"put\(\"(.*?)\",\s*(.*?)\)")
+MAP = re.compile(r"new\s+HashMap<.*?>\s*\(\)\s*\{([^}]*+)\}", re.DOTALL)
+PUT = re.compile(r"put\(\"(?>(.*?)\",)\s*+(.*?)\)")
 EMPTY_MAP = re.compile(r"new\s+HashMap<.*?>\s*\(\)")
-ROWS = re.compile(r"\[\s*\[.*?\]\s*(?:,\s*\[.*?\]\s*)*\]|\bnew\s+Array\(\s*\[.*?\]\s*(?:,\s*\[.*?\]\s*)*\)")
+ROW = r"\s*\[[^\]\n]*+\]\s*"
+ROWS = re.compile(rf"\[{ROW}(?:,{ROW})*+\]|\bnew\s+Array\({ROW}(?:,{ROW})*+\)")
 ELEMENTS = re.compile(r"\[(.*?)\]|\bnew\s+Array\((.*?)\)")
 OBJECT = re.compile(r"\{(.*?)\}")
-PAIR = re.compile(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)")
+PAIR = re.compile(r"([^:]+):\s*+(.*?)(?:,\s*+(?=[^,]+:)|$)")
 
 
 def read(text: str, language: str, kind: str, inner: str | None = None) -> object:
@@ -50,7 +52,7 @@ def read(text: str, language: str, kind: str, inner: str | None = None) -> objec
         readers = {"array": _array, "dict": _object}
     else:
         readers = {"ArrayList": _array_list, "Array": _java_array, "HashMap": _hash_map}
-    return readers[kind](text, inner) if kind in readers else text
+    return readers[kind](text, inner) if kind in readers and len(text) <= LONGEST else text
 
 
 def _unquoted(text: str) -> str:

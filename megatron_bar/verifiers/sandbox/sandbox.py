@@ -258,7 +258,7 @@ class _Idle:
         seconds = 0.0
         try:
             with open(f"/proc/{pid}/stat", "rb") as stat:
-                used = stat.read().rpartition(b")")[2].split()[11:13]
+                used = stat.read().rpartition(b")")[2].split()[11:15]  # with children that ended
             seconds += sum(map(int, used)) / TICKS
             for thread in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as schedule:

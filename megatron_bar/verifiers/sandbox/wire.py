@@ -23,7 +23,8 @@ SHORT_INT = 1 << 64
 ENDS = StopIteration, StopAsyncIteration, GeneratorExit
 """What ends a loop without a word. A function must not: its tests may stand in a map."""
 CONTAINERS = list, dict, set, frozenset, tuple
-PLAIN_METHODS = {name for kind in (str, bytes, float, *CONTAINERS) for name in dir(kind)}
+VALUE_METHODS = {name for kind in (str, bytes, int, float, frozenset, tuple) for name in dir(kind)}
+PLAIN_METHODS = VALUE_METHODS.union(*map(dir, CONTAINERS))
 NAMED = {
     "fractions.Fraction": lambda value: [value.numerator, value.denominator],
     "decimal.Decimal": lambda value: [str(value)],
@@ -269,22 +270,28 @@ class Remote:
     to everything. Nor is anything computed from it and a plain value, whose difference could be 0; what an
     operator makes of two objects of the other side is that side's affair, as with any method. Methods named
     as a plain value's it has only where a test asked for an object, by a name such as Stack: what stands in
-    for a text could say yes to any startswith, or give back what a set is to be united with.
+    for a text could say yes to any startswith, or give back what a set is to be united with. Names of
+    functions may have a capital too: what a test makes of arguments and asks at once, as in
+    ``Extract(x).startswith("a")``, has none of what is named as a method of a value that never changes.
     """
 
     def __init__(self, peer, number):
         object.__setattr__(self, "_peer", peer)
         object.__setattr__(self, "_is_class", False)
-        object.__setattr__(self, "_is_wanted", False)
+        object.__setattr__(self, "_hidden", PLAIN_METHODS)
 
     def __call__(self, *args, **kwargs):
         changing = any(
             isinstance(value, list | dict | set | bytearray) for value in (*args, *kwargs.values())
         )
-        if not changing or not _result_is_dropped(sys._getframe(1)):
+        # Only where the call is a statement of its own is it made for what it changes. Elsewhere a test may go
+        # on with its arguments, to find with them what the answer should have been, and a program that emptied
+        # them would get an easier question.
+        if not changing or _operation_after(sys._getframe(1)) != "POP_TOP":
             result = self._peer.ask("call", self, args, kwargs)
             if self._is_class and isinstance(result, Remote):
-                object.__setattr__(result, "_is_wanted", True)
+                at_once = (args or kwargs) and _operation_after(sys._getframe(1)) in ("LOAD_ATTR", "LOAD_METHOD")
+                object.__setattr__(result, "_hidden", VALUE_METHODS if at_once else ())
             return result
         after = self._peer.ask("change", self, args, kwargs)
         for old, new in zip((*args, *kwargs.values()), after, strict=True):
@@ -293,9 +300,8 @@ class Remote:
 
     def __getattr__(self, name):
         value = None if name.startswith("__") else self._peer.ask("getattr", self, name)
-        if name.startswith("__") or (
-            name in PLAIN_METHODS and not self._is_wanted and isinstance(value, Remote)
-        ):
+        # Callable is a Remote, and a type such as bool, which says yes to any text.
+        if name.startswith("__") or (name in self._hidden and callable(value)):
             raise AttributeError(name)
         return value
 
@@ -342,19 +348,15 @@ for _name in "lt le gt ge add sub mul truediv floordiv mod pow matmul and_ or_ x
     setattr(Remote, f"__{_name.rstrip('_')}__", _asks_of_two(_name))
 
 
-def _result_is_dropped(frame) -> bool:
-    """Returns whether the call that ``frame`` is in is a statement of its own.
-
-    Only then is it made for what it changes. Elsewhere a test may go on with its arguments, to find with them
-    what the answer should have been, and a program that emptied them would get an easier question.
-    """
+def _operation_after(frame) -> str:
+    """Returns the name of what the interpreter does next with the result of the call that ``frame`` is in."""
     import opcode
 
     code = frame.f_code.co_code
     after = frame.f_lasti + 2
     while code[after] == opcode.opmap["CACHE"]:
         after += 2
-    return code[after] == opcode.opmap["POP_TOP"]
+    return opcode.opname[code[after]]
 
 
 def _change(old, new):

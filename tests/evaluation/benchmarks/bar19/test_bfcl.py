@@ -389,10 +389,55 @@ def test_a_call_that_never_ends_is_stopped_and_wrong(monkeypatch):
     row = next(row for row in of_kind("turns") if "MathAPI" in row["involved_classes"])
     call = ("logarithm", {"value": 3, "base": 2, "precision": 2_000_000})
     monkeypatch.setattr(turns, "LIMITS", turns.sandbox.Limits(wall_s=4.0, cpu_s=1, memory_bytes=512 << 20))
-    results = [m["content"] for m in BENCHMARK.ask(row, [written([call])]) if m["role"] == "environment"]
-    assert results == [turns.STOPPED]
-    grade = BENCHMARK.grade(row, answers_of([[call]] * len(row["question"])), None)
-    assert grade.score == 0.0 and "too long" in grade.detail["reason"]
+    assert BENCHMARK.ask(row, [written([call])]) is None
+    for answers in ([written([call])], answers_of([[call]] * len(row["question"]))):
+        grade = BENCHMARK.grade(row, answers, None)
+        assert grade.score == 0.0 and "too long" in grade.detail["reason"]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ['{"name": "\\ud800", "arguments": {}}'],
+        ['{"name": "ls", "arguments": {"\\udfff": 1}}'],
+        ["touch(file_name='a')", f"echo(content='{chr(1) * 24_000}', file_name='a')", "cat(file_name='a')\n" * 1500],
+    ],
+    ids=["a name that is no text", "an argument's name that is no text", "results that no memory holds"],
+)
+def test_no_answer_ends_the_run(answers):
+    row = next(row for row in of_kind("turns") if "GorillaFileSystem" in row["involved_classes"])
+    messages = BENCHMARK.ask(row, answers)
+    assert messages is None or "".join(message["content"] for message in messages).encode()
+    assert BENCHMARK.grade(row, [*answers, "Done."], None).score == 0.0
+
+
+def test_what_is_put_into_a_default_is_not_in_the_truth_as_well():
+    row = next(row for row in of_kind("turns") if "TwitterAPI" in row["involved_classes"])
+    row |= {"involved_classes": ["TwitterAPI"], "question": row["question"][:1]}
+    login = ("authenticate_twitter", {key: row["initial_config"]["TwitterAPI"][key] for key in ("username", "password")})
+    post = ("post_tweet", {"content": "x"})
+    row["ground_truth"] = [[f"{name}(**{arguments!r})" for name, arguments in (login, post)]]
+    number = row["initial_config"]["TwitterAPI"].get("tweet_counter", 0)
+    mention = ("mention", {"tweet_id": number, "mentioned_usernames": ["@eve"]})
+    assert score(row, *answers_of([[login, post]])) == 1.0
+    assert score(row, *answers_of([[login, post, mention]])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "kind"),
+    [
+        ("[[" + "],[" * 40, "javascript", "array"),
+        ("new Array([1]" + ",[1]" * 40, "javascript", "array"),
+        ("new ArrayList<>() {{" + " " * 3900, "java", "ArrayList"),
+        ("new HashMap<>() {" + " " * 3900, "java", "HashMap"),
+        ("new HashMap<>() {{" + 'put("a",' * 480 + "}}", "java", "HashMap"),
+        ("{" + "a" * 40_000 + "}", "javascript", "dict"),
+    ],
+    ids=["rows", "rows of new", "spaces in a list", "spaces in a map", "puts that do not end", "an object without pairs"],
+)
+def test_spellings_that_could_be_read_in_many_ways_are_read_in_one(text, language, kind):
+    """By a pattern that tries them all, each takes minutes or more."""
+    spelled.read(text, language, kind)
 
 
 def test_classes_that_do_not_run_are_told_and_never_a_score():

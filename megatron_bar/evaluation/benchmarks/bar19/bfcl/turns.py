@@ -3,7 +3,7 @@
 A turn goes on as long as the model calls something; the results come back as messages of the environment.
 The calls run on BFCL's own classes, inside the sandbox alone, from the first on each time: nothing is kept
 between two questions. With more than 20 steps in a turn the conversation ends, and is wrong unless that turn
-was the last.
+was the last. It also ends, and is wrong, when a call took too long or too much.
 """
 
 import json
@@ -22,7 +22,7 @@ from megatron_bar.verifiers.tool_call import Call
 WORLD = Path(__file__).with_name("world.py")
 STEPS = 20
 LIMITS = sandbox.Limits(wall_s=60.0, cpu_s=10, memory_bytes=512 << 20, output_bytes=32 << 20)
-STOPPED = "Error during execution: the call took too long or too much"
+STOPPED = "a call took too long or too much"
 NEEDS = "needs BFCL's classes in the data (sources), which are cut from the package bfcl-eval"
 
 
@@ -37,7 +37,9 @@ def ask(row: dict, answers: list[str]) -> Messages | None:
     turns = _turns(row, answers)
     if "sources" not in row or _is_over(row, turns):
         return None
-    results, _ = _run(row, turns)
+    results, verdict = _run(row, turns)
+    if verdict.get("reason") == STOPPED:
+        return None  # each further answer would take as long again
     messages = prompt.beginning(row)
     for number, steps in enumerate(turns):
         messages += prompt.turn(row, number) if number else []
@@ -54,7 +56,8 @@ def grade(row: dict, answers: list[str]) -> Grade:
     turns = _turns(row, answers)
     wanted = len(row["ground_truth"])
     if len(turns) < wanted:
-        why = f"more than {STEPS} steps" if len(turns[-1]) > STEPS else "not asked to its end"
+        ended = "not asked to its end"
+        why = f"more than {STEPS} steps" if len(turns[-1]) > STEPS else _run(row, turns)[1].get("reason") or ended
         return Grade(score=0.0, detail={"reason": f"turn {len(turns) - 1}: {why}"})
     _, verdict = _run(row, turns[:wanted], row["ground_truth"])
     return Grade(score=float(verdict["right"]), detail={"reason": verdict["reason"]})
@@ -94,11 +97,9 @@ def _run(row: dict, turns: list[list[Reply]], truth: list | None = None) -> tupl
     code = WORLD.read_text(encoding="utf-8")
     outcome = sandbox.run(code, stdin=json.dumps(task).encode(), limits=LIMITS)
     *lines, last = [json.loads(line) for line in outcome.stdout.split(b"\n")[:-1]] or [{}]
-    if outcome.stopped or outcome.exit_code > 128:
-        shown = [line["results"] for line in [*lines, last] if line]
-        ended = [[STOPPED] * len(calls) for turn in steps for calls in turn][len(shown) :]
-        return shown + ended, {"right": False, "reason": "a call took too long or too much"}
-    if outcome.exit_code or "right" not in last:
+    if "right" not in last and (outcome.stopped or outcome.exit_code > 128):
+        return [], {"right": False, "reason": STOPPED}
+    if "right" not in last:
         why = outcome.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
         raise BarError(f"bfcl {row['id']}: BFCL's classes do not run: {why:.300}")
     return [line["results"] for line in lines], last

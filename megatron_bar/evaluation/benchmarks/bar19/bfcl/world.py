@@ -3,7 +3,8 @@
 Standard input: JSON with sources (of BFCL's classes, and perhaps of long_context), classes, config, is_long,
 turns (of steps, of calls as [name, arguments]) and perhaps truth (of each turn, its calls as Python). Every
 step's results are printed as a line of JSON as soon as they are there; with a truth, a last line says whether
-each turn left the truth's state and gave its results.
+each turn left the truth's state and gave its results. Status BROKEN: the calls left what cannot be compared, or
+no memory to say it.
 """
 
 import builtins
@@ -12,6 +13,8 @@ import decimal
 import inspect
 import json
 import sys
+
+BROKEN = 200
 
 
 class Number:
@@ -75,7 +78,7 @@ class World:
                 instance._load_scenario(copy.deepcopy(config.get(name, {})), long_context=is_long)
             for method, bound in inspect.getmembers(instance, predicate=inspect.ismethod):
                 if not method.startswith("_"):
-                    self.methods[method] = bound
+                    self.methods[method] = with_own_defaults(bound)
 
     def call(self, name, arguments):
         return self.result(lambda: self.method(name)(**arguments))
@@ -92,14 +95,13 @@ class World:
         """Returns what BFCL shows of a call's result."""
         try:
             value = call()
-            if isinstance(value, str):
-                return value
             try:
-                return json.dumps(value) if isinstance(value, dict) else str(value)
+                text = json.dumps(value) if isinstance(value, dict) else str(value)
             except (TypeError, ValueError):
-                return str(value)
+                text = str(value)
         except Exception as error:  # noqa: BLE001  a call may raise anything, and its text is the result
-            return f"Error during execution: {error}"
+            text = f"Error during execution: {error}"
+        return text.encode("utf-8", "replace").decode()  # half of a pair of surrogates is no text for a model
 
     def equals(self, other):
         return all(self._same(name, instance) for name, instance in other.instances.items())
@@ -110,6 +112,18 @@ class World:
             key.startswith("_") or (key in mine and not mine[key] != value)  # as BFCL asks
             for key, value in vars(other).items()
         )
+
+
+def with_own_defaults(method):
+    """Returns ``method`` with defaults that are each call's own: else a list among them is one for all calls, the
+    truth's too, and what is put into it stands in both states."""
+    defaults = method.__func__.__defaults__
+
+    def called(*args, **kwargs):
+        method.__func__.__defaults__ = copy.deepcopy(defaults)
+        return method(*args, **kwargs)
+
+    return called
 
 
 def holds(results, wanted):
@@ -123,15 +137,26 @@ def holds(results, wanted):
 
 
 def main(task):
+    told = sys.stdout
+    sys.stdout = sys.stderr  # what BFCL's classes print is no result
     classes = loaded(task["sources"], task["classes"])
     world = World(classes, task["config"], task["is_long"])
     truth = World(classes, task["config"], task["is_long"]) if "truth" in task else None
+    try:
+        for line in lines(task, world, truth):
+            print(json.dumps(line), file=told, flush=True)
+    except Exception:  # noqa: BLE001  the classes run: what fails now is what the calls made of them
+        sys.exit(BROKEN)
+
+
+def lines(task, world, truth):
+    """Yields what is printed."""
     results = []
     reason = ""
     for number, steps in enumerate(task["turns"]):
         for calls in steps:
             new = [world.call(name, arguments) for name, arguments in calls]
-            print(json.dumps({"results": new}), flush=True)
+            yield {"results": new}
             results += new
         if truth is None or reason:
             continue
@@ -144,7 +169,7 @@ def main(task):
             reason = f"turn {number}: another state"
         elif not holds(results, wanted):
             reason = f"turn {number}: a result is missing"
-    print(json.dumps({"right": not reason, "reason": reason}), flush=True)
+    yield {"right": not reason, "reason": reason}
 
 
 if __name__ == "__main__":
