@@ -2,7 +2,8 @@
 
 Each takes the answer, without white space around, and its fields. Words are what white space separates and
 has a letter or digit, sentences end with ".", "!" or "?" before white space or the end, paragraphs are
-separated by a blank line or by a rule of asterisks, lines count when they are not blank. Letter case counts
+separated by a blank line or by a rule of asterisks, lines count when they are not blank. What is counted or
+asked for has a letter or digit: a sentence of a full stop, or an item of a dash, is none. Letter case counts
 unless a constraint says otherwise, and a text at the start or end of something is not part of a longer word.
 ``script`` checks an answer's alphabet, not its language.
 """
@@ -14,9 +15,9 @@ from collections.abc import Callable
 
 from megatron_bar.verifiers.text import says_something
 
-BULLET = re.compile(r"^(?![ \t]*([*-])(?:[ \t]*\1){2,}[ \t]*$)[ \t]*[*+-][ \t]+\S", re.MULTILINE)
+BULLET = re.compile(r"^(?![ \t]*([*-])(?:[ \t]*\1){2,}[ \t]*$)[ \t]*[*+-][ \t]+(?=.*[^\W_])", re.MULTILINE)
 """A line of three or more of one sign is a rule."""
-NUMBERED = re.compile(r"^[ \t]*([0-9]+)[.)][ \t]+\S", re.MULTILINE)
+NUMBERED = re.compile(r"^[ \t]*([0-9]+)[.)][ \t]+(?=.*[^\W_])", re.MULTILINE)
 SENTENCE_END = re.compile(
     r"(?<![.!?])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bMrs)(?<!\bProf)(?<!\be\.g)(?<!\bi\.e)"
     r"[.!?]++[\"')\]*_]*+(?=\s|\Z)"
@@ -28,13 +29,11 @@ HIGHLIGHT = re.compile(r"(?<![\w*])(\*{1,3})(?![\s*])[^*\n]*[^\s*]\1(?![\w*])")
 
 def sentences(text: str) -> int:
     """Counts sentences; a rest without a full stop is one more. A list's number ends none."""
-    text = LIST_NUMBER.sub("", text)
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
-    return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())
+    return sum(map(says_something, SENTENCE_END.split(LIST_NUMBER.sub("", text))))
 
 
 def paragraphs(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"\n[ \t]*\n", RULE.sub("\n\n", text)) if part.strip()]
+    return [part.strip() for part in re.split(r"\n[ \t]*\n", RULE.sub("\n\n", text)) if says_something(part)]
 
 
 def lines(text: str) -> list[str]:
@@ -96,7 +95,7 @@ def exact_paragraphs(answer: str, *, n: int) -> bool:
 def exact_parts(answer: str, *, n: int) -> bool:
     """Holds for n parts, none empty, with a rule of asterisks between."""
     parts = [part.strip() for part in RULE.split(answer)]
-    return len(parts) == n and all(parts)
+    return len(parts) == n and all(map(says_something, parts))
 
 
 def paragraph_starts_with(answer: str, *, n: int, text: str) -> bool:
@@ -171,7 +170,7 @@ def no_digits(answer: str) -> bool:
 def comma_separated(answer: str, *, n: int) -> bool:
     """Holds for n items, none empty."""
     items = [item.strip() for item in answer.removesuffix(".").split(",")]
-    return len(items) == n and all(items)
+    return len(items) == n and all(map(says_something, items))
 
 
 def repeat(answer: str, *, text: str, n: int) -> bool:
@@ -202,7 +201,7 @@ def one_of(answer: str, *, options: list) -> bool:
 def two_responses(answer: str) -> bool:
     """Holds for two different texts with "******" between."""
     parts = [part.strip() for part in answer.split("******")]
-    return len(parts) == 2 and all(parts) and parts[0] != parts[1]
+    return len(parts) == 2 and all(map(says_something, parts)) and parts[0] != parts[1]
 
 
 def bullets(answer: str, *, n: int) -> bool:
@@ -217,17 +216,17 @@ def numbered_list(answer: str, *, n: int) -> bool:
 
 def title(answer: str) -> bool:
     """Holds if there is a title in <<double angle brackets>> anywhere."""
-    return any(found.strip() for found in re.findall(r"<<([^<>\n]+)>>", answer))
+    return any(says_something(found) for found in re.findall(r"<<([^<>\n]+)>>", answer))
 
 
 def min_highlights(answer: str, *, n: int) -> bool:
     """Holds for at least n parts between asterisks as Markdown has them: *one* or **two** around words."""
-    return len(HIGHLIGHT.findall(answer)) >= n
+    return sum(says_something(match[0]) for match in HIGHLIGHT.finditer(answer)) >= n
 
 
 def min_placeholders(answer: str, *, n: int) -> bool:
     """Holds for at least n [square brackets] with something in them."""
-    return sum(found.strip() != "" for found in re.findall(r"\[([^\[\]\n]+)\]", answer)) >= n
+    return sum(says_something(found) for found in re.findall(r"\[([^\[\]\n]+)\]", answer)) >= n
 
 
 def sections(answer: str, *, text: str, n: int) -> bool:
@@ -238,7 +237,7 @@ def sections(answer: str, *, text: str, n: int) -> bool:
 
 def postscript(answer: str, *, text: str) -> bool:
     """Holds if after the first line, a line starts with the text ("P.S.") and says something."""
-    return re.search(rf"\n[ \t]*{re.escape(text)}[ \t]*\S", answer) is not None
+    return re.search(rf"\n[ \t]*{re.escape(text)}(?=.*[^\W_])", answer) is not None
 
 
 def quoted(answer: str) -> bool:

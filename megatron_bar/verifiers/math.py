@@ -302,7 +302,8 @@ def _may_be_asked(truths: list[str], answer: str) -> bool:
     """Returns whether ``answer`` is a result, small enough to be parsed. Decided on its text, for the parser
     evaluates some of what it reads."""
     truth = " , ".join(truths)
-    if _is_bomb(answer) or UNEVALUATED.search(answer):
+    primed = "'" in answer and "'" not in truth  # the parser drops the sign of a derivative
+    if _is_bomb(answer) or UNEVALUATED.search(answer) or primed:
         return False
     constant = not re.search(r"[A-Za-df-hj-z]", COMMAND.sub("", truth))  # e and i are numbers
     allowed = NOTATION | set(COMMAND.findall(truth)) | (frozenset() if constant else FUNCTIONS)

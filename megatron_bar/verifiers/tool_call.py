@@ -54,7 +54,7 @@ SPELLED = re.compile(
     r"|[a-z_]\w{0,40}[ \t]{0,4}:?=(?!=)\s*\S|\w(?:::|->|=>)|(?:^|[\s`])--?[a-z]|\bfunctions?\.\w"
     r"|\[tool_\w+\]\s*\w"
     r"|[\"']name[\"']\s*:|^[ \t]*action input[ \t]*:[ \t]*\w|^[ \t]*(?:arguments|parameters|args)[ \t]*[:=]"
-    r"|^\W*(?:action|tool|tool (?:name|call|use)|function|call|recipient|command|name)\w*[ \t]*:\W*\w"
+    r"|^\W*(?:action|tool|tool (?:name|call|use)|function|fn|call|recipient|command|name)\w*[ \t]*:\W*\w"
     r"|^\W*(?:tool|function|call|invoke|exec|execute|run)[ \t]+(?!(?:the|an?|it|this|that|these|my|to|for)\b)"
     r"[\w.-]+(?:[ \t]+\S+){0,2}(?<![.!?:])[ \t]*$|^[\s`]*(?:\$|>>>)[ \t`]*[a-z]|^[\s`]*[@/!%][a-z]"
     r"|^[ \t]*\([a-z_][\w.-]*(?:[ \t]+(?::\w+|\"[^\"\n]*\"|'[^'\n]*'|[-\d.]+))+\)",
@@ -65,6 +65,8 @@ languages, shells and chat templates."""
 TOKENS = re.compile(r"<\|(?:python_tag|im_end|eot_id|eom_id|end_of_text|endoftext)\|>|https?://\S+")
 """What may stand around calls."""
 GIVEN = re.compile(r"\b([\w.-]{1,60})[ \t]{0,4}=\s*([\"'`]?)([\w.-]+)\2")
+LITERAL = r"[\d.]{1,40}|\"[^\"]*\"|'[^']*'"
+"""What a line that is a function's name and a value ends with."""
 WIDE = str.maketrans("\uff08\uff09\uff1d\uff1c\uff1a\u207d\u207e\u208d\u208e", "()=<:()()")
 Call = tuple[str, dict]
 
@@ -119,6 +121,8 @@ def _anywhere(text: str) -> list[Call]:
 def _refuse_others(beside: str, calls: list[Call]) -> None:
     """Raises if the text around the calls has what may be another one."""
     called = {name for name, _ in calls}
+    named = "|".join(map(re.escape, called)) or r"(?!)"
+    bare = re.compile(rf"\W*(?:{named})(?:\W{{1,4}}[\w.-]{{1,40}})?\W{{1,4}}(?:{LITERAL})\W{{0,9}}")
     given = {(key, str(value).lower()) for _, arguments in calls for key, value in arguments.items()}
 
     def unmade(match: re.Match) -> str:
@@ -127,7 +131,7 @@ def _refuse_others(beside: str, calls: list[Call]) -> None:
     for line in TOKENS.sub("", html.unescape(seen(beside))).translate(WIDE).split("\n"):
         left = GIVEN.sub(unmade, MENTION.sub(lambda match: "" if match[1] in called else match[0], line))
         # A function's name with nothing around is no mention but a call.
-        if SPELLED.search(left if re.search(r"[^\W\d_]{2}", left) else line):
+        if SPELLED.search(left if re.search(r"[^\W\d_]{2}", left) else line) or bare.fullmatch(line):
             raise _Unreadable("what may be a call beside the calls")
 
 
