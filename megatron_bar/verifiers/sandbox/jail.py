@@ -265,7 +265,8 @@ def main():
             exit_as(os.waitpid(worker, 0)[1])
         share_one_heap()
         library.use(modules, *([] if worker else [""]))
-        set_limits(-(-cpu_s // 2) if sides and worker else cpu_s, memory_bytes + len(modules.image), *limits)
+        cpu_s_here = -(-cpu_s // 2) if sides and worker else cpu_s
+        set_limits(cpu_s_here, memory_bytes + len(modules.image), *limits)
         filter_calls(modules.filters[1 if worker else 0])
     except (OSError, AttributeError, KeyError, ValueError) as error:
         # The kernel refuses, libc or os lacks a call, the machine is unknown.

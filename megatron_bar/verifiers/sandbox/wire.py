@@ -284,14 +284,15 @@ class Remote:
         changing = any(
             isinstance(value, list | dict | set | bytearray) for value in (*args, *kwargs.values())
         )
-        # Only where the call is a statement of its own is it made for what it changes. Elsewhere a test may go
-        # on with its arguments, to find with them what the answer should have been, and a program that emptied
-        # them would get an easier question.
+        # Only where the call is a statement of its own is it made for what it changes. Elsewhere a test may
+        # go on with its arguments, to find with them what the answer should have been, and a program that
+        # emptied them would get an easier question.
         if not changing or _operation_after(sys._getframe(1)) != "POP_TOP":
             result = self._peer.ask("call", self, args, kwargs)
             if self._is_class and isinstance(result, Remote):
-                at_once = (args or kwargs) and _operation_after(sys._getframe(1)) in ("LOAD_ATTR", "LOAD_METHOD")
-                object.__setattr__(result, "_hidden", VALUE_METHODS if at_once else ())
+                at_once = _operation_after(sys._getframe(1)) in ("LOAD_ATTR", "LOAD_METHOD")
+                hidden = VALUE_METHODS if at_once and (args or kwargs) else ()
+                object.__setattr__(result, "_hidden", hidden)
             return result
         after = self._peer.ask("change", self, args, kwargs)
         for old, new in zip((*args, *kwargs.values()), after, strict=True):
