@@ -187,6 +187,30 @@ def test_cpu_limit_ends_a_spin_before_the_wall_does():
     assert (outcome.stopped, outcome.exit_code) == ("", 128 + signal.SIGKILL)
 
 
+def test_work_of_a_process_that_ended_is_still_work():
+    """Else a right answer that ends between two looks would seem to have slept as long as it worked."""
+    code = """
+import os, time
+child = os.fork()
+while time.process_time() < 0.2: pass
+os.write(1, b".")
+if child: os.waitpid(child, 0)
+else: os.read(0, 1)
+os.write(1, b".")
+if child: os.read(0, 1)
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as parent:
+        worked = sandbox._Idle(parent.pid)._worked
+        parent.stdout.read(1), parent.stdout.read(1)
+        before = worked(parent.pid)
+        parent.stdin.write(b".")
+        parent.stdout.read(1), parent.stdout.read(1)
+        after = worked(parent.pid)
+        parent.stdin.write(b".")
+    assert after >= before
+
+
 def test_work_of_threads_is_no_credit_for_sleep():
     """Threads that wait for a core do so at once, each a second in a second."""
     code = """

@@ -414,10 +414,11 @@ def test_no_answer_ends_the_run(answers):
 def test_what_is_put_into_a_default_is_not_in_the_truth_as_well():
     row = next(row for row in of_kind("turns") if "TwitterAPI" in row["involved_classes"])
     row |= {"involved_classes": ["TwitterAPI"], "question": row["question"][:1]}
-    login = ("authenticate_twitter", {key: row["initial_config"]["TwitterAPI"][key] for key in ("username", "password")})
+    config = row["initial_config"]["TwitterAPI"]
+    login = ("authenticate_twitter", {key: config[key] for key in ("username", "password")})
     post = ("post_tweet", {"content": "x"})
     row["ground_truth"] = [[f"{name}(**{arguments!r})" for name, arguments in (login, post)]]
-    number = row["initial_config"]["TwitterAPI"].get("tweet_counter", 0)
+    number = config.get("tweet_counter", 0)
     mention = ("mention", {"tweet_id": number, "mentioned_usernames": ["@eve"]})
     assert score(row, *answers_of([[login, post]])) == 1.0
     assert score(row, *answers_of([[login, post, mention]])) == 0.0
@@ -433,7 +434,7 @@ def test_what_is_put_into_a_default_is_not_in_the_truth_as_well():
         ("new HashMap<>() {{" + 'put("a",' * 480 + "}}", "java", "HashMap"),
         ("{" + "a" * 40_000 + "}", "javascript", "dict"),
     ],
-    ids=["rows", "rows of new", "spaces in a list", "spaces in a map", "puts that do not end", "an object without pairs"],
+    ids=["rows", "rows of new", "spaces in a list", "spaces in a map", "puts without end", "no pairs"],
 )
 def test_spellings_that_could_be_read_in_many_ways_are_read_in_one(text, language, kind):
     """By a pattern that tries them all, each takes minutes or more."""

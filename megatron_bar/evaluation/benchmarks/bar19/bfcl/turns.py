@@ -56,8 +56,9 @@ def grade(row: dict, answers: list[str]) -> Grade:
     turns = _turns(row, answers)
     wanted = len(row["ground_truth"])
     if len(turns) < wanted:
-        ended = "not asked to its end"
-        why = f"more than {STEPS} steps" if len(turns[-1]) > STEPS else _run(row, turns)[1].get("reason") or ended
+        why = f"more than {STEPS} steps"
+        if len(turns[-1]) <= STEPS:
+            why = _run(row, turns)[1].get("reason") or "not asked to its end"
         return Grade(score=0.0, detail={"reason": f"turn {len(turns) - 1}: {why}"})
     _, verdict = _run(row, turns[:wanted], row["ground_truth"])
     return Grade(score=float(verdict["right"]), detail={"reason": verdict["reason"]})

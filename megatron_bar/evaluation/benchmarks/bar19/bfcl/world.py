@@ -3,8 +3,8 @@
 Standard input: JSON with sources (of BFCL's classes, and perhaps of long_context), classes, config, is_long,
 turns (of steps, of calls as [name, arguments]) and perhaps truth (of each turn, its calls as Python). Every
 step's results are printed as a line of JSON as soon as they are there; with a truth, a last line says whether
-each turn left the truth's state and gave its results. Status BROKEN: the calls left what cannot be compared, or
-no memory to say it.
+each turn left the truth's state and gave its results. Status BROKEN: the calls left what cannot be compared,
+or no memory to say it.
 """
 
 import builtins
@@ -115,8 +115,8 @@ class World:
 
 
 def with_own_defaults(method):
-    """Returns ``method`` with defaults that are each call's own: else a list among them is one for all calls, the
-    truth's too, and what is put into it stands in both states."""
+    """Returns ``method`` with defaults that are each call's own: else a list among them is one for all calls,
+    the truth's too, and what is put into it stands in both states."""
     defaults = method.__func__.__defaults__
 
     def called(*args, **kwargs):
