@@ -23,7 +23,7 @@ NUMBERS = {
 }
 """Type to its Python type, its pattern, and the letters that end it."""
 LONGEST = 4000
-"""Characters that are read: Python reads no longer integer, and patterns take time with the square of them."""
+"""Characters that are read: Python reads no longer integer, and patterns take time with their square."""
 AS_LIST = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\((.+?)\)\)")
 ADDED = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{(.+?)\}\}", re.DOTALL)
 EMPTY_LIST = re.compile(r"new\s+ArrayList<\w*>\(\)")

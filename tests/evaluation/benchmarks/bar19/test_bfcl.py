@@ -421,7 +421,8 @@ def test_what_is_put_into_a_default_is_not_in_the_truth_as_well():
     number = config.get("tweet_counter", 0)
     mention = ("mention", {"tweet_id": number, "mentioned_usernames": ["@eve"]})
     assert score(row, *answers_of([[login, post]])) == 1.0
-    assert score(row, *answers_of([[login, post, mention]])) == 0.0
+    shown = ("get_tweet", {"tweet_id": number})
+    assert score(row, *answers_of([[login, post, mention, shown]])) == 0.0
 
 
 @pytest.mark.parametrize(
