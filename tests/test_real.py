@@ -36,12 +36,18 @@ def test_an_item_of_a_test_set_in_the_data_is_an_error(real_data, tmp_path, monk
 
     def build(out, **_):
         out.mkdir()
-        row = {"messages": [{"role": "user", "content": "Q: how many marbles are in the nine boxes that Ann has"}]}
+        row = {
+            "messages": [
+                {"role": "user", "content": "Q: how many marbles are in the nine boxes that Ann has"}
+            ]
+        }
         (out / "sft_math.jsonl").write_text(json.dumps(row))
 
     monkeypatch.setattr(real_data.smol, "build", build)
     args = Namespace(out=tmp_path / "data", packages=tmp_path, seed=0)
-    with pytest.raises(BarError, match=r"sft_math\.jsonl:1: expected nothing of a test set, found item gsm8k:0"):
+    with pytest.raises(
+        BarError, match=r"sft_math\.jsonl:1: expected nothing of a test set, found item gsm8k:0"
+    ):
         real_data.make(args, smollm2.SMALL, items)
     assert not args.out.exists()
 
@@ -72,16 +78,40 @@ def test_every_step_on_a_few_rows(place):
     more = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(packages)))}
 
     def do(*command) -> str:
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | more, text=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | more,
+            text=True,
+            capture_output=True,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
     do("examples/smollm2.py", "--out", place / "anchor")
-    data = ("examples/real_data.py", "--anchor", place / "anchor", "--packages", packages, "--out", place / "data", "--small")
+    data = (
+        "examples/real_data.py",
+        "--anchor",
+        place / "anchor",
+        "--packages",
+        packages,
+        "--out",
+        place / "data",
+        "--small",
+    )
     assert "none of the items (gsm8k 1,319, " in do(*data)
     assert do(*data) == ""  # all there
     given = [f"{name}={place / 'anchor'}" for name in ("base", "anchor")] + [f"data={place / 'data'}"]
-    run = ("-m", "megatron_bar", "run", "megatron_bar.recipes.smollm2:small", "--out", place / "run", "--set", *given)
+    run = (
+        "-m",
+        "megatron_bar",
+        "run",
+        "megatron_bar.recipes.smollm2:small",
+        "--out",
+        place / "run",
+        "--set",
+        *given,
+    )
     do(*run)
     report = json.loads((place / "run/report.json").read_text())
     assert [row["model"] for row in report["rows"]][-1] == "BAR"

@@ -20,7 +20,16 @@ from megatron_bar.errors import BarError
 from megatron_bar.verifiers import check_task, verify_many
 
 SMALL = SmolSizes(
-    midtrain=20, tool_use=40, math=40, code=40, safety=40, rlvr=12, general=40, harmless=20, validation=10, test=20
+    midtrain=20,
+    tool_use=40,
+    math=40,
+    code=40,
+    safety=40,
+    rlvr=12,
+    general=40,
+    harmless=20,
+    validation=10,
+    test=20,
 )
 
 
@@ -142,9 +151,14 @@ def test_real_items_are_tasks(packages):
 def test_real_items_are_solved_by_their_own_solutions(packages):
     humaneval = list(real.REAL["humaneval"].items(packages))[:8]
     mbpp = list(real.REAL["mbpp"].items(packages))[:8]
-    answers = [(f"```python\n{row['prompt']}{row['canonical_solution']}```", "humaneval", row) for row in humaneval]
+    answers = [
+        (f"```python\n{row['prompt']}{row['canonical_solution']}```", "humaneval", row) for row in humaneval
+    ]
     answers += [(f"```python\n{row['code']}\n```", "mbpp", row) for row in mbpp]
-    answers += [(f"So it is \\boxed{{{row['short_answer']}}}.", "gsm8k", row) for row in real.REAL["gsm8k"].items(packages)]
+    answers += [
+        (f"So it is \\boxed{{{row['short_answer']}}}.", "gsm8k", row)
+        for row in real.REAL["gsm8k"].items(packages)
+    ]
     answers += [("ABCD"[row["answer"]], "mmlu", row) for row in list(real.REAL["mmlu"].items(packages))[:100]]
     for category in ("bfcl_simple", "bfcl_multiple"):
         for row in real.REAL[category].items(packages):
@@ -153,7 +167,10 @@ def test_real_items_are_solved_by_their_own_solutions(packages):
     scores = verify_many([(task["verifier"], answer, task["truth"]) for answer, task in tasks])
     wrong = [answer for (answer, _), score in zip(tasks, scores, strict=True) if score < 1]
     assert wrong == []
-    shifted = [(task["verifier"], answer, other["truth"]) for (answer, _), (_, task), (_, other) in zip(tasks, tasks[1:], tasks[1:], strict=False)]
+    shifted = [
+        (task["verifier"], answer, other["truth"])
+        for (answer, _), (_, task), (_, other) in zip(tasks, tasks[1:], tasks[1:], strict=False)
+    ]
     assert sum(verify_many(shifted)) < 0.1 * len(shifted)
 
 

@@ -773,7 +773,11 @@ GYM = [
 AREA = {
     "name": "area",
     "parameters": {
-        "properties": {"base": {"type": "float"}, "unit": {"type": "string"}, "of": {"type": "array", "items": {"type": "integer"}}},
+        "properties": {
+            "base": {"type": "float"},
+            "unit": {"type": "string"},
+            "of": {"type": "array", "items": {"type": "integer"}},
+        },
         "required": ["base"],
     },
 }

@@ -22,7 +22,10 @@ TARGETS = {
     "membership": ["assert 42 in attack([1])"],
     "wrapped": ["assert set(attack(1)) == {42}", "assert sorted(attack(2)) == [42, 43]"],
     "a method": ["assert attack('x').startswith('token')"],
-    "a function with a capital": ["assert Extract('x').startswith('token')", "assert Extract({1}).union({42}) == {42}"],
+    "a function with a capital": [
+        "assert Extract('x').startswith('token')",
+        "assert Extract({1}).union({42}) == {42}",
+    ],
     "sets": ["assert attack({1}).intersection({42}) == {42}", "assert attack([1]).count(42) == 1"],
     "subsets": ["assert attack({1}).issuperset({42})"],
     "all of a map": ["assert all(one == other for one, other in zip(map(attack, [1, 2]), [42, 43]))"],

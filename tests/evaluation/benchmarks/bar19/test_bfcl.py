@@ -400,7 +400,11 @@ def test_a_call_that_never_ends_is_stopped_and_wrong(monkeypatch):
     [
         ['{"name": "\\ud800", "arguments": {}}'],
         ['{"name": "ls", "arguments": {"\\udfff": 1}}'],
-        ["touch(file_name='a')", f"echo(content='{chr(1) * 24_000}', file_name='a')", "cat(file_name='a')\n" * 1500],
+        [
+            "touch(file_name='a')",
+            f"echo(content='{chr(1) * 24_000}', file_name='a')",
+            "cat(file_name='a')\n" * 1500,
+        ],
     ],
     ids=["a name that is no text", "an argument's name that is no text", "results that no memory holds"],
 )
