@@ -1,10 +1,10 @@
-"""Makes the files of a recipe's data, or of the published benchmarks (bar19), out of public data sets, from
-the Hugging Face hub or from a mirror.
+"""Makes the files of a recipe's data, or of the published benchmarks (bar19), out of public data sets.
 
-Each set is read once and file by file into all that is made of it; killed and started again it goes on. A
-recipe's rows become ours (chats, tasks with a verifier, texts), each is checked as the stages check it, and
-what cannot be used is counted by reason and listed in OUT/refused.jsonl; a benchmark's stay as they are, and
-all of them must be there. OUT/manifest.json says what came from where.
+They come from the Hugging Face hub or from a mirror. Each set is read once and file by file into all that is
+made of it; killed and started again it goes on. A recipe's rows become ours (chats, tasks with a verifier,
+texts), each is checked as the stages check it, and what cannot be used is counted by reason and listed in
+OUT/refused.jsonl; a benchmark's stay as they are, and all of them must be there. OUT/manifest.json says what
+came from where.
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""Renders a run's report anew from its report.json, as Markdown and as a page that opens from disk, with
-results of published benchmarks where they are given."""
+"""Renders a run's report anew from its report.json, as Markdown and as a page that opens from disk.
+
+Results of published benchmarks go into it where they are given."""
 
 import argparse
 from dataclasses import replace
