@@ -58,6 +58,8 @@ class AnswerFile:
         self._wanted = set(self._missing)
         self._held: set[Unit] = set()
         self._read = 0
+        self.through: str | None = None
+        """Who gave the answers, by the file's head."""
         self._lock = None
         if write:
             with writing(path):
@@ -152,6 +154,7 @@ class AnswerFile:
                     f"{self.path}: answers expected of {key} {_told(value)}, got those of "
                     f"{_told(found.get(key))}; give another folder (--answers DIR)"
                 )
+        self.through = found.get("through")
         self._read = len(line)
 
     def _refresh(self) -> None:

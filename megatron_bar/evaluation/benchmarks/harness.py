@@ -104,7 +104,7 @@ def run_suite(
             results["tests"][name] = {"hash": hash_items(docs), "items": len(items)}
             results["scores"][name] = items
             entries[name] |= entry
-            say(f"  {name}: {100 * entry['score']:.1f} of {entry['items']} items")
+            say(f"  {name}: {100 * entry['score']:.1f} % of {entry['items']} items")
     settings = {"through": "server" if server else "transformers", "max_new_tokens": new_tokens}
     return results | {"settings": settings, "benchmarks": entries}
 

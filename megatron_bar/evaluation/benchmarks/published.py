@@ -219,7 +219,7 @@ class _Run:
             measured[name], scored = score(items, file.found, judge)
             results["tests"][name] = {"hash": hash_items(items.rows), "items": len(scored)}
             results["scores"][name] = scored
-            say(f"  {name}: {100 * measured[name]['score']:.1f} of {len(scored)} items")
+            say(f"  {name}: {100 * measured[name]['score']:.1f} % of {len(scored)} items")
         if not measured:
             name, why = next((n, w) for n, w in self.not_measured.items() if w != "not asked for")
             raise BarError(f"suite {self.suite.name}: nothing can be measured here; {name}: {why}")
@@ -228,7 +228,7 @@ class _Run:
         return results | {
             "settings": {
                 "protocol": self.asking.protocol,
-                "through": self._through,
+                "through": ", ".join(sorted({str(file.through) for file in self.files})),
                 "judges": {kind: judge.model for kind, judge in self.asking.judges.items()},
                 "data": {name: self.data[name] for name in measured},
             },
