@@ -63,7 +63,7 @@ gettid 186 178, set_tid_address 218 96, set_robust_list 273 99, rseq 334 293, sc
 sched_getaffinity 204 123, getcpu 309 168,
 getpid 39 172, getppid 110 173, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177,
 getpgrp 111 -, getpgid 121 155, getsid 124 156, getgroups 115 158, getpriority 140 141, getrusage 98 165,
-getrlimit 97 163, uname 63 160, sysinfo 99 179, wait4 61 260, waitid 247 95
+getrlimit 97 163, setrlimit 160 164, uname 63 160, sysinfo 99 179, wait4 61 260, waitid 247 95
 """
 """Name, number on x86_64, on aarch64 (-: not there): with any arguments."""
 
@@ -85,7 +85,6 @@ BY_ARGUMENT = {
     "tgkill": (234, 131, [{0: (ONE_OF, OWN)}]),
     # Its own limits, whose hard ends it cannot move.
     "prlimit64": (302, 261, [{0: (ONE_OF, (0,))}]),
-    "setrlimit": (160, 164, [{}]),
 }
 """Name: number on x86_64, on aarch64 (-1: not there), and what its arguments may be: all of one of the
 tables."""
