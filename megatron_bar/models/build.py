@@ -32,6 +32,13 @@ from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
 from megatron_bar.weights.hf_config import ModelConfig
 
 
+def learnt_places(labels: Tensor) -> Tensor:
+    """Returns the places of labels ``[b, s]`` that are not below 0 in the flat ``[s * b]``, int64; where there
+    is none the first, so that every rank has something to compute."""
+    places = (labels.t().flatten() >= 0).nonzero().flatten()
+    return places if len(places) else places.new_zeros(1)
+
+
 class LanguageModel(GPTModel):
     """This rank's layers of a model, dense or a mixture, on this rank's device."""
 
@@ -48,6 +55,9 @@ class LanguageModel(GPTModel):
             position_embedding_type="none",  # RoPE belongs to the attention core, which knows the positions
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         )
+        if self.post_process:
+            # It gets all positions, of which some are picked, and sums the ranks' gradients of them.
+            self.output_layer.sequence_parallel = False
         self.shape = shape
         self.rope = rope_of(shape)
         self.layout = layout
@@ -74,6 +84,7 @@ class LanguageModel(GPTModel):
         positions: Tensor,
         *,
         labels: Tensor | None = None,
+        learnt: Tensor | None = None,
         documents: Tensor | None = None,
         cache: KVCache | None = None,
         slots: Tensor | None = None,
@@ -86,7 +97,8 @@ class LanguageModel(GPTModel):
         With ``labels`` ``[b, s]`` (the token each position should predict; negative: no loss there) it
         returns ``(nll, lse)``, both ``[b, s]`` fp32, of the distribution at ``temperature``; without, the
         logits ``[b, s, vocab_size]``, gathered over TP, without the padding. Pipeline ranks before the last
-        return hidden states for the next one instead.
+        return hidden states for the next one instead. ``learnt``: places in the flat ``[s * b]`` of the
+        labels that matter (see `learnt_places`): the head sees these alone, elsewhere both values are 0.
 
         ``documents`` ``[b, s]``: ids of packed documents; attention stays inside each. ``cache``, ``slots``,
         ``reach``: see `Sequences`; ``keep`` then picks the positions of the flat batch whose logits are
@@ -100,37 +112,58 @@ class LanguageModel(GPTModel):
             None,
             packed_seq_params=seqs,  # which Megatron hands to the attention core as it is
             output_processor=self._nll if labels is not None else self._logits,
-            output_processor_context=keep if labels is None else (labels, temperature),
+            output_processor_context=keep if labels is None else (labels, learnt, temperature),
         )
 
     # Megatron calls these two with what its decoder leaves: keywords of its choice, hidden states ``[s, b,
     # h]``.
-    def _nll(self, *, hidden_states: Tensor, context: tuple[Tensor, float], **_) -> tuple[Tensor, Tensor]:
-        labels_bs, temperature = context
-        logits_sbv, _ = self.output_layer(hidden_states)
+    def _nll(
+        self, *, hidden_states: Tensor, context: tuple[Tensor, Tensor | None, float], **_
+    ) -> tuple[Tensor, Tensor]:
+        labels_bs, learnt, temperature = context
+        hidden_sbh = self._whole(hidden_states)
+        wanted_bs = labels_bs
+        if learnt is not None:  # as rows of a batch of one
+            hidden_sbh = hidden_sbh.flatten(0, 1)[learnt, None]
+            wanted_bs = labels_bs.t().flatten()[None, learnt]
+        logits_sbv, _ = self.output_layer(hidden_sbh)
         logits_sbv = logits_sbv if temperature == 1 else logits_sbv / temperature
-        return token_nll(logits_sbv, labels_bs, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
+        found = token_nll(logits_sbv, wanted_bs, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
+        if learnt is None:
+            return found
+        b, s = labels_bs.shape
+        nll_bs, lse_bs = (
+            value.new_zeros(s * b).index_copy(0, learnt, value[0]).view(s, b).t() for value in found
+        )
+        return nll_bs, lse_bs
 
     def _logits(self, *, hidden_states: Tensor, context: Tensor | None, **_) -> Tensor:
-        group = self.pg_collection.tp
-        hidden_sbh = hidden_states
-        if self.config.sequence_parallel:
-            hidden_sbh = gather_from_sequence_parallel_region(hidden_sbh, group=group)
+        hidden_sbh = self._whole(hidden_states)
         if context is not None:  # before the head: of a prompt only the last token's logits are wanted
             hidden_sbh = hidden_sbh[context]
         logits_sbv = F.linear(hidden_sbh, self.output_layer.weight)
-        logits = gather_from_tensor_model_parallel_region(logits_sbv, group=group)
+        logits = gather_from_tensor_model_parallel_region(logits_sbv, group=self.pg_collection.tp)
         return logits.transpose(0, 1)[..., : self.shape.vocab_size]
 
-    def new_cache(self, *, rows: int, max_length: int) -> KVCache:
-        """Returns an empty cache for the layers of this rank."""
+    def _whole(self, hidden_sbh: Tensor) -> Tensor:
+        """Returns the hidden states of all positions, which tensor ranks may have shared out."""
+        if not self.config.sequence_parallel:
+            return hidden_sbh
+        # All ranks go on with the same, so that each takes its part of one gradient.
+        return gather_from_sequence_parallel_region(
+            hidden_sbh, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+        )
+
+    def new_cache(self, *, rows: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
+        """Returns an empty cache for the layers of this rank, of the model's dtype unless another is
+        named."""
         return KVCache(
             layers=len(self.decoder.layers),
             rows=rows,
             heads=self.shape.num_kv_heads // self.layout.tensor,
             max_length=max_length,
             width=self.shape.head_dim,
-            dtype=self.config.params_dtype,
+            dtype=dtype or self.config.params_dtype,
         )
 
     def parameters_with_ops(self) -> Iterator[tuple[str, torch.nn.Parameter, WeightOp]]:

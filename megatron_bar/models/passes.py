@@ -120,7 +120,7 @@ class PlainPasses:
         self.slots = slots
         self.group = group_size(slots)
         """Slots whose answers should be alike in length (see there)."""
-        self.cache = model.new_cache(rows=slots, max_length=longest)
+        self.cache = model.new_cache(rows=slots, max_length=longest, dtype=torch.float32)
 
     def rows(self, at_work: int) -> int:
         """Returns how many slots the next pass has when the first ``at_work`` of them are."""

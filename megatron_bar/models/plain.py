@@ -1,8 +1,8 @@
 """The pass of a model that this rank has whole, over plain tensors: how the sampler goes through it on a CPU.
 
 The arithmetic is that of `LanguageModel.forward`, by the same routers, norms, rotation and activation; left
-out is what cuts a pass over ranks or leaves gradients, and the products go by oneDNN (`kernels.Matrix`). A
-prompt attends to itself, without the cache; a single token to the part of the cache that is filled, of the
+out is what cuts a pass over ranks or leaves gradients, the products go by oneDNN (`kernels.Matrix`), and
+single tokens attend in fp32, which the cache has in any case. A prompt attends to itself, without the cache; a single token to the part of the cache that is filled, of the
 rows at work alone. tests/models/test_plain.py compares the two.
 
 Legend: r rows (sequences), s new tokens of each, t = r * s tokens, m length attended to, h hidden, n query
@@ -217,7 +217,7 @@ class _OfPrompts:
         query, key = (rotate(x, *self.turn, 1) for x in (query, key))
         length = self.rows_and_length[1]
         for buffer, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
-            buffer[self.slots_r, :, :length] = new
+            buffer[self.slots_r, :, :length] = new.float()
         gqa = key.shape[1] != query.shape[1]
         out_rnsd = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa)
         return out_rnsd.transpose(1, 2).flatten(2).flatten(0, 1)
@@ -241,7 +241,7 @@ class _OfTokens:
         """Returns rows, the length that they attend to, and what keeps them from places to come."""
         reach = int(positions_r.max()) + 1
         to_come_rm = torch.arange(reach) > positions_r[:, None]
-        bias_rm = torch.zeros(to_come_rm.shape, dtype=self.cache.keys.dtype)
+        bias_rm = torch.zeros(to_come_rm.shape)
         bias_rm.masked_fill_(to_come_rm, -torch.inf)
         return slice(start, start + len(positions_r)), reach, bias_rm[:, None, None]
 
@@ -250,7 +250,7 @@ class _OfTokens:
         query, key = (rotate(x[:, :, None], *self.turn, 1) for x in (query_tnd, key_tkd))
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         for buffer, new in ((keys, key), (values, value_tkd)):
-            buffer.flatten(0, 2).index_copy_(0, self.places, new.reshape(-1, new.shape[-1]))
+            buffer.flatten(0, 2).index_copy_(0, self.places, new.reshape(-1, new.shape[-1]).float())
         out = [
             _attend(query[rows], keys[rows, :, :reach], values[rows, :, :reach], bias_r11m).flatten(1)
             for rows, reach, bias_r11m in self.groups
@@ -265,13 +265,9 @@ def group_size(rows: int) -> int:
 
 
 def _attend(query_rn1d: Tensor, key_rkmd: Tensor, value_rkmd: Tensor, bias_r11m: Tensor) -> Tensor:
-    if query_rn1d.dtype != torch.float32:  # which rounds scores in 16 bit, unlike the kernel
-        gqa = key_rkmd.shape[1] != query_rn1d.shape[1]
-        return F.scaled_dot_product_attention(
-            query_rn1d, key_rkmd, value_rkmd, attn_mask=bias_r11m, enable_gqa=gqa
-        )
-    # Of single queries the kernel makes a small product each; these are batches of them.
+    # Of single queries torch's kernel makes a small product each, slowly in 16 bit; these are batches of
+    # them, in the cache's fp32.
     heads = key_rkmd.shape[1]
-    query_rkgd = query_rn1d.unflatten(1, (heads, -1)).squeeze(-2) * query_rn1d.shape[-1] ** -0.5
+    query_rkgd = query_rn1d.unflatten(1, (heads, -1)).squeeze(-2).float() * query_rn1d.shape[-1] ** -0.5
     scores_rkgm = torch.matmul(query_rkgd, key_rkmd.transpose(-1, -2)).add_(bias_r11m)
-    return torch.matmul(scores_rkgm.softmax(-1), value_rkmd)
+    return torch.matmul(scores_rkgm.softmax(-1), value_rkmd).to(query_rn1d.dtype)

@@ -37,6 +37,7 @@ SHAPE = ModelConfig(
     max_positions=8192,
     rope_theta=100_000.0,
     rms_norm_eps=1e-5,
+    dtype="bfloat16",
 )
 TEMPLATE: Name = "chatml"
 ROW = 1024

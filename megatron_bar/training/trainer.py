@@ -23,7 +23,7 @@ from torch import Tensor
 
 from megatron_bar.data.packing import Batch
 from megatron_bar.errors import BarError
-from megatron_bar.models.build import build_model
+from megatron_bar.models.build import build_model, learnt_places
 from megatron_bar.models.shards import load_folder, save_folder
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import broadcast_from_last_stage, on_all_ranks, on_rank_zero, set_layout
@@ -279,10 +279,12 @@ def _forward(objective: Objective, batches: Iterator[Batch], model: torch.nn.Mod
     host = next(batches)
     units = objective.units(host)  # on the host, where asking costs nothing
     batch = host.to(cpu.device())
+    learnt = learnt_places(host.labels)  # likewise
     output = model(
         batch.ids,
         batch.positions,
         labels=batch.labels,
+        learnt=learnt.to(cpu.device()),
         documents=batch.documents,
         temperature=objective.temperature,
     )

@@ -66,7 +66,7 @@ def parted(model: LanguageModel, *, look_up: int = 0, tokens: int = 6) -> float:
     rows = len(PROMPTS) + 1
     texts = [[*prompt, *range(10, 10 + tokens)] for prompt in [*PROMPTS, MOVED]]
     expected = [model(torch.tensor([t]), torch.arange(len(t))[None])[0].float() for t in texts]
-    cache = model.new_cache(rows=5, max_length=16)
+    cache = model.new_cache(rows=5, max_length=16, dtype=torch.float32)
     cache.keys.fill_(1e4)  # of answers before these
     cache.values.fill_(1e4)
     plain = PlainModel(model, 16, look_up=look_up)
@@ -130,7 +130,7 @@ def test_a_watch_sees_every_pass():
     seen = []
     model.route(replace(model.routing, watch=lambda layer, probs_te: seen.append((layer, len(probs_te)))))
     with torch.no_grad():
-        cache = model.new_cache(rows=2, max_length=4)
+        cache = model.new_cache(rows=2, max_length=4, dtype=torch.float32)
         PlainModel(model, 16).read(torch.tensor([[1, 2, 3]]), torch.tensor([3]), torch.tensor([0]), cache)
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
@@ -146,7 +146,7 @@ def test_what_it_multiplies_by_is_the_weights_as_they_were():
     """Weights change between two calls of the sampler and never within one."""
     model = made(FIVE)
     before = PlainModel(model, 16)
-    cache = model.new_cache(rows=1, max_length=4)
+    cache = model.new_cache(rows=1, max_length=4, dtype=torch.float32)
     given = (torch.tensor([[1, 2, 3]]), torch.tensor([3]), torch.tensor([0]), cache)
     with torch.no_grad():
         old = before.read(*given)
