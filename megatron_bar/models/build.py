@@ -33,8 +33,10 @@ from megatron_bar.weights.hf_config import ModelConfig
 
 
 def learnt_places(labels: Tensor) -> Tensor:
-    """Returns the places of labels ``[b, s]`` that are not below 0 in the flat ``[s * b]``, int64; where there
-    is none the first, so that every rank has something to compute."""
+    """Returns the places of labels ``[b, s]`` that are not below 0 in the flat ``[s * b]``, int64.
+
+    Where there is none it is the first, so that every rank has something to compute.
+    """
     places = (labels.t().flatten() >= 0).nonzero().flatten()
     return places if len(places) else places.new_zeros(1)
 
@@ -128,7 +130,9 @@ class LanguageModel(GPTModel):
             wanted_bs = labels_bs.t().flatten()[None, learnt]
         logits_sbv, _ = self.output_layer(hidden_sbh)
         logits_sbv = logits_sbv if temperature == 1 else logits_sbv / temperature
-        found = token_nll(logits_sbv, wanted_bs, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp)
+        found = token_nll(
+            logits_sbv, wanted_bs, vocab_size=self.shape.vocab_size, group=self.pg_collection.tp
+        )
         if learnt is None:
             return found
         b, s = labels_bs.shape

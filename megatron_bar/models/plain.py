@@ -2,8 +2,9 @@
 
 The arithmetic is that of `LanguageModel.forward`, by the same routers, norms, rotation and activation; left
 out is what cuts a pass over ranks or leaves gradients, the products go by oneDNN (`kernels.Matrix`), and
-single tokens attend in fp32, which the cache has in any case. A prompt attends to itself, without the cache; a single token to the part of the cache that is filled, of the
-rows at work alone. tests/models/test_plain.py compares the two.
+single tokens attend in fp32, which the cache has in any case. A prompt attends to itself, without the cache;
+a single token to the part of the cache that is filled, of the rows at work alone. tests/models/test_plain.py
+compares the two.
 
 Legend: r rows (sequences), s new tokens of each, t = r * s tokens, m length attended to, h hidden, n query
 heads, k key and value heads, d head width, f FFN columns, e experts, c choices of an expert by a token, v
