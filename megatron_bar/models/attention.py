@@ -26,10 +26,9 @@ from megatron_bar.models import kernels as fused
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.rope import Llama3Rope, inverse_frequencies
 
-try:  # since torch 2.10; runs on CUDA devices alone
+varlen_attn = None
+if torch.cuda.is_available():  # no other device has it, and it loads torch's compiler
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
 VARLEN_TAKES = frozenset(() if varlen_attn is None else inspect.signature(varlen_attn).parameters)
 """Its parameters, which differ between versions of torch: ``enable_gqa`` came with 2.12."""
 
@@ -178,7 +177,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
     """Returns whether torch's flash attention for sequences of many lengths can be used."""
-    return varlen_attn is not None and device.type == "cuda" and dtype.itemsize == 2
+    return device.type == "cuda" and dtype.itemsize == 2
 
 
 def varlen(query_tnd: Tensor, key_tkd: Tensor, value_tkd: Tensor, ends: Tensor, longest: int) -> Tensor:

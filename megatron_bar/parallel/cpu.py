@@ -183,6 +183,10 @@ def install() -> None:
 
 def _adapt_megatron() -> None:
     """Replaces what Megatron does on a GPU alone; torch must be redirected before it is imported."""
+    compile_later = torch.compile
+    # Megatron asks for a dozen compiled functions as it is imported, none of which is called on a CPU: torch
+    # would load its whole compiler for them.
+    torch.compile = lambda function, **_: function
     with warnings.catch_warnings():
         # Megatron says of every optional CUDA library that it is not there.
         warnings.simplefilter("ignore")
@@ -190,6 +194,7 @@ def _adapt_megatron() -> None:
         from megatron.core.distributed import param_and_grad_buffer
         from megatron.core.tensor_parallel import random
         from megatron.core.transformer.moe import token_dispatcher
+    torch.compile = compile_later
 
     def to_host(tensor, as_numpy=False, record_stream=False):
         # Megatron skips the conversion for tensors that already are on the host; all_to_all then gets tensors

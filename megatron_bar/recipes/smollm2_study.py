@@ -1,5 +1,5 @@
 """Does it hold up on a real model? The recipe smollm2 with baselines at equal tokens, an upgrade of the tool
-expert, the router's data and the number of active experts.
+expert, the router's data and seeds, the number of active experts and experts in low rank.
 
 All start from the same anchor and see the same rows. General data, of which each of BAR's experts has all,
 a baseline on all domains sees as often.
@@ -17,8 +17,12 @@ LEARNT = ("math", "code")
 """Domains with mid-training and RLVR."""
 MIXED_EPOCHS = 1.4
 """Epochs of the one mixed SFT: as many tokens as mid-training, SFT and RLVR have together."""
-SHARES = (0.01, 0.25, 1.0)
+SHARES = (0.01, 0.25)
 """Shares of the SFT data for the router, besides the recipe's own 5 %."""
+SEEDS = (1, 2)
+"""Of further routers, besides the recipe's own."""
+RANKS = (8, 16, 32, 64, 128)
+"""Of artifacts in low rank, merged with the routers that were trained for the whole experts."""
 FEW = 2
 OF_ALL = 1 + len(DOMAINS)
 
@@ -89,6 +93,12 @@ def router(parts: _Parts) -> tuple[ExpertSpec, ...]:
             f"router_{share:g}", "merged", data=tuple(replace(source, share=share) for source in route.data)
         )
         for share in SHARES
+    ) + tuple(parts.route(f"seed_{seed}", "merged", stage=replace(route.stage, seed=seed)) for seed in SEEDS)
+
+
+def low_rank() -> tuple[MergeSpec, ...]:
+    return tuple(
+        MergeSpec(name=f"rank_{rank}", inputs=ENDS, how="bar", rank=rank, routers="final") for rank in RANKS
     )
 
 
@@ -133,12 +143,15 @@ OF_THE_STUDY = (
         expect="same",
         margin=0.03,
     ),
-    _claim(
-        f"{FEW} of {OF_ALL} active experts keep the score",
-        "final",
-        f"final@{FEW}",
-        expect="not lower",
-        margin=0.01,
+    *(
+        _claim(
+            f"{FEW} of {OF_ALL} active experts keep the score{of_seed}",
+            routed,
+            f"{routed}@{FEW}",
+            expect="not lower",
+            margin=0.01,
+        )
+        for routed, of_seed in (("final", ""), *((f"seed_{n}-route", f" (router seed {n})") for n in SEEDS))
     ),
 )
 
@@ -181,8 +194,15 @@ def study(made: Recipe, name: str) -> Recipe:
                 x="active experts",
                 points={str(k): f"final@{k}" for k in range(1, OF_ALL)} | {str(OF_ALL): "final"},
             ),
+            Sweep(
+                name="rank of the experts",
+                x="rank",
+                points={str(rank): f"rank_{rank}" for rank in RANKS} | {"whole": "final"},
+            ),
         ),
         claims=(*CLAIMS, *OF_THE_STUDY),
         retrained="continued-rlvr",
     )
-    return replace(made, name=name, more=baselines(parts) + upgrade(parts) + router(parts), study=compared)
+    return replace(
+        made, name=name, more=baselines(parts) + upgrade(parts) + router(parts) + low_rank(), study=compared
+    )
