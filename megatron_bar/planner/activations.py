@@ -8,7 +8,8 @@ layer at work all of this; the embedding's output then always needs a gradient (
 a later pipeline rank receives.
 
 Left out: a token's few numbers (labels, masks of the loss), fp32 copies of a norm's weight, and the dispatch
-of tokens where not all experts are active: counted as if all were.
+of tokens where not all experts are active: counted as if all were. Logits are counted as if all tokens were
+learnt.
 """
 
 from dataclasses import dataclass
@@ -215,7 +216,8 @@ def activations(batch: Pass, *, recompute: bool, micro_batches: int) -> Activati
     logits = logits_kept = 0
     if pipeline == spread.pipeline - 1:
         kept += batch.norm(True, ParamGroup.FINAL_NORM in batch.trains)
-        kept += input_size * (ParamGroup.LM_HEAD in batch.trains)
+        # Of all tokens, which every tensor rank has gathered.
+        kept += batch.tokens * shape.hidden_size * batch.size * (ParamGroup.LM_HEAD in batch.trains)
         rows = padded_vocab_size(shape.vocab_size, spread.tensor, VOCABULARY_UNIT[shape.dtype])
         logits_kept, logits = cross_entropy(batch.tokens, rows // spread.tensor, batch.size)
     # The last rank has one micro-batch under way, the one before it two, and so on.

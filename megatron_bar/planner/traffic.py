@@ -161,19 +161,17 @@ class _Step:
 
     def vocabulary(self) -> Iterator[Exchange]:
         """Yields the exchanges of embedding and head: embeddings are summed into shares of the sequence,
-        which the head gathers; the loss exchanges three numbers per token."""
+        which the head gathers, and sums the gradients of; the loss exchanges three numbers per token. As if
+        all tokens were learnt."""
         group = ParamGroup
         n = self.layout.tensor
         if self.rank == 0:
             yield self._times("vocabulary", "reduce_scatter", n, self.hidden)
             yield self._times("vocabulary", "all_gather", n, self.hidden * (group.EMBEDDING in self.trains))
         if self.rank == self.layout.pipeline - 1:
-            head = group.LM_HEAD in self.trains
             needs = self.stage.recompute or not self.trains <= {group.LM_HEAD}
-            gathered = self.hidden * (1 + head) + n * FP32 * self.tokens
-            yield self._times("vocabulary", "all_gather", n, gathered)
-            yield self._times("vocabulary", "reduce_scatter", n, self.hidden * needs)
-            yield self._times("vocabulary", "all_reduce", n, FP32 * self.tokens)
+            yield self._times("vocabulary", "all_gather", n, self.hidden + n * FP32 * self.tokens)
+            yield self._times("vocabulary", "all_reduce", n, self.hidden * needs + FP32 * self.tokens)
 
     def pipeline(self) -> Iterator[Exchange]:
         """Yields what neighbours send: a tensor rank's share of the sequence to the next rank, its gradient

@@ -74,14 +74,14 @@ class Meter:
     def train(self, tokens: int, loss_tokens: int, pairs: int) -> None:
         """Adds a step's forward and backward passes; ``pairs``: see flops.py."""
         # An expert that works for the router's gradient alone has no backward pass.
-        self.spent.flops += self._passes.training(tokens=tokens, pairs=pairs)
+        self.spent.flops += self._passes.training(tokens=tokens, pairs=pairs, heads=loss_tokens)
         self.spent.tokens += tokens
         self.spent.loss_tokens += loss_tokens
-        self.spent.flops += self._passes.backward(tokens=tokens, pairs=pairs)
+        self.spent.flops += self._passes.backward(tokens=tokens, pairs=pairs, heads=loss_tokens)
 
-    def score(self, tokens: int, pairs: int) -> None:
+    def score(self, tokens: int, loss_tokens: int, pairs: int) -> None:
         """Adds a pass that does not train."""
-        self.spent.flops += self._passes.forward(tokens=tokens, pairs=pairs)
+        self.spent.flops += self._passes.forward(tokens=tokens, pairs=pairs, heads=loss_tokens)
 
     def sample(self, lengths: Iterable[tuple[int, int]]) -> None:
         """Adds answers by lengths of prompt and answer; all tokens but the last are read, by a cache once."""

@@ -195,7 +195,7 @@ class Trainer:
     def token_nll(self, micro_batches: list[Batch], objective: Objective) -> list[Tensor]:
         """Returns every label's nll ``[b, s]`` in fp32, on all ranks of its model. Collective."""
         counts = self._count(micro_batches, objective)
-        self.meter.score(counts.tokens, counts.pairs)
+        self.meter.score(counts.tokens, counts.loss_tokens, counts.pairs)
         rows, length = micro_batches[0].ids.shape
         nlls_bs = self._passes(
             partial(_score, objective), micro_batches, forward_only=True, collect_non_loss_data=True

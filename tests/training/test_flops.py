@@ -13,7 +13,7 @@ from folders import save_hf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_bar.data.packing import Batch
+from megatron_bar.data.packing import NO_LOSS, Batch
 from megatron_bar.recipes.olmo2_7b import SHAPE
 from megatron_bar.training import flops
 from megatron_bar.training.objective import LanguageModelling
@@ -24,6 +24,8 @@ from megatron_bar.weights.groups import POLICIES
 from megatron_bar.weights.hf_config import tensor_shapes
 
 ROWS, LENGTH = 2, 16
+UNLEARNT = 3
+"""Tokens at the beginning of each row."""
 MOE = [name for name in POLICIES if name != "dense_all"]
 OTHERS = {"qwen3": {"head_dim": 12}, "llama": {"head_dim": 12}, "qwen2": {}}
 """Families beside OLMo 2, with heads that are not hidden / heads wide where they have them."""
@@ -50,7 +52,9 @@ def sources(tmp_path_factory):
 def batch(vocabulary: int) -> Batch:
     ids = torch.randint(1, vocabulary, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(LENGTH).expand(ROWS, LENGTH)
-    return Batch(ids=ids[:, :-1], positions=positions, labels=ids[:, 1:], documents=None)
+    labels = ids[:, 1:].clone()
+    labels[:, :UNLEARNT] = NO_LOSS
+    return Batch(ids=ids[:, :-1], positions=positions, labels=labels, documents=None)
 
 
 def counted(sources: dict[str, Path]) -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
@@ -64,7 +68,7 @@ def counted(sources: dict[str, Path]) -> dict[tuple[str, str], dict[str, tuple[f
         one, passes = batch(config.vocab_size), {}
         # Torch's plain kernel computes the whole square of the causal attention; a step's own count has half
         # of it.
-        pairs = {"tokens": ROWS * LENGTH, "pairs": ROWS * LENGTH**2}
+        pairs = {"tokens": ROWS * LENGTH, "pairs": ROWS * LENGTH**2, "heads": ROWS * (LENGTH - UNLEARNT)}
         forward, backward = flops.forward(config)(**pairs), flops.backward(config, POLICIES[policy])(**pairs)
         works = {
             "forward": (lambda: trainer.token_nll([one], LanguageModelling()), forward),  # noqa: B023

@@ -56,8 +56,9 @@ def by_hand(source: Path) -> dict[str, float]:
     config, tokens = read_config(source), 6 * 4 * 16
     pairs = 6 * 4 * (2 * (7 * 8 // 2) + 2)
     forward, backward = flops.forward(config), flops.backward(config, POLICIES["midtrain"])
-    total = forward(tokens=tokens, pairs=pairs) + backward(tokens=tokens, pairs=pairs)
-    return {"tokens": tokens, "loss_tokens": 6 * 4 * 12, "generated": 0, "flops": total}
+    counts = {"tokens": tokens, "pairs": pairs, "heads": 6 * 4 * 12}
+    total = forward(**counts) + backward(**counts)
+    return {"tokens": tokens, "loss_tokens": counts["heads"], "generated": 0, "flops": total}
 
 
 def test_a_stage_counts_what_it_does_on_every_layout(source, tmp_path):
@@ -80,21 +81,21 @@ def test_an_answer_is_read_but_for_its_last_token(source):
 
 
 def interrupted(source: Path, folder: Path) -> tuple[dict, dict, float]:
-    """What a checkpoint holds, what the run that goes on from it begins with, and the seconds in between."""
+    """What was spent just before a checkpoint, what the run that goes on from it begins with, and the most
+    seconds in between."""
     trainer = Trainer(source, STAGE, steps=6)
     trainer.meter.train(7, 5, 11)
     time.sleep(0.3)
     checkpoints = Checkpoints(trainer, folder, name="x", origin={})
+    saved, began = trainer.meter.saved(), time.monotonic()
     checkpoints.save(1, {})
-    saved = trainer.meter.saved()
     checkpoints.wait()
     trainer = Trainer(source, STAGE, steps=6)
-    began = time.monotonic()
     assert Checkpoints(trainer, folder, name="x", origin={}).resume() == {}
     return saved, trainer.meter.saved(), time.monotonic() - began
 
 
 def test_what_was_spent_before_an_interruption_is_not_forgotten(source, tmp_path):
     ((before, after, between),) = run_distributed(interrupted, 1, source, tmp_path / "checkpoints")
-    assert 0.3 <= before["seconds"] <= after["seconds"] <= before["seconds"] + between + 0.1
+    assert 0.3 <= before["seconds"] <= after["seconds"] <= before["seconds"] + between
     assert before["tokens"] == 7 and {**after, "seconds": 0} == {**before, "seconds": 0}
