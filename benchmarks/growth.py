@@ -137,7 +137,7 @@ def bends(quantity: Quantity, found: Growth) -> str:
         return where
     fixed, unit = found.fixed
     if fixed > 0 and unit > 0:
-        where += f"; {fixed:.2g} s at any size, as long as {fixed / unit:,.0f} take"
+        where += f"; {fixed:.2g} s at any size, the time of {fixed / unit:,.0f} {quantity.over}"
     return where
 
 

@@ -30,7 +30,8 @@ ROWS, LENGTH = 1, 64
 def shape(layers: int, *, hidden: int = 512, ffn: int = 1376) -> ModelConfig:
     """OLMo 2's blocks in bf16."""
     widths = {"hidden_size": hidden, "intermediate_size": ffn, "num_heads": 8, "num_kv_heads": 8}
-    return replace(SHAPES["1B"], vocab_size=2048, num_layers=layers, **widths)
+    few = {"vocab_size": 2048, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    return replace(SHAPES["1B"], num_layers=layers, **few, **widths)
 
 
 def two_dense(place: Path, config: ModelConfig) -> list[Path]:
@@ -51,7 +52,7 @@ def writing(config: ModelConfig, out: Path, inputs: list[Path], run: Callable[[]
         shutil.rmtree(out, ignore_errors=True)
         forget(inputs)
 
-    return Work(size=2 * num_parameters(config), run=run, before=before)
+    return Work(size=2e-6 * num_parameters(config), run=run, before=before)
 
 
 def branching(place: Path, sizes: tuple[int, ...]) -> list[Work]:
@@ -99,7 +100,7 @@ def resuming(place: Path, sizes: tuple[int, ...]) -> list[Work]:
         checkpoints.save(1, {})
         checkpoints.wait()
         nbytes = sum(file.stat().st_size for file in checkpoints.folder.rglob("*.safetensors"))
-        return Work(size=nbytes, run=checkpoints.resume, before=lambda: forget([checkpoints.folder]))
+        return Work(size=nbytes / 1e6, run=checkpoints.resume, before=lambda: forget([checkpoints.folder]))
 
     return [work(layers) for layers in sizes]
 
@@ -107,22 +108,22 @@ def resuming(place: Path, sizes: tuple[int, ...]) -> list[Work]:
 TENSORS = "every tensor is read, hashed and written once, a block of rows at a time"
 QUANTITIES = (
     Quantity(
-        name="branch", over="bytes written", sizes=(4, 8, 16, 32), make=branching, expected=1, why=TENSORS
+        name="branch", over="MB written", sizes=(4, 8, 16, 32), make=branching, expected=1, why=TENSORS
     ),
     Quantity(
         name="merge",
-        over="bytes written",
+        over="MB written",
         sizes=(4, 8, 16, 32),
         make=merging,
         expected=1,
         why="the same, and the mean of what is shared once for each input",
     ),
     Quantity(
-        name="export", over="bytes written", sizes=(4, 8, 16, 32), make=exporting, expected=1, why=TENSORS
+        name="export", over="MB written", sizes=(4, 8, 16, 32), make=exporting, expected=1, why=TENSORS
     ),
     Quantity(
         name="resume",
-        over="bytes of a checkpoint",
+        over="MB of a checkpoint",
         sizes=(4, 8, 16, 32),
         make=resuming,
         expected=1,
