@@ -59,7 +59,8 @@ def main() -> None:
             growth_steps.frozen_of_trained(2 if args.quick else ROUNDS)
         chosen = [quantity for name, quantity in QUANTITIES.items() if name in args.only]
         rows = [measured(quick(q) if args.quick else q) for q in chosen]
-    print("\n" + SUMMARY + "\n".join(rows))
+    if rows:
+        print("\n" + SUMMARY + "\n".join(rows))
 
 
 def quick(quantity: Quantity) -> Quantity:

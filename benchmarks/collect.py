@@ -59,9 +59,7 @@ def table(device: str, figures: dict) -> str:
         value = f"{f['value']:.3g}" + (f", spread {f['spread']:.2g}" if "spread" in f else "")
         versions = ", ".join(f"{package} {number}" for package, number in f["versions"].items())
         target = f"at {'most' if f['at_most'] else 'least'} {f['target']:g}"
-        lines.append(
-            f"| {name} | {value} | {target} | {verdict} | {f['date']} | {versions} |"
-        )
+        lines.append(f"| {name} | {value} | {target} | {verdict} | {f['date']} | {versions} |")
     return "\n".join(lines) + "\n"
 
 

@@ -107,9 +107,7 @@ def resuming(place: Path, sizes: tuple[int, ...]) -> list[Work]:
 
 TENSORS = "every tensor is read, hashed and written once, a block of rows at a time"
 QUANTITIES = (
-    Quantity(
-        name="branch", over="MB written", sizes=(4, 8, 16, 32), make=branching, expected=1, why=TENSORS
-    ),
+    Quantity(name="branch", over="MB written", sizes=(4, 8, 16, 32), make=branching, expected=1, why=TENSORS),
     Quantity(
         name="merge",
         over="MB written",
@@ -118,9 +116,7 @@ QUANTITIES = (
         expected=1,
         why="the same, and the mean of what is shared once for each input",
     ),
-    Quantity(
-        name="export", over="MB written", sizes=(4, 8, 16, 32), make=exporting, expected=1, why=TENSORS
-    ),
+    Quantity(name="export", over="MB written", sizes=(4, 8, 16, 32), make=exporting, expected=1, why=TENSORS),
     Quantity(
         name="resume",
         over="MB of a checkpoint",
