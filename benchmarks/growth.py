@@ -108,23 +108,23 @@ def grow(quantity: Quantity, works: list[Work]) -> Growth:
 
 
 def tell(quantity: Quantity, found: Growth) -> str:
-    """Prints a table and, of what should be linear, a figure; returns the quantity's row of the summary."""
-    exponents = found.exponents
-    mean, apart = median(exponents), spread(exponents)
+    """Prints a table and, of what should be linear, two figures: the exponent over all sizes, and that between
+    the two largest, where no cost that stays the same hides what grows faster. Returns the quantity's row of
+    the summary."""
     print(f"\n{quantity.name}: expected exponent {quantity.expected:g}: {quantity.why}")
     print(f"{quantity.over:>22} {'seconds':>9} {'spread':>8} {'exponent from the size before':>30}")
     for n, (size, times) in enumerate(zip(found.sizes, found.seconds, strict=True)):
         step = "" if not n else f"{median(found.slopes[n - 1]):.2f} spread {spread(found.slopes[n - 1]):.2f}"
         print(f"{size:>22,.0f} {median(times):>9.4g} {spread(times):>8.2g} {step:>30}")
     if quantity.linear:
-        figure(f"growth_{quantity.name}_exponent", mean, LINEAR, at_most=True, spread=apart)
+        for what, exponents in (("exponent", found.exponents), ("last_exponent", found.slopes[-1])):
+            name = f"growth_{quantity.name}_{what}"
+            figure(name, median(exponents), LINEAR, at_most=True, spread=spread(exponents))
     low, high = found.medians[0], found.medians[-1]
     span = f"{found.sizes[0]:,.0f} to {found.sizes[-1]:,.0f}: {low:.3g} to {high:.3g} s"
     theory = f"{quantity.expected:g}: {quantity.why}"
-    return (
-        f"| {quantity.name} | {quantity.over} | {theory} | {span} | {mean:.2f}, spread {apart:.2f} | "
-        f"{bends(quantity, found)} |"
-    )
+    fit = f"{median(found.exponents):.2f}, spread {spread(found.exponents):.2f}"
+    return f"| {quantity.name} | {quantity.over} | {theory} | {span} | {fit} | {bends(quantity, found)} |"
 
 
 def bends(quantity: Quantity, found: Growth) -> str:

@@ -90,7 +90,11 @@ def test_the_spread_is_the_distance_of_the_quartiles():
     assert side_by_side.spread([5.0, 1.0, 2.0, 3.0, 100.0]) == 3.0
 
 
-def test_a_quadratic_is_said_to_miss_the_target(capsys):
+def test_a_square_misses_the_target_also_behind_a_cost_that_stays_the_same(capsys):
+    growth.tell(LINEAR, grown(lambda x: 30 + x * x))
+    *_, whole, last = capsys.readouterr().out.splitlines()
+    assert whole.startswith("ratio growth_work_exponent 0.7")
+    assert last == "ratio growth_work_last_exponent 1.61 target 1.05 spread 0"  # log2(286 / 94) = 1.605
     row = growth.tell(LINEAR, grown(lambda x: x * x))
     assert "ratio growth_work_exponent 2 target 1.05 spread 0\n" in capsys.readouterr().out
     assert row == (
