@@ -18,6 +18,11 @@ from statistics import median
 from side_by_side import figure
 from toy_items import toy_items
 
+from megatron_bar.evaluation.benchmarks.answers import AnswerFile
+from megatron_bar.evaluation.benchmarks.asking import ask_sampler
+from megatron_bar.evaluation.benchmarks.items import Items
+from megatron_bar.models.sampler import Sampler
+
 EACH, NEW, ROUNDS = 24, 64, 5
 BATCHES = (64, 168)
 RUN = Path("runs/tiny")
@@ -31,10 +36,7 @@ def main() -> None:
 
     from megatron_bar.data.chat import ChatFormat
     from megatron_bar.data.tokenizer import load_tokenizer
-    from megatron_bar.evaluation.benchmarks.answers import AnswerFile
-    from megatron_bar.evaluation.benchmarks.asking import ask_sampler
     from megatron_bar.evaluation.generative import load_model
-    from megatron_bar.models.sampler import Sampler
     from megatron_bar.parallel.state import ParallelConfig, distributed
     from megatron_bar.weights.hf_config import read_config
 
@@ -53,13 +55,6 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         theirs = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=64)
 
-        def ours() -> list[str]:
-            with tempfile.TemporaryDirectory() as place:
-                file = AnswerFile(Path(place) / "toy.jsonl", {}, items.units, each=1, write=True)
-                ask_sampler([(items, file)], sampler, slots=64)
-                file.close()
-            return [file.found[unit].turns[0].text for unit in items.units]
-
         def lm_eval(batch: int) -> list[str]:
             theirs.batch_size_per_gpu = batch
             asked = {"until": [], "max_gen_toks": NEW, "do_sample": False}
@@ -73,6 +68,9 @@ def main() -> None:
                 for n, row in enumerate(rows)
             ]
             return theirs.generate_until(requests, disable_tqdm=True)
+
+        def ours() -> list[str]:
+            return answers_of(items, sampler, slots=64)
 
         mine = ours()  # which warms it up; lm-eval is by trying its batch sizes
         best = min(BATCHES, key=lambda batch: timed(lambda: lm_eval(batch))[0])
@@ -88,6 +86,15 @@ def main() -> None:
         print(f"evaluate: {name}: {len(rows)} answers in seconds {' '.join(f'{s:.2f}' for s in spent)}")
     ratio = median(other / one for one, other in zip(*seconds.values(), strict=True))
     figure("evaluate_over_lm_eval_hf", ratio, 1)
+
+
+def answers_of(items: Items, sampler: Sampler, *, slots: int) -> list[str]:
+    """What the sampler answers to the items, stored in a file as the tool stores it."""
+    with tempfile.TemporaryDirectory() as place:
+        file = AnswerFile(Path(place) / "toy.jsonl", {}, items.units, each=1, write=True)
+        ask_sampler([(items, file)], sampler, slots=slots)
+        file.close()
+    return [file.found[unit].turns[0].text for unit in items.units]
 
 
 def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:

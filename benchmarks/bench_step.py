@@ -17,6 +17,7 @@ peak than before the model was there.
 """
 
 import argparse
+import copy
 import json
 import re
 import subprocess
@@ -89,7 +90,7 @@ def compare(experts: int, dtype: str) -> None:
     figure(f"{name}_router_of_all", 1 / over(seconds["all"], seconds["router"]), 0.65, at_most=True)
 
 
-def _frozen(experts: int, name: str) -> bool:
+def is_frozen(experts: int, name: str) -> bool:
     return f".experts.{experts - 1}." not in name and ".gate." not in name
 
 
@@ -137,6 +138,14 @@ class Step:
         self.optimizer = build_optimizer(self.ddp, OptimConfig(lr=LR))
         ids = torch.randint(0, shape.vocab_size, (rows, length + 1), generator=generator, device=cpu.device())
         self.ids, self.labels = ids[:, :-1], ids[:, 1:].contiguous()
+        self.document = length
+
+    def part(self, rows: slice, length: int, *, document: int) -> "Step":
+        """The same model's step on these rows' first tokens, packed documents of ``document`` tokens each."""
+        step = copy.copy(self)
+        step.ids, step.labels = (values[rows, :length].contiguous() for values in (self.ids, self.labels))
+        step.document = document
+        return step
 
     def __call__(self) -> float:
         import torch
@@ -145,8 +154,9 @@ class Step:
         from megatron_bar.training.optim import update
 
         def forward(_, model):
-            positions = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
-            nll, _ = model(self.ids, positions, labels=self.labels)
+            places = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+            documents = places // self.document if self.document < self.ids.shape[1] else None
+            nll, _ = model(self.ids, places % self.document, labels=self.labels, documents=documents)
             count = torch.tensor(nll.numel(), dtype=torch.int, device=nll.device)
             return nll, lambda nll: (nll.sum(), count, nll.detach().mean())
 
@@ -165,8 +175,8 @@ class Step:
 def ours(way: str, experts: int, dtype: str) -> Step:
     shape = model_shape(experts, dtype, LAYERS)
     ways = {
-        "frozen": {"frozen": partial(_frozen, experts)},
-        "masking": {"frozen": lambda _: False, "masked": partial(_frozen, experts)},
+        "frozen": {"frozen": partial(is_frozen, experts)},
+        "masking": {"frozen": lambda _: False, "masked": partial(is_frozen, experts)},
         "all": {"frozen": lambda _: False},
         "router": {"frozen": lambda name: ".gate." not in name},
     }

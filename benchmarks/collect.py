@@ -16,6 +16,8 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
+from side_by_side import reached
+
 from megatron_bar.parallel import cpu
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -53,13 +55,11 @@ def table(device: str, figures: dict) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, f in sorted(figures.items()):
-        reached = f["value"] <= f["target"] if f["at_most"] else f["value"] >= f["target"]
+        verdict = reached(f["value"], f["target"], at_most=f["at_most"], spread=f.get("spread", 0))
+        value = f"{f['value']:.3g}" + (f", spread {f['spread']:.2g}" if "spread" in f else "")
         versions = ", ".join(f"{package} {number}" for package, number in f["versions"].items())
         target = f"at {'most' if f['at_most'] else 'least'} {f['target']:g}"
-        lines.append(
-            f"| {name} | {f['value']:.3g} | {target} | {'yes' if reached else 'no'} | {f['date']} | "
-            f"{versions} |"
-        )
+        lines.append(f"| {name} | {value} | {target} | {verdict} | {f['date']} | {versions} |")
     return "\n".join(lines) + "\n"
 
 
