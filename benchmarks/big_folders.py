@@ -5,9 +5,9 @@ come from a formula.
     python benchmarks/big_folders.py --shape olmo2_7b [--only branch extract] [--repeats 3] [--work FOLDER]
 
 branch: two dense folders into two experts. inspect: one dense folder, every value hashed. export: a
-two-expert torch_dist checkpoint to a folder. extract: an expert after RLVR (all but the anchor's tensors moved) to an
-artifact. replace: the one expert of a merged model by another's artifact after mid-training. merge: the
-branched folder and four artifacts after RLVR, five experts.
+two-expert torch_dist checkpoint to a folder. extract: an expert after RLVR (all but the anchor's tensors
+moved) to an artifact. replace: the one expert of a merged model by another's artifact after mid-training.
+merge: the branched folder and four artifacts after RLVR, five experts.
 
 Each tool runs as a user starts it, verifying what it reads and writes. A step makes its inputs, and removes
 them before the next. Where the disk is too small nothing is written. Where it holds no merge of five experts,
@@ -214,9 +214,10 @@ def extrapolated(case: Case, ran: Turns, of: Job) -> str:
     read = nbytes(two) + MOST * nbytes(two, RLVR.trainable)
     factor = (read + nbytes(two.with_experts(1 + MOST))) / (case.read + case.written)
     took = {turn: median(r.seconds for r in runs) * factor for turn, runs in ran.items()}
+    need = size(Job("merge", of.stands_for).need)
     return (
         f"  EXTRAPOLATED, not measured: {case.name} at {of.stands_for}, {factor:.2f} times the bytes: "
-        f"{took['tool']:.0f} s, cp {took[CP]:.0f} s; it needs {size(Job('merge', of.stands_for).need)} of disk"
+        f"{took['tool']:.0f} s, cp {took[CP]:.0f} s; it needs {need} of disk"
     )
 
 
