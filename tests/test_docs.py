@@ -43,6 +43,7 @@ NOT_RUN = {
     "make gpu-check": GPU,
     "PY=python3 make gpu-check": GPU,
     "make bench": NETWORK,
+    ".venv/bin/python benchmarks/big_folders.py --shape olmo2_7b": LONG,
     "make reproduce SEEDS=1": LONG,
     'make reproduce SEEDS="1 2 3"': LONG,
     "make sparse": LONG,
