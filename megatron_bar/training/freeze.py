@@ -55,7 +55,7 @@ def freeze(model: LanguageModel, policy: FreezePolicy) -> Frozen:
     parts: dict[str, tuple[Tensor, slice]] = {}
     for _, param, op in model.parameters_with_ops():
         group = classify(op.names[0])
-        param.requires_grad = group in policy.trains
+        param.requires_grad = policy.trainable(op.names[0])
         if not param.requires_grad:
             parts[op.names[0]] = (param, WHOLE)
         elif group is ParamGroup.ROUTER and policy.anchor_row_frozen:
