@@ -20,6 +20,7 @@ OLDEST := .venv-oldest/.ready
 VLLM := .venv-vllm/.ready
 OLMO_CORE := .venv-bench/.ready
 TRL := .venv-trl/.ready
+MERGEKIT := .venv-mergekit/.ready
 SITE = import site; print(site.getsitepackages()[0])
 
 # The first of these that runs, is >= 3.12 and can make environments (pyenv's shims exist for versions that are switched off).
@@ -74,6 +75,12 @@ $(TRL): constraints-trl.txt | $(READY)
 	rm -rf .venv-trl; $(VENV) -m venv .venv-trl
 	$(VENV) -c '$(SITE)' > "$$(.venv-trl/bin/python -c '$(SITE)')/base.pth"
 	.venv-trl/bin/python -m pip install --disable-pip-version-check trl -c constraints-trl.txt; touch $@
+
+# mergekit with what .venv lacks; what .venv has, transformers and torch above all, is found there.
+$(MERGEKIT): constraints-mergekit.txt | $(READY)
+	rm -rf .venv-mergekit; $(VENV) -m venv .venv-mergekit
+	$(VENV) -c '$(SITE)' > "$$(.venv-mergekit/bin/python -c '$(SITE)')/base.pth"
+	.venv-mergekit/bin/python -m pip install --disable-pip-version-check mergekit -c constraints-mergekit.txt; touch $@
 
 demo: $(MADE)  ## the whole tiny recipe on this machine's CPU; run again, it continues (runs/tiny)
 	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py tiny --out runs/tiny
@@ -137,7 +144,9 @@ gpu-check: $(MADE)  ## what only a GPU can say, in 7 minutes: kernels, steps, sa
 lint: $(MADE)  ## ruff
 	$(PY) -m ruff check .
 
-bench: $(MADE) $(OLMO_CORE) $(TRL)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+# A peer that cannot be had leaves a line, and its benchmark says that it measured nothing.
+bench: $(MADE)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+	@for peer in $(OLMO_CORE) $(TRL) $(MERGEKIT); do $(MAKE) --no-print-directory "$$peer" || echo "not installed: $$peer"; done
 	@mkdir -p runs; rm -f runs/bench.jsonl; : > runs/bench.log; export BENCH_FIGURES=runs/bench.jsonl; status=0; \
 	for bench in $(sort $(wildcard benchmarks/bench_*.py)); do \
 		echo "== $$bench"; $(PY) "$$bench" 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \

@@ -79,7 +79,9 @@ class Case:
 
         rng = random.Random(0)
         drawn, packing = (chats, PackedRows) if self.kind == "sft" else (pairs, PairRows)
-        rows = packing([("drawn", in_memory(drawn(rng, self.length)))], self.length, pad_id=0, too_long="error")
+        rows = packing(
+            [("drawn", in_memory(drawn(rng, self.length)))], self.length, pad_id=0, too_long="error"
+        )
         return rows.take(range(self.rows))
 
     @property
@@ -89,8 +91,7 @@ class Case:
 
 
 CASES = {
-    case.name: case
-    for case in (Case(*of) for of in product(("sft", "dpo"), (0, 2, 5), LIMITS, (512, 2048)))
+    case.name: case for case in (Case(*of) for of in product(("sft", "dpo"), (0, 2, 5), LIMITS, (512, 2048)))
 }
 USUAL = ("sft_dense_float32_512", "sft_2_experts_bfloat16_2048", "dpo_dense_bfloat16_512")
 
@@ -127,7 +128,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(USUAL), metavar="CASE")
-    parser.add_argument("--all", dest="only", action="store_const", const=list(CASES), help="every case; hours")
+    parser.add_argument(
+        "--all", dest="only", action="store_const", const=list(CASES), help="every case; hours"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
@@ -202,12 +205,16 @@ def require_close(case: Case, ours: list[float], theirs: list[float]) -> None:
     """Raises unless two lists of losses are the same but for what rounds."""
     apart = mean(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     limit = LIMITS[case.dtype] * abs(mean(theirs))
-    assert apart <= limit, f"{case.name}: {len(ours)} losses are {apart:.1e} apart, at most {limit:.1e} expected"
+    assert apart <= limit, (
+        f"{case.name}: {len(ours)} losses are {apart:.1e} apart, at most {limit:.1e} expected"
+    )
 
 
 def told(case: Case, peer: str, seconds: dict[str, list[float]]) -> None:
     rates = {way: case.tokens / median(times) for way, times in seconds.items()}
-    spent = ", ".join(f"{way} {median(seconds[way]):.2f} s, {rate:,.0f} tokens/s" for way, rate in rates.items())
+    spent = ", ".join(
+        f"{way} {median(seconds[way]):.2f} s, {rate:,.0f} tokens/s" for way, rate in rates.items()
+    )
     ratios = [b / a for a, b in zip(seconds["ours"], seconds[peer], strict=True)]
     print(f"{case.name}: {spent}; {min(ratios):.2f} to {max(ratios):.2f} times as long")
     figure(f"{case.name}_over_{peer}", median(ratios), SPEED, spread=spread(ratios) if ratios[1:] else None)
@@ -509,10 +516,10 @@ def faster_experts(dtype: str, experts: int) -> str:
         layer = MixtralSparseMoeBlock(config).to(getattr(torch, dtype))
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        x = torch.randn(1, TOKENS, 576, dtype=getattr(torch, dtype), requires_grad=True)
+        x = torch.randn(1, TOKENS // 4, 576, dtype=getattr(torch, dtype), requires_grad=True)
         return lambda: layer(x).sum().backward()
 
-    seconds = alternate({way: run(way) for way in ("eager", "grouped_mm")}, 3)
+    seconds = alternate({way: run(way) for way in ("eager", "grouped_mm")}, 2)
     return min(seconds, key=lambda way: median(seconds[way]))
 
 

@@ -7,7 +7,9 @@ from grpo_rounds import save_tokenizer
 LAYERS, VOCABULARY = 30, 49_152
 
 
-def save_model(folder: Path, *, experts: int, dtype: str, layers: int, vocabulary: int, seed: int = 0) -> None:
+def save_model(
+    folder: Path, *, experts: int, dtype: str, layers: int, vocabulary: int, seed: int = 0
+) -> None:
     """Writes a Llama, or a Mixtral of ``experts``, all active, with a tokenizer of words; the head is a
     parameter of its own, as an import here makes it."""
     import torch
