@@ -4,7 +4,7 @@
 
 A base and two fine-tunes of it, of SmolLM2-135M's shape on random weights, bf16 (0.3 GB each) and fp32. Each
 tool is a process of its own, as a user starts it; nobody finds an input in memory; turns alternate. Peak memory
-is RssAnon, as in bench_folders.py. Ours reads back what it wrote and compares hashes; mergekit does not.
+is anonymous memory, watched as in beside_cp.py. Ours reads back what it wrote and compares hashes; mergekit does not.
 
 linear    the mean of all three
 ties      density 0.2, the mean of those that agree in sign
@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import site
+import sys
 import tempfile
 from collections.abc import Iterable
 from itertools import product
@@ -33,7 +34,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from bench_folders import ROOT, forget, run, tool
+from beside_cp import ROOT, forget, run, tool
 from safetensors import safe_open
 from side_by_side import figure, spread
 from smollm2_shape import LAYERS, VOCABULARY, save_model
@@ -108,22 +109,20 @@ def measure(name: str, folders: Folders, work: Path, rounds: int) -> None:
     config.write_text(json.dumps(mergekit_config(method, folders, dtype)))  # which is YAML
     outs = {"ours": work / "ours", "mergekit": work / "mergekit"}
     commands = {
-        "ours": [*our_command(method, folders), "--out", str(outs["ours"])],
-        "mergekit": [*mergekit_command(method), str(config), str(outs["mergekit"])],
+        "ours": our_command(method, folders, outs["ours"]),
+        "mergekit": (*mergekit_command(method), str(config), str(outs["mergekit"])),
     }
     seconds: dict[str, list[float]] = {way: [] for way in outs}
-    peaks: dict[str, list[float]] = {way: [] for way in outs}
+    peaks: dict[str, list[int]] = {way: [] for way in outs}
     for _ in range(rounds):
         for way, command in commands.items():
             shutil.rmtree(outs[way], ignore_errors=True)
             forget(folders.values())
-            spent, peak = run(command)
-            seconds[way].append(spent)
-            peaks[way].append(peak)
+            ran = run(command)
+            seconds[way].append(ran.seconds)
+            peaks[way].append(ran.peak)
     same = compare(method, dtype, folders, outs)
-    took = ", ".join(
-        f"{way} {median(seconds[way]):.1f} s and {1000 * max(peaks[way]):.0f} MB" for way in outs
-    )
+    took = ", ".join(f"{way} {median(seconds[way]):.1f} s and {max(peaks[way]) / 1e6:.0f} MB" for way in outs)
     print(f"{name}: {took}; {same}")
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["mergekit"], strict=True)]
     figure(f"merge_{name}_over_mergekit", median(ratios), 1, spread=spread(ratios) if ratios[1:] else None)
@@ -133,19 +132,20 @@ def measure(name: str, folders: Folders, work: Path, rounds: int) -> None:
         shutil.rmtree(out)
 
 
-def our_command(method: str, folders: Folders) -> list[str]:
+def our_command(method: str, folders: Folders, out: Path) -> tuple[str, ...]:
     how = ["--how", "btx", "--shared-from", "base"]
     if method != "mixture":
         how = ["--how", "mean", "--shared", OURS[method], "--density", str(DENSITY)]
-    return [tool("merge_dense"), *(f"--expert={name}={path}" for name, path in folders.items()), *how]
+    given = [f"--expert={name}={path}" for name, path in folders.items()]
+    return tool("merge_dense", *given, *how, "--out", out)
 
 
-def mergekit_command(method: str) -> list[str]:
+def mergekit_command(method: str) -> tuple[str, ...]:
     """What runs it by this interpreter, which finds its packages behind its own."""
     paths = [str(folder) for folder in PACKAGES.glob("lib/python*/site-packages")]
     script, quiet = ("moe", "") if method == "mixture" else ("run_yaml", "sys.argv.append('--quiet'); ")
     code = f"import site, sys; [site.addsitedir(path) for path in {paths}]; {quiet}"
-    return ["-c", f"{code}from mergekit.scripts.{script} import main; main()"]
+    return (sys.executable, "-c", f"{code}from mergekit.scripts.{script} import main; main()")
 
 
 def mergekit_config(method: str, folders: Folders, dtype: str) -> dict:
