@@ -246,10 +246,10 @@ HONEST = {
         "with ThreadPoolExecutor() as pool: print(sum(pool.map(int, range(64))))",
         "2016\n2016\n",
     ),
-    "a pool of threads": (
-        "import multiprocessing, multiprocessing.pool\nwith multiprocessing.pool.ThreadPool(8) as pool: print(pool.map(abs, [-1]))\n"
-        "with multiprocessing.Lock(): print('locked')",
-        "[1]\nlocked\n",
+    "a thread that still runs at the end": (
+        "import threading, time\ndef work():\n    while True: time.sleep(.001)\n"
+        "threading.Thread(target=work, daemon=True).start()\nprint('done')",
+        "done\n",
     ),
     "a thread of 512 MiB": (
         "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(512 << 20)\n"

@@ -141,7 +141,6 @@ def build_root(disk_bytes, library_bytes, roots, stdin, program):
     for root in roots:
         for place in (SCRATCH, library.PLACE, "/dev"):
             os.makedirs(f"/tmp/jail{root}{place}")
-        os.symlink(SCRATCH, f"/tmp/jail{root}/dev/shm")  # where libc keeps what multiprocessing locks by
         write(f"/tmp/jail{root}/dev/stdin", stdin, os.O_CREAT)
         write(f"/tmp/jail{root}/dev/null", b"", os.O_CREAT)
         call("mount", b"/dev/null", f"/tmp/jail{root}/dev/null".encode(), None, MS_BIND, None)
