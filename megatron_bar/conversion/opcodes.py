@@ -96,10 +96,13 @@ class _Stack:
                 return value
             else:
                 raise BarError(f"expected a description, got the opcode {bytes([code])!r}")
-            self.room -= SLOT
-            if self.room < 0:
-                raise BarError(f"expected values of at most {MOST_MEMORY} bytes, got more")
+            self._charge(SLOT)
         raise BarError(f"expected a whole pickle of at most {MOST_OPCODES} opcodes, got no end")
+
+    def _charge(self, size: int) -> None:
+        self.room -= size
+        if self.room < 0:
+            raise BarError(f"expected values of at most {MOST_MEMORY} bytes, got more")
 
     def _push(self, value: object, size: int) -> None:
         self.room -= size
@@ -132,13 +135,14 @@ class _Stack:
 
     def _set(self, pairs: list) -> None:
         target = self._top(dict)
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        self._charge(PAIR * len(pairs) // 2)
+        one_by_one = iter(pairs)
+        for key, value in zip(one_by_one, one_by_one, strict=True):
             if not isinstance(key, str | int | Made):  # a nested tuple could take for ever to hash
                 raise BarError(f"expected a text, a number or an object as key, got a {type(key).__name__}")
             if isinstance(key, int) and abs(key) > LARGEST_KEY:
                 raise BarError(f"expected numbers up to {LARGEST_KEY} as keys, got a larger one")
             target[key] = value
-        self.room -= PAIR * len(pairs) // 2
 
     def _memoize(self, number: int) -> None:
         """Keeps what is on top under its number; those that write pickles count them."""
