@@ -6,7 +6,7 @@ read here too, since genops takes longer to read one than following it does.
 """
 
 import gc
-import pickle
+import pickletools
 import re
 import struct
 import sys
@@ -91,11 +91,11 @@ class _Stack:
                 step(self)
             elif read := _READERS.get(code):
                 at = read(self, data, at)
-            elif code == pickle.STOP[0]:
+            elif _NAMES.get(code) == "STOP":
                 (value,) = self.values
                 return value
             else:
-                raise BarError(f"expected a description, got the opcode {bytes([code])!r}")
+                raise BarError(f"expected a description, got the opcode {_NAMES.get(code, code)}")
             self._charge(SLOT)
         raise BarError(f"expected a whole pickle of at most {MOST_OPCODES} opcodes, got no end")
 
@@ -176,27 +176,27 @@ class _Stack:
 
 
 _STEPS = {
-    pickle.NONE: lambda s: s.values.append(None),
-    pickle.NEWTRUE: lambda s: s.values.append(True),
-    pickle.NEWFALSE: lambda s: s.values.append(False),
-    pickle.EMPTY_TUPLE: lambda s: s.values.append(()),
-    pickle.EMPTY_DICT: lambda s: s._push({}, 72),
-    pickle.EMPTY_LIST: lambda s: s._push([], 64),
-    pickle.TUPLE1: lambda s: s._tuple(s._take(1)),
-    pickle.TUPLE2: lambda s: s._tuple(s._take(2)),
-    pickle.TUPLE3: lambda s: s._tuple(s._take(3)),
-    pickle.TUPLE: lambda s: s._tuple(s._since_mark()),
-    pickle.MARK: lambda s: s.marks.append(len(s.values)),
-    pickle.APPEND: lambda s: s._extend(s._take(1)),
-    pickle.APPENDS: lambda s: s._extend(s._since_mark()),
-    pickle.SETITEM: lambda s: s._set(s._take(2)),
-    pickle.SETITEMS: lambda s: s._set(s._since_mark()),
-    pickle.MEMOIZE: lambda s: s._memoize(len(s.memo)),
-    pickle.STACK_GLOBAL: lambda s: s._global(*s._take(2)),
-    pickle.NEWOBJ: lambda s: s._call(*s._take(2)),
-    pickle.REDUCE: lambda s: s._call(*s._take(2)),
-    pickle.BUILD: lambda s: s._build(*s._take(1)),
-    pickle.BINPERSID: lambda s: s._push(Stored(*s._take(1)), 64),
+    "NONE": lambda s: s.values.append(None),
+    "NEWTRUE": lambda s: s.values.append(True),
+    "NEWFALSE": lambda s: s.values.append(False),
+    "EMPTY_TUPLE": lambda s: s.values.append(()),
+    "EMPTY_DICT": lambda s: s._push({}, 72),
+    "EMPTY_LIST": lambda s: s._push([], 64),
+    "TUPLE1": lambda s: s._tuple(s._take(1)),
+    "TUPLE2": lambda s: s._tuple(s._take(2)),
+    "TUPLE3": lambda s: s._tuple(s._take(3)),
+    "TUPLE": lambda s: s._tuple(s._since_mark()),
+    "MARK": lambda s: s.marks.append(len(s.values)),
+    "APPEND": lambda s: s._extend(s._take(1)),
+    "APPENDS": lambda s: s._extend(s._since_mark()),
+    "SETITEM": lambda s: s._set(s._take(2)),
+    "SETITEMS": lambda s: s._set(s._since_mark()),
+    "MEMOIZE": lambda s: s._memoize(len(s.memo)),
+    "STACK_GLOBAL": lambda s: s._global(*s._take(2)),
+    "NEWOBJ": lambda s: s._call(*s._take(2)),
+    "REDUCE": lambda s: s._call(*s._take(2)),
+    "BUILD": lambda s: s._build(*s._take(1)),
+    "BINPERSID": lambda s: s._push(Stored(*s._take(1)), 64),
 }
 """What the opcodes do that stand alone."""
 
@@ -246,24 +246,25 @@ def _text(data: bytes) -> str:
 
 
 _READERS = {
-    pickle.PROTO: lambda s, data, at: at + 1,
-    pickle.FRAME: lambda s, data, at: at + 8,
-    pickle.BININT: _number(4, signed=True),
-    pickle.BININT1: _number(1),
-    pickle.BININT2: _number(2),
-    pickle.BINFLOAT: _float,
-    pickle.LONG1: _sized(1, lambda data: int.from_bytes(data, "little", signed=True)),
-    pickle.SHORT_BINUNICODE: _sized(1, _text),
-    pickle.BINUNICODE: _sized(4, _text),
-    pickle.BINUNICODE8: _sized(8, _text),
-    pickle.SHORT_BINBYTES: _sized(1, bytes),
-    pickle.BINBYTES: _sized(4, bytes),
-    pickle.BINPUT: _with_number(1, _Stack._memoize),
-    pickle.LONG_BINPUT: _with_number(4, _Stack._memoize),
-    pickle.BINGET: _with_number(1, lambda s, number: s.values.append(s.memo[number])),
-    pickle.LONG_BINGET: _with_number(4, lambda s, number: s.values.append(s.memo[number])),
-    pickle.GLOBAL: _names,
+    "PROTO": lambda s, data, at: at + 1,
+    "FRAME": lambda s, data, at: at + 8,
+    "BININT": _number(4, signed=True),
+    "BININT1": _number(1),
+    "BININT2": _number(2),
+    "BINFLOAT": _float,
+    "LONG1": _sized(1, lambda data: int.from_bytes(data, "little", signed=True)),
+    "SHORT_BINUNICODE": _sized(1, _text),
+    "BINUNICODE": _sized(4, _text),
+    "BINUNICODE8": _sized(8, _text),
+    "SHORT_BINBYTES": _sized(1, bytes),
+    "BINBYTES": _sized(4, bytes),
+    "BINPUT": _with_number(1, _Stack._memoize),
+    "LONG_BINPUT": _with_number(4, _Stack._memoize),
+    "BINGET": _with_number(1, lambda s, number: s.values.append(s.memo[number])),
+    "LONG_BINGET": _with_number(4, lambda s, number: s.values.append(s.memo[number])),
+    "GLOBAL": _names,
 }
 """What the opcodes do that are followed by an argument; they return the place behind it."""
-_STEPS = {code[0]: step for code, step in _STEPS.items()}
-_READERS = {code[0]: read for code, read in _READERS.items()}
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_STEPS = {code: _STEPS[name] for code, name in _NAMES.items() if name in _STEPS}
+_READERS = {code: _READERS[name] for code, name in _NAMES.items() if name in _READERS}

@@ -135,7 +135,7 @@ def _introduced(text: str) -> str:
     inside = until_brace(line + "}")  # a label inside a box ends where the box does
     if inside.count(")") > inside.count("("):
         inside = inside.rstrip(").* ")
-    is_quoted = "'" in ornament[0] or inside.count("'") % 2 == 0
+    is_quoted = "'" in ornament[0] or (inside.count("'") % 2 == 0 and "''" not in inside)
     quote = "'" if is_quoted else ""  # else a prime
     return re.sub(rf"(?:</?\w{{1,6}}\s*/?>|[*_`\"{quote}\s])+\Z", "", inside)
 
