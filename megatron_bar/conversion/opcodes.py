@@ -1,8 +1,8 @@
 """A pickle as plain values, without unpickling: its opcodes are followed here, and none can call anything.
 
 What the pickle would build becomes a `Made` that says so; who reads it looks for what should be there.
-Format: the opcodes of CPython's pickletools. Left out: the opcodes that no description of tensors has. They are
-read here too, since genops takes longer to read one than following it does.
+Format: the opcodes of CPython's pickletools. Left out: the opcodes that no description of tensors has. They
+are read here too, since genops takes longer to read one than following it does.
 """
 
 import gc
@@ -141,7 +141,7 @@ class _Stack:
             if not isinstance(key, str | int | Made):  # a nested tuple could take for ever to hash
                 raise BarError(f"expected a text, a number or an object as key, got a {type(key).__name__}")
             if isinstance(key, int) and abs(key) > LARGEST_KEY:
-                raise BarError(f"expected numbers up to {LARGEST_KEY} as keys, got a larger one")
+                raise BarError(f"expected keys up to {LARGEST_KEY}, got a larger number")
             target[key] = value
 
     def _memoize(self, number: int) -> None:
@@ -154,7 +154,7 @@ class _Stack:
         if text not in self.names:
             spelled = text.decode()
             if not self.known.fullmatch(spelled):
-                raise BarError(f"it refers to {spelled!r:.200}, which a description of tensors has no use for")
+                raise BarError(f"it names {spelled!r:.200}, which a description of tensors has no use for")
             self.names[text] = Name(spelled)
         self.values.append(self.names[text])
 

@@ -25,8 +25,8 @@ def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 
 def loads(text: str, **options) -> object:
-    """Calls `json.loads`; refuses more containers and keys than memory and time are for, and halves of surrogate
-    pairs, which no text that can be written has."""
+    """Calls `json.loads`; refuses more containers and keys than memory and time are for, and halves of
+    surrogate pairs, which no text that can be written has."""
     if (count := text.count("{") + text.count("[")) > MOST_CONTAINERS:
         raise ValueError(f"expected at most {MOST_CONTAINERS} objects and lists, got {count} brackets")
     if (count := text.count(":")) > MOST_KEYS:

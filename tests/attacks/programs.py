@@ -253,9 +253,9 @@ HONEST = {
     ),
     "a thread of 512 MiB": (
         "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(512 << 20)\n"
-        "def depth(n): return n and 1 + depth(n - 1)\ndef main(): print(depth(10 ** 5), len(bytearray(150 << 20)))\n"
+        "def depth(n): return n and 1 + depth(n - 1)\ndef main(): print(depth(50_000), len(bytearray(100 << 20)))\n"
         "thread = threading.Thread(target=main)\nthread.start()\nthread.join()",
-        "100000 157286400\n",
+        "50000 104857600\n",
     ),
     "an alarm": (
         "import signal, time\nclass Late(Exception): pass\ndef late(*_): raise Late\n"

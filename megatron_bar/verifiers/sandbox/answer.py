@@ -13,7 +13,6 @@ from types import CoroutineType
 
 from wire import CONTAINERS, Gone, Peer, content, decoder
 
-
 ASYNCHRONOUS = {
     "await": lambda value: value,
     "anext": lambda value: value.__anext__(),

@@ -17,9 +17,9 @@ ONE_OF, WITHIN, WITH, UPPER = "one of", "within", "with", "upper half"
 
 F_SETFL = 4
 COMMANDS = (0, 1, 2, 3, 5, 6, 7, 1030)
-"""fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC; no pipe sizes, leases,
-signals. Locks end with the process, hold back nobody outside, as the files are its own, and take kernel memory
-only as fast as a list can be searched for the place of one more."""
+"""fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC; no pipe sizes,
+leases, signals. Locks end with the process, hold back nobody outside, as the files are its own, and take
+kernel memory only as fast as a list can be searched for the place of one more."""
 REQUESTS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)
 """ioctl: TCGETS (isatty), TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX."""
 STATUS_FLAGS = 0x8C03
