@@ -154,7 +154,7 @@ class _Stack:
         if text not in self.names:
             spelled = text.decode()
             if not self.known.fullmatch(spelled):
-                raise BarError(f"it names {spelled!r:.200}, which a description of tensors has no use for")
+                raise BarError(f"it refers to {spelled!r:.200}, of no use to a description of tensors")
             self.names[text] = Name(spelled)
         self.values.append(self.names[text])
 
