@@ -109,9 +109,10 @@ def _numbers(key: str, value) -> Numbers:
     return numbers
 
 
-def _places(folder: Path, storage) -> dict[tuple[str, Numbers], tuple[Path, int, int]]:
-    """Returns file, start and length of every part, by key and offsets; only those of tensors have
-    offsets."""
+def _places(folder: Path, storage) -> dict[tuple[str, str], tuple[Path, int, int]]:
+    """Returns file, start and length of every part, by key and offsets; only those of tensors have offsets.
+
+    Offsets are spelled: tuples of numbers can be chosen so that all have one hash, texts cannot."""
     sizes: dict[str, int] = {}
     places = {}
     for index, place in _dict(storage).items():
@@ -142,7 +143,7 @@ def _places(folder: Path, storage) -> dict[tuple[str, Numbers], tuple[Path, int,
         if found.get("transform_descriptors"):
             raise BarError(f"{key!r:.200} expected as torch.save writes it, got it transformed")
         offsets = at.get("offset")
-        places[key, () if offsets is None else _numbers(key, offsets)] = (file, start, length)
+        places[key, repr(() if offsets is None else _numbers(key, offsets))] = (file, start, length)
     return places
 
 
@@ -170,7 +171,7 @@ def _described(key: str, state, places: dict) -> Described:
             raise BarError(
                 f"tensor {key!r:.200}: expected parts within {list(size)!r:.200}, got one at {box!r:.200}"
             )
-        parts.append(TensorPart(offsets, sizes, *places.get((key, offsets), (None, 0, 0))))
+        parts.append(TensorPart(offsets, sizes, *places.get((key, repr(offsets)), (None, 0, 0))))
     found = sum(math.prod(part.sizes) for part in parts)
     if found != math.prod(size):
         raise BarError(f"tensor {key!r:.200}: expected {math.prod(size)} values, got {found}")

@@ -1,22 +1,31 @@
 """A pickle as plain values, without unpickling: its opcodes are followed here, and none can call anything.
 
 What the pickle would build becomes a `Made` that says so; who reads it looks for what should be there.
-Format: the opcodes of CPython's pickletools. Left out: the opcodes that no description of tensors has.
+Format: the opcodes of CPython's pickletools. Left out: the opcodes that no description of tensors has. They
+are read here too, since genops takes longer to read one than following it does.
 """
 
 import gc
 import pickletools
 import re
+import struct
+import sys
 from dataclasses import dataclass, field
-from itertools import islice
 
 from megatron_bar.errors import BarError
 
 LONGEST = 64 << 20
 """Bytes of a pickle that are read."""
-MOST_OPCODES = 6 << 20
-"""Opcodes that are followed: a part of a tensor is described by 68, and each may make an object of 100
-bytes."""
+MOST_OPCODES = 12 << 20
+"""Opcodes that are followed: a part of a tensor is described by 68."""
+MOST_MEMORY = 640 << 20
+"""Bytes of what they make, as it is estimated: a part of a tensor takes 3,600."""
+SLOT = 9
+"""Bytes of a place on the stack, in a list or in the memo, which grow by an eighth."""
+PAIR = 110
+"""Bytes of a dictionary's pair: tables grow threefold."""
+LARGEST_KEY = 1 << 31
+"""Of a number as key; larger ones can be chosen so that all have one hash."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,30 +75,38 @@ def plain(data: bytes, known: re.Pattern) -> object:
 class _Stack:
     def __init__(self, known: re.Pattern):
         self.known = known
+        self.names: dict[bytes, Name] = {}
         self.values: list = []
         self.marks: list[int] = []
         """Where on the stack groups of values begin."""
-        self.memo: dict[int, object] = {}
+        self.memo: list = []
+        self.room = MOST_MEMORY
 
     def follow(self, data: bytes) -> object:
-        for opcode, given, _ in islice(pickletools.genops(data), MOST_OPCODES):
-            name = opcode.name
-            if name == "STOP":
+        at = 0
+        for _ in range(MOST_OPCODES):
+            code = data[at]
+            at += 1
+            if step := _STEPS.get(code):
+                step(self)
+            elif read := _READERS.get(code):
+                at = read(self, data, at)
+            elif _NAMES.get(code) == "STOP":
                 (value,) = self.values
                 return value
-            if name in _CONSTANTS:
-                self.values.append(_CONSTANTS[name])
-            elif name in _AS_THEY_STAND:
-                self.values.append(given)
-            elif name in _EMPTY:
-                self.values.append(_EMPTY[name]())
-            elif name in _TUPLES:
-                self.values.append(tuple(self._take(_TUPLES[name])))
-            elif name in _STEPS:
-                _STEPS[name](self, given)
-            elif name not in ("PROTO", "FRAME"):
-                raise BarError(f"expected a description, got the opcode {name}")
+            else:
+                raise BarError(f"expected a description, got the opcode {_NAMES.get(code, code)}")
+            self._charge(SLOT)
         raise BarError(f"expected a whole pickle of at most {MOST_OPCODES} opcodes, got no end")
+
+    def _charge(self, size: int) -> None:
+        self.room -= size
+        if self.room < 0:
+            raise BarError(f"expected values of at most {MOST_MEMORY} bytes, got more")
+
+    def _push(self, value: object, size: int) -> None:
+        self.room -= size
+        self.values.append(value)
 
     def _take(self, count: int) -> list:
         if len(self.values) - count < (self.marks[-1] if self.marks else 0):
@@ -109,28 +126,47 @@ class _Stack:
             raise BarError(f"expected a {kind.__name__.lower()}, got a {type(self.values[-1]).__name__}")
         return self.values[-1]
 
+    def _tuple(self, values: list) -> None:
+        self._push(tuple(values), 64 + 8 * len(values))
+
     def _extend(self, values: list) -> None:
         self._top(list).extend(values)
+        self.room -= SLOT * len(values)
 
     def _set(self, pairs: list) -> None:
         target = self._top(dict)
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        self._charge(PAIR * len(pairs) // 2)
+        one_by_one = iter(pairs)
+        for key, value in zip(one_by_one, one_by_one, strict=True):
             if not isinstance(key, str | int | Made):  # a nested tuple could take for ever to hash
                 raise BarError(f"expected a text, a number or an object as key, got a {type(key).__name__}")
+            if isinstance(key, int) and abs(key) > LARGEST_KEY:
+                raise BarError(f"expected keys up to {LARGEST_KEY}, got a larger number")
             target[key] = value
+
+    def _memoize(self, number: int) -> None:
+        """Keeps what is on top under its number; those that write pickles count them."""
+        if number != len(self.memo):
+            raise BarError(f"expected value {len(self.memo)} to be kept, got {number}")
+        self.memo.append(self.values[-1])
+
+    def _name(self, text: bytes) -> None:
+        if text not in self.names:
+            spelled = text.decode()
+            if not self.known.fullmatch(spelled):
+                raise BarError(f"it refers to {spelled!r:.200}, of no use to a description of tensors")
+            self.names[text] = Name(spelled)
+        self.values.append(self.names[text])
 
     def _global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise BarError("expected the name of a class, got another value")
-        text = f"{module}.{name}"
-        if not self.known.fullmatch(text):
-            raise BarError(f"it refers to {text!r:.200}, which a description of tensors has no use for")
-        self.values.append(Name(text))
+        self._name(f"{module}.{name}".encode())
 
     def _call(self, by: object, given: object) -> None:
         if not isinstance(by, Name) or not isinstance(given, tuple):
             raise BarError("expected a class and its arguments, got other values")
-        self.values.append(Made(by.text, given))
+        self._push(Made(by.text, given), 64)
 
     def _build(self, state: object) -> None:
         made = self._top(Made)
@@ -139,31 +175,96 @@ class _Stack:
         made.state = state
 
 
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_AS_THEY_STAND = frozenset(
-    (
-        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"),
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    )
-)
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _STEPS = {
-    "MARK": lambda s, _: s.marks.append(len(s.values)),
-    "TUPLE": lambda s, _: s.values.append(tuple(s._since_mark())),
-    "APPEND": lambda s, _: s._extend(s._take(1)),
-    "APPENDS": lambda s, _: s._extend(s._since_mark()),
-    "SETITEM": lambda s, _: s._set(s._take(2)),
-    "SETITEMS": lambda s, _: s._set(s._since_mark()),
-    "MEMOIZE": lambda s, _: s.memo.update({len(s.memo): s._top(object)}),
-    "BINPUT": lambda s, number: s.memo.update({number: s._top(object)}),
-    "LONG_BINPUT": lambda s, number: s.memo.update({number: s._top(object)}),
-    "BINGET": lambda s, number: s.values.append(s.memo[number]),
-    "LONG_BINGET": lambda s, number: s.values.append(s.memo[number]),
-    "GLOBAL": lambda s, names: s._global(*names.split(" ")),
-    "STACK_GLOBAL": lambda s, _: s._global(*s._take(2)),
-    "NEWOBJ": lambda s, _: s._call(*s._take(2)),
-    "REDUCE": lambda s, _: s._call(*s._take(2)),
-    "BUILD": lambda s, _: s._build(*s._take(1)),
-    "BINPERSID": lambda s, _: s.values.append(Stored(*s._take(1))),
+    "NONE": lambda s: s.values.append(None),
+    "NEWTRUE": lambda s: s.values.append(True),
+    "NEWFALSE": lambda s: s.values.append(False),
+    "EMPTY_TUPLE": lambda s: s.values.append(()),
+    "EMPTY_DICT": lambda s: s._push({}, 72),
+    "EMPTY_LIST": lambda s: s._push([], 64),
+    "TUPLE1": lambda s: s._tuple(s._take(1)),
+    "TUPLE2": lambda s: s._tuple(s._take(2)),
+    "TUPLE3": lambda s: s._tuple(s._take(3)),
+    "TUPLE": lambda s: s._tuple(s._since_mark()),
+    "MARK": lambda s: s.marks.append(len(s.values)),
+    "APPEND": lambda s: s._extend(s._take(1)),
+    "APPENDS": lambda s: s._extend(s._since_mark()),
+    "SETITEM": lambda s: s._set(s._take(2)),
+    "SETITEMS": lambda s: s._set(s._since_mark()),
+    "MEMOIZE": lambda s: s._memoize(len(s.memo)),
+    "STACK_GLOBAL": lambda s: s._global(*s._take(2)),
+    "NEWOBJ": lambda s: s._call(*s._take(2)),
+    "REDUCE": lambda s: s._call(*s._take(2)),
+    "BUILD": lambda s: s._build(*s._take(1)),
+    "BINPERSID": lambda s: s._push(Stored(*s._take(1)), 64),
 }
+"""What the opcodes do that stand alone."""
+
+
+def _number(size: int, *, signed: bool = False):
+    def read(stack: _Stack, data: bytes, at: int) -> int:
+        stack._push(int.from_bytes(data[at : at + size], "little", signed=signed), 32)
+        return at + size
+
+    return read
+
+
+def _sized(size: int, make):
+    """Reads how many bytes follow, and what they make."""
+
+    def read(stack: _Stack, data: bytes, at: int) -> int:
+        end = at + size + int.from_bytes(data[at : at + size], "little")
+        value = make(data[at + size : end])
+        stack._push(value, sys.getsizeof(value))
+        return end
+
+    return read
+
+
+def _with_number(size: int, use):
+    def read(stack: _Stack, data: bytes, at: int) -> int:
+        use(stack, int.from_bytes(data[at : at + size], "little"))
+        return at + size
+
+    return read
+
+
+def _float(stack: _Stack, data: bytes, at: int) -> int:
+    stack._push(*struct.unpack_from(">d", data, at), 32)
+    return at + 8
+
+
+def _names(stack: _Stack, data: bytes, at: int) -> int:
+    middle = data.index(b"\n", at)
+    end = data.index(b"\n", middle + 1)
+    stack._name(data[at:middle] + b"." + data[middle + 1 : end])
+    return end + 1
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+_READERS = {
+    "PROTO": lambda s, data, at: at + 1,
+    "FRAME": lambda s, data, at: at + 8,
+    "BININT": _number(4, signed=True),
+    "BININT1": _number(1),
+    "BININT2": _number(2),
+    "BINFLOAT": _float,
+    "LONG1": _sized(1, lambda data: int.from_bytes(data, "little", signed=True)),
+    "SHORT_BINUNICODE": _sized(1, _text),
+    "BINUNICODE": _sized(4, _text),
+    "BINUNICODE8": _sized(8, _text),
+    "SHORT_BINBYTES": _sized(1, bytes),
+    "BINBYTES": _sized(4, bytes),
+    "BINPUT": _with_number(1, _Stack._memoize),
+    "LONG_BINPUT": _with_number(4, _Stack._memoize),
+    "BINGET": _with_number(1, lambda s, number: s.values.append(s.memo[number])),
+    "LONG_BINGET": _with_number(4, lambda s, number: s.values.append(s.memo[number])),
+    "GLOBAL": _names,
+}
+"""What the opcodes do that are followed by an argument; they return the place behind it."""
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_STEPS = {code: _STEPS[name] for code, name in _NAMES.items() if name in _STEPS}
+_READERS = {code: _READERS[name] for code, name in _NAMES.items() if name in _READERS}

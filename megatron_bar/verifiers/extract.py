@@ -125,7 +125,8 @@ def _boxes(response: str, boxes: list[re.Match]) -> str:
 
 
 def _introduced(text: str) -> str:
-    text = text[ORNAMENT.match(text).end() :]
+    ornament = ORNAMENT.match(text)
+    text = text[ornament.end() :]
     display = re.match(r"(\$\$|\\\[)(.*?)(?:\$\$|\\\])", text, re.DOTALL)
     if display:
         return display[2].strip().removesuffix(".")
@@ -134,7 +135,9 @@ def _introduced(text: str) -> str:
     inside = until_brace(line + "}")  # a label inside a box ends where the box does
     if inside.count(")") > inside.count("("):
         inside = inside.rstrip(").* ")
-    return re.sub(r"(?:</?\w{1,6}\s*/?>|[*_`\"'\s])+\Z", "", inside)
+    is_quoted = "'" in ornament[0] or (inside.count("'") % 2 == 0 and "''" not in inside)
+    quote = "'" if is_quoted else ""  # else a prime
+    return re.sub(rf"(?:</?\w{{1,6}}\s*/?>|[*_`\"{quote}\s])+\Z", "", inside)
 
 
 def _says_something(text: str) -> bool:

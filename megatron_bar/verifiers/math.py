@@ -73,7 +73,7 @@ CHOICE = re.compile(
     r"(?:option|choice)?\s*(?:\(\s*([A-J])\s*\)(?=[\s.:]|\Z)|([A-J])\s*(?:[).:]|\Z))", re.IGNORECASE
 )
 SECOND_CHOICE = re.compile(
-    r"^\W*is(?:n't|\s+(?:not|wrong|incorrect|false))\b|\([A-J]\)|\b[A-J][).:]|^[\W]*(?:and|or)?\W*\b[A-J]\W*$|^\W*(?:and|or|not)\b"
+    r"^\W*(?:wrong|incorrect)\b|\bis\W+[A-J]\W*$|^\W*is(?:n't|\s+(?:not|wrong|incorrect|false))\b|\([A-J]\)|\b[A-J][).:]|^[\W]*(?:and|or)?\W*\b[A-J]\W*$|^\W*(?:and|or|not)\b"
 )
 WORDS = re.compile(r"[^\W\d_]{2,}(?:['-][^\W\d_]{2,}|\s+[^\W\d_]+)*")
 BASES = "two three four five six seven eight nine ten eleven twelve".split()

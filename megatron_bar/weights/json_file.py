@@ -9,10 +9,10 @@ from megatron_bar.weights.regular import read_regular
 
 LARGEST = 40 << 20
 """Bytes of a file: the largest vocabularies have 35 MB, and parsing takes up to 24 times that."""
-
-
 MOST_CONTAINERS = 3 << 20
 """Objects and lists of a text: each takes up to 192 bytes, and three characters to write."""
+MOST_KEYS = 2 << 20
+"""Keys of a text, counted by its colons; the largest vocabularies have 0.3 million, and a list of merges."""
 
 
 def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
@@ -25,10 +25,12 @@ def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
 
 
 def loads(text: str, **options) -> object:
-    """Calls `json.loads`; refuses more containers than memory is for, and halves of surrogate pairs, which no
-    text that can be written has."""
+    """Calls `json.loads`; refuses more containers and keys than memory and time are for, and halves of
+    surrogate pairs, which no text that can be written has."""
     if (count := text.count("{") + text.count("[")) > MOST_CONTAINERS:
         raise ValueError(f"expected at most {MOST_CONTAINERS} objects and lists, got {count} brackets")
+    if (count := text.count(":")) > MOST_KEYS:
+        raise ValueError(f"expected at most {MOST_KEYS} keys, got {count} colons")
     value = json.loads(text, **options)
     if "\\ud" in text.lower():
         json.dumps(value, ensure_ascii=False).encode()

@@ -30,8 +30,11 @@ CALLS = {
     "packets on its output": "__import__('fcntl').fcntl(1, 4, 0o40000)",
     "packets on a pipe of its own": "call(293, ctypes.create_string_buffer(8), 0o40000)",
     "a lease on its input": "__import__('fcntl').fcntl(0, 1024, 0)",
-    "a lock on a file": "__import__('fcntl').lockf(open('x', 'w'), 2)",
-    "flock": "__import__('fcntl').flock(open('x', 'w'), 2)",
+    "a lock of an open file": "__import__('fcntl').fcntl(0, 37, bytes(32))",
+    "the times of a device": "os.utime('/dev/null')",
+    "the mode of a device": "os.chmod('/dev/null', 0)",
+    "other input": "open('/dev/stdin', 'w')",
+    "another device": "open('/dev/mem'), open('/dev/zero'), os.rename('x', '/dev/x'), os.unlink('/dev/null')",
     "signals when its output moves": "__import__('fcntl').fcntl(1, 8, os.getpid())",
     "seals": "__import__('fcntl').fcntl(0, 1033, 1)",
     "a VSOCK": "__import__('socket').socket(40, 1)",
@@ -127,7 +130,7 @@ WASTERS = {
     "names below the library": "while True:\n    try: os.stat('/library/' + os.urandom(100).hex())\n    except OSError: pass",
     "modules that are not there": "n = 0\nwhile True:\n    n += 1\n    try: __import__(f'absent{n}')\n    except ImportError: pass",
     "files made and removed": "n = 0\nwhile True:\n    n += 1\n    open(f'x{n}', 'w').close(); os.unlink(f'x{n}')",
-    "threads that work": "import threading\nfor _ in range(40):\n    try: threading.Thread(target=lambda: [0 for _ in iter(lambda: 1, 0) if 0]).start()\n    except RuntimeError: pass\nwhile True: pass",
+    "threads that work": "import threading\nfor _ in range(90):\n    try: threading.Thread(target=lambda: [0 for _ in iter(lambda: 1, 0) if 0]).start()\n    except RuntimeError: pass\nwhile True: pass",
     "SIGPROF": "import signal\nsignal.signal(27, lambda *_: os.fork())\nsignal.setitimer(2, .001, .001)\nwhile True:\n    try:\n        while True: pass\n    except OSError: pass",
     "signals unheard": "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nsignal.pthread_sigmask(0, range(1, 65))\nwhile True: pass",
     "sleep": "time.sleep(5.7)",
@@ -148,6 +151,9 @@ WASTERS = {
     "memory that is shared": "import mmap\nx = []\nwhile True: x.append(mmap.mmap(-1, 1 << 24)); x[-1].write(b'x' * (1 << 24))",
     "pipes that are full": "for _ in range(14):\n    r, w = os.pipe(); os.set_blocking(w, False)\n    try:\n        while True: os.write(w, b'x' * 65536)\n    except OSError: pass\nwhile True: pass",
     "sockets that are full": "import socket\nx = []\nfor _ in range(14):\n    a, b = socket.socketpair(type=socket.SOCK_DGRAM); a.setblocking(False); x.append((a, b))\n    try:\n        while True: a.send(b'x')\n    except OSError: pass\nwhile True: pass",
+    "locks": "import fcntl\nfile = open('x', 'wb')\nn = 0\nwhile True:\n    n += 2\n    fcntl.lockf(file, fcntl.LOCK_EX, 1, n)",
+    "locks found at once": "import fcntl\nfile = open('x', 'wb')\nn = 1 << 40\nwhile True:\n    n -= 2\n    fcntl.lockf(file, fcntl.LOCK_EX, 1, n)",
+    "a lock that is held": "import fcntl\nfor _ in range(2): fcntl.flock(os.open('x', os.O_CREAT), fcntl.LOCK_EX)",
     "the disk": "n = 0\nwhile True:\n    n += 1\n    try: open(f'x{n}', 'wb').write(bytes(1 << 22))\n    except OSError: pass",
     "the library's place": "n = 0\nwhile True:\n    n += 1\n    try: open(f'/library/x{n}', 'wb').write(bytes(1 << 22))\n    except OSError: pass",
     "maps in pieces": "import mmap\nx = []\nwhile True:\n    try: x.append(mmap.mmap(-1, 4096))\n    except OSError: pass",
@@ -206,6 +212,50 @@ HONEST = {
         "base.executemany('insert into t values (?)', [(1,), (2,)])\n"
         "print(base.execute('select sum(x) from t').fetchone())",
         "(3,)\n",
+    ),
+    "a database in a file": (
+        "import sqlite3\nfor mode in ('delete', 'wal'):\n    with sqlite3.connect('x.db') as base:\n"
+        "        base.execute(f'pragma journal_mode={mode}')\n        base.execute('create table if not exists t (x)')\n"
+        "        base.execute('insert into t values (1)')\n    base.close()\n"
+        "print(sqlite3.connect('x.db').execute('select sum(x) from t').fetchone())",
+        "(2,)\n",
+    ),
+    "locks": (
+        "import fcntl\nwith open('x', 'w') as file:\n    for lock in (fcntl.flock, fcntl.lockf):\n"
+        "        lock(file, fcntl.LOCK_EX)\n        lock(file, fcntl.LOCK_UN)\nprint('locked')",
+        "locked\n",
+    ),
+    "its input by name": (
+        "import pathlib, sys\nprint(open('/dev/stdin').read(), pathlib.Path('/dev/stdin').read_text(), open(0).read())",
+        "1 2 1 2 1 2\n",
+    ),
+    "what nobody reads": (
+        "import contextlib, os\nwith open(os.devnull, 'w') as nothing, contextlib.redirect_stdout(nothing): print('x' * 99)\n"
+        "print(open('/dev/null').read() == '')",
+        "True\n",
+    ),
+    "itself": (
+        "import inspect, os, pathlib, sys\ndef f(): pass\n"
+        "if __name__ == '__main__': print(os.path.basename(__file__), sys.argv == [__file__], inspect.getsource(f))\n"
+        "beside = pathlib.Path(__file__).parent / 'x'\nbeside.write_text(open(__file__).read()[:6])\nprint(open('x').read())",
+        "program.py True def f(): pass\n\nimport\n",
+    ),
+    "64 threads": (
+        "import threading\nfrom concurrent.futures import ThreadPoolExecutor\nall_here = threading.Barrier(64)\n"
+        "with ThreadPoolExecutor(64) as pool: print(sum(pool.map(lambda x: all_here.wait() * 0 + x, range(64))))\n"
+        "with ThreadPoolExecutor() as pool: print(sum(pool.map(int, range(64))))",
+        "2016\n2016\n",
+    ),
+    "a thread that still runs at the end": (
+        "import threading, time\ndef work():\n    while True: time.sleep(.001)\n"
+        "threading.Thread(target=work, daemon=True).start()\nprint('done')",
+        "done\n",
+    ),
+    "a thread of 512 MiB": (
+        "import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(512 << 20)\n"
+        "def depth(n): return n and 1 + depth(n - 1)\ndef main(): print(depth(50_000), len(bytearray(100 << 20)))\n"
+        "thread = threading.Thread(target=main)\nthread.start()\nthread.join()",
+        "50000 104857600\n",
     ),
     "an alarm": (
         "import signal, time\nclass Late(Exception): pass\ndef late(*_): raise Late\n"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from folders import edit_json, save_hf
 from strangers import require_refused, tool
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from megatron_bar.conversion.convert import import_folder
 from megatron_bar.weights.card import known_of
@@ -141,6 +141,17 @@ def parts(count: int, sizes: Callable[[int], tuple[list[int], list[int]]]) -> Ca
     return change
 
 
+def colliding(value) -> None:
+    """Places of parts whose offsets, eight numbers each, all have one hash as tuples."""
+    place = next(iter(value.storage_data.values()))
+    for number in range(4**8):
+        offsets = [(number >> 2 * axis) % 4 * (2**61 - 1) for axis in range(8)]
+        index = MetadataIndex(str(number), torch.Size(offsets))
+        value.storage_data[index] = place
+        object.__setattr__(index, "fqn", "x")  # only now, or this would take as long as the attack
+    value.state_dict_metadata = None
+
+
 def attributes(module: str, name: str, **values: bytes) -> bytes:
     """The opcodes that set attributes of a class for the whole process."""
     made = f"c{module}\n{name}\nN}}".encode()
@@ -253,6 +264,21 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a linked description": (elsewhere(".metadata"), EXPORT),
     "linked values": (elsewhere("__0_0.distcp"), EXPORT),
     "60,000,000 opcodes": (raw(b"\x80\x02" + b"N" * 60_000_000 + b"."), EXPORT),
+    "12,000,000 lists": (raw(b"\x80\x02" + b"]" * 12_000_000 + b"."), EXPORT),
+    "5,000,000 pairs": (
+        raw(b"\x80\x02}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(5_000_000)) + b"u."),
+        EXPORT,
+    ),
+    "4,000,000 names": (raw(b"\x80\x02" + b"ctorch\nfloat32\n" * 4_000_000 + b"."), EXPORT),
+    "keys of one hash": (
+        raw(
+            b"\x80\x02}("
+            + b"".join(b"\x8a\x0c" + (n * (2**61 - 1)).to_bytes(12, "little") + b"N" for n in range(300_000))
+            + b"u."
+        ),
+        EXPORT,
+    ),
+    "offsets of one hash": (described(colliding), EXPORT),
     "60,000,000 dictionaries": (raw(b"\x80\x02" + b"}" * 60_000_000 + b"."), EXPORT),
     "a million groups above a million values": (
         raw(b"\x80\x02" + b"N" * 10**6 + b"(t" * 10**6 + b"."),

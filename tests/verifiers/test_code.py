@@ -1,6 +1,7 @@
 """The code verifier on kinds of answers and tests, each in all its variations: blocks of code as models write
 them, and tests of data sets, whose verdicts are compared with Python's own in one process."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -423,3 +424,46 @@ def test_any_list_of_texts_is_a_truth_or_refused(texts, data):
     else:
         found = "here: code truth: expected"
     assert found.startswith("here: code truth: expected")
+
+
+ASYNCHRONOUS = """
+import asyncio
+async def add(x):
+    await asyncio.sleep(.001)
+    return x + 1
+async def fail(x): raise ValueError(x)
+async def count(n):
+    for number in range(n):
+        await asyncio.sleep(0)
+        yield number
+async def both(first, second): return await asyncio.gather(first, second)
+class Box:
+    def __init__(self): self.queue = asyncio.Queue()
+    async def __aenter__(self): return self
+    async def __aexit__(self, *_): await self.put(None)
+    async def put(self, x): await self.queue.put(x)
+    async def take(self): return await self.queue.get()
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert asyncio.run(add(1)) == 2",
+        "async def test():\n    assert await asyncio.gather(add(1), add(2)) == [2, 3]\nasyncio.run(test())",
+        "async def test():\n    assert [x async for x in count(3)] == [0, 1, 2]\nasyncio.run(test())",
+        "async def test():\n    async with Box() as box:\n        await box.put(4)\n        assert await box.take() == 4\n"
+        "asyncio.run(test())",
+        "assert asyncio.run(both(add(1), add(2))) == [2, 3]",
+        "try:\n    asyncio.run(fail(1))\n    assert False\nexcept ValueError as error:\n    assert error.args == (1,)",
+        "assert asyncio.new_event_loop().run_until_complete(asyncio.wait_for(add(1), 9)) == 2",
+    ],
+)
+def test_functions_that_are_awaited(test):
+    """Also with what a wrong answer gives in each, by the same tests in one process."""
+    wrong = ASYNCHRONOUS.replace("x + 1", "x + 2").replace("range(n)", "range(n - 1)")
+    wrong = wrong.replace("queue.get()", "queue.get() * 2").replace("raise ValueError", "return")
+    for answer, right in ((ASYNCHRONOUS, True), (wrong, False)):
+        with pytest.raises(BaseException) if not right else contextlib.nullcontext():
+            exec(f"import asyncio\n{answer}\n{test}", {})
+        assert verify("code", answer, ["import asyncio", test]) == right

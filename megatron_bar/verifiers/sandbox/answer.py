@@ -9,8 +9,17 @@ import _sitebuiltins
 import builtins
 import os
 import sys
+from types import CoroutineType
 
 from wire import CONTAINERS, Gone, Peer, content, decoder
+
+ASYNCHRONOUS = {
+    "await": lambda value: value,
+    "anext": lambda value: value.__anext__(),
+    "aenter": lambda value: value.__aenter__(),
+    "aexit": lambda value: value.__aexit__(None, None, None),
+}
+"""What a judge asks for that has to be waited for, as what is waited for."""
 
 
 def main(inbox, outbox, longest, text):
@@ -18,6 +27,7 @@ def main(inbox, outbox, longest, text):
     answer = decoder({})(text)
     builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "")
     solution = type(sys)("solution")  # not __main__: a program's main block is for those who run it
+    solution.__file__ = f"{os.getcwd()}/solution.py"
     sys.modules["solution"] = solution
     namespace = vars(solution)
 
@@ -34,18 +44,35 @@ def main(inbox, outbox, longest, text):
             return content(*values)
         if operation in ("enter", "exit"):
             return values[0].__enter__() if operation == "enter" else values[0].__exit__(None, None, None)
+        if operation in ASYNCHRONOUS:
+            return wait_for(ASYNCHRONOUS[operation](*values), loops)
         return (getattr(builtins, operation, None) or getattr(_operator, operation))(*values)
 
     def refer(value):
         if isinstance(value, type) and issubclass(value, BaseException):
             return "error", [peer.give(value), value.__name__, value.__base__]
+        if type(value) is CoroutineType:
+            return "coroutine", peer.give(value)
         return "like" if isinstance(value, CONTAINERS) else "mine", peer.give(value)
 
+    loops = []
     peer = Peer(inbox, outbox, serve, refer, longest)
     try:
         peer.serve_all()
     except Gone:
         os._exit(0)
+
+
+def wait_for(awaitable, loops):
+    """Returns what ``awaitable`` becomes, in one loop of events for all, that of ``loops``."""
+    import asyncio
+
+    async def whole():
+        return await awaitable
+
+    if not loops:
+        loops.append(asyncio.new_event_loop())
+    return loops[0].run_until_complete(whole())
 
 
 def run(answer, namespace):

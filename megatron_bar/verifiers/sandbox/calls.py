@@ -16,8 +16,10 @@ ENOTSUP = 95
 ONE_OF, WITHIN, WITH, UPPER = "one of", "within", "with", "upper half"
 
 F_SETFL = 4
-COMMANDS = (0, 1, 2, 3, 1030)
-"""fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; no locks, pipe sizes, leases, signals."""
+COMMANDS = (0, 1, 2, 3, 5, 6, 7, 1030)
+"""fcntl: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC; no pipe sizes,
+leases, signals. Locks end with the process, hold back nobody outside, as the files are its own, and take
+kernel memory only as fast as a list can be searched for the place of one more."""
 REQUESTS = (0x5401, 0x5413, 0x5421, 0x5450, 0x5451)
 """ioctl: TCGETS (isatty), TIOCGWINSZ, FIONBIO, FIONCLEX, FIOCLEX."""
 STATUS_FLAGS = 0x8C03
@@ -53,7 +55,7 @@ getcwd 79 17, chdir 80 49, fchdir 81 50, mkdir 83 -, mkdirat 258 34, rmdir 84 -,
 unlinkat 263 35, rename 82 -, renameat 264 38, renameat2 316 276, link 86 -, linkat 265 37, symlink 88 -,
 symlinkat 266 36, chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utime 132 -, utimes 235 -,
 utimensat 280 88, truncate 76 45, ftruncate 77 46, fsync 74 82, fdatasync 75 83, statfs 137 43,
-fstatfs 138 44, umask 95 166, dup 32 23, dup2 33 -, dup3 292 24, close_range 436 436, pipe 22 -,
+fstatfs 138 44, flock 73 32, umask 95 166, dup 32 23, dup2 33 -, dup3 292 24, close_range 436 436, pipe 22 -,
 shutdown 48 210,
 poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21,
 epoll_wait 232 -, epoll_pwait 281 22, epoll_pwait2 441 441,

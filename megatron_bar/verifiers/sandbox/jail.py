@@ -1,10 +1,11 @@
 """The inside of the sandbox: what an interpreter does when sandbox.py starts it; no trainer imports it.
 
 Three processes. The launcher gives up root, enters new user, mount, pid, net, ipc and uts namespaces and
-waits; init (pid 1) builds a root that has nothing but a small scratch disk and a place for extension modules,
-gives up every capability and waits, or, where there are tests to judge, is their judge (judge.py); the worker
-runs the program. When the worker ends, init ends (a judge ends when it is done), and the kernel kills
-whatever else is left. There is no exec between them, so no interpreter, shell, /proc, /dev or host file is
+waits; init (pid 1) builds a root that has nothing but a small scratch disk, a place for extension modules
+and two names of /dev, gives up every capability and waits, or, where there are tests to judge, is their judge
+(judge.py); the worker runs the program. When the worker ends, init ends (a judge ends when it is done), and
+the kernel kills whatever else is left. There is no exec between
+them, so no interpreter, shell, /proc or host file is
 needed inside, and none is there: the standard library comes from an image in memory (library.py). No process
 of them can start another, or open another's memory or files, and only the system calls of calls.py are
 answered. So the whole tree is two processes that cannot become more, each bounded by its own limits.
@@ -20,6 +21,7 @@ there is a judge, and the limits. Standard input: the program's, or the answer's
 # Not the public modules: signal loads enum, ctypes makes types, which takes a third of the start.
 import _ctypes
 import _sitebuiltins
+import _thread
 import builtins
 import os
 import resource
@@ -32,10 +34,18 @@ import library
 NOBODY = 65534
 INSIDE_ID = 1000
 SCRATCH = "/scratch"
+PROGRAM = SCRATCH + "/program.py"
 BELOW = "/program"
 """The worker's root, where init is a judge."""
 FILES = 256
 """Inodes of the scratch disk, and of a place of the library."""
+STACK = 2 << 20
+"""Bytes of address space of a thread's stack; libc's 8 MiB would leave room for few threads."""
+UNWINDER = "libgcc_s.so.1"
+"""What libc ends a thread by that still runs when a program ends."""
+LARGEST_STACK = 64 << 20
+"""What a thread gets that asks for more, as for a deep recursion: Python's own frames lie elsewhere, and the
+depth of those of C is bounded."""
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -105,14 +115,16 @@ def enter_namespaces():
     kinds = os.CLONE_NEWUSER | os.CLONE_NEWNS | os.CLONE_NEWPID
     kinds |= os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS
     os.unshare(kinds)
-    write("/proc/self/setgroups", "deny")
+    write("/proc/self/setgroups", b"deny")
     for name, outside in ids.items():
-        write(f"/proc/self/{name}", f"{INSIDE_ID} {outside} 1")
+        write(f"/proc/self/{name}", f"{INSIDE_ID} {outside} 1".encode())
 
 
-def write(path, text):
-    fd = os.open(path, os.O_WRONLY)
-    os.write(fd, text.encode())
+def write(path, content, flags=0):
+    fd = os.open(path, os.O_WRONLY | flags, 0o600)
+    content = memoryview(content)
+    while content:
+        content = content[os.write(fd, content) :]
     os.close(fd)
 
 
@@ -120,17 +132,26 @@ def mount_tmpfs(path, options, flags=MS_NOEXEC):
     call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV | flags, options.encode())
 
 
-def build_root(disk_bytes, library_bytes, roots):
+def build_root(disk_bytes, library_bytes, roots, stdin, program):
     """Makes a root with a scratch disk and a place for the library's extensions, and another such of each of
-    ``roots`` but the first, with the same disk; unmounts the host's."""
+    ``roots`` but the first, with the same disk; unmounts the host's. ``stdin`` and ``program``: what files of
+    these hold."""
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
-    mount_tmpfs("/tmp", "size=64k,mode=755")  # any folder of the host will do as a place to stand
+    # Any folder of the host will do as a place to stand.
+    mount_tmpfs("/tmp", f"size={len(stdin) + (1 << 16)},mode=755")
     for root in roots:
-        for place in (SCRATCH, library.PLACE):
+        for place in (SCRATCH, library.PLACE, "/dev"):
             os.makedirs(f"/tmp/jail{root}{place}")
+        write(f"/tmp/jail{root}/dev/stdin", stdin, os.O_CREAT)
+        write(f"/tmp/jail{root}/dev/null", b"", os.O_CREAT)
+        call("mount", b"/dev/null", f"/tmp/jail{root}/dev/null".encode(), None, MS_BIND, None)
+        flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC  # its times are the host's
+        call("mount", None, f"/tmp/jail{root}/dev/null".encode(), None, flags, None)
         options = f"size={library_bytes},nr_inodes={FILES},mode=700"
         mount_tmpfs(f"/tmp/jail{root}{library.PLACE}", options, flags=0)
-    mount_tmpfs("/tmp/jail" + SCRATCH, f"size={disk_bytes},nr_inodes={FILES},mode=700")
+    mount_tmpfs("/tmp/jail" + SCRATCH, f"size={disk_bytes + len(program)},nr_inodes={FILES},mode=700")
+    if program:
+        write("/tmp/jail" + PROGRAM, program, os.O_CREAT)
     for root in roots[1:]:
         places = f"/tmp/jail{SCRATCH}".encode(), f"/tmp/jail{root}{SCRATCH}".encode()
         call("mount", *places, None, MS_BIND, None)
@@ -146,6 +167,12 @@ def build_root(disk_bytes, library_bytes, roots):
 def share_one_heap():
     """Else libc reserves 64 MiB or more of the address space for each thread."""
     Function(("mallopt", Libc))(M_ARENA_MAX, 1)
+
+
+def bound_stacks():
+    set_size = _thread.stack_size
+    set_size(STACK)
+    _thread.stack_size = lambda size=0: set_size(min(size or STACK, LARGEST_STACK))
 
 
 def set_limits(cpu_s, memory_bytes, file_bytes, processes, open_files):
@@ -191,7 +218,8 @@ def run_program(status, given):
     os.close(status)
     builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "")
     sys.modules["__main__"] = main_module = type(sys)("__main__")
-    exec(compile(program, "<program>", "exec", dont_inherit=True), vars(main_module))  # noqa: S102  what all this is for
+    main_module.__file__ = PROGRAM
+    exec(compile(program, PROGRAM, "exec", dont_inherit=True), vars(main_module))  # noqa: S102  what all this is for
 
 
 def run_answer(main, status, task, to_answer, to_judge, longest):
@@ -244,15 +272,21 @@ def exit_as(wait_status):
 
 def main():
     parent, status, image, given, judged, *limits = map(int, sys.argv[1:])
-    longest, disk_bytes, cpu_s, memory_bytes, *limits = limits
-    sys.argv = ["<program>"]
+    longest, disk_bytes, cpu_s, memory_bytes, file_bytes, processes, open_files = limits
+    sys.argv = [PROGRAM]
     # While the files are in sight.
     sides = [__import__(side).main for side in ("answer", "judge")] if judged else []
+    try:
+        _ctypes.dlopen(UNWINDER, os.RTLD_NOW)
+    except OSError:
+        pass  # it is somewhere else here, and only some programs with threads will miss it
     try:
         if os.getppid() != parent:
             os._exit(1)
         modules = library.Library(image)
-        launch(status, disk_bytes, len(modules.image), ["", BELOW] if sides else [""])
+        files = [b"", b""] if sides else [os.pread(fd, os.fstat(fd).st_size, 0) for fd in (0, given)]
+        launch(status, disk_bytes, len(modules.image), ["", BELOW] if sides else [""], *files)
+        del files
         call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
         pipes = [os.pipe() for _ in sides]
         worker = os.fork()
@@ -266,7 +300,11 @@ def main():
         share_one_heap()
         library.use(modules, *([] if worker else [""]))
         cpu_s_here = -(-cpu_s // 2) if sides and worker else cpu_s
-        set_limits(cpu_s_here, memory_bytes + len(modules.image), *limits)
+        memory_bytes += len(modules.image)
+        if not worker:
+            bound_stacks()
+            memory_bytes += STACK * processes
+        set_limits(cpu_s_here, memory_bytes, file_bytes, processes, open_files)
         filter_calls(modules.filters[1 if worker else 0])
     except (OSError, AttributeError, KeyError, ValueError) as error:
         # The kernel refuses, libc or os lacks a call, the machine is unknown.

@@ -50,12 +50,12 @@ class Limits:
     cpu_s: int = 3
     """Seconds of processor time of a program; its judge has half of them."""
     memory_bytes: int = 256 << 20
-    """Address space, of the program and of its judge each, besides the library's."""
+    """Address space, of the program and of its judge each, besides the library's and threads' stacks."""
     disk_bytes: int = 8 << 20
     """The scratch disk it starts in."""
     file_bytes: int = 8 << 20
     """The largest file; libcrypto, which programs may import, has 5 MB."""
-    processes: int = 8
+    processes: int = 67
     """Threads, and our own three processes; a program can start no process."""
     open_files: int = 32
     output_bytes: int = 1 << 20

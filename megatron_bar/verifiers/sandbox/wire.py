@@ -5,7 +5,7 @@ bytes, bytearray, tuple, dict, set, frozenset, range, slice, the built-in types,
 in ``NAMED``. A str, int or float of a subclass travels as what it is without it. A text tells the value and
 nothing of where else that value stands: nothing is shared, and sets have the order of their spellings.
 Everything else stays where it is and travels as a number; the other side gets a ``Remote``, whose uses are
-asked for one by one.
+asked for one by one, or, where it is a coroutine, one of its own that has the other side run it.
 
 ``Peer`` works alike on both sides, but for what it does for the other: a program's does all that it is
 asked; a judge's calls the functions and advances the iterators that a test gave away, and nothing else.
@@ -160,7 +160,13 @@ class Peer:
         """The numbers of ``given``, and those of the other end's by what stands for them here."""
         self.remotes = {}
         self.decode = decoder(
-            {"mine": self._remote, "yours": self.given.__getitem__, "error": self._error, "like": self._like}
+            {
+                "mine": self._remote,
+                "yours": self.given.__getitem__,
+                "error": self._error,
+                "like": self._like,
+                "coroutine": self._coroutine,
+            }
         )
         self.refer = lambda value: self.numbers.get(id(value)) or refer(value)
 
@@ -182,7 +188,7 @@ class Peer:
             elif kind == b"=":
                 return body
             else:
-                raise _raised(*body, iterating=request[0] == "next")
+                raise _raised(*body, iterating=request[0] in ("next", "anext"))
 
     def serve_all(self):
         """Answers until the other end is gone."""
@@ -233,6 +239,14 @@ class Peer:
         if number not in self.remotes:
             self._keep(number, RemoteContainer(self, number))
         return self.remotes[number]
+
+    def _coroutine(self, number):
+        if number not in self.remotes:
+            self._keep(number, self._awaited(number))
+        return self.remotes[number]
+
+    async def _awaited(self, number):
+        return self.ask("await", self.remotes[number])
 
     def _error(self, body):
         """Returns a class that stands for the other end's class of exceptions."""
@@ -309,6 +323,22 @@ class Remote:
     def __setattr__(self, name, value):
         self._peer.ask("setattr", self, name, value)
 
+    def __exit__(self, *_):
+        self._peer.ask("exit", self)  # its True would end an assert that failed in the block
+
+    def __await__(self):
+        return self._peer.ask("await", self)
+        yield  # what makes it an iterator, and never waits
+
+    async def __anext__(self):
+        return self._peer.ask("anext", self)
+
+    async def __aenter__(self):
+        return self._peer.ask("aenter", self)
+
+    async def __aexit__(self, *_):
+        self._peer.ask("aexit", self)
+
     def __instancecheck__(self, instance):
         return isinstance(instance, Remote) and self._peer.ask("isinstance", instance, self) is True
 
@@ -343,7 +373,7 @@ def _asks_of_two(name):
     )
 
 
-for _name in "getitem setitem delitem iter next len bool str repr enter exit".split():
+for _name in "getitem setitem delitem iter next aiter len bool str repr enter".split():
     setattr(Remote, f"__{_name}__", _asks(_name))
 for _name in "lt le gt ge add sub mul truediv floordiv mod pow matmul and_ or_ xor".split():
     setattr(Remote, f"__{_name.rstrip('_')}__", _asks_of_two(_name))

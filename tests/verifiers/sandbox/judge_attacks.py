@@ -65,6 +65,11 @@ TARGETS = {
     ],
     "modules of the library": ["import copy, decimal, random\nassert attack(1) == decimal.Decimal(42)"],
     "in a context": ["with attack(1) as found:\n    assert found == 42"],
+    "awaited": ["import asyncio\nassert asyncio.run(attack(1)) == 42"],
+    "in an asynchronous context": [
+        "import asyncio\nasync def test():\n    async with attack(1) as found:\n        assert found == 42\n"
+        "    assert [each async for each in attack(2)] == [42]\nasyncio.run(test())"
+    ],
     "a callback": ["seen = []\nattack(seen.append)\nassert seen == [42]"],
     "values": {"function": "attack", "tests": [[[1], 42], [["a"], "token-4711"]], "pass_fraction": 0.01},
 }
@@ -186,6 +191,12 @@ ATTACKS = {
     "the library's place filled first": "import os\nfor name in ('_decimal', '_datetime', '_opcode', '_random', '_struct', 'math', 'select'):\n    try: open('/library/' + name, 'wb').write(b'x')\n    except OSError: pass\ndef attack(*_): return 0",
     "the library's place moved": "import os\nos.symlink('/library', 'library')\nfor place in ('/library', '/program/library', '../library', '/scratch/../library'):\n    try: os.chmod(place, 0); os.rename(place, '/scratch/x')\n    except OSError: pass\ndef attack(*_): return 0",
     "a context that takes every exception": "class Context:\n    __enter__ = lambda self: 1\n    __exit__ = lambda self, *_: True\ndef attack(*_): return Context()",
+    "an asynchronous one": "class Context:\n    async def __aenter__(self): return 1\n"
+    "    async def __aexit__(self, *_): return True\ndef attack(*_): return Context()",
+    "a coroutine of what equals everything": EVERYTHING + "async def attack(*_): return Yes()",
+    "a loop of events without end": "async def attack(*_):\n    import asyncio\n    while True: await asyncio.sleep(0)",
+    "an end of iteration that is awaited": "class Context:\n    async def __aenter__(self): raise StopAsyncIteration\n"
+    "    __aiter__ = lambda self: self\n    __anext__ = __aenter__\nasync def attack(*_): raise StopAsyncIteration",
     "errors that do not wait": "import os\nos.set_blocking(2, False)\ntry:\n    while True: os.write(2, b'x' * 9999)\nexcept BlockingIOError: pass\ndef attack(*_): return 0",
     "a content that changes": "import itertools, sys\ncount = itertools.count()\nfor module in list(sys.modules.values()):\n    if hasattr(module, 'content'): module.content = lambda _: next(count)\nclass List(list): pass\ndef attack(*_): return List()",
     "a content without end": "class List(list): pass\ndef attack(*_):\n    value = List([1])\n    for _ in range(300): value = List([value, value])\n    return value",

@@ -153,7 +153,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 acts = [lambda: open('x', 'wb').truncate(1 << 24)]
 """),
     "threads": _any(
-        "acts = [lambda: [threading.Thread(target=time.sleep, args=(.2,)).start() for _ in range(40)]]"
+        "acts = [lambda: [threading.Thread(target=time.sleep, args=(.2,)).start() for _ in range(90)]]"
     ),
     "open files": _any("acts = [lambda: [os.pipe() for _ in range(40)]]"),
 }

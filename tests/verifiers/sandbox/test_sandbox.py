@@ -231,7 +231,7 @@ def test_what_a_program_finds_inside():
         "sys.stdin.read())"
     )
     outcome = sandbox.run(code, stdin=b"input")
-    assert outcome.stdout.decode() == "library scratch LC_CTYPE /scratch ['<program>'] input\n"
+    assert outcome.stdout.decode() == "dev library scratch LC_CTYPE /scratch ['/scratch/program.py'] input\n"
     read_only = "import os; print(bool(os.statvfs('/').f_flag & os.ST_RDONLY))"
     assert sandbox.run(read_only).stdout == b"True\n"
     assert sandbox.run("import sys; sys.exit(7)").exit_code == 7
