@@ -45,7 +45,11 @@ def test_trl_gets_the_documents_and_labels_that_were_drawn(length):
         for size in row["seq_lengths"]:
             ids, labels = (row[name][start : start + size] for name in ("input_ids", "labels"))
             # What is first in a document is nobody's to predict.
-            own = [[-100, *(n if mine else -100 for n, mine in zip(of[1:], learn[1:], strict=True))] for of, learn in drawn if of == ids]
+            own = [
+                [-100, *(n if mine else -100 for n, mine in zip(of[1:], learn[1:], strict=True))]
+                for of, learn in drawn
+                if of == ids
+            ]
             assert own == [labels]
             learnt += sum(label >= 0 for label in labels)
             start += size
@@ -80,7 +84,9 @@ def test_ours_and_transformers_alone_learn_the_same(tmp_path, experts):
         for _ in range(2):
             ours(), alone()
         bench_peers.require_close(case, ours.reported, alone.reported)
-        trained = {op.names[0] for _, param, op in ours.trainer.model.parameters_with_ops() if param.requires_grad}
+        trained = {
+            op.names[0] for _, param, op in ours.trainer.model.parameters_with_ops() if param.requires_grad
+        }
     assert ours.reported[1] < ours.reported[0]
     moved = {name: param != before[name] for name, param in alone.model.named_parameters()}
     if not experts:
@@ -89,7 +95,9 @@ def test_ours_and_transformers_alone_learn_the_same(tmp_path, experts):
     layer, last = "model.layers.0.mlp", experts - 1
     heads = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     stacked = {f"{layer}.experts.gate_up_proj", f"{layer}.experts.down_proj"}
-    assert {name for name, values in moved.items() if values.any()} == heads | stacked | {f"{layer}.gate.weight"}
+    assert {name for name, values in moved.items() if values.any()} == heads | stacked | {
+        f"{layer}.gate.weight"
+    }
     for name in stacked:
         assert [bool(values.any()) for values in moved[name]] == [False] * last + [True]
     assert not moved[f"{layer}.gate.weight"][0].any() and moved[f"{layer}.gate.weight"][last].any()
@@ -118,7 +126,10 @@ def test_merges_are_compared_value_by_value(tmp_path, dtype):
     read = [load_file(folder / "model.safetensors") for folder in folders.values()]
     outs = {"ours": tmp_path / "ours", "mergekit": tmp_path / "other-way"}
     outs["mergekit"].mkdir()
-    ways = {"linear": lambda *values: sum(v.double() for v in values) / len(values), "ties": lambda base, *tuned: plain_ties(base, tuned)}
+    ways = {
+        "linear": lambda *values: sum(v.double() for v in values) / len(values),
+        "ties": lambda base, *tuned: plain_ties(base, tuned),
+    }
     for method, way in ways.items():
         dense_merge(folders, tmp_path / method, shared=Combination(method=bench_mergekit.OURS[method]))
         outs["ours"] = tmp_path / method

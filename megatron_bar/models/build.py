@@ -27,18 +27,18 @@ from megatron_bar.conversion.parameters import VOCABULARY_UNIT, weight_ops
 from megatron_bar.models.attention import Kernels, KVCache, Sequences, rope_of
 from megatron_bar.models.block import block_spec, global_name, megatron_config
 from megatron_bar.models.cross_entropy import token_nll
+from megatron_bar.models.kernels import few_sizes
 from megatron_bar.models.moe import Router, Routing
 from megatron_bar.parallel.state import ParallelConfig, padded_vocab_size
 from megatron_bar.weights.hf_config import ModelConfig
 
 
 def learnt_places(labels: Tensor) -> Tensor:
-    """Returns the places of labels ``[b, s]`` that are not below 0 in the flat ``[s * b]``, int64.
-
-    Where there is none it is the first, so that every rank has something to compute.
-    """
-    places = (labels.t().flatten() >= 0).nonzero().flatten()
-    return places if len(places) else places.new_zeros(1)
+    """Returns the places of labels ``[b, s]`` that are not below 0 in the flat ``[s * b]``, int64, with some
+    others behind them: so that there are few numbers of them, and never none, on any rank."""
+    unlearnt = labels.t().flatten() < 0
+    count = len(unlearnt) - int(unlearnt.sum())
+    return unlearnt.int().argsort(stable=True)[: few_sizes(max(count, 1))]
 
 
 class LanguageModel(GPTModel):

@@ -26,6 +26,13 @@ BLOCK = 1024
 """Values of a row that one program of a kernel takes."""
 
 
+def few_sizes(count: int) -> int:
+    """Returns ``count`` rounded up by at most an eighth, so that there are eight sizes from a power of 2 to
+    the next: oneDNN makes its kernels anew for each number of rows, and keeps them."""
+    unit = 1 << max(0, count.bit_length() - 4)
+    return -(-count // unit) * unit
+
+
 def usable(x: Tensor) -> bool:
     """Returns whether the kernels can work on ``x``."""
     return triton is not None and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")

@@ -179,7 +179,7 @@ class _ChosenExperts:
         # For each expert its tokens, with some of the next one's or, behind the last, of any: few sizes.
         x_ch = x_th[F.pad(token_c, (0, max(counts) // 8))]
         parts = zip(self.ffns, accumulate([0, *counts]), counts, strict=False)
-        out_ch = torch.cat([f(x_ch[start : start + _few_sizes(n)])[:n] for f, start, n in parts if n])
+        out_ch = torch.cat([f(x_ch[start : start + kernels.few_sizes(n)])[:n] for f, start, n in parts if n])
         return torch.zeros_like(x_th).index_add_(0, token_c, out_ch * weights_te[token_c, expert_c, None])
 
 
@@ -194,13 +194,6 @@ class _EitherExperts:
 
     def __call__(self, x_th: Tensor) -> Tensor:
         return (self.chosen if len(x_th) > self.tokens else self.all)(x_th)
-
-
-def _few_sizes(count: int) -> int:
-    """``count`` rounded up by at most an eighth, so that there are eight sizes from a power of 2 to the next:
-    oneDNN makes its kernels anew for each."""
-    unit = 1 << max(0, count.bit_length() - 4)
-    return -(-count // unit) * unit
 
 
 class _OfPrompts:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_bar.models.build import learnt_places
 from megatron_bar.models.cross_entropy import token_nll
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import distributed
@@ -79,3 +80,15 @@ def test_only_the_logits_are_kept():
     (weights[0] * nll).sum().backward()
     assert kept.pop(logits.untyped_storage().data_ptr()) == 2 * logits.numel()
     assert sum(kept.values()) <= 64 * 2 * 24  # labels, places and masks
+
+
+@given(b=st.integers(1, 4), s=st.integers(1, 70), share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_what_is_learnt_is_among_the_places(b, s, share, seed):
+    """Each place once, and at most an eighth of them, or a single one, for nothing."""
+    labels = torch.randint(0, 9, (b, s), generator=torch.Generator().manual_seed(seed))
+    labels[torch.rand(b, s, generator=torch.Generator().manual_seed(seed)) >= share] = -1
+    places = learnt_places(labels)
+    assert 1 <= len(places) == len(set(places.tolist()))
+    learnt = {row + place * b for row, place in (labels >= 0).nonzero().tolist()}
+    assert learnt <= set(places.tolist()) <= set(range(b * s))
+    assert len(places) <= max(1, 9 / 8 * len(learnt))
