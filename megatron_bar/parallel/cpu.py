@@ -171,7 +171,7 @@ def _adapt_megatron() -> None:
     compile_later = torch.compile
     # Megatron asks for a dozen compiled functions as it is imported, none of which is called on a CPU: torch
     # would load its whole compiler for them.
-    torch.compile = lambda function, **_: function
+    torch.compile = lambda function=None, **_: function or (lambda given: given)
     with warnings.catch_warnings():
         # Megatron says of every optional CUDA library that it is not there.
         warnings.simplefilter("ignore")
