@@ -8,8 +8,11 @@ arrived.
 import os
 import shutil
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +29,9 @@ from megatron_bar.training.trainer import Trainer
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.hf_config import ModelConfig
 from megatron_bar.weights.safetensors_io import ITEMSIZE
+
+AHEAD = 2
+"""Prompts that an engine has at first, as a multiple of its slots: no slot is to wait for the next one."""
 
 
 class Engines:
@@ -50,6 +56,8 @@ class Engines:
         self.restarts = 0
         self.handover = Handover(trainer.model, config.handover)
         self.processes: list[EngineProcess] = []
+        self.asked: list[list[tuple[int, list[int]]]] = []
+        """Prompts that each has had since `start`, with their numbers."""
         self.threads = ThreadPoolExecutor(config.replicas)
         on_rank_zero(lambda: self._begin(params))
 
@@ -71,7 +79,9 @@ class Engines:
         )
         try:
             for number in range(self.config.replicas):
-                self.processes.append(EngineProcess(self.config, hello, number))
+                # Replicas that draw alike would answer alike.
+                own = replace(hello, seed=hello.seed + number)
+                self.processes.append(EngineProcess(self.config, own, number))
             for future in [self.threads.submit(self._open, process) for process in self.processes]:
                 future.result()
         except BaseException:
@@ -135,8 +145,10 @@ class Engines:
     def start(
         self, prompts: list[list[int]], params: SamplingParams, *, seed: int
     ) -> Callable[[], list[Completion]]:
-        """Asks in threads, while the trainer goes on."""
+        """Asks in threads, while the trainer goes on. Engines get a part of the prompts, and more as they
+        answer those: the faster ones more."""
         given = {
+            "seed": seed,
             "max_new_tokens": params.max_new_tokens,
             "temperature": params.temperature,
             "stop": list(params.stop),
@@ -144,23 +156,32 @@ class Engines:
             "pad_id": self.pad_id,
         }
 
-        def answers(process: EngineProcess) -> list[dict]:
-            # Dealt out like cards: the answers to one prompt are about as long as each other.
-            mine = prompts[process.number :: len(self.processes)]
-            own_seed = seed * len(self.processes) + process.number
-            return (
-                process.ask("generate", version=self.version, prompts=mine, seed=own_seed, **given)
-                if mine
-                else []
-            )
+        left = _Dealt(prompts, self.config.replicas)
+        share = -(-len(prompts) // self.config.replicas)
+        if self.config.replicas > 1:
+            share = min(share, AHEAD * params.slots)
+        self.asked = [[] for _ in self.processes]
+
+        def answers(process: EngineProcess) -> list[tuple[int, dict]]:
+            mine = self.asked[process.number]  # all at once where the process was started anew
+
+            def more(count: int) -> list[tuple[int, list[int]]]:
+                come = left.take(count)
+                mine.extend(come)
+                return come
+
+            if not mine and not more(share):
+                return []
+            return process.ask("generate", version=self.version, prompts=list(mine), more=more, **given)
 
         futures = [self.threads.submit(answers, process) for process in self.processes]
 
         def collect() -> list[Completion]:
             done: list = [None] * len(prompts)
             for process, future in zip(self.processes, futures, strict=True):
-                done[process.number :: len(self.processes)] = self._patiently(process, future, answers)
-            return [Completion(**answer) for answer in done]
+                for number, answer in self._patiently(process, future, answers):
+                    done[number] = Completion(**answer)
+            return done
 
         return lambda: on_rank_zero(collect)
 
@@ -190,6 +211,20 @@ class Engines:
         self.handover.close()
         if dist.get_rank() == 0:
             shutil.rmtree(self.place, ignore_errors=True)
+
+
+class _Dealt:
+    """Prompts with their numbers, for several threads; dealt out like cards: answers to one prompt, which
+    follow each other, are about as long."""
+
+    def __init__(self, prompts: list[list[int]], players: int):
+        cards = list(enumerate(prompts))
+        self.left = deque(card for player in range(players) for card in cards[player::players])
+        self.lock = threading.Lock()
+
+    def take(self, count: int) -> list[tuple[int, list[int]]]:
+        with self.lock:
+            return [self.left.popleft() for _ in range(min(count, len(self.left)))]
 
 
 def build_engine(

@@ -30,7 +30,7 @@ class EngineConfig:
     tensor: int = 1
     """Tensor parallelism of each engine of vLLM."""
     replicas: int = 1
-    """Engines, each with the whole model; prompts are dealt out among them."""
+    """Engines, each with the whole model; which has answered some prompts gets more."""
     memory: float = 0.9
     """Share of the GPUs' memory that vLLM may take."""
     seeded: bool = False

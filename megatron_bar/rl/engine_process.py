@@ -6,6 +6,7 @@ import select
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,15 +127,25 @@ class EngineProcess:
             self.process.stdin.write((json.dumps(message) + "\n").encode())
             self.process.stdin.flush()
 
-    def ask(self, call: str, *, version: int | None = None, **given):
+    def ask(
+        self,
+        call: str,
+        *,
+        version: int | None = None,
+        more: Callable[[int], list] = lambda ended: [],
+        **given,
+    ):
         """Makes one call and waits for its result.
 
-        ``version``: number of the weights that it should have then; None: it has none yet. Raises
-        `EngineEnded`, and `BarError` where it answers by an error or has other weights.
+        ``version``: number of the weights that it should have then; None: it has none yet. ``more``: returns
+        further prompts when so many answers have ended. Raises `EngineEnded`, and `BarError` where it answers
+        by an error or has other weights.
         """
         self._send({"call": call, "given": given})
-        reply = {"alive": True}
+        reply = {"alive": 0}
         while "alive" in reply:
+            if reply["alive"]:
+                self._send({"more": more(reply["alive"])})
             line = self._line(call)
             try:
                 reply = json.loads(line)

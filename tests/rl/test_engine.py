@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from megatron_bar.data.packing import PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.parallel.state import ParallelConfig
 from megatron_bar.rl import grpo
-from megatron_bar.rl.apart import build_engine, check_taken_for, check_tensor
+from megatron_bar.rl.apart import AHEAD, build_engine, check_taken_for, check_tensor
 from megatron_bar.rl.engine import EngineConfig, SamplingParams
 from megatron_bar.rl.engine_process import SCRIPT, EngineProcess, Hello, check, inherited
 from megatron_bar.rl.rollouts import check_rollouts
@@ -189,6 +190,33 @@ def test_engines_on_other_machines(folder, tmp_path):
     assert own == apart and own_after == apart_after and own != own_after
     assert len(ids) >= 2 and not any(psutil.pid_exists(number) for number in ids)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ssh", "weights"]
+
+
+def one_stopped(source: Path, place: Path):
+    """Greedy answers of the own sampler and of two engines, one of which stands still until the other has
+    answered all but what it has; how many each had."""
+    trainer = Trainer(source, stage(ParallelConfig()), steps=1)
+    config = replace(APART, replicas=2)
+    own, two = (build_engine(c, trainer, Ids(), PARAMS, place=place) for c in (EngineConfig(), config))
+    prompts = [[2 + n % 17, 3 + n % 11, 4] for n in range(40)]
+    for engine in (own, two):
+        engine.sync()
+    stopped = psutil.Process(two.processes[1].process.pid)
+    stopped.suspend()
+    wait = two.start(prompts, GREEDY, seed=0)
+    while sum(map(len, two.asked)) < len(prompts):
+        time.sleep(0.05)
+    stopped.resume()
+    answers = [[c.ids for c in done()] for done in (own.start(prompts, GREEDY, seed=0), wait)]
+    had = [len(asked) for asked in two.asked]
+    two.close()
+    return answers, had
+
+
+def test_the_faster_engine_gets_more_prompts(folder, tmp_path):
+    (((own, two), had),) = run_distributed(one_stopped, 1, folder, tmp_path / "w")
+    assert own == two
+    assert had == [40 - AHEAD * PARAMS.slots, AHEAD * PARAMS.slots]
 
 
 def test_engines_on_other_machines_that_are_not_there(tmp_path):

@@ -3,7 +3,7 @@
 Started as ``python server.py NAME``. Reads JSON lines on stdin: its options, then requests, and answers each
 by one line on stdout: ``open`` (a Hugging Face folder), ``update`` (tensors in memory in place of the
 folder's), ``wrong`` (which of them it holds otherwise), ``generate``. While it answers it says now and then
-that it is alive.
+that it is alive, and how many answers have ended since; it may get as many prompts more for them.
 
 It ends when stdin does, when the process that started it does (sitecustomize.py), and when that one's own
 parent, torchrun, does: its workers go on alone.
@@ -39,17 +39,20 @@ def check(name: str) -> str:
 class Server:
     """Answers requests on ``replies``, one at a time."""
 
-    def __init__(self, name: str, options: dict, replies):
+    def __init__(self, name: str, options: dict, requests: queue.SimpleQueue, replies):
         self.name = name
         self.options = options
+        self.requests = requests
         self.replies = replies
+        self.awaited = 0
+        """Replies to ended answers that are still to come."""
         self.engine = None
         self.held = 0
         """Number of the weights that it has; 0: the folder's."""
 
-    def serve(self, line: str) -> None:
-        """Answers one request."""
-        request = json.loads(line)
+    def serve(self) -> None:
+        """Answers the next request."""
+        request = json.loads(self.requests.get())
         try:
             result = self._result(request["call"], request["given"])
             self.say({"result": result, "version": self.held})
@@ -72,10 +75,23 @@ class Server:
             self.held = number
             return wrong
         if call == "generate":
-            return self.engine.generate(given.pop("prompts"), lambda: self.say({"alive": True}), **given)
+            return self.engine.generate(given.pop("prompts"), self.more, **given)
         if call == "wrong":
             return self.engine.wrong()
         raise ValueError(f"expected open, update, generate or wrong, got {call}")
+
+    def more(self, ended: int, *, wait: bool) -> list:
+        """Says that it is alive and that ``ended`` more answers have ended; returns the prompts that came.
+
+        ``wait``: until all that is due has come.
+        """
+        self.say({"alive": ended})
+        self.awaited += ended > 0
+        prompts = []
+        while self.awaited and (wait or not self.requests.empty()):
+            prompts += json.loads(self.requests.get())["more"]
+            self.awaited -= 1
+        return prompts
 
     def say(self, reply: dict) -> None:
         """Writes one line."""
@@ -97,13 +113,13 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     options = json.loads(sys.stdin.readline())
-    server = Server(sys.argv[1], options, replies)
+    requests = queue.SimpleQueue()
+    server = Server(sys.argv[1], options, requests, replies)
     if options["launcher"]:
         threading.Thread(target=server.watch, args=(options["launcher"],), daemon=True).start()
-    requests = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     while True:
-        server.serve(requests.get())
+        server.serve()
 
 
 def _read(requests: queue.SimpleQueue) -> None:

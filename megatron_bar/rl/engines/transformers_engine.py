@@ -68,15 +68,17 @@ class Transformers:
             yield place
 
     def generate(
-        self, prompts, alive: Callable[[], None], *, max_new_tokens, temperature, seed, stop, stop_ids, pad_id
-    ) -> list[dict]:
-        """Returns an answer to each prompt, as the fields of a `Completion`; calls ``alive`` between
-        batches."""
-        torch.manual_seed(seed)
-        completions = []
-        for start in range(0, len(prompts), self.options["slots"]):
-            alive()
-            rows = prompts[start : start + self.options["slots"]]
+        self, prompts, more: Callable[..., list], *, max_new_tokens, temperature, seed, stop, stop_ids, pad_id
+    ) -> list[tuple[int, dict]]:
+        """Returns the number of each prompt with its answer, as the fields of a `Completion`.
+
+        ``prompts``: numbers and tokens. ``more`` is told how many answers have ended, and returns further
+        prompts (see `Server.more`).
+        """
+        done = []
+        while prompts:
+            numbers, rows = zip(*prompts[: self.options["slots"]], strict=True)
+            torch.manual_seed((seed << 24) + numbers[0])
             width = max(map(len, rows))
             ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=self.device)
             seen = torch.tensor(
@@ -100,9 +102,11 @@ class Transformers:
             new = out.sequences[:, width:]
             logits = torch.stack(out.logits, 1).float() / (temperature or 1.0)
             logprobs = logits.log_softmax(-1).gather(-1, new[..., None]).squeeze(-1)
-            for row_ids, row_logprobs in zip(new.tolist(), logprobs.tolist(), strict=True):
-                completions.append(self._completion(row_ids, row_logprobs, stop, stop_ids))
-        return completions
+            for number, row_ids, row_logprobs in zip(numbers, new.tolist(), logprobs.tolist(), strict=True):
+                done.append((number, self._completion(row_ids, row_logprobs, stop, stop_ids)))
+            prompts = prompts[len(rows) :]
+            prompts = prompts + more(len(rows), wait=not prompts)
+        return done
 
     def _stopped(self, rows, stop):
         ended = [self._has_text(row, stop) for row in rows]

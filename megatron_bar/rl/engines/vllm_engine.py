@@ -61,14 +61,17 @@ class VLLM:
         return sorted({name for wrong in self._all("wrong") for name in wrong})
 
     def generate(
-        self, prompts, alive: Callable[[], None], *, max_new_tokens, temperature, seed, stop, stop_ids, pad_id
-    ) -> list[dict]:
-        """Returns an answer to each prompt, as the fields of a `Completion`; calls ``alive`` now and then."""
+        self, prompts, more: Callable[..., list], *, max_new_tokens, temperature, seed, stop, stop_ids, pad_id
+    ) -> list[tuple[int, dict]]:
+        """Returns the number of each prompt with its answer, as the fields of a `Completion`.
+
+        ``prompts``: numbers and tokens. ``more`` is told how many answers have ended, and returns further
+        prompts (see `Server.more`).
+        """
         engine = self.model.llm_engine
-        # Ids that were never used: those of an earlier call may be remembered.
-        ids = [str(self.asked + number) for number in range(len(prompts))]
-        self.asked += len(prompts)
-        for number, prompt in enumerate(prompts):
+        number_of = {}
+
+        def add(number: int, prompt: list[int]) -> None:
             settings = vllm.SamplingParams(
                 temperature=temperature,
                 max_tokens=max_new_tokens,
@@ -80,17 +83,23 @@ class VLLM:
                 stop_token_ids=stop_ids,
                 detokenize=bool(stop),
             )
-            engine.add_request(ids[number], {"prompt_token_ids": prompt}, settings)
-        done = {}
+            # An id that was never used: those of an earlier call may be remembered.
+            number_of[str(self.asked)] = number
+            engine.add_request(str(self.asked), {"prompt_token_ids": prompt}, settings)
+            self.asked += 1
+
+        for prompt in prompts:
+            add(*prompt)
+        done = []
         said = time.monotonic()
         while engine.has_unfinished_requests():
-            for request in engine.step():
-                if request.finished:
-                    done[request.request_id.split("-")[0]] = _completion(request.outputs[0])
-            if time.monotonic() - said > SIGN:
+            ended = [request for request in engine.step() if request.finished]
+            done += [(number_of[r.request_id.split("-")[0]], _completion(r.outputs[0])) for r in ended]
+            if ended or time.monotonic() - said > SIGN:
                 said = time.monotonic()
-                alive()
-        return [done[number] for number in ids]
+                for prompt in more(len(ended), wait=not engine.has_unfinished_requests()):
+                    add(*prompt)
+        return done
 
 
 def _completion(out) -> dict:
