@@ -47,7 +47,8 @@ def main() -> None:
                 for slots in args.slots:
                     beside_others(folder, hidden, active, slots, args)
             if {2, EXPERTS} <= set(folders):
-                few_over_all(folders, hidden, args.rounds)
+                alone = save_model(Path(place) / f"{hidden}_alone", hidden, 2, experts=2)
+                few_over_all(folders, alone, hidden, args.rounds)
 
 
 def arguments() -> argparse.Namespace:
@@ -85,13 +86,15 @@ def beside_others(folder: Path, hidden: int, active: int, slots: int, args: argp
             figure(short, median(ratios), target)
 
 
-def few_over_all(folders: dict[int, Path], hidden: int, rounds: int) -> None:
+def few_over_all(folders: dict[int, Path], alone: Path, hidden: int, rounds: int) -> None:
+    """Two active experts over five, beside what no choice can exceed: a model that has but those two."""
     prompts, lengths = asked(64)
     ways = {f"{active} of {EXPERTS}": ours(folders[active]) for active in (2, EXPERTS)}
-    seconds, _ = rounds_of(ways, prompts, lengths, 64, rounds)
+    seconds, _ = rounds_of(ways | {"2 of 2": ours(alone)}, prompts, lengths, 64, rounds)
     told(f"hidden {hidden}, 64 slots", seconds, sum(lengths))
-    few, all_of_them = seconds.values()
-    ratios = [b / a for a, b in zip(few, all_of_them, strict=True)]
+    few, all_of_them, two = seconds.values()
+    ratios, limits = ([b / a for a, b in zip(way, all_of_them, strict=True)] for way in (few, two))
+    print(f"hidden {hidden}, 64 slots: two experts alone over {EXPERTS}: {median(limits):.2f}, the limit")
     figure(f"rollout_h{hidden}_2_of_{EXPERTS}_over_{EXPERTS}", median(ratios), 1.5)
 
 
@@ -210,7 +213,7 @@ def vllm_answers(process: subprocess.Popen, prompts, lengths, slots: int) -> tup
     return seconds, answers
 
 
-def save_model(folder: Path, hidden: int, active: int) -> Path:
+def save_model(folder: Path, hidden: int, active: int, experts: int = EXPERTS) -> Path:
     import torch
     import transformers
 
@@ -223,7 +226,7 @@ def save_model(folder: Path, hidden: int, active: int) -> Path:
         num_attention_heads=hidden // 64 if hidden > 128 else 4,
         num_key_value_heads=hidden // 64 if hidden > 128 else 4,
         max_position_embeddings=512,
-        num_experts=EXPERTS,
+        num_experts=experts,
         num_experts_per_tok=active,
         pad_token_id=0,
         eos_token_id=1,

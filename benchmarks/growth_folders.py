@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_folders import SHAPES, TOKENIZER, dense, forget, trained
+from beside_cp import forget
 from growth import Quantity, Work
+from made_folders import SHAPES, dense, trained
 
 from megatron_bar.conversion.convert import export_checkpoint, import_folder
 from megatron_bar.data.packing import Batch
@@ -31,14 +32,11 @@ def shape(layers: int, *, hidden: int = 512, ffn: int = 1376) -> ModelConfig:
     """OLMo 2's blocks in bf16."""
     widths = {"hidden_size": hidden, "intermediate_size": ffn, "num_heads": 8, "num_kv_heads": 8}
     few = {"vocab_size": 2048, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    return replace(SHAPES["1B"], num_layers=layers, **few, **widths)
+    return replace(SHAPES["olmo2_1b"], num_layers=layers, **few, **widths)
 
 
 def two_dense(place: Path, config: ModelConfig) -> list[Path]:
-    tokenizer = place / "tokenizer"
-    tokenizer.mkdir(parents=True)
-    (tokenizer / "tokenizer.json").write_text(TOKENIZER)
-    return [dense(place / f"dense-{seed}", config, seed, tokenizer) for seed in (1, 2)]
+    return [dense(place / f"dense-{seed}", config, seed) for seed in (1, 2)]
 
 
 def branched(place: Path, config: ModelConfig) -> Path:

@@ -100,6 +100,7 @@ def save_hf(
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.dim() == 1))
             if "shared_expert" in full_name:  # which Qwen2Moe cannot leave out
                 parameter.zero_()
+    transformers.utils.logging.disable_progress_bar()  # tests read stderr
     model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=shard)
     add_tokenizer(path)
     return path

@@ -85,6 +85,8 @@ class _Stack:
     def follow(self, data: bytes) -> object:
         at = 0
         for _ in range(MOST_OPCODES):
+            if at >= len(data):
+                break
             code = data[at]
             at += 1
             if step := _STEPS.get(code):
