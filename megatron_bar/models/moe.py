@@ -197,7 +197,9 @@ class AnchoredMoE(MoELayer):
     ) -> tuple[Tensor, None]:
         """Returns the layer's output for ``hidden_states``, both ``[s, b, h]``, and no bias."""
         if self.config.expert_model_parallel_size > 1:  # whole experts: their tokens are sent to them
-            return super().forward(hidden_states, intermediate_tensors, padding_mask)
+            out = super().forward(hidden_states, intermediate_tensors, padding_mask)
+            self._let_go_of_graph()
+            return out
         probs_te, selected_te = self.router(hidden_states)
         x_th = hidden_states.flatten(0, 1)
         weights_te = probs_te.to(x_th.dtype)
@@ -223,6 +225,13 @@ class AnchoredMoE(MoELayer):
         if group.size() > 1:
             total_th = reduce_scatter_to_sequence_parallel_region(total_th, group=group)
         return total_th.view_as(hidden_states), None
+
+    def _let_go_of_graph(self) -> None:
+        """Cuts what Megatron's dispatcher keeps of a pass from its graph. By that it would hold the model, out
+        of the garbage collector's sight: the hooks of data parallelism are in C++'s hands."""
+        for name, value in vars(self.token_dispatcher).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(self.token_dispatcher, name, value.detach())
 
     def _experts_are_few(self, x_th: Tensor) -> bool:
         """Whether each expert looks up its own tokens, since it does not have all of them."""
