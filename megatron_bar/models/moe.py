@@ -227,8 +227,8 @@ class AnchoredMoE(MoELayer):
         return total_th.view_as(hidden_states), None
 
     def _let_go_of_graph(self) -> None:
-        """Cuts what Megatron's dispatcher keeps of a pass from its graph. By that it would hold the model, out
-        of the garbage collector's sight: the hooks of data parallelism are in C++'s hands."""
+        """Cuts what Megatron's dispatcher keeps of a pass from its graph, whose hooks hold the model where
+        the garbage collector does not see it."""
         for name, value in vars(self.token_dispatcher).items():
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 setattr(self.token_dispatcher, name, value.detach())
