@@ -87,7 +87,7 @@ def texts(root: Path, said: list[str]) -> list[list[int]]:
 
 def compared(root: Path, layout: ParallelConfig, changed: list[str]) -> Comparison:
     gate.PASS = 100  # several passes
-    return gate.compare(root / "old", root / "new", root / "world", changed=changed, layout=layout, slots=2)
+    return gate.compare(root / "old", root / "new", root / "world", changed=changed, layout=layout, slots=4)
 
 
 @pytest.mark.parametrize(
