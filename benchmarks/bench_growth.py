@@ -4,9 +4,10 @@
 
 All sizes of a quantity are timed in turn, round by round; shown are medians, and how far the rounds lie apart
 (from quartile to quartile). An exponent is the slope of log seconds over log size by least squares, in every
-round; what should be linear may have 1.05 at most, over all sizes and between the two largest. A machine at other work shows in the spread: a figure whose
-spread is larger than its distance to the target says "not decided". At the end stands a table of them all with
-what theory says, and where the exponent changes: a cost that is the same at any size bends it at the lower end.
+round; what should be linear may have 1.05 at most, over all sizes and between the two largest. A machine at
+other work shows in the spread: a figure whose spread is larger than its distance to the target says "not
+decided". At the end stands a table of them all with what theory says, and where the exponent changes: a cost
+that is the same at any size bends it at the lower end.
 
 steps          experts, tokens of a row, documents in a row, processes (growth_steps.py); frozen: a step of 9
                experts, all but one of them frozen, over nine dense steps in which everything trains

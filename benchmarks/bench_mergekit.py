@@ -3,8 +3,9 @@
     python benchmarks/bench_mergekit.py [--only linear_bfloat16 ties_float32 ...] [--rounds 5]
 
 A base and two fine-tunes of it, of SmolLM2-135M's shape on random weights, bf16 (0.3 GB each) and fp32. Each
-tool is a process of its own, as a user starts it; nobody finds an input in memory; turns alternate. Peak memory
-is anonymous memory, watched as in beside_cp.py. Ours reads back what it wrote and compares hashes; mergekit does not.
+tool is a process of its own, as a user starts it; nobody finds an input in memory; turns alternate. Peak
+memory is anonymous memory, watched as in beside_cp.py. Ours reads back what it wrote and compares hashes;
+mergekit does not.
 
 linear    the mean of all three
 ties      density 0.2, the mean of those that agree in sign

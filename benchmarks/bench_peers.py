@@ -4,9 +4,10 @@
     python benchmarks/bench_peers.py --all
 
 SmolLM2-135M's shape (hidden 576, FFN 1,536, 30 layers, 9 and 3 heads, vocabulary 49,152, the head of its own)
-on random weights: dense, where everything trains, and as Mixtral of 2 or 5 experts, all active, where the last
-expert, the router without its anchor row, embedding, last norm and head train, as in our policy sft. Steps of
-about 2,048 tokens of packed documents in rows of 512 or 2,048, AdamW, one process, all cores; alternated.
+on random weights: dense, where everything trains, and as Mixtral of 2 or 5 experts, all active, where the
+last expert, the router without its anchor row, embedding, last norm and head train, as in our policy sft.
+Steps of about 2,048 tokens of packed documents in rows of 512 or 2,048, AdamW, one process, all cores;
+alternated.
 
 SFT   chats of which the answers alone are learnt; TRL gets the rows packed, as its own packing leaves them
 DPO   pairs, length-normalised (TRL's loss sigmoid_norm); the start's log-probabilities are made in the step
@@ -109,7 +110,7 @@ def chats(rng: random.Random, length: int) -> list[tuple[list[int], list[bool]]]
 
 
 def pairs(rng: random.Random, length: int) -> list[tuple[list[int], list[bool]]]:
-    """As `chats`, the better and the worse answer to one prompt in turn; id 1 ends each."""
+    """Returns what `chats` does, the better and the worse answer to one prompt in turn; id 1 ends each."""
     found = []
     while sum(len(ids) for ids, _ in found) < 2 * TOKENS:
         prompt = words(rng, rng.randint(length // 32, length // 8))
@@ -211,8 +212,8 @@ def require_close(case: Case, ours: list[float], theirs: list[float]) -> None:
 
 
 def require_same_steps(case: Case, ours: list[float], theirs: list[float]) -> None:
-    """As `require_close`, in fp32: in bf16 a step is lost where the product's weights are rounded, and what is
-    rounded differs."""
+    """Raises as `require_close` does, in fp32: in bf16 a step is lost where the product's weights are
+    rounded, and what is rounded differs."""
     if case.dtype == "float32":
         require_close(case, ours, theirs)
 
@@ -382,7 +383,7 @@ class TrlSteps:
         self.reported: list[float] = []
 
     def losses(self) -> list[float]:
-        """As `OurSteps.losses`, in the same order."""
+        """Returns what `OurSteps.losses` does, in the same order."""
         import torch
 
         trainer = self.trainer

@@ -71,7 +71,7 @@ def take_turns(case: Case, work: Path, repeats: int, ways: dict[str, tuple[str, 
 
 
 def seconds(ran: Turns) -> str:
-    """Of all turns, to be printed."""
+    """Returns those of all turns, to be printed."""
     return ", ".join(f"{turn} {' '.join(f'{r.seconds:.1f}' for r in runs)} s" for turn, runs in ran.items())
 
 

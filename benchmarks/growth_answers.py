@@ -26,7 +26,7 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def slots(place: Path, sizes: tuple[int, ...]) -> list[Work]:
-    """As many answers as slots, all at work from beginning to end."""
+    """Makes as many answers as slots, all at work from beginning to end."""
     run = ours(save_model(place / "model", HIDDEN, ACTIVE))
     return [Work(size=n, run=lambda n=n: run(prompts(n), [ANSWER] * n, n)) for n in sizes]
 

@@ -4,11 +4,10 @@ Three processes. The launcher gives up root, enters new user, mount, pid, net, i
 waits; init (pid 1) builds a root that has nothing but a small scratch disk, a place for extension modules
 and two names of /dev, gives up every capability and waits, or, where there are tests to judge, is their judge
 (judge.py); the worker runs the program. When the worker ends, init ends (a judge ends when it is done), and
-the kernel kills whatever else is left. There is no exec between
-them, so no interpreter, shell, /proc or host file is
-needed inside, and none is there: the standard library comes from an image in memory (library.py). No process
-of them can start another, or open another's memory or files, and only the system calls of calls.py are
-answered. So the whole tree is two processes that cannot become more, each bounded by its own limits.
+the kernel kills whatever else is left. There is no exec between them, so no interpreter, shell, /proc or host
+file is needed inside, and none is there: the standard library comes from an image in memory (library.py). No
+process of them can start another, or open another's memory or files, and only the system calls of calls.py
+are answered. So the whole tree is two processes that cannot become more, each bounded by its own limits.
 
 A judge loads no code that a program could have written: it imports from the image alone, and the worker's
 root lies below its own, with another place for extension modules; the scratch disk is both's.
