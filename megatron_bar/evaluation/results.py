@@ -90,13 +90,18 @@ def scores_beside(folder: Path, digest: str) -> Scores | None:
     return mean_scores(results) if results is not None and results["model_hash"] == digest else None
 
 
-def require_same_tests(one: dict, other: dict) -> None:
-    """Raises BarError unless both have the same suite, limit and items; it names the first that differs."""
+def require_same_tests(one: dict, other: dict, *, shared: bool = False) -> None:
+    """Raises BarError unless both have the same suite, limit and items; it names the first that differs.
+
+    ``shared``: of the tests that both have.
+    """
     where = f"results of {one['model']} and {other['model']} cannot be compared"
     for key in ("suite", "limit"):
         if one[key] != other[key]:
             raise BarError(f"{where}: {key} expected the same, got {one[key]} and {other[key]}")
     for name in {**one["tests"], **other["tests"]}:
+        if shared and not (name in one["tests"] and name in other["tests"]):
+            continue
         sides = [_items_of(results["tests"].get(name)) for results in (one, other)]
         if sides[0] != sides[1]:
             raise BarError(f"{where}: test {name} expected the same items, got {sides[0]} and {sides[1]}")

@@ -34,7 +34,7 @@ FEWEST = 16
 
 class PlainModel:
     """A model whose weights lie as the CPU's products want them. It serves until they or the routing change;
-    they are copied, but for 16 bit.
+    they are copied.
 
     ``max_length``: above all positions. ``look_up``: experts that were not chosen are left out of a pass
     where that spares more products of a token and a weight.

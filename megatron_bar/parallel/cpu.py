@@ -7,7 +7,9 @@ megatron-core 0.19.2.
 """
 
 import contextlib
+import ctypes
 import functools
+import gc
 import os
 import platform
 import re
@@ -32,6 +34,15 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def return_memory() -> None:
+    """Gives what was freed back to the system. glibc keeps it, in pieces that the tensors of the next stage
+    may not fit into; another C library is left alone."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def device_name() -> str:

@@ -106,9 +106,24 @@ class Evaluation:
     judge: Judge = field(default_factory=Judge)
     """Classifier that decides in the place of the verifier safety."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    only: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The tests, by name, of a model that is not measured by all of them, as anchor and final model are."""
 
     def __post_init__(self):
         require_at_least("evaluation", self, 1, "slots")
+        known = {test.name for test in self.tests}
+        for model, names in self.only.items():
+            if model in ("anchor", "final"):
+                raise BarError(f"evaluation of {model}: expected by all tests, got {', '.join(names)}")
+            if not names or not known.issuperset(names):
+                raise BarError(
+                    f"evaluation of {model}: expected some of {', '.join(sorted(known))}, got "
+                    f"{', '.join(names) or 'none'}"
+                )
+
+    def tests_of(self, model: str) -> tuple[TestSet, ...]:
+        """Returns the tests that a model is measured by."""
+        return tuple(test for test in self.tests if test.name in self.only.get(model, (test.name,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +192,8 @@ class Recipe:
                 f"recipe {self.name}: experts expected of different names, each with a run, got {got}"
             )
         if self.evaluation is not None:
-            self.study.check_skills({test.name for test in self.evaluation.tests})
+            tested = {test.name for test in self.evaluation.tests}
+            self.study.check_skills(tested, self.evaluation.only)
 
     @property
     def sources(self) -> list[Source]:

@@ -4,7 +4,7 @@ safety.
     make real            # the packages, the anchor, the data, this recipe
     bar run smollm2 --out runs/real/run
 
-What trains in each stage is published; sizes and rates are for some 1.5 M training tokens on two CPU cores,
+What trains in each stage is published; sizes and rates are for some 0.8 M training tokens on two CPU cores,
 and chosen for a model fifty times smaller. Base and anchor are the same model, since its base is in no
 package: mid-training starts from the instruct model. General data are the anchor's own answers
 (examples/real_data.py). Chats are laid out by `chatml`: SmolLM2's own template is ChatML too, but has no
@@ -58,6 +58,13 @@ MOST = {
 }
 """Tests, held-out ones of the generated domains first, and tokens of an answer."""
 GENERAL_SKILLS = ("mmlu", "gsm8k", "instructions")
+OWN = {
+    "tool_use": ("tool_use", "bfcl_simple", "bfcl_multiple"),
+    "math": ("math", "gsm8k"),
+    "code": ("code", "humaneval", "mbpp"),
+    "safety": ("safety", "harmbench"),
+}
+"""The tests of each expert's own domain; to measure all models by all would take as long as to train them."""
 ENDS = {"tool_use": "tool_use-sft", "math": "math-rlvr", "code": "code-rlvr", "safety": "safety-sft"}
 """The step that makes each expert as it is merged."""
 ROUTER_SHARE = 0.05
@@ -74,6 +81,8 @@ class Size:
     """Those of which all are."""
     answer: int
     """Tokens that an own answer may have."""
+    most: int
+    """Tokens that an answer to a test may have, if not fewer by MOST."""
     rl: GRPOConfig
     route: int
     """Epochs over the router's share of the data."""
@@ -86,7 +95,8 @@ FULL = Size(
     real=200,
     whole=("bfcl_simple",),
     answer=200,
-    rl=GRPOConfig(rounds=8, prompts=12, group=8, mini_batches=2, max_new_tokens=128, slots=96),
+    most=max(MOST.values()),
+    rl=GRPOConfig(rounds=4, prompts=12, group=8, mini_batches=2, max_new_tokens=128, slots=96),
     route=3,
     disk=20,
 )
@@ -106,6 +116,7 @@ SMALL = Size(
     real=4,
     whole=(),
     answer=128,
+    most=48,
     rl=GRPOConfig(rounds=1, prompts=4, group=4, mini_batches=1, max_new_tokens=48, slots=16),
     route=1,
     disk=20,
@@ -182,7 +193,7 @@ def expert(name: str, size: Size) -> ExpertSpec:
         optim=OptimConfig(lr=3e-4, schedule="cosine", final_lr_ratio=0.1, warmup=0.05), steps=None, **BATCH
     )
     sft = stages.sft(optim=OptimConfig(lr=3e-4, schedule="linear", warmup=0.03), epochs=1, **BATCH)
-    rlvr = stages.rlvr(optim=OptimConfig(lr=1e-5), **BATCH | {"save_every": 4})
+    rlvr = stages.rlvr(optim=OptimConfig(lr=3e-5), **BATCH | {"save_every": 4})
     runs = [Training(stage=sft, data=(GENERAL, *taught(name)))]
     if name in ("math", "code"):
         texts = (Source(path=Path(f"midtrain_{name}.jsonl"), kind="text"),)
@@ -213,10 +224,11 @@ def bar(name: str, size: Size, place: Path) -> Recipe:
         ),
         evaluation=Evaluation(
             tests=tuple(
-                TestSet(name=test, path=Path(f"test_{test}.jsonl"), max_new_tokens=most)
+                TestSet(name=test, path=Path(f"test_{test}.jsonl"), max_new_tokens=min(most, size.most))
                 for test, most in MOST.items()
             ),
             slots=128,
+            only={end: OWN[name] for name, end in ENDS.items()} | {"merged": DOMAINS},
         ),
         study=Study(claims=CLAIMS, lens={"tool_use": 3, "math": 3, "safety": 3, "bfcl_simple": 3}),
     )

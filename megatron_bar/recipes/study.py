@@ -5,6 +5,7 @@ A model is named by the step that makes its folder; ``final@2`` is that model wi
 ``final@5,2,2`` by layer.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -172,17 +173,32 @@ class Study:
             dict.fromkeys([*self.baselines.values(), *self.ablations.values(), *upgrades, *sweeps, *claims])
         )
 
-    def check_skills(self, tested: set[str]) -> None:
-        """Raises unless what it speaks of is measured."""
-        named = {"lens": self.lens} | {f"upgrade {u.name}": u.changed for u in self.upgrades}
-        for owner, skills in (
-            named | {f"claim {claim.text!r}": claim.skills for claim in self.claims}
-        ).items():
+    def check_skills(self, tested: set[str], only: Mapping[str, Sequence[str]]) -> None:
+        """Raises unless what it speaks of is measured.
+
+        ``tested``: all skills. ``only``: those of a model that is not measured on all of them.
+        """
+        everything = tuple(tested)
+        spoken = [("lens", ("final",), tuple(self.lens))]
+        for upgrade in self.upgrades:
+            models = (upgrade.before, upgrade.after)
+            spoken += [
+                (f"upgrade {upgrade.name}", models, skills) for skills in (upgrade.changed, everything)
+            ]
+        for sweep in self.sweeps:
+            spoken.append((f"sweep {sweep.name}", tuple(sweep.points.values()), everything))
+        for claim in self.claims:
+            models = (claim.start, claim.before, claim.after) if claim.before else ()
+            spoken.append((f"claim {claim.text!r}", models, claim.skills or everything))
+        for owner, models, skills in spoken:
             if unknown := sorted(set(skills) - tested):
                 raise BarError(
                     f"{owner}: expected skills that are tested ({', '.join(sorted(tested))}), got "
                     f"{unknown[0]}"
                 )
+            for model in models:
+                if missing := sorted(set(skills) - set(only.get(model, tested))):
+                    raise BarError(f"{owner}: {model} is not measured on {missing[0]}")
 
 
 def folder_and_active(model: str) -> tuple[str, Active | None]:

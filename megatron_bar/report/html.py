@@ -129,15 +129,20 @@ def _results(report: Report) -> str:
             columns = len(report.skills) + 2
             cell = f'<th colspan="{columns}" scope="rowgroup"><span>{title}</span></th>'
             rows.append(f'<tr class="group">{cell}</tr>')
-            rows += [_row(row, best, wording.usual_seeds(report)) for row in members]
+            rows += [_row(row, report.skills, best, wording.usual_seeds(report)) for row in members]
     head = ["model", OVERALL, *map(escape, report.skills)]
     return f"<p>{escape(wording.caption(report))}</p>" + _table(head, rows, label="Results", kind="scores")
 
 
-def _row(row: Row, best: dict[str, str], usual: int) -> str:
+def _row(row: Row, skills: Sequence[str], best: dict[str, str], usual: int) -> str:
     cells = []
-    for skill, score in wording.scores_of(row).items():
-        mean = f"<b>{percent(score.mean)}</b>" if wording.is_best(row, skill, best) else percent(score.mean)
+    for skill, score in wording.scores_of(row, skills).items():
+        if score is None:
+            cells.append("<td></td>")
+            continue
+        mean = percent(score.mean)
+        if wording.is_best(row, skill, score, best):
+            mean = f"<b>{mean}</b>"
         more = "" if score.seeds == usual else f" n={score.seeds}"
         bar = f' style="--bar:{100 * min(1, max(0, score.mean)):.1f}%"' if skill == OVERALL else ""
         tip = escape(_tip(f"{row.model}, {skill}", score))

@@ -67,8 +67,11 @@ def _results(report: Report) -> list[str]:
     for group, title in wording.GROUPS.items():
         for row in (row for row in report.rows if row.group == group):
             cells = []
-            for skill, score in wording.scores_of(row).items():
-                bold = "**" if wording.is_best(row, skill, best_of) else ""
+            for skill, score in wording.scores_of(row, report.skills).items():
+                if score is None:
+                    cells.append("")
+                    continue
+                bold = "**" if wording.is_best(row, skill, score, best_of) else ""
                 cells.append(f"{bold}{wording.percent(score.mean)}{bold} {_spread(score, usual)}")
             rows.append([_plain(row.model), title, *cells])
     return [

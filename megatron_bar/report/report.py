@@ -22,8 +22,9 @@ class Row:
     model: str
     group: Group
     scores: dict[str, Estimate]
-    """Scores by skill."""
-    overall: Estimate
+    """Scores by skill; of the first row by all of them."""
+    overall: Estimate | None
+    """None where not all skills were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +194,14 @@ class Report:
         if not self.rows:
             raise BarError("report: expected at least one row of results, got none")
         for row in self.rows:
-            if tuple(row.scores) != self.skills:
+            measured = tuple(skill for skill in self.skills if skill in row.scores)
+            if tuple(row.scores) != measured or not measured:
                 raise BarError(
                     f"report: {row.model}: expected {', '.join(self.skills)}, got {', '.join(row.scores)}"
+                )
+            if (row.overall is not None) != (measured == self.skills):
+                raise BarError(
+                    f"report: {row.model}: expected an overall score if all skills are measured, else none"
                 )
 
     @property

@@ -48,26 +48,27 @@ def sure(gain: Estimate) -> bool:
     return gain.low > 0 or gain.high < 0
 
 
-def scores_of(row: Row) -> dict[str, Estimate]:
-    """Returns the columns of the results: overall, then the skills."""
-    return {OVERALL: row.overall} | row.scores
+def scores_of(row: Row, skills: Sequence[str]) -> dict[str, Estimate | None]:
+    """Returns the columns of the results: overall, then the skills; None where it was not measured."""
+    return {OVERALL: row.overall} | {skill: row.scores.get(skill) for skill in skills}
 
 
 def usual_seeds(report: Report) -> int:
     """Returns the number of seeds of most cells; the others state theirs."""
-    counts = Counter(score.seeds for row in report.rows for score in scores_of(row).values())
+    counts = Counter(score.seeds for row in report.rows for score in row.scores.values())
     return counts.most_common(1)[0][0]
 
 
 def best(report: Report) -> dict[str, str]:
     """Returns column -> the best mean as shown, of the models that are meant for everything (`COMPARABLE`);
     ties are all best."""
-    rows = [scores_of(row) for row in report.rows if row.group in COMPARABLE]
-    return {skill: percent(max(row[skill].mean for row in rows)) for skill in rows[0]} if rows else {}
+    rows = [scores_of(row, report.skills) for row in report.rows if row.group in COMPARABLE]
+    columns = {skill: [row[skill].mean for row in rows if row[skill]] for skill in (OVERALL, *report.skills)}
+    return {skill: percent(max(means)) for skill, means in columns.items() if means}
 
 
-def is_best(row: Row, skill: str, best_of: dict[str, str]) -> bool:
-    return row.group in COMPARABLE and percent(scores_of(row)[skill].mean) == best_of[skill]
+def is_best(row: Row, skill: str, score: Estimate, best_of: dict[str, str]) -> bool:
+    return row.group in COMPARABLE and percent(score.mean) == best_of[skill]
 
 
 def caption(report: Report) -> str:

@@ -89,11 +89,12 @@ class RunFiles:
         ]
 
     def gains(self, before: str, after: str) -> list[Scores]:
-        """Returns the gains of every run, item by item."""
+        """Returns the gains of every run, item by item, on the tests that both were measured by."""
+        only = self.recipe.evaluation.only
         for old, new in zip(self.results(before), self.results(after), strict=True):
-            require_same_tests(old, new)
+            require_same_tests(old, new, shared=before in only or after in only)
         pairs = zip(self.scores(before), self.scores(after), strict=True)
-        return [{test: new[test] - old[test] for test in old} for old, new in pairs]
+        return [{test: new[test] - old[test] for test in old if test in new} for old, new in pairs]
 
     @property
     def skills(self) -> tuple[str, ...]:
@@ -107,7 +108,8 @@ class RunFiles:
 
     def row(self, name: str, model: str, group: str) -> shown.Row:
         seeds = self.scores(model)
-        return shown.Row(model=name, group=group, scores=self.by_skill(seeds), overall=self.mean(seeds))
+        overall = None if model in self.recipe.evaluation.only else self.mean(seeds)
+        return shown.Row(model=name, group=group, scores=self.by_skill(seeds), overall=overall)
 
     def rows(self) -> Iterator[shown.Row]:
         study = self.recipe.study

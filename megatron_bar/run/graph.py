@@ -201,7 +201,10 @@ class _Graph:
     def _evaluated(self) -> list[str]:
         """Returns all models that are evaluated, in the order of the report."""
         own = ["anchor", *(expert.end for expert in self.recipe.experts), "merged", "final"]
-        return list(dict.fromkeys(own + self.recipe.study.models))
+        found = list(dict.fromkeys(own + self.recipe.study.models))
+        if unknown := sorted(self.recipe.evaluation.only.keys() - set(found)):
+            raise BarError(f"evaluation: expected only of {', '.join(found)}, got {unknown[0]}")
+        return found
 
 
 def _at_rate(training: Training, rate: float) -> Training:

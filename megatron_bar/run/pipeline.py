@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from megatron_bar.errors import BarError
+from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import is_rank_zero, on_rank_zero, world_size
 from megatron_bar.recipes.recipe import Recipe
 from megatron_bar.run.folder import RunFolder
@@ -98,6 +99,7 @@ class Pipeline:
                 # Before it is made: a kill may come right behind the folder's appearance.
                 on_rank_zero(partial(write_record, self.folder, step))
                 step.make(self.folder)
+                cpu.return_memory()
                 if name == "world":
                     on_rank_zero(lambda: self.check_rows(list(missing.values())))
         for made in on_rank_zero(lambda: [wanted for wanted in missing if self.folder.path(wanted).exists()]):

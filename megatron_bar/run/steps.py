@@ -251,7 +251,8 @@ def make_router(run: RunFolder, spec: RouterSpec) -> None:
 
 
 def evaluate(run: RunFolder, model: str) -> None:
-    """Writes a model's answers to the tests with their scores, and how it routes the texts of its router."""
+    """Writes a model's answers to the tests with their scores; of the final one also how it routes the texts
+    of its router."""
     wanted = run.recipe.evaluation
     folder, active = folder_and_active(model)
     chats = chats_of(run, folder)
@@ -259,14 +260,14 @@ def evaluate(run: RunFolder, model: str) -> None:
         run.path(folder),
         wanted.parallel,
         chats,
-        wanted.tests,
+        wanted.tests_of(model),
         run.data,
         active_experts=active,
         slots=wanted.slots,
         judge=wanted.judge,
         say=run.say,
     )
-    if loaded.shape.num_experts and wanted.parallel.pipeline == 1:
+    if model == "final" and wanted.parallel.pipeline == 1:
         results["experts"] = [expert.name for expert in read_manifest(run.path(folder)).experts]
         results["routing"] = {}
         for source in run.recipe.route.data:

@@ -200,6 +200,25 @@ def test_a_draw_is_the_inverse_of_the_distribution_function():
     assert draw(logits, uniforms, 0.0, 1.0)[0].tolist() == [1] * 6
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0], ids="spread {}".format)
+def test_a_draw_from_a_large_vocabulary_is_numpys(spread, top_p):
+    """Nearly all, many or few tokens make the nucleus; the vocabulary is no multiple of a block."""
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(16, 5003)) * spread).astype(np.float32)
+    uniforms = np.append(rng.random(15), np.nextafter(1.0, 0.0))
+    tokens, logprobs = draw(torch.from_numpy(logits), torch.from_numpy(uniforms), 0.7, top_p)
+    for row, uniform, token, logprob in zip(logits, uniforms, tokens.int(), logprobs, strict=True):
+        probs = np.exp(row.astype(np.float64) / 0.7)
+        probs /= probs.sum()
+        assert logprob.item() == pytest.approx(np.log(probs[token]), abs=1e-5)
+        order = np.argsort(-probs)
+        before = np.append(0.0, probs[order].cumsum()[:-1])
+        probs[order[before >= top_p]] = 0.0
+        sums = probs.cumsum()
+        assert token == np.searchsorted(sums, uniform * sums[-1], side="right")
+
+
 def stopped(folder) -> tuple[list[int], list[int], bool]:
     sampler = Sampler(load_model(folder, ParallelConfig()), eos_ids=set(), pad_id=PAD)
     (free,) = sampler.generate([[5, 6]], max_new_tokens=NEW, seed=1)

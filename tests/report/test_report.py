@@ -10,6 +10,7 @@ from report_example import EXPERTS, SKILLS, lens, report, row, score
 
 from megatron_bar.config import from_json, to_json
 from megatron_bar.errors import BarError
+from megatron_bar.report.html import html
 from megatron_bar.report.markdown import markdown
 from megatron_bar.report.report import Report, RoutingShares, Row, SweepResult
 from megatron_bar.report.wording import clock, quantity
@@ -101,6 +102,18 @@ def test_best_is_bold_among_comparable_rows_and_ties_are_all_best():
         r"BTX \<b\>": [4, 7],
         "domain-only SFT": [],
     }
+
+
+def test_what_was_not_measured_is_blank():
+    made = report()
+    partial = replace(made.rows[1], scores={"math": made.rows[1].scores["math"]}, overall=None)
+    shown = replace(made, rows=(made.rows[0], partial, *made.rows[2:]))
+    text = markdown(shown)
+    assert html(shown).count("<td></td>") - html(made).count("<td></td>") == len(made.skills)
+    cells = {cells[0]: cells[2:] for cells in tables(text)[0][1:]}[partial.model]
+    assert [n for n, cell in enumerate(cells) if cell] == [1 + made.skills.index("math")]
+    with pytest.raises(BarError, match="expected an overall score if all skills are measured, else none"):
+        replace(made, rows=(made.rows[0], replace(partial, overall=made.rows[0].overall)))
 
 
 def test_one_seed_is_told_as_one_seed():

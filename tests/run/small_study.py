@@ -70,6 +70,14 @@ def recipe() -> Recipe:
             Claim(text="the same as itself", before="final", after="final", expect="same"),
             Claim(text="better than itself", before="final", after="final", expect="higher"),
             Claim(text="beyond a toy", untestable="no toy"),
+            Claim(
+                text="near its expert",
+                before=ends["math"],
+                after="final",
+                skills=("math",),
+                expect="same",
+                margin=1.0,
+            ),
         ),
         retrained="retrain-rlvr",
         lens={"math": 2},
@@ -82,6 +90,6 @@ def recipe() -> Recipe:
         experts=tuple(map(cut, made.experts)),
         route=small(made.route),
         more=(*(cut(part) for part in made.more if part.name in KEPT), dense, rank2),
-        evaluation=replace(made.evaluation, tests=tests),
+        evaluation=replace(made.evaluation, tests=tests, only={ends["math"]: ("math", "code")}),
         study=study,
     )

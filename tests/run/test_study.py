@@ -18,7 +18,7 @@ import small_study
 from megatron_bar.config import from_json, to_json
 from megatron_bar.errors import BarError
 from megatron_bar.recipes import load_recipe
-from megatron_bar.recipes.recipe import Recipe
+from megatron_bar.recipes.recipe import Evaluation, Recipe
 from megatron_bar.recipes.study import Claim, MergeSpec, Study, folder_and_active
 from megatron_bar.report.report import Report
 from megatron_bar.run.collect import collect
@@ -102,7 +102,10 @@ def test_the_report_says_what_the_files_say(finished):
     assert report.provenance.seeds == (1, 2)
     assert {row.model for row in report.rows} >= {"anchor", "BAR", "retrain", "BTX", "dense", "frozen"}
     assert [claim.verdict for claim in report.claims[:3]] == ["holds", "does not hold", "not testable here"]
-    assert len(report.claims) == 5 and {curves.title for curves in report.curves} >= {
+    own = next(row for row in report.rows if row.model == "math-rlvr")
+    assert set(own.scores) == {"math", "code"} and own.overall is None
+    assert report.claims[3].verdict == "holds"
+    assert len(report.claims) == 6 and {curves.title for curves in report.curves} >= {
         "Loss",
         "Reward of RLVR",
     }
@@ -221,11 +224,28 @@ def test_every_baseline_sees_the_rows_of_its_domains_once():
             lambda: _pipeline(study=Study(lens={"cooking": 1})),
             "lens: expected skills that are tested .*got cooking",
         ),
+        (
+            lambda: _pipeline(evaluation=_only(anchor=("math",))),
+            "evaluation of anchor: expected by all tests",
+        ),
+        (lambda: _pipeline(evaluation=_only(merged=("cooking",))), "evaluation of merged: .*got cooking"),
+        (lambda: _pipeline(evaluation=_only(nothing=("math",))), "expected only of anchor, .*got nothing"),
+        (
+            lambda: _pipeline(
+                evaluation=_only(merged=("math",)),
+                study=Study(claims=(Claim(text="c", before="merged", after="final", skills=("code",)),)),
+            ),
+            "claim 'c': merged is not measured on code",
+        ),
     ],
 )
 def test_what_cannot_be_is_told(make, message):
     with pytest.raises(BarError, match=message):
         make()
+
+
+def _only(**of_models: tuple[str, ...]) -> Evaluation:
+    return replace(load_recipe("tiny").evaluation, only=of_models)
 
 
 def _pipeline(**changes) -> Pipeline:

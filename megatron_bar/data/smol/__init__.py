@@ -26,15 +26,15 @@ MOST_DRAWS = 1000
 class SmolSizes:
     """Rows per file."""
 
-    midtrain: int = 500
-    tool_use: int = 1000
-    math: int = 900
-    code: int = 900
-    safety: int = 500
+    midtrain: int = 350
+    tool_use: int = 500
+    math: int = 700
+    code: int = 700
+    safety: int = 400
     rlvr: int = 400
-    general: int = 500
+    general: int = 250
     """Prompts that the model answers itself."""
-    harmless: int = 250
+    harmless: int = 180
     """Requests that only sound harmful, likewise."""
     validation: int = 40
     test: int = 100

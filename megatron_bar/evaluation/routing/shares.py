@@ -27,9 +27,11 @@ def watching(model: LanguageModel, watch: Watch) -> Iterator[None]:
 
 
 @torch.no_grad()
-def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: int = 32) -> list[list[float]]:
-    """Returns the mean router probability ``[layers][experts]`` over at most ``rows`` rows of at most
-    ``length`` tokens. Collective.
+def expert_shares(
+    model: LanguageModel, tokens: Tokens, *, length: int, most: int = 4096
+) -> list[list[float]]:
+    """Returns the mean router probability ``[layers][experts]`` over rows of at most ``length`` tokens: a row
+    at least, and then no more than ``most`` tokens. Collective.
 
     Texts follow each other without padding, so that no padding token is counted. The model must not be spread
     over pipeline ranks.
@@ -43,9 +45,10 @@ def expert_shares(model: LanguageModel, tokens: Tokens, *, length: int, rows: in
         count.add_(len(probs) / model.shape.num_layers)
 
     packed = CutRows("texts", tokens, min(length, len(tokens.ids) - 1))
+    rows = min(max(1, most // length), len(packed))
     with watching(model, watch):
-        for start in range(0, min(rows, len(packed)), 8):
-            batch = packed.take(range(start, min(start + 8, rows, len(packed)))).to(cpu.device())
+        for start in range(0, rows, 8):
+            batch = packed.take(range(start, min(start + 8, rows))).to(cpu.device())
             model(batch.ids, batch.positions, labels=batch.labels)
     dist.all_reduce(total)
     dist.all_reduce(count)
