@@ -27,6 +27,8 @@ from megatron_bar.parallel.state import broadcast_from_last_stage, gather_object
 
 REFILL = 8
 """Part (one in so many) of the slots that is free before new prompts come in: few, large passes."""
+READ = 4096
+"""Tokens of prompts that a pass reads at most: of more the shorter ones would be filled up further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Sampler:
     ``graphs``: on a GPU whose ranks exchange nothing inside the model a pass is recorded once for every
     `passes.REACH` and then launched whole, as a CUDA graph; launched one by one its kernels take longer to
     start than to run. ``plain``: on a CPU each of whose ranks has all of the model, passes are those of its
-    plain form.
+    plain form. ``read``: tokens of prompts, filled up to the longest, that a pass reads, if more than one.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class Sampler:
         pad_id: int,
         graphs: bool = True,
         plain: bool = True,
+        read: int = READ,
     ):
         self.model = model
         self.eos_ids = eos_ids
         self.pad_id = pad_id
         self.graphs = graphs
         self.plain = plain
+        self.read = read
 
     @torch.no_grad()
     def generate(
@@ -191,9 +195,7 @@ class _Slots:
             free = [n for n, answer in enumerate(self.slots) if answer is None]
             running = len(free) < len(self.slots)
             enough = len(free) * REFILL >= len(self.slots) or not running
-            coming = (
-                [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))] if enough else []
-            )
+            coming = self._coming(len(free)) if enough else []
             longest = max((len(a.prompt) for a in coming), default=0)
             rows, length, running = self._largest(len(coming), longest, running or bool(coming))
             if not running:
@@ -202,6 +204,16 @@ class _Slots:
                 self._begin(coming, free, rows, length)
             if self._largest(any(answer is not None for answer in self.slots))[0]:
                 self._go_on()
+
+    def _coming(self, free: int) -> list[_Answer]:
+        """Takes the prompts that are read next from those that wait, the shortest of them."""
+        coming: list[_Answer] = []
+        while self.waiting and len(coming) < free:
+            filled_up = (len(coming) + 1) * len(self.waiting[0].prompt)
+            if coming and filled_up > self.sampler.read:
+                break
+            coming.append(self.waiting.popleft())
+        return coming
 
     def _largest(self, *values: int) -> list[int]:
         """The largest of each of ``values`` over all ranks that make their passes together. Collective."""

@@ -158,16 +158,16 @@ def test_what_it_multiplies_by_is_the_weights_as_they_were():
         assert answer.logprobs == pytest.approx([new.log_softmax(-1)[0, answer.ids[0]].item()], abs=1e-5)
 
 
-def both_ways(folder, active: int) -> list[list]:
-    """Answers by plain passes and by those of training, drawn and greedy, with slots refilled and given
-    up."""
+def both_ways(folder, active: int, read: int) -> list[list]:
+    """Answers by plain passes, which read ``read`` tokens of prompts at once, and by those of training, drawn
+    and greedy, with slots refilled and given up."""
     model = load_model(folder, ParallelConfig())
     model.route(replace(model.routing, active=(active,) * model.shape.num_layers))
     prompts = [[2 + n % 30, 3] * (1 + n % 3) for n in range(21)]
     limits = [1 + 7 * n % 23 for n in range(21)]
     answers = []
     for plain in (True, False):
-        sampler = Sampler(model, eos_ids={1}, pad_id=0, plain=plain)
+        sampler = Sampler(model, eos_ids={1}, pad_id=0, plain=plain, read=read if plain else 9)
         for temperature in (1.0, 0.0):
             options = {"max_new_tokens": limits, "temperature": temperature, "slots": 6, "seed": 2}
             answers.append(sampler.generate(prompts, **options))
@@ -175,11 +175,13 @@ def both_ways(folder, active: int) -> list[list]:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("active", [2, 4])
-def test_answers_are_the_same_by_both_passes(active, processes, tmp_path):
+@pytest.mark.parametrize("active, read", [(2, 1), (4, 4096)])
+def test_answers_are_the_same_by_both_passes(active, read, processes, tmp_path):
     """However unequally data-parallel ranks are at work: plain passes are each rank's own."""
     folder = save_hf(tmp_path, seed=4, vocab_size=43, experts=4, num_hidden_layers=2)
-    for drawn, greedy, drawn_again, greedy_again in run_distributed(both_ways, processes, folder, active):
+    for drawn, greedy, drawn_again, greedy_again in run_distributed(
+        both_ways, processes, folder, active, read
+    ):
         for found, expected in ((drawn, drawn_again), (greedy, greedy_again)):
             assert [c.ids for c in found] == [c.ids for c in expected]
             for a, b in zip(found, expected, strict=True):
