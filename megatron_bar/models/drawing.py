@@ -11,8 +11,8 @@ from torch import Tensor
 
 BLOCK = 256
 """Tokens whose probabilities are summed up before one of them is looked for."""
-LIKELIEST = 512
-"""Tokens among which a nucleus is looked for first, on a CPU."""
+LIKELIEST = (512, 8192)
+"""Tokens among which a nucleus is looked for on a CPU, before all are sorted."""
 
 
 def uniforms(seed: int, number: int, count: int) -> list[float]:
@@ -43,18 +43,26 @@ def _nucleus(logprobs_rv: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Returns the ids, ascending, and the probabilities of the likeliest tokens of each row, among them its
     nucleus (Holtzman et al. 2020); 0 for those outside: where the more likely ones have ``top_p`` together.
     """
-    vocabulary = logprobs_rv.shape[-1]
     # The few that are nearly always enough are found far faster than all are sorted. A GPU, which would wait
     # to learn whether they are, sorts all.
-    for count in (vocabulary,) if logprobs_rv.is_cuda else (min(LIKELIEST, vocabulary), vocabulary):
-        logprobs_rn, ids_rn = logprobs_rv.topk(count)
-        probs_rn = logprobs_rn.double().exp()
-        before_rn = probs_rn.cumsum(-1) - probs_rn
-        if count == vocabulary or bool((before_rn[:, -1] >= top_p).all()):
-            break
+    for count in () if logprobs_rv.is_cuda else LIKELIEST:
+        if count < logprobs_rv.shape[-1]:
+            logprobs_rn, ids_rn = logprobs_rv.topk(count)
+            probs_rn, before_rn = _with_sums(logprobs_rn)
+            if bool((before_rn[:, -1] >= top_p).all()):
+                break
+    else:
+        logprobs_rn, ids_rn = logprobs_rv.sort(-1, descending=True)
+        probs_rn, before_rn = _with_sums(logprobs_rn)
     probs_rn = probs_rn.masked_fill(before_rn >= top_p, 0.0)
     ids_rn, order_rn = ids_rn.sort(-1)
     return ids_rn, probs_rn.gather(-1, order_rn)
+
+
+def _with_sums(logprobs_rn: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the probabilities, and the sums of those before each."""
+    probs_rn = logprobs_rn.double().exp()
+    return probs_rn, probs_rn.cumsum(-1) - probs_rn
 
 
 def _first_above(probs_rv: Tensor, uniforms_r: Tensor) -> Tensor:
