@@ -90,10 +90,15 @@ PARTS = re.compile(r"([0-9]+)\s*((?::\s*[0-9]+)+)\s*(?:([ap])\.?\s*m\.?)?", re.I
 def verify(response: str, truth) -> float:
     wanted = plain(check(truth))
     marked = extract.marked(response)
-    if _number(wanted) is not None:
-        answer = literal.last_number(extract.unmarked(response)) if marked is None else marked
+    if marked is not None:
+        answer = marked
+    elif _number(wanted) is not None:
+        answer = literal.last_number(extract.unmarked(response))
     else:
-        answer = extract.last_formula(extract.unmarked(response)) if marked is None else marked
+        answer = extract.unmarked(response)
+        # "C. True, False" is a choice with its option's text, and no two sentences.
+        if not (_is_choice(wanted) and _choice(answer)):
+            answer = extract.last_formula(answer)
     if not answer or len(answer) > LONGEST:
         return 0.0
     if MONEY.search(answer) and literal.is_in_cents(wanted):
@@ -135,9 +140,8 @@ def _same(truth: str, answer: str) -> bool:
         same = wanted in (literal.number(answer), _exact(answer)) and len(names) < 2
         same = same or _is_same_ratio(truth, answer)
         return (same and not literal.units_differ(truth, answer)) or _is_same_list(truth, answer)
-    choice = None if truth.islower() else _choice(truth)
-    if choice:
-        return _choice(literal.without_lead(unwrapped(answer))) == choice
+    if _is_choice(truth):
+        return _choice(literal.without_lead(unwrapped(answer))) == _choice(truth)
     truth, answer = literal.without_units(truth), literal.without_units(literal.without_lead(answer))
     wanted = _exact(truth)
     if wanted is not None and not _may_be_product(truth, answer):
@@ -184,6 +188,10 @@ def _interval(text: str) -> str:
             return rf"(-\infty, {bound[2]}{')]'[closed]}"
         return rf"{'(['[closed]}{bound[2]}, \infty)"
     return text
+
+
+def _is_choice(truth: str) -> bool:
+    return not truth.islower() and _choice(truth) is not None
 
 
 def _choice(text: str) -> str | None:

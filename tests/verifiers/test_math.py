@@ -223,6 +223,13 @@ def test_choices(letter, other):
             assert verify("math", rf"\boxed{{{form.replace('%s', other)}}}", truth) == 0, answer
 
 
+@pytest.mark.parametrize("form, score", [("%s. True, False", 1), ("%s. antisymmetric", 1), ("%s) twelve", 1), ("%s: the cat", 1),
+    ("%s. True. It follows from x.", 1), ("%s", 1), ("%s.\n", 1), ("%s. True. J. False", 0), ("%s or J", 0), ("%s. or J.", 0)])  # fmt: skip
+def test_a_choice_begins_an_answer_that_says_nothing_else(form, score):
+    assert verify("math", form % "C", "C") == score
+    assert verify("math", form % "A", "C") == 0
+
+
 @settings(max_examples=200)
 @given(st.text("ABCDEMNPQR", min_size=3, max_size=7), st.randoms())  # no NONE among them, which is no truth
 def test_words_keep_the_order_of_their_letters(word, random):
