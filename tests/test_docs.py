@@ -5,6 +5,7 @@ down (demo.py).
 """
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -278,6 +279,9 @@ def test_figures_that_are_named_were_recorded():
     assert len(named) > 10 and not [name for name in named if f"\n| {name}_" not in recorded]
 
 
+INTERVALS = re.compile(r"^\| .*\(\S+ to \S+\) .*\|$", re.MULTILINE)
+
+
 def cells(row: str) -> list[str]:
     return [cell.strip().strip("*") for cell in row.strip().strip("|").split("|")]
 
@@ -285,10 +289,8 @@ def cells(row: str) -> list[str]:
 def test_the_result_on_the_first_page_is_the_report_s():
     report = (ROOT / "docs/results/report.md").read_text()
     told = {cells(row)[0]: cells(row) for row in re.findall(r"^\| .*±.* \|$", report, re.MULTILINE)}
-    rows = [
-        cells(row)
-        for row in re.findall(r"^\| .*\(\S+ to \S+\) .*\|$", PAGES["README.md"].read_text(), re.MULTILINE)
-    ]
+    toy, _, _ = PAGES["README.md"].read_text().partition("**On a real model**")
+    rows = [cells(row) for row in INTERVALS.findall(toy)]
     assert len(rows) == 10
     for model, *scores in rows:
         means = [score.split()[0] for score in scores]
@@ -300,6 +302,32 @@ def test_the_result_on_the_first_page_is_the_report_s():
     counts = rf"Of the {total} claims .*?{holds} hold( here)?, {fails} do not, {untestable} is not testable"
     for page in ("README.md", "results.md"):
         assert re.search(counts, PAGES[page].read_text()), page
+
+
+def test_the_real_model_s_results_are_the_report_s():
+    """On the first page, and on the page about it with every claim."""
+    report = json.loads((ROOT / "docs/results/smollm2/report.json").read_text())
+    told = {
+        row["model"]: [
+            f"{100 * score['mean']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
+            if score
+            else ""
+            for score in map(row["scores"].get, report["rows"][0]["scores"])
+        ]
+        for row in report["rows"]
+    }
+    _, _, first_page = PAGES["README.md"].read_text().partition("**On a real model**")
+    for page, count in ((first_page, 3), (PAGES["real.md"].read_text(), len(told))):
+        rows = [cells(row) for row in INTERVALS.findall(page)]
+        assert sum(row[0] in told for row in rows) == count
+        for model, *scores in rows:
+            assert model not in told or scores == told[model], model
+    verdicts = re.findall(
+        r"^\| (holds|does not hold) \| (.*?) \|", PAGES["real.md"].read_text(), re.MULTILINE
+    )
+    assert verdicts == [(claim["verdict"], claim["text"]) for claim in report["claims"]]
+    held = sum(verdict == "holds" for verdict, _ in verdicts)
+    assert f"{held} claims hold, {len(verdicts) - held} do not" in PAGES["real.md"].read_text()
 
 
 def test_the_drawing_is_one_in_two_schemes():
