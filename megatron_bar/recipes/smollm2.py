@@ -12,6 +12,7 @@ place for functions and calls, and puts in a system text about itself where ther
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from megatron_bar.data.smol import DOMAINS, SmolSizes
@@ -85,7 +86,7 @@ class Size:
     """Tokens that an answer to a test may have, if not fewer by MOST."""
     rl: GRPOConfig
     route: int
-    """Epochs over the router's share of the data."""
+    """Steps of the router."""
     disk: int
     """GB of disk that a run fills."""
 
@@ -97,7 +98,7 @@ FULL = Size(
     answer=200,
     most=max(MOST.values()),
     rl=GRPOConfig(rounds=4, prompts=12, group=8, mini_batches=2, max_new_tokens=128, slots=96),
-    route=3,
+    route=32,
     disk=20,
 )
 SMALL = Size(
@@ -118,7 +119,7 @@ SMALL = Size(
     answer=128,
     most=48,
     rl=GRPOConfig(rounds=1, prompts=4, group=4, mini_batches=1, max_new_tokens=48, slots=16),
-    route=1,
+    route=2,
     disk=20,
 )
 
@@ -135,9 +136,10 @@ def taught(name: str) -> tuple[Source, ...]:
     return (chat(name), chat("harmless")) if name == "safety" else (chat(name),)
 
 
+_asked = partial(Claim, source="this recipe")
 CLAIMS = (
     *(
-        Claim(
+        _asked(
             text=f"the {name} expert beats the anchor on its own domain's held-out items",
             before="anchor",
             after=end,
@@ -145,21 +147,21 @@ CLAIMS = (
         )
         for name, end in ENDS.items()
     ),
-    Claim(
+    _asked(
         text="so does the final model, on every domain",
         before="anchor",
         after="final",
         skills=DOMAINS,
         each=True,
     ),
-    Claim(
+    _asked(
         text="BFCL's simple calls, real ones, rise by at least 20 points",
         before="anchor",
         after="final",
         skills=("bfcl_simple",),
         margin=0.2,
     ),
-    Claim(
+    _asked(
         text="general skill (MMLU, GSM8K, instructions) falls by no more than 2 points",
         before="anchor",
         after="final",
@@ -168,7 +170,7 @@ CLAIMS = (
         margin=0.02,
     ),
     *(
-        Claim(
+        _asked(
             text=f"the final model keeps at least 90 % of the {name} expert's gain",
             start="anchor",
             before=end,
@@ -218,7 +220,7 @@ def bar(name: str, size: Size, place: Path) -> Recipe:
         experts=tuple(expert(domain, size) for domain in DOMAINS),
         route=Training(
             stage=stages.route(
-                optim=OptimConfig(lr=3e-3, schedule="linear", warmup=0.03), **BATCH | {"epochs": size.route}
+                optim=OptimConfig(lr=2e-2, schedule="linear", warmup=0.03), **BATCH | {"steps": size.route}
             ),
             data=tuple(replace(source, share=ROUTER_SHARE) for source in everything),
         ),

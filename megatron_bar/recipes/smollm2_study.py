@@ -18,11 +18,12 @@ LEARNT = ("math", "code")
 MIXED_EPOCHS = 1.4
 """Epochs of the one mixed SFT: as many tokens as mid-training, SFT and RLVR have together."""
 SHARES = (0.01, 0.25)
-"""Shares of the SFT data for the router, besides the recipe's own 5 %."""
+"""Shares of the SFT data for the router, besides the recipe's own 5 %, at as many steps."""
 SEEDS = (1, 2)
 """Of further routers, besides the recipe's own."""
-RANKS = (8, 16, 32, 64, 128)
-"""Of artifacts in low rank, merged with the routers that were trained for the whole experts."""
+RANKS = (8, 16, 32, 64, 96)
+"""Of artifacts in low rank, merged with the routers that were trained for the whole experts; the last takes
+23 % of their bytes."""
 FEW = 2
 OF_ALL = 1 + len(DOMAINS)
 
@@ -145,13 +146,29 @@ OF_THE_STUDY = (
     ),
     *(
         _claim(
-            f"{FEW} of {OF_ALL} active experts keep the score{of_seed}",
+            f"{FEW} of {OF_ALL} active experts keep 99 % of the score{of_seed}",
             routed,
             f"{routed}@{FEW}",
+            *DOMAINS,
             expect="not lower",
-            margin=0.01,
+            keeps=0.99,
+            source="this recipe",
         )
         for routed, of_seed in (("final", ""), *((f"seed_{n}-route", f" (router seed {n})") for n in SEEDS))
+    ),
+    *(
+        _claim(
+            f"experts in rank {rank} keep 95 % of the gain",
+            "final",
+            f"rank_{rank}",
+            *DOMAINS,
+            start="anchor",
+            expect="not lower",
+            keeps=0.95,
+            each=True,
+            source="arXiv 2602.08818",
+        )
+        for rank in RANKS
     ),
 )
 
@@ -178,13 +195,14 @@ def study(made: Recipe, name: str) -> Recipe:
                 name="tool expert v1 to v2",
                 before="v1-route",
                 after="final",
-                changed=("tool_use", "bfcl_simple", "bfcl_multiple"),
+                changed=("tool_use", "bfcl_simple"),
             ),
         ),
         sweeps=(
             Sweep(
                 name="router data",
                 x="share of the SFT data",
+                skills=DOMAINS,
                 points={f"{share:g}": f"router_{share:g}-route" for share in SHARES[:1]}
                 | {f"{smollm2.ROUTER_SHARE:g}": "final"}
                 | {f"{share:g}": f"router_{share:g}-route" for share in SHARES[1:]},
@@ -192,17 +210,26 @@ def study(made: Recipe, name: str) -> Recipe:
             Sweep(
                 name="active experts",
                 x="active experts",
+                skills=DOMAINS,
                 points={str(k): f"final@{k}" for k in range(1, OF_ALL)} | {str(OF_ALL): "final"},
             ),
             Sweep(
                 name="rank of the experts",
                 x="rank",
+                skills=DOMAINS,
                 points={str(rank): f"rank_{rank}" for rank in RANKS} | {"whole": "final"},
             ),
         ),
         claims=(*CLAIMS, *OF_THE_STUDY),
         retrained="continued-rlvr",
     )
+    only = {model: DOMAINS for model in compared.models if model not in ("anchor", "final")}
+    only |= dict.fromkeys(compared.baselines.values(), DOMAINS + GENERAL_SKILLS)
+    only |= {"v1-route": (*DOMAINS, "bfcl_simple")} | made.evaluation.only
     return replace(
-        made, name=name, more=baselines(parts) + upgrade(parts) + router(parts) + low_rank(), study=compared
+        made,
+        name=name,
+        more=baselines(parts) + upgrade(parts) + router(parts) + low_rank(),
+        evaluation=replace(made.evaluation, only=only),
+        study=compared,
     )

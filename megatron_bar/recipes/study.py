@@ -15,6 +15,8 @@ from megatron_bar.experts.routers import SCALES, RouterKind
 from megatron_bar.experts.shared import Combination
 from megatron_bar.weights.hf_config import Active
 
+PUBLISHED = "arXiv 2604.18473"
+"""The publication of BAR."""
 ACTIVE = "@"
 """Between a model and how many of its experts are active."""
 
@@ -106,7 +108,7 @@ class Upgrade:
     before: str
     after: str
     changed: tuple[str, ...]
-    """The skills that should change; the others should not."""
+    """The skills that should change; the others that both are measured on should not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +117,13 @@ class Sweep:
     x: str
     points: dict[str, str]
     """What is on the x axis -> the model."""
+    skills: tuple[str, ...] = ()
+    """Which are shown, and their mean; none: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A published statement about two models, judged by the paired gain of the second with its 95 %
-    interval."""
+    """A statement about two models, judged by the paired gain of the second with its 95 % interval."""
 
     text: str
     before: str = ""
@@ -134,12 +137,14 @@ class Claim:
     """Whether it is about every skill by itself; else about their mean."""
     margin: float = 0.0
     """A fraction: 0.03 are 3 points."""
-    start: str = ""
-    """Model that both are made from, if it is about what is left of a gain: then what is judged is after's
-    gain on it less the share ``keeps`` of before's."""
     keeps: float = 1.0
+    """Share of before's score that is asked of after."""
+    start: str = ""
+    """Model that both are made from, if ``keeps`` is a share of before's gain on it."""
     untestable: str = ""
     """Why no toy can speak to it; then nothing else is said."""
+    source: str = PUBLISHED
+    """Who says so, or asks it."""
 
     def __post_init__(self):
         if bool(self.untestable) == bool(self.before and self.after):
@@ -181,12 +186,9 @@ class Study:
         everything = tuple(tested)
         spoken = [("lens", ("final",), tuple(self.lens))]
         for upgrade in self.upgrades:
-            models = (upgrade.before, upgrade.after)
-            spoken += [
-                (f"upgrade {upgrade.name}", models, skills) for skills in (upgrade.changed, everything)
-            ]
+            spoken.append((f"upgrade {upgrade.name}", (upgrade.before, upgrade.after), upgrade.changed))
         for sweep in self.sweeps:
-            spoken.append((f"sweep {sweep.name}", tuple(sweep.points.values()), everything))
+            spoken.append((f"sweep {sweep.name}", tuple(sweep.points.values()), sweep.skills or everything))
         for claim in self.claims:
             models = (claim.start, claim.before, claim.after) if claim.before else ()
             spoken.append((f"claim {claim.text!r}", models, claim.skills or everything))

@@ -36,7 +36,7 @@ def html(report: Report) -> str:
     """The whole page; every text of the report is escaped."""
     sections = {
         "Results": ("Results", _results(report)),
-        "Claims": ("The published claims", _claims(report)),
+        "Claims": ("Claims", _claims(report)),
         "Benchmarks": ("Published benchmarks", "".join(map(_shown, report.tables))),
         "Changes": ("One thing changed", "".join(map(_comparison, report.comparisons))),
         "Sweeps": ("One choice varied", _grid(_sweep(sweep) for sweep in report.sweeps)),

@@ -21,7 +21,7 @@ def markdown(report: Report) -> str:
     """Returns the report as GitHub-flavoured Markdown."""
     parts = [f"# {_plain(report.title)}", *_results(report)]
     if report.claims:
-        parts += ["## The published claims", _claims(report.claims)]
+        parts += ["## Claims", _claims(report.claims)]
     for table in report.tables:
         parts += [f"## {_plain(table.title)}", _shown(table)]
     if report.comparisons:

@@ -1,5 +1,5 @@
-"""The report of a recipe as a value: what one or more of its runs measured, and which of the published claims
-that supports.
+"""The report of a recipe as a value: what one or more of its runs measured, and which claims that
+supports.
 
 Every number comes from the runs' files, which `Provenance` names. `config.to_json` and `from_json` convert
 the value; `markdown.markdown` and `html.html` show it.
@@ -141,7 +141,7 @@ class CostRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimResult:
-    """A published statement and what the numbers say of it."""
+    """A statement and what the numbers say of it."""
 
     text: str
     source: str

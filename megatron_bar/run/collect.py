@@ -18,7 +18,7 @@ from megatron_bar.config import from_json
 from megatron_bar.evaluation.cost import Growth, growth, price, read_bill, read_ledger, retraining
 from megatron_bar.evaluation.results import read_results, require_same_tests
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe
-from megatron_bar.recipes.study import Claim, Sweep, Upgrade
+from megatron_bar.recipes.study import PUBLISHED, Claim, Sweep, Upgrade
 from megatron_bar.report import report as shown
 from megatron_bar.report import wording
 from megatron_bar.report.bootstrap import mean_interval, overall_interval
@@ -30,7 +30,6 @@ POINTS = 80
 PACKAGES = ("megatron-core", "torch", "transformers", "numpy")
 Scores = dict[str, np.ndarray]
 """Test -> the score of every item."""
-SOURCE = "arXiv 2604.18473"
 HOLDS: dict[str, Callable[[Estimate, float], bool]] = {
     "higher": lambda score, margin: score.low > margin,
     "lower": lambda score, margin: score.high < -margin,
@@ -136,11 +135,12 @@ class RunFiles:
 
     def sweep(self, sweep: Sweep) -> shown.SweepResult:
         seeds = {x + self.size(model): self.scores(model) for x, model in sweep.points.items()}
+        skills = sweep.skills or self.skills
         rows = {
             skill: tuple(mean_interval([s[skill] for s in found]) for found in seeds.values())
-            for skill in self.skills
+            for skill in skills
         }
-        overall = tuple(self.mean(found) for found in seeds.values())
+        overall = tuple(self.mean(found, skills) for found in seeds.values())
         return shown.SweepResult(
             name=sweep.name, x_label=sweep.x, xs=tuple(seeds), rows={"overall": overall} | rows
         )
@@ -273,13 +273,15 @@ class RunFiles:
     def verdict(self, claim: Claim) -> shown.ClaimResult:
         if claim.untestable:
             return shown.ClaimResult(
-                text=claim.text, source=SOURCE, verdict="not testable here", evidence=claim.untestable
+                text=claim.text, source=claim.source, verdict="not testable here", evidence=claim.untestable
             )
         gains = self.gains(claim.before, claim.after)
-        if claim.start:
-            pairs = zip(gains, self.gains(claim.start, claim.before), strict=True)
-            rest = 1 - claim.keeps
-            gains = [{test: more[test] + rest * old[test] for test in old} for more, old in pairs]
+        if claim.keeps != 1:
+            had = self.gains(claim.start, claim.before) if claim.start else self.scores(claim.before)
+            gains = [
+                {test: moved + (1 - claim.keeps) * old[test] for test, moved in more.items()}
+                for more, old in zip(gains, had, strict=True)
+            ]
         skills = claim.skills or self.skills
         looked_at = (
             {skill: self.mean(gains, (skill,)) for skill in skills}
@@ -291,10 +293,14 @@ class RunFiles:
         where = "" if claim.each else " on " + (", ".join(skills) if claim.skills else "all skills")
         within = "within" if claim.expect in ("same", "not lower") else "by more than"
         wanted = claim.expect + (f", {within} {100 * claim.margin:g} points" if claim.margin else "")
-        if claim.start:
-            wanted += f", than {100 * claim.keeps:g} % of the gain from {claim.start} to {claim.before}"
+        if claim.keeps != 1:
+            of = f"the gain from {claim.start} to {claim.before}" if claim.start else claim.before
+            wanted += f", than {100 * claim.keeps:g} % of {of}"
         return _judged(
-            claim.text, holds, f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}"
+            claim.text,
+            holds,
+            f"{claim.before} to {claim.after}{where}: {evidence}; asked: {wanted}",
+            claim.source,
         )
 
     def provenance(self) -> shown.Provenance:
@@ -329,9 +335,9 @@ def _cost_rows(domain: str, runs: Sequence[Sequence[Cost]]) -> Iterator[shown.Co
         )
 
 
-def _judged(text: str, holds: bool, evidence: str) -> shown.ClaimResult:
+def _judged(text: str, holds: bool, evidence: str, source: str = PUBLISHED) -> shown.ClaimResult:
     return shown.ClaimResult(
-        text=text, source=SOURCE, verdict="holds" if holds else "does not hold", evidence=evidence
+        text=text, source=source, verdict="holds" if holds else "does not hold", evidence=evidence
     )
 
 

@@ -294,7 +294,7 @@ def compare(run: RunFolder, upgrade: Upgrade) -> None:
     after = load_beside(run.path(new), wanted.parallel, active_experts=fewer)
     answered = read_results(run.out / evaluation_of(upgrade.before))["scores"]
     moved = {}
-    for name, rows in read_tests(wanted.tests, run.data).items():
+    for name, rows in read_tests(wanted.tests_of(upgrade.before), run.data).items():
         if name not in upgrade.changed:
             texts = answered_texts(chats, rows, answered[name], before.shape.max_positions)
             moved[name] = divergence(before, after, texts)

@@ -64,7 +64,12 @@ def recipe() -> Recipe:
         upgrades=(Upgrade(name="code", before="before_code-route", after="final", changed=("code",)),),
         sweeps=(
             Sweep(name="active experts", x="active", points={"1": "final@1", "2": "final@2", "5": "final"}),
-            Sweep(name="small experts", x="rank", points={"2": "rank2", "all": "final"}),
+            Sweep(
+                name="small experts",
+                x="rank",
+                points={"2": "rank2", "all": "final"},
+                skills=("math", "code"),
+            ),
         ),
         claims=(
             Claim(text="the same as itself", before="final", after="final", expect="same"),
@@ -77,6 +82,7 @@ def recipe() -> Recipe:
                 skills=("math",),
                 expect="same",
                 margin=1.0,
+                source="this test",
             ),
         ),
         retrained="retrain-rlvr",
@@ -90,6 +96,8 @@ def recipe() -> Recipe:
         experts=tuple(map(cut, made.experts)),
         route=small(made.route),
         more=(*(cut(part) for part in made.more if part.name in KEPT), dense, rank2),
-        evaluation=replace(made.evaluation, tests=tests, only={ends["math"]: ("math", "code")}),
+        evaluation=replace(
+            made.evaluation, tests=tests, only={ends["math"]: ("math", "code"), "rank2": ("math", "code")}
+        ),
         study=study,
     )

@@ -30,11 +30,11 @@ class SmolSizes:
     tool_use: int = 500
     math: int = 700
     code: int = 700
-    safety: int = 400
+    safety: int = 260
     rlvr: int = 400
     general: int = 250
     """Prompts that the model answers itself."""
-    harmless: int = 180
+    harmless: int = 260
     """Requests that only sound harmful, likewise."""
     validation: int = 40
     test: int = 100
