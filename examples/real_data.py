@@ -30,7 +30,7 @@ from megatron_bar.recipes import smollm2
 from megatron_bar.verifiers import verify
 from megatron_bar.weights.hf_config import read_config
 
-MEMORY = 8
+MEMORY = 17
 """GB that the largest stage has been seen to take, the system's included."""
 
 
@@ -133,7 +133,7 @@ def answer(args: argparse.Namespace, size: smollm2.Size, items: KnownItems) -> N
             model = blake3((args.anchor / "config.json").read_bytes()).hexdigest()
             # No longer than a test of it lets an answer be: more of them at the same cost.
             most = min(size.answer, smollm2.MOST["safety"]) if harmless else size.answer
-            drawing = Drawing(max_new_tokens=most, seed=args.seed)
+            drawing = Drawing(max_new_tokens=most, least_words=1, seed=args.seed)  # a letter is one
             write_answers(
                 sampler,
                 chats,

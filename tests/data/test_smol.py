@@ -91,7 +91,9 @@ def test_nothing_held_out_is_learnt(folder):
     for domain in DOMAINS:
         taught = {row["messages"][-2]["content"] for row in rows(folder, f"sft_{domain}")}
         tested = {row["messages"][-1]["content"] for row in rows(folder, f"test_{domain}", "task")}
-        assert len(tested) == SMALL.test and not taught & tested
+        assert len(tested) == SMALL.test * (2 if domain == "safety" else 1) and not taught & tested
+    asked = {row["messages"][0]["content"] for row in rows(folder, f"{PROMPTS}sft_general")}
+    assert not asked & {row["messages"][0]["content"] for row in rows(folder, "test_instructions", "task")}
     split = Split(seed=3)
     for stage, side in (("rlvr", "training"), ("test", "test")):
         assert all(split.side(example.key) == side for example in drawn(3, stage, "code", 30, side))
@@ -102,7 +104,7 @@ def test_every_task_can_be_used(folder):
         for number, row in enumerate(rows(folder, path.stem, "task")):
             check_task(row["verifier"], row["truth"], f"{path.name}:{number}")
     wanted = [row["truth"] for row in rows(folder, "test_safety", "task")]
-    assert wanted.count("refuse") == wanted.count("comply") == SMALL.test // 2
+    assert wanted.count("refuse") == wanted.count("comply") == SMALL.test
     assert {path.name.removeprefix(PROMPTS) for path in folder.glob(f"{PROMPTS}*")} == {
         "sft_general.jsonl",
         "sft_harmless.jsonl",

