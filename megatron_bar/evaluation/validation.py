@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_bar.data.packing import PackedRows
+from megatron_bar.data.packing import Batch, PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
@@ -26,11 +26,16 @@ def mean_loss(model: LanguageModel, rows: PackedRows) -> float:
     count = 0
     for start in range(0, len(rows), ROWS):
         batch = rows.take(range(start, min(start + ROWS, len(rows)))).to(cpu.device())
-        nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
-        mask = batch.labels >= 0
-        total = total + nll[mask].double().sum().item()
-        count = count + int(mask.sum())
+        total += summed_loss(model, batch)
+        count += int((batch.labels >= 0).sum())
     if not count:
         where = ", ".join(rows.sources)
         raise BarError(f"{where}: expected held-out chats with answers to learn from, got no such token")
     return total / count
+
+
+@torch.no_grad()
+def summed_loss(model: LanguageModel, batch: Batch) -> float:
+    """Returns the sum of a batch's losses on the answers, in nats."""
+    nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
+    return nll[batch.labels >= 0].double().sum().item()

@@ -208,6 +208,37 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
         model.train(training)
 
 
+@contextmanager
+def inputs_of_layers(model: LanguageModel) -> Iterator[list[Tensor]]:
+    """Gathers, for the life of the block, what each of this rank's layers is given: hidden states ``[s, b,
+    h]``, of which tensor ranks may have a part each."""
+    found: list[Tensor] = []
+
+    def keep(layer: torch.nn.Module, args: tuple, named: dict) -> None:
+        found.append(args[0] if args else named["hidden_states"])
+
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in model.decoder.layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def from_layer(model: LanguageModel, number: int, hidden_sbh: Tensor) -> Iterator[None]:
+    """Lets passes begin, for the life of the block, at the layer ``number``, which is given ``hidden_sbh``.
+    Of a model that is on one pipeline rank."""
+    layers = model.decoder.layers
+    model.decoder.layers = layers[number:]
+    hook = model.embedding.register_forward_hook(lambda *_: hidden_sbh)
+    try:
+        yield
+    finally:
+        model.decoder.layers = layers
+        hook.remove()
+
+
 def _canonical(module: torch.nn.Module, given: tuple, hidden_sbh: Tensor) -> Tensor:
     """Returns the same values with the strides of a fresh tensor.
 

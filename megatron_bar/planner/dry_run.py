@@ -7,7 +7,7 @@ from dataclasses import replace
 from megatron_bar.planner.rehearsal import Rehearsal, rehearse
 from megatron_bar.planner.traffic import PARTS, exchanges, micro_batches
 from megatron_bar.recipes.recipe import Recipe, Training
-from megatron_bar.recipes.study import MergeSpec, RouterSpec
+from megatron_bar.recipes.study import MergeSpec, RouterSpec, ScanSpec
 from megatron_bar.run.graph import Step
 from megatron_bar.run.pipeline import Pipeline
 from megatron_bar.training.freeze import table
@@ -39,7 +39,7 @@ def describe(recipe: Recipe, dense: ModelConfig) -> Iterator[str]:
             shapes[part.name] = dense if part.how == "dense" else dense.with_experts(part.experts)
             yield f"{part.name}: {part.describe()}"
             continue
-        if isinstance(part, RouterSpec):
+        if isinstance(part, RouterSpec | ScanSpec):
             shapes[part.name] = shapes[part.source]
             yield f"{part.name}: {part.describe()}"
             continue

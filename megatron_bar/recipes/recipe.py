@@ -19,7 +19,7 @@ from megatron_bar.errors import BarError, require_at_least, require_name
 from megatron_bar.evaluation.generative import TestSet
 from megatron_bar.experts.shared import Combination
 from megatron_bar.parallel.state import ParallelConfig
-from megatron_bar.recipes.study import MergeSpec, RouterSpec, Study
+from megatron_bar.recipes.study import MergeSpec, RouterSpec, ScanSpec, Study
 from megatron_bar.rl import grpo
 from megatron_bar.training.preference import DPOConfig
 from megatron_bar.training.stage import Stage
@@ -156,7 +156,7 @@ class Recipe:
     shared: Combination = field(default_factory=Combination)
     """How the merge combines what the experts share."""
     route: Training
-    more: tuple[ExpertSpec | MergeSpec | RouterSpec, ...] = ()
+    more: tuple[ExpertSpec | MergeSpec | RouterSpec | ScanSpec, ...] = ()
     """What the study trains and merges besides, in an order in which each comes after what it starts from."""
     evaluation: Evaluation | None = None
     study: Study = field(default_factory=Study)

@@ -6,12 +6,14 @@ a baseline on all domains sees as often.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from megatron_bar.data.smol import DOMAINS
+from megatron_bar.data.sources import Source
 from megatron_bar.recipes import smollm2
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
 from megatron_bar.recipes.smollm2 import CLAIMS, ENDS, GENERAL, GENERAL_SKILLS
-from megatron_bar.recipes.study import Claim, MergeSpec, Sweep, Upgrade
+from megatron_bar.recipes.study import Claim, MergeSpec, ScanSpec, Sweep, Upgrade
 
 LEARNT = ("math", "code")
 """Domains with mid-training and RLVR."""
@@ -25,7 +27,12 @@ RANKS = (8, 16, 32, 64, 96)
 """Of artifacts in low rank, merged with the routers that were trained for the whole experts; the last takes
 23 % of their bytes."""
 FEW = 2
+SCANNED = 0.05
+"""Share of the held-out chats by which a scan chooses the active experts of each layer: two of each domain.
+"""
 OF_ALL = 1 + len(DOMAINS)
+BY_LAYER = "-by_layer"
+"""Behind the name of a model whose number of active experts a scan chose layer by layer."""
 
 
 class _Parts:
@@ -97,6 +104,17 @@ def router(parts: _Parts) -> tuple[ExpertSpec, ...]:
     ) + tuple(parts.route(f"seed_{seed}", "merged", stage=replace(route.stage, seed=seed)) for seed in SEEDS)
 
 
+def by_layer(parts: _Parts) -> tuple[ScanSpec, ...]:
+    held_out = tuple(
+        Source(path=Path(f"validation_{domain}.jsonl"), kind="chat", domain=domain, share=SCANNED)
+        for domain in ("general", *DOMAINS)
+    )
+    routed = ("final", *(f"seed_{seed}-route" for seed in SEEDS))
+    return tuple(
+        ScanSpec(name=f"{model}{BY_LAYER}", source=model, validation=held_out, mean=FEW) for model in routed
+    )
+
+
 def low_rank() -> tuple[MergeSpec, ...]:
     return tuple(
         MergeSpec(name=f"rank_{rank}", inputs=ENDS, how="bar", rank=rank, routers="final") for rank in RANKS
@@ -146,9 +164,9 @@ OF_THE_STUDY = (
     ),
     *(
         _claim(
-            f"{FEW} of {OF_ALL} active experts keep 99 % of the score{of_seed}",
+            f"{FEW} of {OF_ALL} active experts, by layer as a scan chose, keep 99 % of the score{of_seed}",
             routed,
-            f"{routed}@{FEW}",
+            f"{routed}{BY_LAYER}",
             *DOMAINS,
             expect="not lower",
             keeps=0.99,
@@ -211,7 +229,8 @@ def study(made: Recipe, name: str) -> Recipe:
                 name="active experts",
                 x="active experts",
                 skills=DOMAINS,
-                points={str(k): f"final@{k}" for k in range(1, OF_ALL)} | {str(OF_ALL): "final"},
+                points={str(k): f"final@{k}" for k in range(1, OF_ALL)}
+                | {f"{FEW} by layer": f"final{BY_LAYER}", str(OF_ALL): "final"},
             ),
             Sweep(
                 name="rank of the experts",
@@ -229,7 +248,7 @@ def study(made: Recipe, name: str) -> Recipe:
     return replace(
         made,
         name=name,
-        more=baselines(parts) + upgrade(parts) + router(parts) + low_rank(),
+        more=low_rank() + router(parts) + by_layer(parts) + upgrade(parts) + baselines(parts),
         evaluation=replace(made.evaluation, only=only),
         study=compared,
     )

@@ -101,6 +101,30 @@ class RouterSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanSpec:
+    """A model with as many active experts in each layer as a scan chose (evaluation/routing/scan.py)."""
+
+    name: str
+    source: str
+    """The step whose folder it is made from."""
+    validation: tuple[Source, ...]
+    """Held-out chats, a domain each. It costs a pass over them for every number of experts in every layer."""
+    mean: float
+    """Active experts that are wanted, over all layers."""
+
+    def __post_init__(self):
+        require_name("scan", self.name)
+        if not self.validation or not self.mean >= 1:
+            raise BarError(
+                f"scan {self.name}: expected held-out chats and a mean of at least 1, got "
+                f"{len(self.validation)} sources and {self.mean}"
+            )
+
+    def describe(self) -> str:
+        return f"{self.source} with {self.mean:g} active experts on average, by layer as a scan chooses"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Upgrade:
     """The same model before and after one expert was replaced."""
 

@@ -12,13 +12,14 @@ from megatron_bar.config import to_json
 from megatron_bar.data.sources import Source
 from megatron_bar.errors import BarError
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
-from megatron_bar.recipes.study import MergeSpec, RouterSpec, folder_and_active
+from megatron_bar.recipes.study import MergeSpec, RouterSpec, ScanSpec, folder_and_active
 from megatron_bar.run.collect import divergence_of, evaluation_of
 from megatron_bar.run.folder import RunFolder
 from megatron_bar.run.steps import (
     choose,
     compare,
     evaluate,
+    make_active,
     make_branch,
     make_init,
     make_merge,
@@ -77,7 +78,7 @@ class _Graph:
             elif isinstance(part, MergeSpec):
                 yield self._merge(part)
             else:
-                yield self._router(part)
+                yield self._routed(part)
         if recipe.evaluation is not None:
             yield from self._measurements()
 
@@ -164,14 +165,16 @@ class _Graph:
             choices={"shared": choices["shared"]} if spec.name == "merged" else choices,
         )
 
-    def _router(self, spec: RouterSpec) -> Step:
+    def _routed(self, spec: RouterSpec | ScanSpec) -> Step:
+        """Returns the step that sets how a model routes, without training."""
+        router = isinstance(spec, RouterSpec)
         return Step(
             name=spec.name,
             needs=(spec.source,),
-            make=partial(make_router, spec=spec),
+            make=partial(make_router, spec=spec) if router else partial(make_active, spec=spec),
             stage="router",
             experts=self._known(spec.source, spec.name).experts,
-            reads=spec.texts + spec.validation,
+            reads=spec.texts + spec.validation if router else spec.validation,
             choices=to_json(spec),
         )
 

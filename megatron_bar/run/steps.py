@@ -23,6 +23,7 @@ from megatron_bar.evaluation.compare import answered_texts, divergence
 from megatron_bar.evaluation.generative import load_beside, load_model, measure_folder, read_tests
 from megatron_bar.evaluation.results import mean_scores, read_results, write_results
 from megatron_bar.evaluation.routing.lens import expert_names, show
+from megatron_bar.evaluation.routing.scan import scan
 from megatron_bar.evaluation.routing.shares import expert_shares
 from megatron_bar.evaluation.validation import mean_loss
 from megatron_bar.experts.artifact import extract
@@ -35,7 +36,7 @@ from megatron_bar.experts.merge_report import measure as measure_merge
 from megatron_bar.experts.routers import best_scale, rewrite, untrained_rows
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.recipes.recipe import GENERAL, ExpertSpec, Training
-from megatron_bar.recipes.study import ACTIVE, MergeSpec, RouterSpec, Upgrade, folder_and_active
+from megatron_bar.recipes.study import ACTIVE, MergeSpec, RouterSpec, ScanSpec, Upgrade, folder_and_active
 from megatron_bar.rl import grpo
 from megatron_bar.run.collect import collect, divergence_of, evaluation_of
 from megatron_bar.run.data import chats_of, held_out_rows, mixture_of, preferences_of, tasks_of, tokens_of
@@ -48,7 +49,7 @@ from megatron_bar.weights.card import renew_card
 from megatron_bar.weights.folder import Folder
 from megatron_bar.weights.groups import ParamGroup, classify
 from megatron_bar.weights.hashes import Units
-from megatron_bar.weights.hf_config import read_config
+from megatron_bar.weights.hf_config import read_config, show_active
 from megatron_bar.weights.init import random_folder
 from megatron_bar.weights.manifest import Cost, Manifest, SourceRecord, TrainingRecord, read_manifest
 from megatron_bar.weights.whole import write_whole
@@ -248,6 +249,20 @@ def make_router(run: RunFolder, spec: RouterSpec) -> None:
     note = f"routers {spec.kind}, scale {scale:g}, not trained"
     source = run.path(spec.source)
     on_rank_zero(lambda: rewrite(source, run.path(spec.name), rows=scale * rows.cpu(), note=note))
+
+
+def make_active(run: RunFolder, spec: ScanSpec) -> None:
+    """Writes the source's folder with as many active experts in each layer as a scan chooses."""
+    source = run.path(spec.source)
+    everyone = read_config(source).num_experts
+    chats = chats_of(run, spec.source)
+    held_out = held_out_rows(run, spec.validation, chats, run.recipe.route.stage.sequence)
+    model = load_model(source, run.recipe.evaluation.parallel, active_experts=everyone)
+    found = scan(
+        model, list(held_out.values()), mean=spec.mean, say=lambda line: run.say(f"  {spec.name}: {line}")
+    )
+    note = f"active experts {show_active(found.chosen)}, chosen by a scan"
+    on_rank_zero(lambda: rewrite(source, run.path(spec.name), active=found.chosen, note=note))
 
 
 def evaluate(run: RunFolder, model: str) -> None:

@@ -6,6 +6,7 @@ layer, without training; --set-active writes a folder with the numbers that it c
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ EXAMPLES = (
     '{program} runs/tiny/final "What is 3 * 4 + 5?" --chat',
     "{program} runs/tiny/final --file notes.txt --layer 2",
     "{program} runs/tiny/final --scan runs/tiny/world/validation_*.jsonl --tolerance 0.01 --out active.json",
+    "{program} runs/tiny/final --scan runs/tiny/world/validation_*.jsonl --mean 2 --out active.json",
     "{program} runs/tiny/final --set-active active.json --out final_by_layer",
 )
 NOTE = (
@@ -49,9 +51,14 @@ def parse(call: Call) -> argparse.Namespace:
     scan.add_argument(
         "--tolerance",
         type=float,
-        default=0.01,
         metavar="T",
-        help="nats per token that may be lost (default 0.01)",
+        help="nats per token that may be lost (default 0.01, if there is no --mean)",
+    )
+    scan.add_argument(
+        "--mean",
+        type=float,
+        metavar="M",
+        help="experts a layer that are wanted, over all layers, whatever it costs",
     )
     scan.add_argument(
         "--set-active", metavar="K", help="write the folder with so many: K, K,K,... by layer, or FILE.json"
@@ -93,8 +100,13 @@ def scan(args: argparse.Namespace) -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    found = scan_folder(args.model, args.scan, template=args.template, tolerance=args.tolerance, say=say)
-    print(*lines(found, args.tolerance), sep="\n")
+    mean = 1.0 if args.mean is None else args.mean
+    tolerance = args.tolerance
+    if tolerance is None:
+        tolerance = 0.01 if args.mean is None else math.inf
+    how = {"template": args.template, "tolerance": tolerance, "mean": mean}
+    found = scan_folder(args.model, args.scan, **how, say=say)
+    print(*lines(found, tolerance), sep="\n")
     if args.out:
         write_whole(args.out, json.dumps(found.chosen) + "\n")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from megatron_bar.data.world import WorldSizes
 from megatron_bar.recipes import tiny_study
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe, Training
-from megatron_bar.recipes.study import Claim, MergeSpec, RouterSpec, Study, Sweep, Upgrade
+from megatron_bar.recipes.study import Claim, MergeSpec, RouterSpec, ScanSpec, Study, Sweep, Upgrade
 
 WORLD = WorldSizes(
     pretrain=600, midtrain=100, sft_general=60, sft_domain=40, rlvr=20, preferences=40, validation=10, test=4
@@ -57,13 +57,18 @@ def recipe() -> Recipe:
     )
     ends = {expert.name: expert.end for expert in made.experts}
     rank2 = MergeSpec(name="rank2", inputs=ends, how="bar", rank=2, routers="final")
+    few = ScanSpec(name="few", source="final", validation=tiny_study.validation("math"), mean=2)
     tests = tuple(replace(test, max_new_tokens=4) for test in made.evaluation.tests)
     study = Study(
         baselines={"retrain": "retrain-rlvr", "BTX": "btx_first-route", "dense": "dense_merge"},
         ablations={"frozen": "flex_tool_use-sft"},
         upgrades=(Upgrade(name="code", before="before_code-route", after="final", changed=("code",)),),
         sweeps=(
-            Sweep(name="active experts", x="active", points={"1": "final@1", "2": "final@2", "5": "final"}),
+            Sweep(
+                name="active experts",
+                x="active",
+                points={"1": "final@1", "2": "final@2", "2 by layer": "few", "5": "final"},
+            ),
             Sweep(
                 name="small experts",
                 x="rank",
@@ -95,7 +100,7 @@ def recipe() -> Recipe:
         posttrain=small(made.posttrain),
         experts=tuple(map(cut, made.experts)),
         route=small(made.route),
-        more=(*(cut(part) for part in made.more if part.name in KEPT), dense, rank2),
+        more=(*(cut(part) for part in made.more if part.name in KEPT), dense, rank2, few),
         evaluation=replace(
             made.evaluation, tests=tests, only={ends["math"]: ("math", "code"), "rank2": ("math", "code")}
         ),

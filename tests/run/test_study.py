@@ -23,6 +23,7 @@ from megatron_bar.recipes.study import Claim, MergeSpec, Study, folder_and_activ
 from megatron_bar.report.report import Report
 from megatron_bar.run.collect import collect
 from megatron_bar.run.pipeline import Pipeline
+from megatron_bar.weights.hf_config import read_config
 
 ROOT = Path(__file__).parents[2]
 RECIPE = f"{ROOT / 'tests/run/small_study.py'}:recipe"
@@ -112,6 +113,8 @@ def test_the_report_says_what_the_files_say(finished):
     }
     sweep, small = report.sweeps
     assert sweep.rows["overall"][-1] == row.overall
+    chosen = read_config(runs[0] / "few").active
+    assert sum(chosen) == 2 * len(chosen) and read_config(runs[0] / "final").active == (5,) * len(chosen)
     both = [(mean["math"] + mean["code"]) / 2 for mean in means]
     assert set(small.rows) == {"overall", "math", "code"}
     assert small.rows["overall"][-1].mean == pytest.approx(np.mean(both))

@@ -92,6 +92,7 @@ def places(tmp_path_factory):
             ["moe", "--scan", "chats.jsonl", "--tolerance", "-1"],
             "tolerance: expected nats per token, at least 0, got -1",
         ),
+        (["moe", "--scan", "chats.jsonl", "--mean", "3"], "mean: expected 1 to 2 experts a layer, got 3"),
         (["moe", "--scan", "latin"], "latin: expected .jsonl, .jsonl.gz"),
         (["moe", "--set-active", "2"], "--set-active: expected --out FOLDER, got none"),
         (["moe", "--set-active", "3", "--out", "x"], "moe: active experts expected from 1 to 2, got 3"),
@@ -124,6 +125,11 @@ def test_the_tools_file_is_read_by_the_tools(inline, merged, tmp_path):
     )
     assert status == 0 and "layer 2 of 2: 1 active" in said and "1,1" in said, said
     assert json.loads(out.read_text()) == [1, 1]
+    status, said, _ = inline(
+        "route", merged, "--scan", tmp_path / "held_out.jsonl", "--mean", 1.5, "--out", out
+    )
+    assert status == 0 and "(mean 1.50 of 2)" in said and sum(json.loads(out.read_text())) == 3
+    out.write_text("[1, 1]")
     status, said, _ = inline("route", merged, "--set-active", out, "--out", tmp_path / "one")
     assert status == 0 and "1 active experts" in said
     status, said, _ = inline("route", merged, "--set-active", "2,1", "--out", tmp_path / "two")

@@ -27,7 +27,12 @@ def documents() -> list[list[int]]:
 
 def scanned(folder, layout: ParallelConfig, tolerance: float) -> Scan:
     rows = PackedRows([("x", in_memory([(ids, [True] * len(ids)) for ids in documents()]))], 32, pad_id=0)
-    return scan(load_model(folder, layout), [rows], tolerance=tolerance)
+    assert len(rows) == 2
+    model = load_model(folder, layout)
+    before = model.routing
+    found = scan(model, [rows], tolerance=tolerance)
+    assert model.routing == before and len(model.decoder.layers) == LAYERS
+    return found
 
 
 @torch.no_grad()
@@ -44,7 +49,9 @@ def theirs(folder, active: tuple[int, ...]) -> float:
 
 
 @pytest.mark.parametrize(
-    "layout, processes", [(ParallelConfig(), 1), (ParallelConfig(tensor=2), 2)], ids=["tp1", "tp2"]
+    "layout, processes",
+    [(ParallelConfig(), 1), (ParallelConfig(tensor=2), 2), (ParallelConfig(), 2)],
+    ids=["tp1", "tp2", "dp2"],
 )
 def test_costs_are_transformers(layout, processes, folder):
     everything = theirs(folder, (EXPERTS,) * LAYERS)
@@ -67,16 +74,32 @@ def test_costs_are_transformers(layout, processes, folder):
     st.floats(0, 3),
 )
 def test_what_is_chosen_stays_within_the_tolerance_and_nothing_more_would(costs, tolerance):
-    chosen = fewest(costs, tolerance)
+    chosen = fewest(costs, tolerance=tolerance)
     total = sum(row[k - 1] for row, k in zip(costs, chosen, strict=True))
     assert total <= tolerance + 1e-12 and all(1 <= k <= 4 for k in chosen)
     for row, k in zip(costs, chosen, strict=True):
         assert all(total - row[k - 1] + row[fewer - 1] > tolerance - 1e-12 for fewer in range(1, k))
 
 
+@given(
+    st.lists(st.lists(st.floats(-0.5, 2), min_size=4, max_size=4), min_size=1, max_size=5),
+    st.floats(1, 5),
+)
+def test_the_mean_is_what_is_asked_for_or_the_least_above(costs, mean):
+    chosen = fewest([[*row, 0.0] for row in costs], mean=mean)
+    assert mean * len(costs) <= sum(chosen) < mean * len(costs) + 1
+
+
 def test_cheap_layers_give_theirs_first():
     costs = ((0.9, 0.5, 0.0), (0.3, 0.1, 0.0))
-    assert [fewest(costs, t) for t in (0.0, 0.11, 0.31, 0.81, 5)] == [(3, 3), (3, 2), (3, 1), (2, 1), (1, 1)]
+    assert [fewest(costs, tolerance=t) for t in (0.0, 0.11, 0.31, 0.81, 5)] == [
+        (3, 3),
+        (3, 2),
+        (3, 1),
+        (2, 1),
+        (1, 1),
+    ]
+    assert fewest(costs, mean=2) == (3, 1) and fewest(costs, tolerance=0.2, mean=2) == (3, 2)
 
 
 def test_without_held_out_chats_there_is_nothing_to_scan(folder):
