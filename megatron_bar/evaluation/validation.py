@@ -18,20 +18,21 @@ def mean_over(model: LanguageModel, held_out: Sequence[PackedRows]) -> float:
     return sum(mean_loss(model, rows) for rows in held_out) / len(held_out)
 
 
-@torch.no_grad()
 def mean_loss(model: LanguageModel, rows: PackedRows) -> float:
     """Returns the loss on the answers in ``rows``, in nats per token. Every rank reads all rows; the model
     must not be spread over pipeline ranks. Collective."""
-    total = 0.0
-    count = 0
-    for start in range(0, len(rows), ROWS):
-        batch = rows.take(range(start, min(start + ROWS, len(rows)))).to(cpu.device())
-        total += summed_loss(model, batch)
-        count += int((batch.labels >= 0).sum())
+    count = answers_in(rows)
+    batches = (rows.take(range(start, min(start + ROWS, len(rows)))) for start in range(0, len(rows), ROWS))
+    return sum(summed_loss(model, batch.to(cpu.device())) for batch in batches) / count
+
+
+def answers_in(rows: PackedRows) -> int:
+    """Returns the tokens of answers in ``rows``; raises where there is none."""
+    count = sum(int((rows.take([number]).labels >= 0).sum()) for number in range(len(rows)))
     if not count:
         where = ", ".join(rows.sources)
         raise BarError(f"{where}: expected held-out chats with answers to learn from, got no such token")
-    return total / count
+    return count
 
 
 @torch.no_grad()

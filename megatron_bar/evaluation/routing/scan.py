@@ -23,7 +23,7 @@ from megatron_bar.data.sources import Source, check
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.generative import load_model
-from megatron_bar.evaluation.validation import mean_over, summed_loss
+from megatron_bar.evaluation.validation import answers_in, mean_over, summed_loss
 from megatron_bar.models.build import LanguageModel, from_layer, inputs_of_layers
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, distributed
@@ -55,7 +55,8 @@ def scan(
     say: Callable[[str], None] = lambda line: None,
 ) -> Scan:
     """Scans a model that is built with all experts active, and leaves it so; ``tolerance`` (nats per token)
-    and ``mean`` as `fewest` takes them. Data-parallel ranks share the rows out. Collective."""
+    and ``mean`` as `fewest` takes them. The model must not be spread over pipeline ranks; data-parallel
+    ranks share the rows out. Collective."""
     if not held_out:
         raise BarError("scan: expected held-out chats, got none")
     layers, experts = model.shape.num_layers, model.shape.num_experts
@@ -68,8 +69,9 @@ def scan(
     routing = model.routing
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     rows = [(domain, number) for domain, packed in enumerate(held_out) for number in range(len(packed))]
-    # Of each domain the loss with all experts, then with fewer in one layer; and the tokens.
-    sums = torch.zeros(len(held_out), 1 + len(fewer) + 1, dtype=torch.float64, device=cpu.device())
+    answers = torch.tensor([[answers_in(packed)] for packed in held_out], device=cpu.device())
+    # Of each domain the loss with all experts, then with fewer in one layer.
+    sums = torch.zeros(len(held_out), 1 + len(fewer), dtype=torch.float64, device=cpu.device())
     for done, (domain, number) in enumerate(rows[rank::size]):
         batch = held_out[domain].take([number]).to(cpu.device())
         with inputs_of_layers(model) as inputs:
@@ -80,14 +82,14 @@ def scan(
             with from_layer(model, layer, inputs[layer]):
                 found.append(summed_loss(model, batch))
         model.route(routing)
-        sums[domain] += torch.tensor([*found, int((batch.labels >= 0).sum())], device=sums.device)
+        sums[domain] += torch.tensor(found, device=sums.device)
         say(f"row {done * size + 1} of {len(rows)}")
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
-    base, *means = (sums[:, :-1] / sums[:, -1:]).mean(0).tolist()
+    base, *means = (sums / answers).mean(0).tolist()
     say(f"all {experts} experts active: {base:.4f}")
     costs = []
     for layer in range(layers):
-        row = [mean - base for (where, _), mean in zip(fewer, means, strict=True) if where == layer]
+        row = [loss - base for (where, _), loss in zip(fewer, means, strict=True) if where == layer]
         costs.append((*row, 0.0))
         told = ", ".join(f"{k} active {cost:+.4f}" for k, cost in enumerate(row, 1))
         say(f"layer {layer + 1} of {layers}: {told}")
