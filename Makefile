@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce sparse real real-small real-study test test-slow test-faults test-compat test-vllm test-gpu gpu-check lint bench
+.PHONY: help setup demo reproduce sparse real real-small real-study test test-slow test-faults test-compat test-vllm test-gpu gpu-check lint bench bench-quick
 export PYTHONUNBUFFERED := 1
 
 VENV := .venv/bin/python
@@ -144,12 +144,18 @@ gpu-check: $(MADE)  ## what only a GPU can say, in 7 minutes: kernels, steps, sa
 lint: $(MADE)  ## ruff
 	$(PY) -m ruff check .
 
+bench: BENCHES = $(foreach bench,$(sort $(wildcard benchmarks/bench_*.py)),"$(notdir $(bench))")
+bench: ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+bench-quick: BENCHES = "bench_moe.py" "bench_olmo_core.py" "bench_folders.py --only branch --repeats 3" \
+	"bench_rollout.py --hidden 512 --active 5 --slots 64" "bench_trl.py --only two_experts_128" "bench_start.py" \
+	"bench_peers.py --only sft_2_experts_bfloat16_512 --rounds 3"
+bench-quick: ## those whose ratios matter most
 # A peer that cannot be had leaves a line, and its benchmark says that it measured nothing.
-bench: $(MADE)  ## all benchmarks; one line per figure at the end: ratio NAME VALUE target VALUE
+bench bench-quick: $(MADE)
 	@for peer in $(OLMO_CORE) $(TRL) $(MERGEKIT); do $(MAKE) --no-print-directory "$$peer" || echo "not installed: $$peer"; done
 	@mkdir -p runs; rm -f runs/bench.jsonl; : > runs/bench.log; export BENCH_FIGURES=runs/bench.jsonl; status=0; \
-	for bench in $(sort $(wildcard benchmarks/bench_*.py)); do \
-		echo "== $$bench"; $(PY) "$$bench" 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \
+	for bench in $(BENCHES); do \
+		echo "== $$bench"; $(PY) benchmarks/$$bench 2>&1 | tee -a runs/bench.log || { echo "failed: $$bench"; status=1; }; \
 	done; \
 	$(PY) benchmarks/collect.py runs/bench.jsonl; \
 	echo; grep '^ratio ' runs/bench.log || echo "no figures"; exit $$status

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from side_by_side import figure
+from side_by_side import figure, over
 
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "corpus.jsonl.gz"
@@ -115,16 +115,12 @@ def tokenisation(work: Path, tokenizer: Path) -> None:
             f"{tokens / median(spent) / 1e6:.2f} M/s"
         )
     figure("tokenisation_million_tokens_per_cpu_second", tokens / min(seconds["ours"]) / 1e6, 0.4)
-    figure("tokenisation_over_datasets_map", _ratio(seconds["transformers"], seconds["ours"]), 1)
-    same = _ratio(seconds["encode_texts"], seconds["ours"])
+    figure("tokenisation_over_datasets_map", over(seconds["transformers"], seconds["ours"]), 1)
+    same = median(over(seconds["encode_texts"], seconds["ours"]))
     print(
         f"over datasets.map with our own encoder inside, whose rows are read beforehand and not written: "
         f"{same:.3g}"
     )
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> float:
-    return median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def _preprocess(rows, tokenizer: Path, out: Path):

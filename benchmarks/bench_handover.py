@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from bench_rollout import save_tokenizer
-from side_by_side import figure
+from side_by_side import figure, over
 
 ROUNDS = 5
 SHAPES = {128: 384, 512: 1536}
@@ -78,9 +78,9 @@ def measure(place: Path, hidden: int, engine: dict[str, str]) -> None:
     parts = ", ".join(f"{name} {median(spent) * 1e3:.1f} ms" for name, spent in seconds.items())
     print(f"handover: {engine['name']}, hidden {hidden}: {nbytes / 1e6:.1f} MB: {parts}")
     both = [a + b for a, b in zip(seconds["trainer"], seconds["engine"], strict=True)]
-    ratio = median(a / b for a, b in zip(both, seconds["copy"], strict=True))
-    figure(f"handover_{engine['name']}_over_copy_{hidden}", ratio, 1.2, at_most=True)
-    trainers = median(a / b for a, b in zip(seconds["trainer"], seconds["copy"], strict=True))
+    ratios = over(both, seconds["copy"])
+    figure(f"handover_{engine['name']}_over_copy_{hidden}", ratios, 1.2, at_most=True)
+    trainers = over(seconds["trainer"], seconds["copy"])
     figure(f"handover_trainers_part_over_copy_{hidden}", trainers, 1.2, at_most=True)
 
 

@@ -37,7 +37,7 @@ from statistics import median
 import torch
 from beside_cp import ROOT, forget, run, tool
 from safetensors import safe_open
-from side_by_side import figure, spread
+from side_by_side import figure, over
 from smollm2_shape import LAYERS, VOCABULARY, save_model
 
 PACKAGES = ROOT / ".venv-mergekit"
@@ -125,8 +125,7 @@ def measure(name: str, folders: Folders, work: Path, rounds: int) -> None:
     same = compare(method, dtype, folders, outs)
     took = ", ".join(f"{way} {median(seconds[way]):.1f} s and {max(peaks[way]) / 1e6:.0f} MB" for way in outs)
     print(f"{name}: {took}; {same}")
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds["mergekit"], strict=True)]
-    figure(f"merge_{name}_over_mergekit", median(ratios), 1, spread=spread(ratios) if ratios[1:] else None)
+    figure(f"merge_{name}_over_mergekit", over(seconds["mergekit"], seconds["ours"]), 1)
     share = max(peaks["ours"]) / max(peaks["mergekit"])
     figure(f"merge_{name}_peak_of_mergekit", share, 1, at_most=True)
     for out in outs.values():

@@ -44,7 +44,7 @@ from statistics import mean, median
 from bench_step import memory
 from grpo_rounds import STOPS
 from grpo_rounds import VOCABULARY as WORDS
-from side_by_side import alternate, figure, spread
+from side_by_side import alternate, figure, over
 from smollm2_shape import LAYERS, VOCABULARY, save_model
 
 PACKAGES = Path(__file__).resolve().parent.parent / ".venv-trl"
@@ -223,9 +223,9 @@ def told(case: Case, peer: str, seconds: dict[str, list[float]]) -> None:
     spent = ", ".join(
         f"{way} {median(seconds[way]):.2f} s, {rate:,.0f} tokens/s" for way, rate in rates.items()
     )
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds[peer], strict=True)]
+    ratios = over(seconds[peer], seconds["ours"])
     print(f"{case.name}: {spent}; {min(ratios):.2f} to {max(ratios):.2f} times as long")
-    figure(f"{case.name}_over_{peer}", median(ratios), SPEED, spread=spread(ratios) if ratios[1:] else None)
+    figure(f"{case.name}_over_{peer}", ratios, SPEED)
 
 
 def compare_memory(case: Case, folder: Path) -> None:

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from side_by_side import figure
+from side_by_side import figure, over
 
 EXPERTS, VOCABULARY, LONGEST, LENGTH = 5, 1000, 128, 256
 FFN = {128: 384, 512: 1376}
@@ -80,10 +80,10 @@ def beside_others(folder: Path, hidden: int, active: int, slots: int, args: argp
     told(name, seconds, sum(lengths))
     for way, target in (("transformers", 3), ("vllm", 1)):
         if way in seconds:
-            ratios = [b / a for a, b in zip(seconds["ours"], seconds[way], strict=True)]
+            ratios = over(seconds[way], seconds["ours"])
             print(f"{way} over ours, round by round: {' '.join(f'{r:.2f}' for r in ratios)}")
             short = f"rollout_h{hidden}_{active}_of_{EXPERTS}_{slots}_slots_over_{way}"
-            figure(short, median(ratios), target)
+            figure(short, ratios, target)
 
 
 def few_over_all(folders: dict[int, Path], alone: Path, hidden: int, rounds: int) -> None:
@@ -93,9 +93,9 @@ def few_over_all(folders: dict[int, Path], alone: Path, hidden: int, rounds: int
     seconds, _ = rounds_of(ways | {"2 of 2": ours(alone)}, prompts, lengths, 64, rounds)
     told(f"hidden {hidden}, 64 slots", seconds, sum(lengths))
     few, all_of_them, two = seconds.values()
-    ratios, limits = ([b / a for a, b in zip(way, all_of_them, strict=True)] for way in (few, two))
-    print(f"hidden {hidden}, 64 slots: two experts alone over {EXPERTS}: {median(limits):.2f}, the limit")
-    figure(f"rollout_h{hidden}_2_of_{EXPERTS}_over_{EXPERTS}", median(ratios), 1.5)
+    limit = median(over(all_of_them, two))
+    print(f"hidden {hidden}, 64 slots: two experts alone over {EXPERTS}: {limit:.2f}, the limit")
+    figure(f"rollout_h{hidden}_2_of_{EXPERTS}_over_{EXPERTS}", over(all_of_them, few), 1.5)
 
 
 def rounds_of(ways: dict, prompts, lengths, slots: int, rounds: int) -> tuple[dict, dict]:

@@ -110,9 +110,9 @@ def report(name: str, graded: dict[str, Sampled]) -> None:
     assert abs(lengths[0] - lengths[1]) <= 0.15 * max(lengths), lengths
     assert len({len(sampled.rewards) for sampled in graded.values()}) == 1
     ours, theirs = graded["ours"].seconds, graded["TRL"].seconds
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    ratios = over(theirs, ours)
     print(f"{name}: {min(ratios):.2f} to {max(ratios):.2f} times as long in TRL")
-    figure(f"grpo_round_{name}_over_trl", over(theirs, ours), 2)
+    figure(f"grpo_round_{name}_over_trl", ratios, 2)
 
 
 class TrlRounds:

@@ -22,7 +22,7 @@ from statistics import median
 
 from beside_cp import CP, ROOT, Case, Turns, seconds, take_turns, tool
 from made_folders import SHAPES, UNVERIFIED, dense, hollow, nbytes, trained
-from side_by_side import figure
+from side_by_side import figure, over
 
 from megatron_bar.cli import run
 from megatron_bar.conversion.convert import import_folder
@@ -198,8 +198,8 @@ def measure(case: Case, name: str, work: Path, repeats: int) -> Turns:
     print(f"  reads {size(case.read)}, writes {size(case.written)}; {seconds(ran)}", flush=True)
     disk = ", ".join(f"{turn} {size(max(r.written for r in runs))}" for turn, runs in ran.items())
     print(f"  written to the disk: {disk}")
-    ratio = median(a.seconds / b.seconds for a, b in zip(ours, cp, strict=True))
-    figure(f"{name}_over_cp", ratio, OVER_CP if case.written else READS_ONLY, at_most=True)
+    ratios = over([run.seconds for run in ours], [run.seconds for run in cp])
+    figure(f"{name}_over_cp", ratios, OVER_CP if case.written else READS_ONLY, at_most=True)
     figure(f"{name}_peak_anonymous_GB", max(r.peak for r in ours) / 1e9, MOST_GB, at_most=True)
     return ran
 

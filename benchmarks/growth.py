@@ -119,7 +119,7 @@ def tell(quantity: Quantity, found: Growth) -> str:
     if quantity.linear:
         for what, exponents in (("exponent", found.exponents), ("last_exponent", found.slopes[-1])):
             name = f"growth_{quantity.name}_{what}"
-            figure(name, median(exponents), LINEAR, at_most=True, spread=spread(exponents))
+            figure(name, exponents, LINEAR, at_most=True)
     low, high = found.medians[0], found.medians[-1]
     span = f"{found.sizes[0]:,.0f} to {found.sizes[-1]:,.0f}: {low:.3g} to {high:.3g} s"
     theory = f"{quantity.expected:g}: {quantity.why}"

@@ -12,7 +12,7 @@ from statistics import median
 from bench_moe import model_shape
 from bench_step import Step, is_frozen
 from growth import Quantity, Work
-from side_by_side import alternate, figure, over, spread
+from side_by_side import alternate, figure, over
 
 LAYERS, ROWS, LENGTH, DOCUMENT = 2, 4, 256, 256
 PACKED = 4096
@@ -91,10 +91,10 @@ def frozen_of_trained(rounds: int) -> None:
     seconds = alternate(ways, rounds)
     spent = ", ".join(f"{way} {1e3 * median(times):.0f} ms" for way, times in seconds.items())
     print(f"\n{MANY} experts: {spent}")
-    of_dense = [a / (MANY * b) for a, b in zip(seconds["frozen"], seconds["dense"], strict=True)]
+    of_dense = [ratio / MANY for ratio in over(seconds["frozen"], seconds["dense"])]
     name = f"growth_step_{MANY}_experts_of_{MANY}_dense_steps"
-    figure(name, median(of_dense), SHARE, at_most=True, spread=spread(of_dense))
-    of_all = 1 / over(seconds["all"], seconds["frozen"])
+    figure(name, of_dense, SHARE, at_most=True)
+    of_all = median(over(seconds["frozen"], seconds["all"]))
     # A frozen expert's products are forward and the input's gradient, a trained one's the weights' gradient too.
     limit = (2 * (MANY - 1) + 3) / (3 * MANY)
     print(

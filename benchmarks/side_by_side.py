@@ -26,9 +26,9 @@ def alternate(
     return seconds
 
 
-def over(other: list[float], ours: list[float]) -> float:
-    """How many times as long the other takes: the median of the rounds'."""
-    return median(b / a for a, b in zip(ours, other, strict=True))
+def over(other: list[float], ours: list[float]) -> list[float]:
+    """How many times as long the other takes, round by round."""
+    return [b / a for a, b in zip(ours, other, strict=True)]
 
 
 def spread(values: list[float]) -> float:
@@ -44,22 +44,23 @@ def reached(value: float, target: float, *, at_most: bool, spread: float) -> str
     return "yes" if (value <= target if at_most else value >= target) else "no"
 
 
-def figure(
-    name: str, value: float, target: float, *, at_most: bool = False, spread: float | None = None
-) -> None:
+def figure(name: str, rounds: float | list[float], target: float, *, at_most: bool = False) -> None:
     """Prints it, as `make bench` shows it; the file that BENCH_FIGURES names, if it is set, gets it for
     collect.py.
 
-    ``at_most``: the target is an upper limit, else a lower one. ``spread``: the rounds', in units of the
-    value; None: unknown, and then it decides nothing.
+    ``rounds``: the values of the rounds, of which the median counts, and whose spread may leave it undecided;
+    or one value. ``at_most``: the target is an upper limit, else a lower one.
     """
+    values = rounds if isinstance(rounds, list) else [rounds]
+    value = median(values)
+    apart = spread(values) if values[1:] else None
     line = f"ratio {name} {value:.3g} target {target:g}"
     found = {"name": name, "value": value, "target": target, "at_most": at_most}
-    if spread is not None:
-        line += f" spread {spread:.2g}"
-        if reached(value, target, at_most=at_most, spread=spread) == "not decided":
+    if apart is not None:
+        line += f" spread {apart:.2g}"
+        if reached(value, target, at_most=at_most, spread=apart) == "not decided":
             line += " not decided"
-        found["spread"] = spread
+        found["spread"] = apart
     print(line, flush=True)
     if file := os.environ.get("BENCH_FIGURES"):
         with open(file, "a", encoding="utf-8") as out:

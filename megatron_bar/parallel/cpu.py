@@ -49,9 +49,12 @@ def device_name() -> str:
     """Returns the name of the GPU or the processor, as it calls itself."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # Linux alone has it
+        about = ""
     name = re.search(r"^model name\s*: (.+)$", about, re.MULTILINE)
-    return name[1] if name else platform.machine()
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def backend() -> str:

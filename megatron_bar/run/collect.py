@@ -17,6 +17,7 @@ from megatron_bar import __version__
 from megatron_bar.config import from_json
 from megatron_bar.evaluation.cost import Growth, growth, price, read_bill, read_ledger, retraining
 from megatron_bar.evaluation.results import read_results, require_same_tests
+from megatron_bar.parallel import cpu
 from megatron_bar.recipes.recipe import ExpertSpec, Recipe
 from megatron_bar.recipes.study import PUBLISHED, Claim, Sweep, Upgrade
 from megatron_bar.report import report as shown
@@ -311,7 +312,7 @@ class RunFiles:
         return shown.Provenance(
             date=datetime.now(UTC).date().isoformat(),
             commit=_commit(),
-            machine=_machine(),
+            machine=f"{cpu.device_name()}, {os.cpu_count()} cores, {platform.system()}",
             versions={
                 "python": platform.python_version(),
                 **{name: version(name) for name in PACKAGES},
@@ -357,12 +358,3 @@ def _commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
