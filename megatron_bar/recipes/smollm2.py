@@ -88,7 +88,7 @@ class Size:
     route: int
     """Steps of the router."""
     disk: int
-    """GB of disk that a run fills."""
+    """GB of disk that a run fills with its study."""
 
 
 FULL = Size(
@@ -99,7 +99,7 @@ FULL = Size(
     most=max(MOST.values()),
     rl=GRPOConfig(rounds=4, prompts=12, group=8, mini_batches=2, max_new_tokens=128, slots=96),
     route=32,
-    disk=20,
+    disk=30,
 )
 SMALL = Size(
     data=SmolSizes(
@@ -120,7 +120,7 @@ SMALL = Size(
     most=48,
     rl=GRPOConfig(rounds=1, prompts=4, group=4, mini_batches=1, max_new_tokens=48, slots=16),
     route=2,
-    disk=20,
+    disk=10,
 )
 
 

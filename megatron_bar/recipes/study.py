@@ -48,7 +48,7 @@ class MergeSpec:
                 f"{self.how}"
             )
         small = self.rank is not None or self.routers is not None
-        if small and (self.how != "bar" or (self.rank or 1) < 1):
+        if small and (self.how != "bar" or (self.rank is not None and self.rank < 1)):
             raise BarError(
                 f"merge {self.name}: rank and routers expected of bar alone, and a rank from 1, got rank "
                 f"{self.rank} and routers {self.routers} with {self.how}"

@@ -168,12 +168,18 @@ class _Graph:
     def _routed(self, spec: RouterSpec | ScanSpec) -> Step:
         """Returns the step that sets how a model routes, without training."""
         router = isinstance(spec, RouterSpec)
+        experts = self._known(spec.source, spec.name).experts
+        if not router and spec.mean > experts:
+            raise BarError(
+                f"scan {spec.name}: mean expected up to the {experts} experts of {spec.source}, got "
+                f"{spec.mean:g}"
+            )
         return Step(
             name=spec.name,
             needs=(spec.source,),
             make=partial(make_router, spec=spec) if router else partial(make_active, spec=spec),
             stage="router",
-            experts=self._known(spec.source, spec.name).experts,
+            experts=experts,
             reads=spec.texts + spec.validation if router else spec.validation,
             choices=to_json(spec),
         )

@@ -100,6 +100,8 @@ def scan(args: argparse.Namespace) -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
+    if args.out and args.out.is_dir():
+        raise BarError(f"{args.out}: expected a file to write to, got a folder")
     mean = 1.0 if args.mean is None else args.mean
     tolerance = args.tolerance
     if tolerance is None:

@@ -17,9 +17,9 @@ import small_study
 
 from megatron_bar.config import from_json, to_json
 from megatron_bar.errors import BarError
-from megatron_bar.recipes import load_recipe
+from megatron_bar.recipes import load_recipe, tiny_study
 from megatron_bar.recipes.recipe import Evaluation, Recipe
-from megatron_bar.recipes.study import Claim, MergeSpec, Study, folder_and_active
+from megatron_bar.recipes.study import Claim, MergeSpec, ScanSpec, Study, folder_and_active
 from megatron_bar.report.report import Report
 from megatron_bar.run.collect import collect
 from megatron_bar.run.pipeline import Pipeline
@@ -211,6 +211,9 @@ def test_every_baseline_sees_the_rows_of_its_domains_once():
                 assert run.rates == (3e-4, 1e-3, 3e-3)
 
 
+CHATS = tiny_study.validation("math")
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -218,6 +221,15 @@ def test_every_baseline_sees_the_rows_of_its_domains_once():
         (
             lambda: MergeSpec(name="m", inputs={"a": "x", "b": "y"}, how="dense", rank=4),
             "rank and routers expected of bar alone",
+        ),
+        (lambda: MergeSpec(name="m", inputs={"a": "x"}, how="bar", rank=0), "a rank from 1, got rank 0"),
+        (
+            lambda: _pipeline(more=(ScanSpec(name="s", source="final", validation=CHATS, mean=50),)),
+            "scan s: mean expected up to the 5 experts of final, got 50",
+        ),
+        (
+            lambda: _pipeline(more=(ScanSpec(name="s", source="anchor", validation=CHATS, mean=2),)),
+            "scan s: mean expected up to the 0 experts of anchor, got 2",
         ),
         (
             lambda: MergeSpec(name="m", inputs={"a": "x", "b": "y"}, how="dense", shared_from="a"),

@@ -93,6 +93,7 @@ def places(tmp_path_factory):
             "tolerance: expected nats per token, at least 0, got -1",
         ),
         (["moe", "--scan", "chats.jsonl", "--mean", "3"], "mean: expected 1 to 2 experts a layer, got 3"),
+        (["moe", "--scan", "chats.jsonl", "--out", "."], "expected a file to write to, got a folder"),
         (["moe", "--scan", "latin"], "latin: expected .jsonl, .jsonl.gz"),
         (["moe", "--set-active", "2"], "--set-active: expected --out FOLDER, got none"),
         (["moe", "--set-active", "3", "--out", "x"], "moe: active experts expected from 1 to 2, got 3"),
