@@ -15,6 +15,7 @@ import numpy as np
 
 from megatron_bar import __version__
 from megatron_bar.config import from_json
+from megatron_bar.errors import BarError
 from megatron_bar.evaluation.cost import Growth, growth, price, read_bill, read_ledger, retraining
 from megatron_bar.evaluation.results import read_results, require_same_tests
 from megatron_bar.parallel import cpu
@@ -79,8 +80,19 @@ class RunFiles:
     def results(self, model: str) -> list[dict]:
         """Returns the results of every run."""
         if model not in self._read:
-            self._read[model] = [read_results(run / evaluation_of(model)) for run in self.runs]
+            self._read[model] = [self._measured(run / evaluation_of(model), model) for run in self.runs]
         return self._read[model]
+
+    def _measured(self, path: Path, model: str) -> dict:
+        """Returns the results in ``path``; raises BarError if a test of the model is not among them."""
+        found = read_results(path)
+        for test in self.recipe.evaluation.tests_of(model):
+            if test.name not in found["scores"]:
+                raise BarError(
+                    f"{path}: expected results of {test.name}, by which the recipe measures {model}, found "
+                    f"those of {', '.join(found['scores'])}; to measure it again remove the file"
+                )
+        return found
 
     def scores(self, model: str) -> list[Scores]:
         return [

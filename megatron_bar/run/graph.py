@@ -29,6 +29,7 @@ from megatron_bar.run.steps import (
     show_lens,
     train,
 )
+from megatron_bar.weights.hf_config import show_active
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,12 @@ class _Graph:
         for source in spec.inputs.values():
             self._known(source, spec.name)
         if spec.routers is not None:
-            self._known(spec.routers, spec.name)
+            experts = self._known(spec.routers, spec.name).experts
+            if experts != spec.experts:
+                raise BarError(
+                    f"merge {spec.name}: expected routers for its {spec.experts} experts, {spec.routers} has "
+                    f"{experts}"
+                )
         needs = (*spec.inputs.values(), *([spec.routers] if spec.routers else []))
         choices = to_json(spec)
         return Step(
@@ -186,13 +192,24 @@ class _Graph:
 
     def _measurements(self) -> Iterator[Step]:
         study = self.recipe.study
+        if study.retrained:
+            self._known(study.retrained, "study: retrained")
         files = []
         for model in self._evaluated():
-            folder, _ = folder_and_active(model)
-            self._known(folder, "evaluation")
+            folder, active = folder_and_active(model)
+            experts = self._known(folder, "evaluation").experts
+            wanted = (active,) if isinstance(active, int) else active or ()
+            if not all(1 <= number <= experts for number in wanted):
+                raise BarError(
+                    f"evaluation of {model}: expected 1 to {experts} active experts, as {folder} has, got "
+                    f"{show_active(active)}"
+                    if experts
+                    else f"evaluation of {model}: expected a model with experts, {folder} is dense"
+                )
             files.append(evaluation_of(model))
             make = partial(evaluate, model=model)
-            yield Step(name=files[-1], needs=(folder,), make=make, stage="evaluate")
+            choices = {test.name: to_json(test) for test in self.recipe.evaluation.tests_of(model)}
+            yield Step(name=files[-1], needs=(folder,), make=make, stage="evaluate", choices=choices)
         for upgrade in study.upgrades:
             files.append(divergence_of(upgrade))
             models = (upgrade.before, upgrade.after)

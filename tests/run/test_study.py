@@ -145,17 +145,32 @@ def test_the_best_rate_was_chosen(finished):
     assert read[0] == read[1]
 
 
-def test_runs_with_other_test_sets_are_refused(finished, tmp_path):
+def _other_items(results: dict) -> None:
+    results["tests"]["math"]["hash"] = "0" * 64
+
+
+def _fewer_tests(results: dict) -> None:
+    del results["tests"]["math"], results["scores"]["math"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (_other_items, "test math expected the same items"),
+        (_fewer_tests, r"final@1\.json: expected results of math, .*; to measure it again remove the file"),
+    ],
+)
+def test_runs_with_other_test_sets_are_refused(finished, change, message):
     out, _, _ = finished
     recipe = small_study.recipe()
     file = out / "runs/seed1/evaluation/final@1.json"
     whole = file.read_text()
     try:
         changed = json.loads(whole)
-        changed["tests"]["math"]["hash"] = "0" * 64
+        change(changed)
         file.write_text(json.dumps(changed))
         claim = Claim(text="fewer", before="final@1", after="final", expect="higher")
-        with pytest.raises(BarError, match="test math expected the same items"):
+        with pytest.raises(BarError, match=message):
             collect(replace(recipe, study=replace(recipe.study, claims=(claim,))), [out / "runs/seed1"])
     finally:
         file.write_text(whole)
@@ -249,6 +264,19 @@ CHATS = tiny_study.validation("math")
         (
             lambda: _pipeline(evaluation=_only(anchor=("math",))),
             "evaluation of anchor: expected by all tests",
+        ),
+        (
+            lambda: _pipeline(study=Study(baselines={"x": "final@9"})),
+            "evaluation of final@9: expected 1 to 5 active experts, as final has, got 9",
+        ),
+        (lambda: _pipeline(study=Study(baselines={"x": "final@5,0"})), "expected 1 to 5 .*got 5,0"),
+        (lambda: _pipeline(study=Study(baselines={"x": "anchor@2"})), "anchor is dense"),
+        (lambda: _pipeline(study=Study(retrained="nowhere")), "study: retrained.*no step before it makes"),
+        (
+            lambda: _pipeline(
+                more=(MergeSpec(name="m", inputs={"a": "math-rlvr"}, how="bar", routers="final"),)
+            ),
+            "merge m: expected routers for its 2 experts, final has 5",
         ),
         (lambda: _pipeline(evaluation=_only(merged=("cooking",))), "evaluation of merged: .*got cooking"),
         (lambda: _pipeline(evaluation=_only(nothing=("math",))), "expected only of anchor, .*got nothing"),
