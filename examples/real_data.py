@@ -12,8 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-
-from blake3 import blake3
+from tempfile import TemporaryDirectory
 
 from megatron_bar import cli
 from megatron_bar.data import smol
@@ -21,9 +20,10 @@ from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.overlap import KnownItems
 from megatron_bar.data.smol import PROMPTS, gym, real
 from megatron_bar.data.tokenizer import load_tokenizer
-from megatron_bar.errors import BarError
+from megatron_bar.errors import BarError, writing
 from megatron_bar.evaluation.generative import load_model
 from megatron_bar.evaluation.own_answers import Drawing, write_answers
+from megatron_bar.evaluation.results import model_hash
 from megatron_bar.models.sampler import Sampler
 from megatron_bar.parallel.state import ParallelConfig, distributed
 from megatron_bar.recipes import smollm2
@@ -48,14 +48,31 @@ def main() -> None:
     args = parser.parse_args()
     size = smollm2.SMALL if args.small else smollm2.FULL
     require_room(args.out, size.disk)
+    require_own(args)
     if read_config(args.anchor).model_type != "llama":
         raise BarError(f"{args.anchor}: expected a Llama, got {read_config(args.anchor).model_type}")
     items = KnownItems()
     for name, benchmark in real.REAL.items():
         items.add(name, map(benchmark.text, benchmark.items(args.packages)))
-    if not (args.out / "overlap.json").is_file():
+    if not args.out.exists():
         make(args, size, items)
     answer(args, size, items)
+
+
+def made_of(args: argparse.Namespace) -> dict:
+    return {"seed": args.seed, "small": args.small, "anchor": model_hash(args.anchor)}
+
+
+def require_own(args: argparse.Namespace) -> None:
+    """Raises where the folder to write is another's, or of another seed, size or anchor."""
+    if not args.out.exists():
+        return
+    try:
+        found = json.loads((args.out / "overlap.json").read_text(encoding="utf-8"))["of"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise BarError(f"{args.out}: expected a new folder, or one that this made, got another") from None
+    if found != (wanted := made_of(args)):
+        raise BarError(f"{args.out}: expected data of {wanted}, found those of {found}; name another folder")
 
 
 def require_room(out: Path, disk: int) -> None:
@@ -71,26 +88,29 @@ def require_room(out: Path, disk: int) -> None:
 
 def make(args: argparse.Namespace, size: smollm2.Size, items: KnownItems) -> None:
     """Writes all but the answers, once none of it is found among the benchmarks' items."""
-    partial = args.out.with_name(f".{args.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    smol.build(partial, seed=args.seed, sizes=size.data)
-    texts = {}
-    for path in sorted(partial.glob("*.jsonl")):
-        if not path.name.startswith("test_"):
-            texts[path.name] = without_overlap(path, items)
-    more = {"count": size.real, "whole": size.whole, "seed": args.seed}
-    for name, tasks in real.tests(args.packages, **more):
-        (partial / f"test_{name}.jsonl").write_text("".join(f"{json.dumps(task)}\n" for task in tasks))
-    compared = {"items": items.counts, "texts": texts, "found": 0}
-    (partial / "overlap.json").write_text(json.dumps(compared, indent=1))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if args.out.exists():
-        raise BarError(f"{args.out}: expected a new folder, or one that this made, got another")
-    partial.rename(args.out)
+    with writing(args.out):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as place:
+            partial = Path(place, args.out.name)
+            texts = fill(partial, args, size, items)
+            partial.rename(args.out)
     counts = ", ".join(f"{name} {count:,}" for name, count in items.counts.items())
     print(f"none of the items ({counts}) is in any of {sum(texts.values()):,} texts")
     if not gym.is_there():
         print("note: reasoning-gym is not installed; all tasks of mathematics come from templates")
+
+
+def fill(out: Path, args: argparse.Namespace, size: smollm2.Size, items: KnownItems) -> dict[str, int]:
+    """Returns the number of texts that were compared, by file."""
+    smol.build(out, seed=args.seed, sizes=size.data)
+    learnt = [path for path in sorted(out.glob("*.jsonl")) if not path.name.startswith("test_")]
+    texts = {path.name: without_overlap(path, items) for path in learnt}
+    more = {"count": size.real, "whole": size.whole, "seed": args.seed}
+    for name, tasks in real.tests(args.packages, **more):
+        (out / f"test_{name}.jsonl").write_text("".join(f"{json.dumps(task)}\n" for task in tasks))
+    compared = {"of": made_of(args), "items": items.counts, "texts": texts, "found": 0}
+    (out / "overlap.json").write_text(json.dumps(compared, indent=1))
+    return texts
 
 
 def without_overlap(path: Path, items: KnownItems) -> int:
@@ -130,7 +150,6 @@ def answer(args: argparse.Namespace, size: smollm2.Size, items: KnownItems) -> N
                     not harmless or verify("safety", answer, "comply") == 1
                 )
 
-            model = blake3((args.anchor / "config.json").read_bytes()).hexdigest()
             # No longer than a test of it lets an answer be: more of them at the same cost.
             most = min(size.answer, smollm2.MOST["safety"]) if harmless else size.answer
             drawing = Drawing(max_new_tokens=most, least_words=1, seed=args.seed)  # a letter is one
@@ -139,7 +158,7 @@ def answer(args: argparse.Namespace, size: smollm2.Size, items: KnownItems) -> N
                 chats,
                 prompts,
                 out,
-                model=model,
+                model=model_hash(args.anchor),
                 drawing=drawing,
                 keep=keep,
                 say=lambda line: print(line, flush=True),

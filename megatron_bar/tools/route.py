@@ -27,6 +27,16 @@ NOTE = (
 )
 
 
+WITH = {
+    "chat": ("text", "file"),
+    "layer": ("text", "file"),
+    "tolerance": ("scan",),
+    "mean": ("scan",),
+    "out": ("scan", "set_active"),
+}
+"""Options, and what is asked for where they mean something."""
+
+
 def parse(call: Call) -> argparse.Namespace:
     parser = command_parser(call, __doc__, *EXAMPLES)
     parser.add_argument("model", type=Path, metavar="HF", help="a folder with experts and a tokenizer")
@@ -75,6 +85,11 @@ def main(call: Call) -> None:
     if len(given) != 1:
         wanted = "a text, --file, --scan or --set-active"
         raise BarError(f"expected one of {wanted}, got {' and '.join(given) or 'none'}")
+    for option, asked in WITH.items():
+        if getattr(args, option) not in (None, False) and given[0] not in asked:
+            raise BarError(
+                f"--{option}: expected with {' or '.join(map(_flag, asked))}, got {_flag(given[0])}"
+            )
     if args.scan is not None:
         scan(args)
     elif args.set_active is not None:
@@ -84,6 +99,10 @@ def main(call: Call) -> None:
 
         text = args.text if args.file is None else read(args.file)
         route(args.model, text, template=args.template if args.chat else None, layer=args.layer)
+
+
+def _flag(name: str) -> str:
+    return "a text" if name == "text" else f"--{name.replace('_', '-')}"
 
 
 def read(file: Path) -> str:

