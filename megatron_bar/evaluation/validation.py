@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from megatron_bar.data.indexed import Tokens
 from megatron_bar.data.packing import Batch, PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
@@ -11,11 +12,22 @@ from megatron_bar.parallel import cpu
 
 ROWS = 8
 """Rows of a forward pass."""
+SHORTEST = 64
+"""Tokens of which a row has a multiple, so that tensor ranks can share it."""
 
 
 def mean_over(model: LanguageModel, held_out: Sequence[PackedRows]) -> float:
     """Returns the mean of `mean_loss` over the domains. Collective."""
     return sum(mean_loss(model, rows) for rows in held_out) / len(held_out)
+
+
+def held_out_rows(name: str, tokens: Tokens, length: int, *, pad_id: int) -> PackedRows:
+    """Returns a source's documents in rows of ``length`` tokens, or in one that is as short as they allow.
+
+    A pass costs what the row's length says, padding or not.
+    """
+    whole = -(-int(tokens.lengths.sum()) // SHORTEST) * SHORTEST
+    return PackedRows([(name, tokens)], min(length, max(whole, SHORTEST)), pad_id=pad_id)
 
 
 def mean_loss(model: LanguageModel, rows: PackedRows) -> float:

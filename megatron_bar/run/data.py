@@ -10,6 +10,7 @@ from megatron_bar.data.packing import PackedRows
 from megatron_bar.data.sources import Source, chosen_rows, parse
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
+from megatron_bar.evaluation import validation
 from megatron_bar.parallel.state import on_rank_zero
 from megatron_bar.recipes.recipe import Training
 from megatron_bar.rl import grpo
@@ -54,7 +55,7 @@ def held_out_rows(
     """Returns the rows of chats that no stage learns, by the names of their sources. Collective."""
     tokens = {source.name: tokens_of(run, source, chats) for source in sources}
     pad = chats.tokenizer.pad_id
-    return {name: PackedRows([(name, texts)], length, pad_id=pad) for name, texts in tokens.items()}
+    return {name: validation.held_out_rows(name, texts, length, pad_id=pad) for name, texts in tokens.items()}
 
 
 def preferences_of(run: RunFolder, training: Training, chats: ChatFormat, name: str) -> PairRows:

@@ -23,7 +23,7 @@ from megatron_bar.data.sources import Source, check
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.generative import load_model
-from megatron_bar.evaluation.validation import answers_in, mean_over, summed_loss
+from megatron_bar.evaluation.validation import answers_in, held_out_rows, mean_over, summed_loss
 from megatron_bar.models.build import LanguageModel, from_layer, inputs_of_layers
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, distributed
@@ -126,7 +126,7 @@ def scan_folder(
         held_out = []
         for source in sources:
             tokens = read_indexed(prepare(source, Path(), chats, Path(cache), seed=0, say=say))
-            held_out.append(PackedRows([(source.name, tokens)], length, pad_id=chats.tokenizer.pad_id))
+            held_out.append(held_out_rows(source.name, tokens, length, pad_id=chats.tokenizer.pad_id))
         model = load_model(folder, ParallelConfig(), active_experts=opened.config.num_experts)
         return scan(model, held_out, tolerance=tolerance, mean=mean, say=say)
 

@@ -11,6 +11,7 @@ from megatron_bar.data.indexed import in_memory
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.evaluation.generative import load_model
 from megatron_bar.evaluation.routing.scan import Scan, fewest, scan
+from megatron_bar.evaluation.validation import held_out_rows, mean_loss
 from megatron_bar.parallel.state import ParallelConfig
 
 EXPERTS, LAYERS = 3, 2
@@ -100,6 +101,20 @@ def test_cheap_layers_give_theirs_first():
         (1, 1),
     ]
     assert fewest(costs, mean=2) == (3, 1) and fewest(costs, tolerance=0.2, mean=2) == (3, 2)
+
+
+def losses(folder) -> list[float]:
+    tokens = in_memory([(ids, [True] * len(ids)) for ids in documents()])
+    short, long = (held_out_rows("x", tokens, length, pad_id=0) for length in (1024, 32))
+    assert (short.length, len(short), long.length, len(long)) == (64, 1, 32, 2)
+    padded = PackedRows([("x", tokens)], 1024, pad_id=0)
+    model = load_model(folder, ParallelConfig())
+    return [mean_loss(model, rows) for rows in (short, long, padded)]
+
+
+def test_rows_are_as_short_as_their_documents_allow(folder):
+    short, *others = run_distributed(losses, 1, folder)[0]
+    assert others == pytest.approx([short, short], rel=1e-6)
 
 
 def test_without_held_out_chats_there_is_nothing_to_scan(folder):
