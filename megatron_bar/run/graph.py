@@ -201,10 +201,8 @@ class _Graph:
             wanted = (active,) if isinstance(active, int) else active or ()
             if not all(1 <= number <= experts for number in wanted):
                 raise BarError(
-                    f"evaluation of {model}: expected 1 to {experts} active experts, as {folder} has, got "
-                    f"{show_active(active)}"
-                    if experts
-                    else f"evaluation of {model}: expected a model with experts, {folder} is dense"
+                    f"evaluation of {model}: expected at most the {experts} experts of {folder}, at least "
+                    f"one, got {show_active(active)}"
                 )
             files.append(evaluation_of(model))
             make = partial(evaluate, model=model)
