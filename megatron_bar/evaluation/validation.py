@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from megatron_bar.data.indexed import Tokens
-from megatron_bar.data.packing import PackedRows
+from megatron_bar.data.packing import Batch, PackedRows
 from megatron_bar.errors import BarError
 from megatron_bar.models.build import LanguageModel
 from megatron_bar.parallel import cpu
@@ -30,16 +30,12 @@ def held_out_rows(name: str, tokens: Tokens, length: int, *, pad_id: int) -> Pac
     return PackedRows([(name, tokens)], min(length, max(whole, SHORTEST)), pad_id=pad_id)
 
 
-@torch.no_grad()
 def mean_loss(model: LanguageModel, rows: PackedRows) -> float:
     """Returns the loss on the answers in ``rows``, in nats per token. Every rank reads all rows; the model
     must not be spread over pipeline ranks. Collective."""
-    total = 0.0
-    for start in range(0, len(rows), ROWS):
-        batch = rows.take(range(start, min(start + ROWS, len(rows)))).to(cpu.device())
-        nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
-        total += nll[batch.labels >= 0].double().sum().item()
-    return total / answers_in(rows)
+    count = answers_in(rows)
+    batches = (rows.take(range(start, min(start + ROWS, len(rows)))) for start in range(0, len(rows), ROWS))
+    return sum(summed_loss(model, batch.to(cpu.device())) for batch in batches) / count
 
 
 def answers_in(rows: PackedRows) -> int:
@@ -49,3 +45,10 @@ def answers_in(rows: PackedRows) -> int:
         where = ", ".join(rows.sources)
         raise BarError(f"{where}: expected held-out chats with answers to learn from, got no such token")
     return count
+
+
+@torch.no_grad()
+def summed_loss(model: LanguageModel, batch: Batch) -> float:
+    """Returns the sum of a batch's losses on the answers, in nats."""
+    nll, _ = model(batch.ids, batch.positions, labels=batch.labels, documents=batch.documents)
+    return nll[batch.labels >= 0].double().sum().item()

@@ -62,7 +62,7 @@ def parse(call: Call) -> argparse.Namespace:
         "--tolerance",
         type=float,
         metavar="T",
-        help="nats per token that the answers may move (default 0.01, if there is no --mean)",
+        help="nats per token that may be lost (default 0.01, if there is no --mean)",
     )
     scan.add_argument(
         "--mean",

@@ -1,13 +1,8 @@
-"""Which layers need how many experts: how far a layer with fewer active ones moves the answers, without
-training.
+"""Which layers need how many experts: what each layer loses with fewer active ones, without training.
 
-Measures, on held-out chats with one layer changed at a time, the Kullback-Leibler divergence of the next
-token's distribution from that of all experts; then layer by layer the cheapest experts go, as long as the sum
-of these stays within a tolerance, and the numbers so found are measured together. Where a model is right
-about its data this is what the loss grows by on average, without the noise of the tokens that happened to
-come.
-
-Legend: n tokens of answers in a row, v vocabulary.
+Measures the loss on held-out chats with one layer changed at a time; then layer by layer the cheapest experts
+go, as long as the sum of what they cost stays within a tolerance, and the numbers so found are measured
+together.
 """
 
 import math
@@ -19,17 +14,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from torch import Tensor
 
 from megatron_bar.data.chat import ChatFormat
 from megatron_bar.data.indexed import read_indexed
 from megatron_bar.data.mixture import prepare
-from megatron_bar.data.packing import Batch, PackedRows
+from megatron_bar.data.packing import PackedRows
 from megatron_bar.data.sources import Source, check
 from megatron_bar.data.tokenizer import load_tokenizer
 from megatron_bar.errors import BarError
 from megatron_bar.evaluation.generative import load_model
-from megatron_bar.evaluation.validation import answers_in, held_out_rows
+from megatron_bar.evaluation.validation import answers_in, held_out_rows, mean_over, summed_loss
 from megatron_bar.models.build import LanguageModel, from_layer, inputs_of_layers
 from megatron_bar.parallel import cpu
 from megatron_bar.parallel.state import ParallelConfig, distributed
@@ -39,17 +33,17 @@ from megatron_bar.weights.hf_config import show_active
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """In nats per token of the answers, means over the domains."""
+    """Losses in nats per token, means over the domains."""
 
+    all_active: float
+    """Loss with all experts active."""
     costs: tuple[tuple[float, ...], ...]
-    """``[layers][k - 1]``: how far the distribution moves with k experts active in that layer and all in the
-    others; 0 where k is all of them."""
+    """``[layers][k - 1]``: what is lost with k experts active in that layer and all in the others; 0 where k
+    is all of them."""
     chosen: tuple[int, ...]
     """Number of active experts of each layer, within the tolerance."""
-    together: float
-    """How far it moves with the chosen numbers."""
-    losses: tuple[float, float]
-    """The loss with all experts active, and with the chosen numbers."""
+    loss: float
+    """Loss with the chosen numbers."""
 
 
 def scan(
@@ -72,57 +66,38 @@ def scan(
         for layer in range(layers)
         for k in range(1, experts)
     ]
-    (_, base), *measured = _measure(model, held_out, fewer, say)
-    say(f"all {experts} experts active: loss {base:.4f}")
-    moved = iter(measured)
-    costs = tuple((*(next(moved)[0] for _ in range(1, experts)), 0.0) for _ in range(layers))
-    for layer, row in enumerate(costs, 1):
-        told = ", ".join(f"{k} active {cost:.4f}" for k, cost in enumerate(row[:-1], 1))
-        say(f"layer {layer} of {layers}: {told}")
-    chosen = fewest(costs, tolerance=tolerance, mean=mean)
-    _, (together, loss) = _measure(model, held_out, [(0, chosen)], lambda line: None)
-    return Scan(costs=costs, chosen=chosen, together=together, losses=(base, loss))
-
-
-def _measure(
-    model: LanguageModel,
-    held_out: Sequence[PackedRows],
-    fewer: Sequence[tuple[int, tuple[int, ...]]],
-    say: Callable[[str], None],
-) -> list[tuple[float, float]]:
-    """Returns divergence and loss with all experts active, then of each of ``fewer``: the first layer with
-    fewer, and the numbers of active experts by layer."""
     routing = model.routing
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     rows = [(domain, number) for domain, packed in enumerate(held_out) for number in range(len(packed))]
-    answers = torch.tensor([[[answers_in(packed)]] for packed in held_out], device=cpu.device())
-    sums = torch.zeros(len(held_out), 1 + len(fewer), 2, dtype=torch.float64, device=cpu.device())
+    answers = torch.tensor([[answers_in(packed)] for packed in held_out], device=cpu.device())
+    # Of each domain the loss with all experts, then with fewer in one layer.
+    sums = torch.zeros(len(held_out), 1 + len(fewer), dtype=torch.float64, device=cpu.device())
     for done, (domain, number) in enumerate(rows[rank::size]):
         batch = held_out[domain].take([number]).to(cpu.device())
-        places = (batch.labels[0] >= 0).nonzero()[:, 0]
-        labels_n1 = batch.labels[0, places, None]
         with inputs_of_layers(model) as inputs:
-            all_nv = _log_probs(model, batch, places)
-        likely_nv = all_nv.exp()
-        sums[domain, 0, 1] -= all_nv.gather(1, labels_n1).double().sum()
-        for place, (layer, active) in enumerate(fewer, 1):
+            found = [summed_loss(model, batch)]
+        for layer, active in fewer:
             # What the layers below make of the row is the same for every number of experts.
             model.route(replace(routing, active=active))
             with from_layer(model, layer, inputs[layer]):
-                fewer_nv = _log_probs(model, batch, places)
-            sums[domain, place, 1] -= fewer_nv.gather(1, labels_n1).double().sum()
-            sums[domain, place, 0] += (likely_nv * (all_nv - fewer_nv)).sum(dtype=torch.float64)
+                found.append(summed_loss(model, batch))
         model.route(routing)
+        sums[domain] += torch.tensor(found, device=sums.device)
         say(f"row {done * size + 1} of {len(rows)}")
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
-    return [(moved, loss) for moved, loss in (sums / answers).mean(0).tolist()]
-
-
-@torch.no_grad()
-def _log_probs(model: LanguageModel, batch: Batch, places: Tensor) -> Tensor:
-    """Returns the log-probabilities ``[n, v]`` (fp32) of what follows these places of a row."""
-    logits_nv = model(batch.ids, batch.positions, documents=batch.documents, keep=places).squeeze(0)
-    return logits_nv.log_softmax(-1, torch.float32)
+    base, *means = (sums / answers).mean(0).tolist()
+    say(f"all {experts} experts active: {base:.4f}")
+    costs = []
+    for layer in range(layers):
+        row = [loss - base for (where, _), loss in zip(fewer, means, strict=True) if where == layer]
+        costs.append((*row, 0.0))
+        told = ", ".join(f"{k} active {cost:+.4f}" for k, cost in enumerate(row, 1))
+        say(f"layer {layer + 1} of {layers}: {told}")
+    chosen = fewest(costs, tolerance=tolerance, mean=mean)
+    model.route(replace(routing, active=chosen))
+    loss = mean_over(model, held_out)
+    model.route(routing)
+    return Scan(all_active=base, costs=tuple(costs), chosen=chosen, loss=loss)
 
 
 def scan_folder(
@@ -161,13 +136,13 @@ def lines(scanned: Scan, tolerance: float) -> list[str]:
     experts = len(scanned.costs[0])
     chosen = show_active(scanned.chosen)
     mean = sum(scanned.chosen) / len(scanned.chosen)
-    within = f"at most {tolerance:g} nats per token by the sum: " if tolerance < math.inf else ""
-    before, after = scanned.losses
+    more = scanned.loss - scanned.all_active
+    within = f"at most {tolerance:g} nats per token more by the sum: " if tolerance < math.inf else ""
     said = [
         f"{within}{chosen} (mean {mean:.2f} of {experts})",
-        f"measured together: {scanned.together:.4f} nats per token; loss {after:.4f}, {after - before:+.4f}",
+        f"measured together: {scanned.loss:.4f}, {more:+.4f}",
     ]
-    if scanned.together > tolerance:
+    if more > tolerance:
         said.append(
             "that is more than the tolerance: layers cost more together than one by one; "
             "try a smaller one, and evaluate"
