@@ -43,6 +43,12 @@ class Form:
             name = name.replace(f".{ours}.", f".{theirs}.")
         return name
 
+    def our_name(self, name: str) -> str:
+        """Returns what the tensor that a file calls ``name`` is called here."""
+        for ours, theirs in self.renames.items():
+            name = name.replace(f".{theirs}.", f".{ours}.")
+        return name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:

@@ -285,15 +285,19 @@ def _by_our_names(
     path: Path, config: ModelConfig, found: dict[str, TensorInfo], dtypes: dict[str, str]
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     form = config.form
-    if config.least_tensors > len(found) or not (form.renames or form.zeros):
-        return found, dtypes
-    ours = {form.file_name(name): name for name in tensor_shapes(config)}
-    for theirs in list(found):
-        for zero, shape in zeros_beside(config, ours.get(theirs, theirs)).items():
+    names = {theirs: form.our_name(theirs) for theirs in found}
+    for theirs, ours in names.items():
+        if form.file_name(ours) != theirs:
+            raise BarError(
+                f"{found[theirs].file}: tensor {theirs!r}: expected a name of {form.architecture}, "
+                f"which would be {form.file_name(ours)!r}"
+            )
+    for ours in names.values():
+        for zero, shape in zeros_beside(config, ours).items():
             _require_zeros(path, zero, found.pop(zero, None), dtypes.pop(zero, None), shape)
     return (
-        {ours.get(theirs, theirs): info for theirs, info in found.items()},
-        {ours.get(theirs, theirs): dtype for theirs, dtype in dtypes.items()},
+        {names[theirs]: info for theirs, info in found.items()},
+        {names[theirs]: dtype for theirs, dtype in dtypes.items()},
     )
 
 

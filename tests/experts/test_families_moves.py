@@ -4,6 +4,7 @@ classes, and computes what it should."""
 import pytest
 import torch
 from folders import CLASSES, copy_with, load_tensors, save_hf, train_with
+from safetensors.torch import save_file
 
 from megatron_bar.conversion.convert import export_checkpoint, import_folder
 from megatron_bar.errors import BarError
@@ -14,7 +15,7 @@ from megatron_bar.experts.dense_merge import dense_merge
 from megatron_bar.experts.merge import merge
 from megatron_bar.experts.router_start import LOGIT_STD, hidden_states
 from megatron_bar.experts.upgrade import Merged, remove, replace_expert
-from megatron_bar.weights.folder import Folder
+from megatron_bar.weights.folder import SINGLE, Folder
 
 BEFORE = [family for family in CLASSES if family != "olmo2"]
 IDS = torch.arange(18).view(2, 9)
@@ -176,6 +177,41 @@ def test_dense_models_as_one_and_as_a_mixture(family, tmp_path):
         assert torch.allclose(ours[name], (theirs[0][name] + theirs[1][name]) / 2, atol=1e-6)
     copies = {"a": models["a"], "b": copy_with(models["a"], tmp_path / "c", lambda _, tensor: tensor)}
     assert largest(logits(btx(copies, tmp_path / "mixture").path), logits(models["a"])) <= 1e-5
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_an_expert_in_the_rank_of_its_training_is_the_expert(family, tmp_path):
+    wide = {"hidden_size": 64, "intermediate_size": 160}
+    dense = save_hf(tmp_path / "dense", family=family, **wide)
+    branched = branch(dense, dense, tmp_path / "branched", router_init="normal")[0].path
+
+    def moved(name, tensor):
+        step = 0.1 * torch.outer(torch.randn(len(tensor)), torch.randn(tensor.shape[-1]))
+        return tensor + step if ".experts.1." in name else tensor
+
+    torch.manual_seed(0)
+    whole = train_with(branched, tmp_path / "whole", "rlvr", moved, expert="math")
+    extract(whole, branched, tmp_path / "small", rank=1)
+    sizes = [
+        sum(file.stat().st_size for file in at.glob("*.safetensors")) for at in (tmp_path / "small", whole)
+    ]
+    assert sizes[0] < 0.3 * sizes[1]  # Qwen2 has zeros beside its routers
+    models = [merge(branched, {"math": tmp_path / n}, tmp_path / f"of_{n}").path for n in ("small", "whole")]
+    near, exact = map(logits, models)
+    assert largest(near, exact) < 2e-3 < largest(logits(branched), exact)
+
+
+@pytest.mark.parametrize("name", ["block_sparse_moe.experts.1.up_proj", "mlp.experts.1.up_proj", "mlp.gate"])
+def test_a_name_that_the_class_does_not_read_is_refused(name, tmp_path):
+    """transformers would ignore the tensor, and draw another in its place."""
+    dense = save_hf(tmp_path / "dense", family="llama")
+    branched = branch(dense, dense, tmp_path / "branched", router_init="zero")[0].path
+    tensors = load_tensors(branched)
+    theirs = name.replace("mlp", "block_sparse_moe").replace("up_proj", "w3")
+    tensors[f"model.layers.0.{name}.weight"] = tensors.pop(f"model.layers.0.{theirs}.weight")
+    save_file(tensors, branched / SINGLE)
+    with pytest.raises(BarError, match=rf"{name}.weight': expected a name of Mixtral.*{theirs}.weight'"):
+        Folder.open(branched)
 
 
 def test_families_are_not_mixed(tmp_path):
