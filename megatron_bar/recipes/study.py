@@ -179,6 +179,8 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
+    folder: str = "."
+    """Where in the run's folder its report is: that of a piece stands beside the others'."""
     baselines: dict[str, str] = field(default_factory=dict)
     """What the report calls it -> the model."""
     ablations: dict[str, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ A given base or anchor replaces what makes it.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import PurePath
 
 from megatron_bar.config import to_json
 from megatron_bar.data.sources import Source
@@ -220,7 +221,8 @@ class _Graph:
             yield Step(
                 name="lens.json", needs=needs, make=show_lens, stage="lens", choices={"lens": study.lens}
             )
-        yield Step(name="report.md", needs=tuple(files), make=make_report, stage="report")
+        report = str(PurePath(study.folder) / "report.md")
+        yield Step(name=report, needs=tuple(files), make=partial(make_report, name=report), stage="report")
 
     def _evaluated(self) -> list[str]:
         """Returns all models that are evaluated, in the order of the report."""

@@ -325,6 +325,6 @@ def show_lens(run: RunFolder) -> None:
     on_rank_zero(lambda: write_whole(run.out / "lens.json", json.dumps(to_json(lens))))
 
 
-def make_report(run: RunFolder) -> None:
-    """Writes the report of this run alone."""
-    on_rank_zero(lambda: write_report(collect(run.recipe, [run.out]), run.out))
+def make_report(run: RunFolder, name: str) -> None:
+    """Writes the report of this run alone, ``name`` and the other files of it."""
+    on_rank_zero(lambda: write_report(collect(run.recipe, [run.out]), run.path(name).parent))

@@ -77,6 +77,5 @@ def main(call: Call) -> None:
         return
     with distributed(timeout=timedelta(hours=2)):
         pipeline.run(steps)
-        report = pipeline.folder.path("report.md")
-        if is_rank_zero() and steps[-1].name == "report.md":
-            print(report.read_text(encoding="utf-8"))
+        if is_rank_zero() and steps[-1].stage == "report":
+            print(pipeline.folder.path(steps[-1].name).read_text(encoding="utf-8"))

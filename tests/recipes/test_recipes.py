@@ -16,7 +16,7 @@ from megatron_bar.errors import BarError
 from megatron_bar.evaluation import generative
 from megatron_bar.planner.dry_run import describe
 from megatron_bar.planner.usage import Machine, PlannedStage, usage
-from megatron_bar.recipes import load_recipe
+from megatron_bar.recipes import load_recipe, smollm2_study
 from megatron_bar.recipes.recipe import Evaluation, Recipe, Training
 from megatron_bar.recipes.study import Study
 from megatron_bar.run.pipeline import Pipeline
@@ -79,13 +79,27 @@ SHIPPED = (
 )
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+OF_STUDY = [f"{smollm2_study.__name__}:{piece}" for piece in smollm2_study.PIECES]
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *OF_STUDY])
 def test_every_shipped_recipe_is_shown(name):
     recipe = load_recipe(name)
     lines = list(describe(recipe, Pipeline(recipe, Path()).shape))
     assert lines[0].startswith(f"recipe {recipe.name}: ")
     for part in recipe.more:
         assert any(line.startswith(part.name) for line in lines)
+
+
+def test_the_pieces_are_the_study():
+    whole = load_recipe("smollm2_study")
+    pieces = [load_recipe(name) for name in OF_STUDY]
+    assert whole.more == sum((piece.more for piece in pieces), ())
+    assert whole.study.claims == sum((piece.study.claims for piece in pieces), ())
+    places = [
+        Pipeline(recipe, Path()).select()[-1].name for recipe in (load_recipe("smollm2"), whole, *pieces)
+    ]
+    assert len(set(places)) == len(places) and {Path(place).name for place in places} == {"report.md"}
 
 
 def section(lines: list[str], name: str) -> list[str]:

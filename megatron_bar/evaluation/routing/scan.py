@@ -72,7 +72,10 @@ def scan(
     answers = torch.tensor([[answers_in(packed)] for packed in held_out], device=cpu.device())
     # Of each domain the loss with all experts, then with fewer in one layer.
     sums = torch.zeros(len(held_out), 1 + len(fewer), dtype=torch.float64, device=cpu.device())
-    for done, (domain, number) in enumerate(rows[rank::size]):
+    for turn in range(0, len(rows), size):
+        # Ranks share experts, so that all take as many rows; what is over is taken again and not counted.
+        counts = turn + rank < len(rows)
+        domain, number = rows[(turn + rank) % len(rows)]
         batch = held_out[domain].take([number]).to(cpu.device())
         with inputs_of_layers(model) as inputs:
             found = [summed_loss(model, batch)]
@@ -82,8 +85,8 @@ def scan(
             with from_layer(model, layer, inputs[layer]):
                 found.append(summed_loss(model, batch))
         model.route(routing)
-        sums[domain] += torch.tensor(found, device=sums.device)
-        say(f"row {done * size + 1} of {len(rows)}")
+        sums[domain] += counts * torch.tensor(found, device=sums.device)
+        say(f"row {turn + 1} of {len(rows)}")
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
     base, *means = (sums / answers).mean(0).tolist()
     say(f"all {experts} experts active: {base:.4f}")

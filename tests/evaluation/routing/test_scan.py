@@ -14,7 +14,7 @@ from megatron_bar.evaluation.routing.scan import Scan, fewest, scan
 from megatron_bar.evaluation.validation import held_out_rows, mean_loss
 from megatron_bar.parallel.state import ParallelConfig
 
-EXPERTS, LAYERS = 3, 2
+EXPERTS, LAYERS = 4, 2
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def documents() -> list[list[int]]:
 
 
 def scanned(folder, layout: ParallelConfig, tolerance: float) -> Scan:
-    rows = PackedRows([("x", in_memory([(ids, [True] * len(ids)) for ids in documents()]))], 32, pad_id=0)
-    assert len(rows) == 2
+    rows = PackedRows([("x", in_memory([(ids, [True] * len(ids)) for ids in documents()]))], 20, pad_id=0)
+    assert len(rows) == 3  # two ranks cannot share them evenly
     model = load_model(folder, layout)
     before = model.routing
     found = scan(model, [rows], tolerance=tolerance)
@@ -51,8 +51,13 @@ def theirs(folder, active: tuple[int, ...]) -> float:
 
 @pytest.mark.parametrize(
     "layout, processes",
-    [(ParallelConfig(), 1), (ParallelConfig(tensor=2), 2), (ParallelConfig(), 2)],
-    ids=["tp1", "tp2", "dp2"],
+    [
+        (ParallelConfig(), 1),
+        (ParallelConfig(tensor=2), 2),
+        (ParallelConfig(), 2),
+        (ParallelConfig(expert=2), 2),
+    ],
+    ids=["tp1", "tp2", "dp2", "ep2"],
 )
 def test_costs_are_transformers(layout, processes, folder):
     everything = theirs(folder, (EXPERTS,) * LAYERS)
