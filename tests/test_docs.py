@@ -325,6 +325,16 @@ def test_the_real_model_s_results_are_the_report_s():
     assert all(counts in PAGES[page].read_text() for page in ("README.md", "real.md"))
 
 
+def test_the_verdicts_on_the_real_model_s_study_are_its_reports():
+    page = PAGES["real.md"].read_text()
+    reports = sorted((ROOT / "docs/results/smollm2").glob("*/report.json"))
+    assert reports
+    for file in reports:
+        verdicts = [claim["verdict"] == "holds" for claim in json.loads(file.read_text())["claims"]]
+        told = rf"\(results/smollm2/{file.parent.name}/report\.md\): {sum(verdicts)} of {len(verdicts)} claims"
+        assert re.search(told, page), told
+
+
 def test_the_drawing_is_one_in_two_schemes():
     light, dark = ((ROOT / f"docs/bar-{scheme}.svg").read_text() for scheme in ("light", "dark"))
     style = re.compile(r"<style>.*?</style>", re.DOTALL)

@@ -29,9 +29,9 @@ SHARES = (0.01, 0.25)
 """Shares of the SFT data for the router, besides the recipe's own 5 %, at as many steps."""
 SEEDS = (1, 2)
 """Of further routers, besides the recipe's own."""
-RANKS = (8, 16, 32, 64, 96)
-"""Of artifacts in low rank, merged with the routers that were trained for the whole experts; the last takes
-23 % of their bytes."""
+RANKS = (8, 16, 32, 64, 96, 192)
+"""Of artifacts in low rank, merged with the routers that were trained for the whole experts; 96 takes 23 % of
+their bytes."""
 FEW = 2
 SCANNED = 0.05
 """Share of the held-out chats by which a scan chooses the active experts of each layer: two of each domain.
