@@ -331,7 +331,9 @@ def test_the_verdicts_on_the_real_model_s_study_are_its_reports():
     assert reports
     for file in reports:
         verdicts = [claim["verdict"] == "holds" for claim in json.loads(file.read_text())["claims"]]
-        told = rf"\(results/smollm2/{file.parent.name}/report\.md\): {sum(verdicts)} of {len(verdicts)} claims"
+        told = (
+            rf"\(results/smollm2/{file.parent.name}/report\.md\): {sum(verdicts)} of {len(verdicts)} claims"
+        )
         assert re.search(told, page), told
 
 
