@@ -63,7 +63,7 @@ class _Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class _Piece:
     """What is made and asked together."""
 
     more: tuple[ExpertSpec | MergeSpec | ScanSpec, ...] = ()
@@ -78,9 +78,9 @@ def _claim(text: str, before: str, after: str, *skills: str, **more) -> Claim:
     return Claim(text=text, before=before, after=after, skills=skills, **more)
 
 
-def _low_rank(parts: _Parts) -> Piece:
+def _low_rank(parts: _Parts) -> _Piece:
     """Experts in low rank, with the routers that were trained for the whole ones."""
-    return Piece(
+    return _Piece(
         more=tuple(
             MergeSpec(name=f"rank_{rank}", inputs=ENDS, how="bar", rank=rank, routers="final")
             for rank in RANKS
@@ -110,7 +110,7 @@ def _low_rank(parts: _Parts) -> Piece:
     )
 
 
-def _few(parts: _Parts) -> Piece:
+def _few(parts: _Parts) -> _Piece:
     """Few active experts, with the recipe's router and others."""
     route = parts.recipe.route
     held_out = tuple(
@@ -118,7 +118,7 @@ def _few(parts: _Parts) -> Piece:
         for domain in ("general", *DOMAINS)
     )
     routed = {"final": ""} | {f"seed_{seed}-route": f" (router seed {seed})" for seed in SEEDS}
-    return Piece(
+    return _Piece(
         more=(
             *(parts.route(f"seed_{seed}", "merged", stage=replace(route.stage, seed=seed)) for seed in SEEDS),
             *(
@@ -150,10 +150,10 @@ def _few(parts: _Parts) -> Piece:
     )
 
 
-def _router(parts: _Parts) -> Piece:
+def _router(parts: _Parts) -> _Piece:
     """The router's share of the data."""
     data = parts.recipe.route.data
-    return Piece(
+    return _Piece(
         more=tuple(
             parts.route(
                 f"router_{share:g}", "merged", data=tuple(replace(source, share=share) for source in data)
@@ -173,11 +173,11 @@ def _router(parts: _Parts) -> Piece:
     )
 
 
-def _upgrade(parts: _Parts) -> Piece:
+def _upgrade(parts: _Parts) -> _Piece:
     """An older tool expert, of a quarter of the data, and the model that was merged with it."""
     run = parts.runs["tool_use", "sft"]
     older = tuple(source if source == GENERAL else replace(source, share=0.25) for source in run.data)
-    return Piece(
+    return _Piece(
         more=(
             ExpertSpec(name="tool_use_v1", runs=(replace(run, data=older),)),
             MergeSpec(name="v1-merged", inputs=ENDS | {"tool_use": "tool_use_v1-sft"}, how="bar"),
@@ -207,7 +207,7 @@ def _upgrade(parts: _Parts) -> Piece:
     )
 
 
-def _baselines(parts: _Parts) -> Piece:
+def _baselines(parts: _Parts) -> _Piece:
     """Others at equal tokens."""
     frozen = [
         ExpertSpec(
@@ -237,7 +237,7 @@ def _baselines(parts: _Parts) -> Piece:
         "continued post-training": "continued-rlvr",
         "one mixed SFT": "mixed-sft",
     }
-    return Piece(
+    return _Piece(
         more=more,
         baselines={
             "continued post-training on everything": "continued-rlvr",
