@@ -104,12 +104,14 @@ $(REAL)/anchor: | $(REAL)/packages
 
 real: $(REAL)/anchor  ## BAR on SmolLM2-135M-Instruct: data, four experts, merge, router, real benchmarks; hours (runs/real)
 	$(PY) examples/real_data.py --anchor $(REAL)/anchor --packages $(REAL)/packages --out $(REAL)/data
+	rm -f $(REAL)/run/report.*
 	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain_bar.py smollm2 --out $(REAL)/run
 
 STUDIED := smollm2_study
 PIECES := $(addprefix megatron_bar.recipes.$(STUDIED):,low_rank few router upgrade baselines)
 real-study: $(REAL)/anchor  ## baselines, upgrade and sweeps beside it, in the same folder, piece by piece; more hours
 	$(PY) examples/real_data.py --anchor $(REAL)/anchor --packages $(REAL)/packages --out $(REAL)/data
+	rm -f $(REAL)/run/study/report.* $(REAL)/run/study/*/report.*
 	for recipe in $(PIECES) $(STUDIED); do $(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) \
 		examples/pretrain_bar.py $$recipe --out $(REAL)/run || exit; done
 

@@ -7,7 +7,7 @@ a baseline on all domains sees as often.
     make real-study      # all of it, hours
     bar run megatron_bar.recipes.smollm2_study:low_rank --out runs/real/run
 
-The second is one piece, of at most two hours, in the folder of `smollm2`; its report is in study/low_rank.
+The second is one piece, in the folder of `smollm2`; its report is in study/low_rank.
 """
 
 from collections.abc import Mapping
@@ -233,10 +233,6 @@ def _baselines(parts: _Parts) -> _Piece:
         ),
         parts.route("flex", "flex-merged"),
     )
-    names = {
-        "continued post-training": "continued-rlvr",
-        "one mixed SFT": "mixed-sft",
-    }
     return _Piece(
         more=more,
         baselines={
@@ -254,7 +250,10 @@ def _baselines(parts: _Parts) -> _Piece:
                     expect="not lower",
                     margin=0.03,
                 )
-                for name, model in names.items()
+                for name, model in (
+                    ("continued post-training", "continued-rlvr"),
+                    ("one mixed SFT", "mixed-sft"),
+                )
             ),
             _claim(
                 "BAR keeps more general skill than continued post-training",

@@ -99,6 +99,8 @@ def test_the_pieces_are_the_study():
     places = [
         Pipeline(recipe, Path()).select()[-1].name for recipe in (load_recipe("smollm2"), whole, *pieces)
     ]
+    _, _, told = (ROOT / "Makefile").read_text().partition("PIECES := $(addprefix")
+    assert told.splitlines()[0].partition(":,")[2] == " ".join(smollm2_study.PIECES) + ")"
     assert len(set(places)) == len(places) and {Path(place).name for place in places} == {"report.md"}
 
 
